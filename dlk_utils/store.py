@@ -1,0 +1,162 @@
+"""A sharded, resumable, checksummed store of tensors by row. A run that is stopped at any moment goes on where it was.
+
+A store is a folder: `manifest.json` (what decides the content, and the plan: which rows lie in which shard), then for each shard
+`shard-00000.safetensors` and, written last, `shard-00000.json` with its checksum. A tensor is called `kind.site.layer.draw`.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+FORMAT = 1  # raise it when the meaning of stored values changes
+Plan = list[list[list[str]]]
+"""Shards, each a list of batches, each a list of row ids."""
+
+
+class StoreError(RuntimeError):
+    """A store that cannot be read or written."""
+
+
+def fingerprint(parts: Mapping[str, Any]) -> str:
+    """16 hex digits of everything that decides a file's content."""
+    text = json.dumps({"format": FORMAT} | dict(parts), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def fill(folder: Path, parts: Mapping[str, Any], plan: Plan, compute: Callable[[list[str]], dict[str, Tensor]], *, desc: str = "shards") -> None:
+    """Write the shards that are not there yet; `compute` gives named tensors [b, ...] for a batch of row ids.
+
+    A shard whose checksum is wrong is made again, with a message. Raises `StoreError` if another process is writing here, if the
+    folder holds other content, if a value is not finite, or if the disk is full (nothing half-written stays).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = {"parts": {"format": FORMAT} | dict(parts), "fingerprint": fingerprint(parts), "plan": plan}
+    with _lock(folder):
+        if (folder / "manifest.json").is_file() and _manifest(folder)["fingerprint"] != manifest["fingerprint"]:
+            raise StoreError(f"{folder}: expected fingerprint {manifest['fingerprint']}, the folder holds {_manifest(folder)['fingerprint']}")
+        write_bytes(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+        todo = [i for i in range(len(plan)) if not _is_good(folder, i, tell=True)]
+        with tqdm(total=sum(len(plan[i]) for i in todo), desc=desc, unit="batch", mininterval=1) as bar:
+            for i in todo:
+                done = []
+                for batch in plan[i]:
+                    done.append(compute(batch))
+                    bar.update()
+                _write_shard(folder, i, {k: torch.cat([d[k] for d in done]).contiguous() for k in done[0]}, [r for batch in plan[i] for r in batch])
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every planned shard is there with the right checksum."""
+    return (folder / "manifest.json").is_file() and all(_is_good(folder, i) for i in range(len(_manifest(folder)["plan"])))
+
+
+def row_ids(folder: Path) -> list[str]:
+    """The rows of a complete store, in stored order."""
+    return [r for shard in _complete(folder)["plan"] for batch in shard for r in batch]
+
+
+def read(folder: Path, name: str) -> Tensor:
+    """One named tensor over all rows [n, ...]; no other is read."""
+    found = []
+    for i in range(len(_complete(folder)["plan"])):
+        with safe_open(_shard(folder, i), "pt") as f:
+            if name not in f.keys():  # noqa: SIM118 (not a dict)
+                raise StoreError(f"{folder}: no tensor {name!r}; there are {', '.join(sorted(f.keys())[:8])} ...")
+            found.append(f.get_tensor(name))
+    return torch.cat(found)
+
+
+def load_features(folder: Path, site: str, layer: int, kind: str = "activation", draw: int = 0) -> tuple[Float[np.ndarray, "n d"], list[str]]:
+    """`(X, row_ids)`: one (site, layer, kind, draw) in fp32, without reading the others. `kind` is activation or gradient."""
+    return read(folder, f"{kind}.{site}.{layer}.{draw}").float().numpy(), row_ids(folder)
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What a notebook prints of a store: rows, tensors, shape, dtype, size."""
+    plan = _complete(folder)["plan"]
+    with safe_open(_shard(folder, 0), "pt") as f:
+        names = list(f.keys())
+        one = f.get_tensor(max(names, key=lambda k: f.get_slice(k).get_shape()[-1]))
+    size = sum(p.stat().st_size for p in folder.glob("shard-*"))
+    return {"folder": folder.name, "rows": len(row_ids(folder)), "shards": len(plan), "tensors": len(names), "width": one.shape[-1], "dtype": str(one.dtype)[6:], "MB": round(size / 1e6, 1)}
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write aside, fsync, rename: a file that is there is whole."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(aside, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(aside, path)
+    except OSError as e:
+        free = shutil.disk_usage(path.parent).free
+        raise StoreError(f"{path}: could not write {len(content):,} bytes ({e.strerror}; {free:,} bytes free); what was finished before is kept") from e
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _write_shard(folder: Path, i: int, tensors: dict[str, Tensor], rows: Sequence[str]) -> None:
+    for name, t in tensors.items():
+        if len(t) != len(rows):
+            raise StoreError(f"{folder.name}, shard {i}, {name}: expected {len(rows)} rows, got {len(t)}")
+        if t.is_floating_point() and not torch.isfinite(t).all():
+            bad = rows[int((~torch.isfinite(t)).flatten(1).any(1).nonzero()[0])]
+            raise StoreError(f"{folder.name}, shard {i}, {name}: row {bad} is not finite in {t.dtype}; try dtype='bfloat16' or 'float32'")
+    content = save({k: t.cpu() for k, t in tensors.items()})
+    write_bytes(_shard(folder, i), content)
+    write_bytes(_shard(folder, i).with_suffix(".json"), json.dumps({"xxh3_128": xxhash.xxh3_128_hexdigest(content), "bytes": len(content)}).encode())
+
+
+def _is_good(folder: Path, i: int, *, tell: bool = False) -> bool:
+    shard = _shard(folder, i)
+    if not shard.is_file() or not shard.with_suffix(".json").is_file():
+        return False
+    good = json.loads(shard.with_suffix(".json").read_bytes())["xxh3_128"] == xxhash.xxh3_128_hexdigest(shard.read_bytes())
+    if tell and not good:
+        print(f"{shard.name} in {folder.name} does not have its checksum: it is made again")
+    return good
+
+
+def _complete(folder: Path) -> dict:
+    if not (folder / "manifest.json").is_file():
+        raise StoreError(f"{folder}: no store here")
+    manifest = _manifest(folder)
+    missing = [i for i in range(len(manifest["plan"])) if not _shard(folder, i).with_suffix(".json").is_file()]
+    if missing:
+        raise StoreError(f"{folder}: unfinished, {len(missing)} of {len(manifest['plan'])} shards are missing; run the extraction again")
+    return manifest
+
+
+def _manifest(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_bytes())
+
+
+def _shard(folder: Path, i: int) -> Path:
+    return folder / f"shard-{i:05d}.safetensors"
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    with open(folder / ".lock", "w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when the process dies
+        except OSError:
+            raise StoreError(f"{folder}: another process is writing here; wait for it, or choose another runs_dir") from None
+        yield

@@ -1,0 +1,58 @@
+"""What is asked of the states: the rows and the classes of each target, and where its features are read."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.special
+
+from dlk_utils.extract import read_rows
+from dlk_utils.sites import SITES
+
+POSITIVE_CONTROL = "own answer (positive control)"
+"""A target that the states surely hold, what the model is about to say: a pipeline that misses it would miss anything."""
+
+Features = dict[tuple[str, str, int], Callable[[pd.DataFrame], np.ndarray]]
+"""(feature, site, layer) -> a function from rows to X [n, d], or [n, 2, d] for pairs."""
+
+
+def pair_rows(rows: pd.DataFrame, draws: Path) -> pd.DataFrame:
+    """Rows with `p1_draw0`, `p1_draw1` (the probability of choice 1 under each draw) and `move`, how far draw 1 moved towards the truth.
+
+    `y` is 1 where it did; a row whose answer did not move at all is left out.
+    """
+    logp = [read_rows(draws, rows, f"choice_logprobs.{k}").astype(float) for k in (0, 1)]
+    p1 = [scipy.special.expit(x[:, 1] - x[:, 0]) for x in logp]
+    move = (p1[1] - p1[0]) * (2 * rows.label - 1)
+    return rows.assign(p1_draw0=p1[0], p1_draw1=p1[1], move=move, y=(move > 0).astype(int))[lambda t: t.move != 0].reset_index(drop=True)
+
+
+def make_targets(scored: pd.DataFrame, draws: Path) -> dict[str, pd.DataFrame]:
+    """The rows of each target, with their class `y`; rows without a readable answer have none.
+
+    truth: y = label. lie: y = lied, among rows told to lie whose answer is known. pair: see `pair_rows`.
+    """
+    rows = scored[scored.readable].reset_index(drop=True)
+    told = rows[(rows.role == "lie") & rows.knows]
+    return {
+        "truth": rows.assign(y=rows.label),
+        "lie": told.assign(y=told.lied.astype(int)).reset_index(drop=True),
+        "pair": pair_rows(rows, draws),
+        POSITIVE_CONTROL: rows.assign(y=rows.answer),
+    }
+
+
+def target_features(target: str, clean: Path, draws: Path, layers: Sequence[int]) -> Features:
+    """Where a target's features are read from: the clean states and gradients (of `clean`), or pairs of draws."""
+    if target == "pair":
+        return {("two draws", "resid_post", layer): _reader(draws, [f"activation.resid_post.{layer}.{k}" for k in (0, 1)], np.stack) for layer in layers}
+    kinds = {"activation": ["activation"]}
+    if target != POSITIVE_CONTROL:
+        kinds |= {"gradient": ["gradient"], "both": ["activation", "gradient"]}
+    sites = SITES if target != POSITIVE_CONTROL else ("resid_post",)
+    return {(name, site, layer): _reader(clean, [f"{kind}.{site}.{layer}.0" for kind in k], np.concatenate) for name, k in kinds.items() for site in sites for layer in layers}
+
+
+def _reader(folder: Path, names: list[str], join: Callable) -> Callable[[pd.DataFrame], np.ndarray]:
+    return lambda rows: join([read_rows(folder, rows, name) for name in names], axis=1)
