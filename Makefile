@@ -21,7 +21,7 @@ help:  ## print the targets
 setup: $(VENV)/made  ## make the environment .venv from the pins
 
 $(VENV)/made: pyproject.toml constraints.txt
-	rm -rf $(VENV)
+	@rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	if command -v uv >/dev/null; then
 		UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[notebooks,dev,quant]'
@@ -32,7 +32,7 @@ $(VENV)/made: pyproject.toml constraints.txt
 	touch $@
 
 book: setup  ## run the notebooks and build the HTML book: _build/html/index.html
-	mkdir -p book/notebooks book/_assets build
+	@mkdir -p book/notebooks book/_assets build
 	cp $$($(BIN)/python -c "import importlib.util as u; print(u.find_spec('plotly').submodule_search_locations[0])")/package_data/plotly.min.js book/_assets/
 	for n in $(NOTEBOOKS); do
 		echo "$$n $(PARAMETERS)"
@@ -47,7 +47,7 @@ test: setup lint  ## everything that CI runs: lint, unit tests, the notebooks ru
 	$(MAKE) --no-print-directory nbval
 
 nbval: setup
-	mkdir -p build/nbval
+	@mkdir -p build/nbval
 	for n in $(NOTEBOOKS); do
 		echo "papermill $$n -p n_examples 24"
 		TQDM_DISABLE=1 $(PAPERMILL) notebooks/$$n.ipynb build/nbval/$$n.ipynb -p n_examples 24 > build/nbval/$$n.log 2>&1 || { tail -30 build/nbval/$$n.log; exit 1; }

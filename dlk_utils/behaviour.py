@@ -72,6 +72,9 @@ def lie_rates(behaviour: pd.DataFrame) -> pd.DataFrame:
     truth = ok[ok.role == "truth"].set_index("example_id")
     told = ok[(ok.role == "lie") & ok.example_id.isin(truth.index)]
     rows = []
+    if told.empty:
+        intervals = ("truth_accuracy", "wrong_rate", "lie_above_error", "mass")
+        return pd.DataFrame(columns=["dataset", "instruction", "n", *(f"{x}{end}" for x in intervals for end in ("", "_low", "_high")), "n_lied"])
     groups = [((d, i), t) for (d, i), t in told.groupby(["dataset", "instruction"], sort=False)]
     groups += [((d, "all lie instructions"), t) for d, t in told.groupby("dataset", sort=False)]
     for (dataset, instruction), t in groups:

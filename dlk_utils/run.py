@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import xxhash
+from threadpoolctl import threadpool_limits
 
 from dlk_utils import behaviour, evaluate, extract, models, store
 from dlk_utils.examples import load_examples, source_of
@@ -128,7 +129,8 @@ class Run:
                 # only rows told to lie can be lies
                 for regime in ["by example, lie rows"] if target == "lie" else evaluate.REGIMES:
                     try:
-                        tables.append(evaluate.evaluate(evaluate.make_task(rows, target, regime), features, seed=self.seed))
+                        with threadpool_limits(1):  # the matrices are small: threads would only wait for each other
+                            tables.append(evaluate.evaluate(evaluate.make_task(rows, target, regime), features, seed=self.seed))
                     except evaluate.TooFewRows as e:
                         skipped.append(str(e))
             table = pd.concat([t for t in tables if len(t)] or tables, ignore_index=True)

@@ -35,6 +35,8 @@ def draw_png(fig: dict, *, width: float = 7.2, dpi: int = 80) -> bytes:
 
 
 def _draw(axes, trace: dict, bars: list[dict]) -> None:
+    if trace["type"] not in ("bar", "scatter"):
+        raise ValueError(f"static picture: expected scatter or bar traces, got {trace['type']!r}")
     x, y, name = list(trace["x"]), list(trace["y"]), trace.get("name")
     colour = trace.get("line", {}).get("color") or trace.get("marker", {}).get("color")
     if trace["type"] == "bar":
@@ -42,12 +44,10 @@ def _draw(axes, trace: dict, bars: list[dict]) -> None:
         axes.bar(place, y, width=0.8 / len(bars) if isinstance(x[0], str) else 0.9 * _step(x), label=name, color=colour, alpha=0.8)
         if isinstance(x[0], str):
             axes.set_xticks(np.arange(len(x)) + 0.4 - 0.4 / len(bars), x)
-    elif trace["type"] == "scatter":
+    else:
         error = {k: [np.abs(e["arrayminus"]), np.abs(e["array"])] for k, e in (("xerr", trace.get("error_x")), ("yerr", trace.get("error_y"))) if e}
         style = ("o" if "markers" in trace["mode"] else "") + ({"dot": ":"}.get(trace.get("line", {}).get("dash"), "-") if "lines" in trace["mode"] else "")
         axes.errorbar(x, y, fmt=style, label=name, color=colour, markersize=4, linewidth=1, elinewidth=0.7, **error)
-    else:
-        raise ValueError(f"static picture: expected scatter or bar traces, got {trace['type']!r}")
 
 
 def _step(x: list) -> float:

@@ -1,0 +1,283 @@
+"""Evaluation: signed AUROC, splits, controls that catch their planted case, intervals by example, and what may be said of a number."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from dlk_utils.evaluate import COLUMNS, REGIMES, TooFewRows, auroc, evaluate, make_task
+from dlk_utils.findings import headline, in_words, summary, verdict
+
+CONTROLS = {"shuffled labels", "random direction", "own answer", "instruction only", "TF-IDF"}
+TRUTH = "by example, truth rows"
+D = 40
+
+
+def make_rows(n=300, seed=0, **columns) -> pd.DataFrame:
+    """Rows in which nothing tells the class `y`; a keyword plants something: a column, or a function from the table to one."""
+    rng = np.random.default_rng(seed)
+    t = pd.DataFrame({"example_id": [f"e{i:04}" for i in range(n)], "role": "truth", "dataset": "own"})
+    t["split"] = np.resize(["train", "train", "validation", "test", "test"], n)
+    t["y"] = t["label"] = rng.integers(0, 2, n)
+    t["margin"] = rng.normal(size=n)
+    t["instruction"], t["template"] = rng.choice(["i1", "i2", "i3"], n), rng.choice(["t1", "t2"], n)
+    t["prompt"] = [" ".join(rng.choice(["red", "blue", "green", "stone", "river"], 6)) for _ in range(n)]
+    return t.assign(row_id=t.example_id, **columns)
+
+
+def states(rows: pd.DataFrame, strength: float, seed=0) -> dict[str, np.ndarray]:
+    """row_id -> a state in which the class shifts the neurons by `strength` in all."""
+    rng = np.random.default_rng([seed, 5])
+    direction = np.random.default_rng(99).normal(size=D) / np.sqrt(D)
+    X = rng.normal(size=(len(rows), D)) + strength * np.outer(rows.y - 0.5, direction)
+    return dict(zip(rows.row_id, X, strict=True))
+
+
+def reader(table: dict[str, np.ndarray]):
+    return lambda rows: np.stack([table[i] for i in rows.row_id])
+
+
+def scored(rows, strengths=(0.0,), *, regime=TRUTH, **more) -> pd.DataFrame:
+    """The long table for one feature whose layers carry the class with these strengths."""
+    features = {("activation", "resid_post", layer): reader(states(rows, s, layer)) for layer, s in enumerate(strengths)}
+    return evaluate(make_task(rows, "truth", regime), features, n_boot=200, **more)
+
+
+def line(table, probe, layer=None) -> pd.Series:
+    [found] = [r for _, r in table[table.probe == probe].iterrows() if layer in (None, r.layer)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def planted() -> pd.DataFrame:
+    return scored(make_rows(), (0.0, 4.0, 1.5))
+
+
+@pytest.fixture(scope="module")
+def nothing() -> pd.DataFrame:
+    return scored(make_rows(600), (0.0, 0.0))
+
+
+@pytest.mark.parametrize("levels", [2, 5, 1000])
+def test_auroc_equals_scikit_learn_with_and_without_ties(levels):
+    rng = np.random.default_rng(levels)
+    y = rng.integers(0, 2, 150)
+    scores = rng.integers(0, levels, 150) + 0.3 * levels * y * (levels > 5)
+    assert auroc(scores.astype(float), y) == pytest.approx(roc_auc_score(y, scores), abs=1e-12)
+
+
+def test_auroc_of_constant_scores_is_one_half():
+    assert auroc(np.zeros(8), np.array([0, 1] * 4)) == 0.5
+
+
+def test_inverted_scores_give_an_auroc_under_one_half_and_are_never_flipped():
+    y = np.array([0, 0, 0, 1, 1, 1])
+    assert auroc(y.astype(float), y) == 1.0
+    assert auroc(-y.astype(float), y) == 0.0
+
+
+def test_a_probe_whose_direction_turns_on_test_scores_under_one_half():
+    rows = make_rows()
+    table = states(rows, 4.0)
+    turned = {i: -table[i] if s == "test" else table[i] for i, s in zip(rows.row_id, rows.split, strict=True)}
+    found = evaluate(make_task(rows, "truth", TRUTH), {("activation", "resid_post", 0): reader(turned)}, n_boot=100)
+    assert line(found, "mean_difference").estimate < 0.2
+    assert line(found, "mean_difference").validation > 0.8
+
+
+def test_an_example_on_two_sides_is_caught():
+    rows = make_rows()
+    rows.loc[rows.split == "test", "example_id"] = rows.example_id[rows.split == "train"].iloc[0]
+    with pytest.raises(AssertionError, match="straddles"):
+        make_task(rows, "truth", TRUTH)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_a_regime_takes_its_roles_and_keeps_examples_apart(regime):
+    rows = pd.concat([make_rows(), make_rows(role="lie").assign(row_id=lambda t: t.row_id + "lie")], ignore_index=True)
+    task = make_task(rows, "truth", regime)
+    fitted, tested = {"by example, truth rows": ("truth", "truth"), "by example, lie rows": ("lie", "lie"), "truth rows -> lie rows": ("truth", "lie")}[regime]
+    assert set(task.train.role) == set(task.validation.role) == {fitted} and set(task.test.role) == {tested}
+    sides = [set(p.example_id) for p in (task.train, task.validation, task.test)]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == 300
+
+
+def test_too_few_rows_are_refused_with_their_counts():
+    rows = make_rows(60)
+    rows["y"] = (rows.groupby("split").cumcount() < 4).astype(int)
+    with pytest.raises(TooFewRows, match=r"truth, by example, truth rows.*'train': \(20, 4\).*'test': \(20, 4\)"):
+        make_task(rows, "truth", TRUTH)
+
+
+def test_the_table_has_every_probe_beside_the_five_controls(planted):
+    assert list(planted.columns) == COLUMNS
+    assert set(planted.probe[planted.kind == "control"]) == CONTROLS
+    assert set(planted.probe[planted.kind == "probe"]) == {"logistic", "mean_difference"}
+    assert (planted.kind == "probe").sum() == 6 and (planted.kind == "control").sum() == 5
+    assert (planted.low <= planted.estimate).all() and (planted.estimate <= planted.high).all()
+    assert (planted.n == 120).all() and (planted.n_train == 120).all()
+    assert planted.accuracy.between(0, 1).all()
+
+
+def test_one_layer_is_selected_for_each_probe_and_by_validation(planted):
+    probes = planted[planted.kind == "probe"]
+    for _, t in probes.groupby(["feature", "site", "probe"]):
+        assert t.selected.sum() == 1
+        assert t.validation[t.selected].item() == t.validation.max()
+        assert (t.compared == 3).all()
+    assert set(probes.layer[probes.selected]) == {1}
+
+
+def test_the_layer_that_is_best_on_test_only_is_not_selected():
+    rows = make_rows()
+    good, late = states(rows, 2.0), states(rows, 6.0, 1)
+    # layer 1 tells the class on train and test but not on validation
+    late = {i: np.random.default_rng(j).normal(size=D) if s == "validation" else late[i] for j, (i, s) in enumerate(zip(rows.row_id, rows.split, strict=True))}
+    table = evaluate(make_task(rows, "truth", TRUTH), {("activation", "resid_post", k): reader(x) for k, x in enumerate((good, late))}, n_boot=100)
+    for probe in ("logistic", "mean_difference"):
+        t = table[table.probe == probe].set_index("layer")
+        assert t.estimate[1] > t.estimate[0]
+        assert t.selected[0] and not t.selected[1]
+
+
+def test_what_is_planted_is_found_and_stands_above_its_controls(planted):
+    for probe in ("logistic", "mean_difference"):
+        found = line(planted, probe, 1)
+        assert found.estimate > 0.9 and found.low > 0.8 and found.accuracy > 0.8
+        assert found.lift_low > 0
+    assert abs(line(planted, "shuffled labels").estimate - 0.5) < 0.25
+
+
+def test_where_nothing_is_planted_probes_and_controls_sit_at_one_half(nothing):
+    assert (nothing.estimate - 0.5).abs().max() < 0.12
+    assert abs(line(nothing, "shuffled labels").estimate - 0.5) < 0.06
+    assert (nothing.low < 0.5).sum() >= len(nothing) - 1 and (nothing.high > 0.5).sum() >= len(nothing) - 1
+
+
+def test_tf_idf_catches_a_planted_word():
+    rows = make_rows()
+    rows["prompt"] = rows.prompt + np.where(rows.y == 1, " hooray", " alas")
+    table = scored(rows)
+    assert line(table, "TF-IDF").estimate == 1.0
+    assert line(table, "instruction only").estimate < 0.7
+    assert set(table.best_control[table.kind == "probe"]) == {"TF-IDF"}
+
+
+@pytest.mark.parametrize("column", ["instruction", "template", "dataset"])
+def test_the_instruction_only_control_catches_a_class_that_the_prompt_s_form_decides(column):
+    rows = make_rows()
+    rows[column] = np.where(rows.y == 1, "that", "this")
+    table = scored(rows)
+    assert line(table, "instruction only").estimate == 1.0
+    assert line(table, "own answer").estimate < 0.7
+
+
+def test_the_own_answer_control_catches_a_class_that_is_the_answer():
+    rows = make_rows()
+    rows["margin"] = rows.margin.abs() * (2 * rows.y - 1)
+    table = scored(rows)
+    assert line(table, "own answer").estimate == 1.0
+    assert line(table, "TF-IDF").estimate < 0.7
+    assert set(table.best_control[table.kind == "probe"]) == {"own answer"}
+
+
+def test_the_own_answer_control_of_lies_is_how_unsure_the_answer_is():
+    rows = make_rows()
+    rows["margin"] = rows.margin + np.where(rows.y == 1, 0, 20) * np.random.default_rng(0).choice([-1, 1], len(rows))
+    features = {("activation", "resid_post", 0): reader(states(rows, 0.0))}
+    assert line(evaluate(make_task(rows, "lie", TRUTH), features, n_boot=50), "own answer").estimate > 0.98
+
+
+def test_pairs_have_their_own_probes_and_the_same_controls():
+    rng = np.random.default_rng(0)
+    rows = make_rows().assign(p1_draw0=rng.uniform(size=300), p1_draw1=rng.uniform(size=300))
+    rows["move"] = (rows.p1_draw1 - rows.p1_draw0) * (2 * rows.label - 1)
+    rows["y"] = (rows.move > 0).astype(int)
+    direction = np.random.default_rng(9).normal(size=8)
+    X = {i: np.stack([z, z + rng.normal(size=8) + 4 * m * direction]) for i, m, z in zip(rows.row_id, rows.move, rng.normal(size=(300, 8)), strict=True)}
+    table = evaluate(make_task(rows, "pair", TRUTH), {("two draws", "resid_post", 0): reader(X)}, n_boot=100)
+    assert set(table.probe[table.kind == "probe"]) == {"pair_ranking", "pair_distance"}
+    assert set(table.probe[table.kind == "control"]) == CONTROLS
+    assert table.estimate[table.kind == "probe"].min() > 0.9
+    # knowing the label and the change of the answer is knowing the class
+    known = rows.assign(prompt=np.where(rows.label == 1, "true", "false"))
+    sure = evaluate(make_task(known, "pair", TRUTH), {("two draws", "resid_post", 0): reader(X)}, n_boot=50)
+    assert line(sure, "TF-IDF").estimate == 1.0
+
+
+def test_the_lift_is_the_difference_from_the_best_control(planted):
+    controls = planted[planted.kind == "control"]
+    best = controls.loc[controls.estimate.idxmax()]
+    chosen = planted[(planted.kind == "probe") & planted.selected]
+    assert (chosen.best_control == best.probe).all()
+    np.testing.assert_allclose(chosen.lift, chosen.estimate - best.estimate)
+    assert (chosen.lift_low <= chosen.lift).all() and (chosen.lift <= chosen.lift_high).all()
+    rest = planted[~planted.index.isin(chosen.index)]
+    assert rest.lift.isna().all() and (rest.best_control == "").all()
+
+
+def test_rows_of_one_example_do_not_narrow_the_interval():
+    rows = make_rows(200)
+    table = states(rows, 1.5)
+    test = rows[rows.split == "test"]
+    again = [test.assign(row_id=test.row_id + f"x{k}") for k in range(4)]
+    table |= {r.row_id: table[r.example_id] for t in again for r in t.itertuples()}
+
+    def interval(copies):
+        task = make_task(pd.concat([rows, *copies], ignore_index=True), "truth", TRUTH)
+        found = line(evaluate(task, {("activation", "resid_post", 0): reader(table)}, n_boot=300), "logistic")
+        return found.estimate, found.low, found.high, found.n
+
+    one, five = interval([]), interval(again)
+    assert five[3] == 5 * one[3]
+    assert five[:3] == pytest.approx(one[:3])
+    strangers = interval([t.assign(example_id=t.row_id) for t in again])
+    assert strangers[2] - strangers[1] < 0.7 * (one[2] - one[1])
+
+
+def test_the_same_seed_gives_the_same_table():
+    rows = make_rows(120)
+    pd.testing.assert_frame_equal(scored(rows, (1.0,), seed=3), scored(rows, (1.0,), seed=3))
+
+
+def result(**columns) -> dict:
+    base = dict.fromkeys(COLUMNS, 0) | {"target": "truth", "regime": TRUTH, "kind": "probe", "probe": "logistic"}
+    base |= {"feature": "activation", "site": "resid_post", "best_control": "TF-IDF"}
+    base |= {"selected": True, "validation": 0.7, "estimate": 0.6, "low": 0.55, "high": 0.65}
+    return base | {"lift": 0.1, "lift_low": 0.05, "lift_high": 0.15} | columns
+
+
+def test_the_headline_is_the_best_on_validation_and_not_on_test():
+    table = pd.DataFrame([
+        result(layer=1, validation=0.9, estimate=0.6), result(layer=2, validation=0.7, estimate=0.99),
+        result(layer=3, validation=0.8, estimate=0.7), result(kind="control", probe="TF-IDF", validation=np.nan, estimate=1.0),
+        result(layer=4, target="lie", validation=1.0),
+    ])  # fmt: skip
+    chosen = headline(table, "truth", TRUTH)
+    assert (chosen.layer, chosen.estimate, chosen.tried) == (1, 0.6, 3)
+    assert headline(table, "pair", TRUTH) is None
+
+
+@pytest.mark.parametrize("columns, words", [
+    (dict(low=0.45, estimate=0.55, high=0.65), "not distinguishable from chance"),
+    (dict(low=0.20, estimate=0.30, high=0.40), "inverted: below chance"),
+    (dict(low=0.60, estimate=0.70, high=0.80, lift_low=0.02), "above chance and above TF-IDF"),
+    (dict(low=0.60, estimate=0.70, high=0.80, lift_low=-0.02), "above chance, but not above TF-IDF"),
+    (dict(low=0.50, estimate=0.60, high=0.70, lift_low=0.02), "not distinguishable from chance"),
+])  # fmt: skip
+def test_the_verdict_weighs_chance_and_the_best_control(columns, words):
+    assert verdict(pd.Series(result(**columns))) == words
+
+
+def test_a_headline_in_words_has_the_number_the_interval_the_control_and_the_verdict():
+    said = in_words(pd.Series(result(n=120)))
+    assert said == "AUROC 0.60 [0.55, 0.65], n = 120 (best control: TF-IDF 0.50, lift +0.10 [+0.05, +0.15]): above chance and above TF-IDF"
+    assert in_words(None) == "not scored, as one class has too few rows"
+
+
+def test_the_summary_has_one_line_a_task_and_no_positive_control():
+    table = pd.DataFrame([result(), result(layer=2, validation=0.1), result(target="lie"), result(target="own answer (positive control)")])
+    found = summary(table)
+    assert list(found.target) == ["truth", "lie"]
+    assert list(found.tried) == [2, 1]
+    assert found.verdict.notna().all()

@@ -1,0 +1,126 @@
+import pandas as pd
+import pytest
+import torch
+from conftest import FAMILIES, LAYERS, tiny, tiny_prompts
+
+from dlk_utils.choices import choice_logprobs
+from dlk_utils.extract import extract_activations, extract_gradients, forward_states, full_backprop, last_logits, pad, plan_batches, read_rows, states_and_gradients
+from dlk_utils.sites import SITES, on_output
+from dlk_utils.store import describe
+
+close = dict(rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_gives_what_each_prompt_gives_alone(family, side):
+    model, rows = tiny(family), tiny_prompts()
+    states, logits = forward_states(model, pad(rows.input_ids, side=side, token=50), SITES)
+    for i, ids in enumerate(rows.input_ids):
+        alone, its_logits = forward_states(model, pad([ids]), SITES)
+        torch.testing.assert_close(logits[i], its_logits[0], rtol=1e-9, atol=1e-12)
+        for site in SITES:
+            torch.testing.assert_close(states[site][i], alone[site][0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_from_the_cached_prefix_equal_full_backprop(family):
+    model, rows = tiny(family), tiny_prompts()
+    batch = pad(rows.input_ids)
+    states, grads, logp = states_and_gradients(model, batch, list(rows.choice_ids), SITES)
+    full = full_backprop(model, batch, list(rows.choice_ids), SITES)
+    plain, logits = forward_states(model, batch, SITES)
+    torch.testing.assert_close(logp, choice_logprobs(logits, list(rows.choice_ids)), **close)
+    for site in SITES:
+        assert grads[site].shape == (len(rows), LAYERS, model.config.hidden_size) and (grads[site].abs().amax(-1) > 0).all()
+        torch.testing.assert_close(grads[site], full[site], rtol=1e-9, atol=1e-13)
+        torch.testing.assert_close(states[site], plain[site], rtol=1e-9, atol=1e-12)
+
+
+def test_gradients_in_single_precision_are_those_of_double_precision():
+    rows = tiny_prompts()
+    single, double = (states_and_gradients(tiny("llama", d), pad(rows.input_ids), list(rows.choice_ids), SITES)[1] for d in (torch.float32, torch.float64))
+    for site in SITES:
+        torch.testing.assert_close(single[site].double(), double[site], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_bigcode", "gpt_neox"])
+@pytest.mark.parametrize("site", SITES)
+def test_gradients_equal_finite_differences_of_the_margin(family, site):
+    # a llama's RMS norm computes in single precision whatever the model's dtype: a larger step, a wider tolerance
+    step, tolerance = (1e-3, 1e-3) if family == "llama" else (1e-5, 1e-6)
+    model, rows = tiny(family), tiny_prompts(1)
+    batch, choices = pad(rows.input_ids), list(rows.choice_ids)
+    grads = states_and_gradients(model, batch, choices, SITES)[1][site]
+
+    def margin(layer: int, channel: int, by: float) -> float:
+        def push(_, at, hidden):
+            if at == layer:
+                hidden = hidden.clone()
+                hidden[:, -1, channel] += by
+                return hidden
+
+        with on_output(model, [site], push):
+            logp = choice_logprobs(last_logits(model, batch), choices)
+        return float(logp[0, 1] - logp[0, 0])
+
+    for layer in range(LAYERS):
+        for channel in (0, 17, 35):
+            slope = (margin(layer, channel, step) - margin(layer, channel, -step)) / (2 * step)
+            assert slope == pytest.approx(float(grads[0, layer, channel]), rel=tolerance, abs=tolerance / 100)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_bigcode", "gpt_neox"])
+def test_a_row_s_gradient_does_not_depend_on_what_else_is_in_the_batch(family):
+    model, rows = tiny(family), tiny_prompts()
+    whole = states_and_gradients(model, pad(rows.input_ids), list(rows.choice_ids), SITES)[1]
+    for i in range(len(rows)):
+        alone = states_and_gradients(model, pad(rows.input_ids[i : i + 1]), list(rows.choice_ids[i : i + 1]), SITES)[1]
+        for site in SITES:
+            torch.testing.assert_close(whole[site][i], alone[site][0], rtol=1e-9, atol=1e-13)
+
+
+def test_right_padding_is_refused_for_gradients():
+    rows = tiny_prompts()
+    with pytest.raises(ValueError, match="left-padded"):
+        states_and_gradients(tiny("llama"), pad(rows.input_ids, side="right"), list(rows.choice_ids), SITES)
+
+
+def test_features_are_the_same_bits_whatever_the_labels_and_no_weight_is_touched(tmp_path):
+    model, rows = tiny("llama", torch.float32), tiny_prompts()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for name, table in (("as it is", rows), ("turned", rows.assign(label=1 - rows.label))):
+        extract_activations(model, table, tmp_path / name / "draws", record={})
+        extract_gradients(model, table, tmp_path / name / "gradients", record={})
+    for stage in ("draws", "gradients"):
+        one, other = (sorted((tmp_path / name / stage).glob("shard-*.safetensors")) for name in ("as it is", "turned"))
+        assert one and [p.read_bytes() for p in one] == [p.read_bytes() for p in other]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_batches_hold_each_row_once_within_the_budget_whatever_the_order():
+    rows = tiny_prompts(150)
+    plan = plan_batches(rows, batch_tokens=30)
+    assert plan == plan_batches(rows[::-1], batch_tokens=30)
+    assert sorted(r for shard in plan for batch in shard for r in batch) == sorted(rows.row_id)
+    length = dict(zip(rows.row_id, rows.input_ids.map(len), strict=True))
+    assert all(len(b) * max(length[r] for r in b) <= 30 for shard in plan for b in shard)
+    assert max(sum(map(len, shard)) for shard in plan) <= 64
+
+
+def test_rows_are_read_in_the_order_asked_for_and_strangers_and_repeats_are_refused(tmp_path):
+    model, rows = tiny("gpt2", torch.float32), tiny_prompts()
+    extract_gradients(model, rows, tmp_path / "s", record={})
+    forward = read_rows(tmp_path / "s", rows, "activation.resid_post.1.0")
+    assert (read_rows(tmp_path / "s", rows[::-1], "activation.resid_post.1.0") == forward[::-1]).all()
+    with pytest.raises(KeyError, match="1 are not stored"):
+        read_rows(tmp_path / "s", pd.concat([rows, rows.tail(1).assign(row_id="stranger")]), "choice_logprobs")
+    with pytest.raises(KeyError, match="each of 8 rows once"):
+        read_rows(tmp_path / "s", pd.concat([rows, rows.tail(1)]), "choice_logprobs")
+    assert describe(tmp_path / "s")["rows"] == len(rows)
+
+
+def test_fewer_than_two_draws_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="at least 2"):
+        extract_activations(tiny("llama"), tiny_prompts(), tmp_path / "s", record={}, draws=1)

@@ -1,0 +1,145 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from dlk_utils import store
+from dlk_utils.store import StoreError, fill, fingerprint, is_complete, read, row_ids
+
+PLAN = [[[f"r{s}{b}{i}" for i in range(3)] for b in range(2)] for s in range(4)]
+ROWS = [r for shard in PLAN for batch in shard for r in batch]
+
+SCRIPT = """
+import resource, signal, sys, time
+from pathlib import Path
+sys.path[:0] = [sys.argv[3]]
+from test_store import PLAN, values
+from dlk_utils.store import fill
+if sys.argv[2] == "full":
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+def compute(ids):
+    print("batch", flush=True)
+    time.sleep(0.15 if sys.argv[2] == "slow" else 0)
+    return values(ids)
+fill(Path(sys.argv[1]), {"what": "test"}, PLAN, compute)
+"""
+
+
+def values(ids, dtype=torch.float32, d=200):
+    return {"x": torch.tensor([[hash_of(r) + k for k in range(d)] for r in ids], dtype=dtype)}
+
+
+def hash_of(row: str) -> int:
+    return sum(ord(c) * 7**i for i, c in enumerate(row)) % 101
+
+
+def child(folder, mode):
+    command = [sys.executable, "-c", SCRIPT, str(folder), mode, os.path.dirname(__file__)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"TQDM_DISABLE": "1"})
+
+
+def content(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_what_was_written_is_read_bit_for_bit_in_its_own_dtype(tmp_path, dtype):
+    fill(tmp_path, {"what": "test"}, PLAN, lambda ids: values(ids, dtype))
+    assert read(tmp_path, "x").dtype == dtype
+    assert torch.equal(read(tmp_path, "x"), values(ROWS, dtype)["x"]) and row_ids(tmp_path) == ROWS
+
+
+def test_a_store_is_no_larger_than_its_values(tmp_path):
+    fill(tmp_path, {}, [[["a", "b"]]], lambda ids: {"x": torch.zeros(2, 50_000, dtype=torch.bfloat16)[:, ::1]})
+    assert (tmp_path / "shard-00000.safetensors").stat().st_size == pytest.approx(2 * 50_000 * 2, rel=0.02)
+
+
+def test_a_run_that_is_killed_goes_on_and_ends_with_the_same_bits(tmp_path):
+    process = child(tmp_path / "killed", "slow")
+    while not (tmp_path / "killed" / "shard-00001.json").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not is_complete(tmp_path / "killed")
+    with pytest.raises(StoreError, match="unfinished"):
+        read(tmp_path / "killed", "x")
+    again = child(tmp_path / "killed", "fast")
+    assert again.communicate()[0].count("batch") <= 2 * 2  # two of four shards, of two batches, were finished
+    fill(tmp_path / "whole", {"what": "test"}, PLAN, values)
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+def test_a_full_disk_is_one_clear_error_and_nothing_counts_as_finished(tmp_path):
+    process = child(tmp_path / "s", "full")
+    error = process.communicate()[1]
+    assert process.returncode != 0 and "StoreError" in error.strip().splitlines()[-1]
+    assert not is_complete(tmp_path / "s") and not list((tmp_path / "s").glob("shard-*"))
+    fill(tmp_path / "s", {"what": "test"}, PLAN, values)
+    assert is_complete(tmp_path / "s")
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip"])
+def test_a_truncated_shard_and_a_flipped_bit_are_found_and_made_again(tmp_path, harm, capsys):
+    fill(tmp_path, {}, PLAN, values)
+    before, shard = content(tmp_path), tmp_path / "shard-00002.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-5] ^= 1
+    shard.write_bytes(data[:-7] if harm == "truncate" else data)
+    assert not is_complete(tmp_path)
+    done = []
+    fill(tmp_path, {}, PLAN, lambda ids: done.append(ids) or values(ids))
+    assert done == PLAN[2] and content(tmp_path) == before
+    assert "shard-00002" in capsys.readouterr().out
+
+
+def test_a_run_stopped_by_the_keyboard_goes_on(tmp_path):
+    seen = []
+
+    def stopped(ids):
+        seen.append(ids)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return values(ids)
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path, {}, PLAN, stopped)
+    assert not is_complete(tmp_path)
+    fill(tmp_path, {}, PLAN, lambda ids: seen.append(ids) or values(ids))
+    assert is_complete(tmp_path) and len(seen) == 4 + 6
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    def while_it_writes(ids):
+        with pytest.raises(StoreError, match="another process"):
+            fill(tmp_path, {}, PLAN, values)
+        return values(ids)
+
+    fill(tmp_path, {}, PLAN, while_it_writes)
+
+
+def test_other_content_in_the_folder_and_a_row_that_is_not_finite_are_refused(tmp_path):
+    fill(tmp_path, {"seed": 0}, PLAN, values)
+    with pytest.raises(StoreError, match="expected fingerprint"):
+        fill(tmp_path, {"seed": 1}, PLAN, values)
+    with pytest.raises(StoreError, match="row b is not finite"):
+        fill(tmp_path / "inf", {}, [[["a", "b"]]], lambda ids: {"x": torch.tensor([[1.0], [float("inf")]])})
+    with pytest.raises(StoreError, match="expected 2 rows, got 1"):
+        fill(tmp_path / "short", {}, [[["a", "b"]]], lambda ids: {"x": torch.ones(1, 3)})
+    with pytest.raises(StoreError, match="no tensor 'y'"):
+        read(tmp_path, "y")
+
+
+def test_a_fingerprint_changes_with_any_part_and_with_the_format(monkeypatch):
+    parts = {"model": "a", "seed": 0, "sites": ["x"]}
+    others = [parts | {"model": "b"}, parts | {"seed": 1}, parts | {"sites": ["x", "y"]}, parts | {"p": 0.1}]
+    assert len({fingerprint(p) for p in [parts, *others]}) == 5
+    before = fingerprint(parts)
+    assert before == fingerprint(dict(reversed(parts.items())))
+    monkeypatch.setattr(store, "FORMAT", store.FORMAT + 1)
+    assert fingerprint(parts) != before
