@@ -39,6 +39,7 @@ book: setup  ## run the notebooks and build the HTML book: _build/html/index.htm
 		(cd notebooks && $(PAPERMILL) $$n.ipynb ../build/$$n.ipynb $(PARAMETERS)) > build/$$n.log 2>&1 || { tail -30 build/$$n.log; exit 1; }
 		mv build/$$n.ipynb book/notebooks/$$n.ipynb
 	done
+	rm -rf _build  # a page that once failed to build is not looked at again by an incremental build
 	$(BIN)/jupyter-book build book -W --keep-going > build/book.log 2>&1 || { tail -40 build/book.log; exit 1; }
 	echo "open _build/html/index.html"
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
@@ -22,8 +23,8 @@ class BookRenderer(MimetypeRenderer):
         """`text/html` and `image/png` of a figure."""
         png = base64.b64encode(draw_png(fig_dict)).decode()
         digest = hashlib.sha256(json.dumps(fig_dict, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        html = pio.to_html(fig_dict, include_plotlyjs=False, include_mathjax=False, full_html=False, validate=False, div_id=f"figure-{digest}")
-        title = str(fig_dict.get("layout", {}).get("title", {}).get("text", "figure")).replace('"', "'").replace("<", "&lt;")
+        html = pio.to_html(fig_dict, include_plotlyjs=False, include_mathjax=False, full_html=False, validate=False, config={"displayModeBar": False}, div_id=f"figure-{digest}")
+        title = str(fig_dict.get("layout", {}).get("title", {}).get("text", "figure")).replace("<br>", " ").replace('"', "'").replace("<", "&lt;")
         return {"text/html": f'{html}<noscript><img alt="{title}" src="data:image/png;base64,{png}"></noscript>', "image/png": png}
 
 
@@ -105,5 +106,6 @@ def _error(x: pd.Series, low: pd.Series, high: pd.Series) -> dict:
 
 
 def _style(fig: go.Figure, title: str, x: str, y: str, height: int = 420) -> go.Figure:
-    fig.update_layout(template="plotly_white", title={"text": title, "font": {"size": 15}}, height=height, margin={"l": 60, "r": 20, "t": 60, "b": 55})
+    lines = textwrap.wrap(title, 90)
+    fig.update_layout(template="plotly_white", title={"text": "<br>".join(lines), "font": {"size": 15}}, height=height, margin={"l": 60, "r": 20, "t": 60, "b": 55})
     return fig.update_xaxes(title_text=x).update_yaxes(title_text=y, automargin=True)

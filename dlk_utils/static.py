@@ -22,7 +22,7 @@ def draw_png(fig: dict, *, width: float = 7.2, dpi: int = 80) -> bytes:
     for shape in layout.get("shapes", []):
         upright = shape["x0"] == shape["x1"]
         (axes.axvline if upright else axes.axhline)(shape["x0"] if upright else shape["y0"], color="#888", linestyle="--", linewidth=0.8)
-    axes.set_title(layout.get("title", {}).get("text", ""), fontsize=9, wrap=True)
+    axes.set_title(layout.get("title", {}).get("text", "").replace("<br>", "\n"), fontsize=9, wrap=True)
     axes.set_xlabel(layout.get("xaxis", {}).get("title", {}).get("text", ""), fontsize=8)
     axes.set_ylabel(layout.get("yaxis", {}).get("title", {}).get("text", ""), fontsize=8)
     axes.set_yscale(layout.get("yaxis", {}).get("type", "linear"))
