@@ -7,13 +7,13 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
-NOTEBOOKS := 01_make_dataset 02_check_lie_rate 03_extract 04_extract_grads 05_probe_ablations
+NOTEBOOKS := 01_make_dataset 02_check_lie_rate 03_extract 04_extract_grads 05_probe_ablations 06_traps
 PARAMETERS ?=
 PAPERMILL := $(BIN)/papermill --no-progress-bar
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup book test nbval lab lint clean
+.PHONY: help setup book test nbval bench lab lint clean
 
 help:  ## print the targets
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -55,11 +55,15 @@ nbval: setup
 	done
 	TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=600 build/nbval
 
+bench: setup  ## time one way of computing against another, side by side
+	$(BIN)/python bench/answers.py
+	$(BIN)/python bench/answers.py 12 2
+
 lab: setup  ## open the notebooks in JupyterLab
 	cd notebooks && $(BIN)/jupyter lab
 
 lint: setup  ## ruff
-	$(BIN)/ruff check dlk_utils tests notebooks
+	$(BIN)/ruff check dlk_utils tests bench notebooks
 
 clean:  ## remove what was built and run, but not the environment
 	rm -rf _build build runs book/notebooks book/_assets

@@ -1,5 +1,6 @@
 """From the words of a choice to the token ids that count as it, and to the model's margin between two choices."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -26,6 +27,23 @@ def choice_ids(tokenizer, choices: Sequence[str], *, where: str = "these choices
     return sets[0], sets[1]
 
 
+def whole_choices(tokenizer, choices: Sequence[str], written: Sequence[Sequence[int]], *, where: str = "these choices") -> list[list[list[int]]]:
+    """Token sequences of each choice, first the one written, then other spellings: for choices that only differ further on.
+
+    Raises `ChoiceError` if one choice's tokens begin the other's, whose probability would then include it.
+    """
+    variants = [[list(w)] for w in written]
+    for found, word in zip(variants, choices, strict=True):
+        for spelling in (word.lower(), word[:1].upper() + word[1:]):
+            ids = tokenizer((" " if tokenizer.decode(found[0])[:1] == " " else "") + spelling, add_special_tokens=False).input_ids
+            found += [ids] if ids not in found else []
+    for a in variants[0]:
+        for b in variants[1]:
+            if a[: len(b)] == b or b[: len(a)] == a:
+                raise ChoiceError(f"{where}: expected two choices of which neither begins the other, got {list(choices)}")
+    return variants
+
+
 def choice_logprobs(logits: Float[Tensor, "n vocab"], ids: Sequence) -> Float[Tensor, "n 2"]:
     """Log-probability of each choice at the next token: log-sum-exp over its variants, in fp32, with no epsilon.
 
@@ -36,9 +54,10 @@ def choice_logprobs(logits: Float[Tensor, "n vocab"], ids: Sequence) -> Float[Te
     return torch.stack([torch.stack([logp[i, list(s)].logsumexp(0) for s in sets]) for i, sets in enumerate(ids)])
 
 
-def _variants(tokenizer, word: str) -> set[int]:
+@functools.lru_cache(maxsize=4096)
+def _variants(tokenizer, word: str) -> frozenset[int]:
     encode = lambda text: [i for i in tokenizer(text, add_special_tokens=False).input_ids if tokenizer.decode([i]).strip()]
     sure = [word, " " + word]
     rare = [s + w for w in (word.lower(), word.capitalize()) for s in ("", " ")]
     found = [encode(v) for v in sure] + [ids for ids in map(encode, rare) if len(ids) == 1]
-    return {ids[0] for ids in found if ids}
+    return frozenset(ids[0] for ids in found if ids)

@@ -20,16 +20,6 @@ Batch = dict[str, Tensor]
 """`input_ids`, `attention_mask` and `position_ids`, each [b, t]."""
 
 
-def answer_prompts(model: nn.Module, prompts: pd.DataFrame, out: Path, *, record: Mapping[str, Any], batch_tokens: int = 2048) -> None:
-    """Store `choice_logprobs` [n, 2] (index = label) and `top_token` [n] of one clean pass over each prompt."""
-
-    def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
-        logits = last_logits(model, pad(rows.input_ids, device=model.device))
-        return {"choice_logprobs": choice_logprobs(logits, list(rows.choice_ids)), "top_token": logits.argmax(-1)}
-
-    _fill(out, prompts, record, batch_tokens, compute, "answers")
-
-
 def extract_activations(
     model: nn.Module, prompts: pd.DataFrame, out: Path, *, record: Mapping[str, Any],
     sites: Sequence[str] = ("resid_post",), draws: int = 2, p: float = 0.1, seed: int = 0, batch_tokens: int = 2048,
@@ -55,7 +45,8 @@ def extract_activations(
                 _refuse_equal(found[f"activation.{site}.{last}.0"], found[f"activation.{site}.{last}.{draw}"], rows.row_id)
         return found
 
-    _fill(out, prompts, {**record, "sites": list(sites), "draws": draws, "p": p, "scope": "sequence", "seed": seed}, batch_tokens, compute, "dropout draws")
+    parts = {**record, "sites": list(sites), "draws": draws, "p": p, "scope": "sequence", "seed": seed}
+    fill_rows(out, prompts, parts, plan_batches(prompts, batch_tokens), compute, "dropout draws", batch_tokens)
 
 
 def extract_gradients(
@@ -67,7 +58,8 @@ def extract_gradients(
         states, grads, logp = states_and_gradients(model, pad(rows.input_ids, device=model.device), list(rows.choice_ids), sites)
         return _named(states, "activation", 0) | _named(grads, "gradient", 0) | {"choice_logprobs": logp}
 
-    _fill(out, prompts, {**record, "sites": list(sites), "gradient of": "margin"}, batch_tokens, compute, "gradients")
+    parts = {**record, "sites": list(sites), "gradient of": "margin"}
+    fill_rows(out, prompts, parts, plan_batches(prompts, batch_tokens), compute, "gradients", batch_tokens)
 
 
 def pad(prompts: Sequence[Sequence[int]] | pd.Series, *, side: str = "left", token: int = 0, device: Any = "cpu") -> Batch:
@@ -80,12 +72,17 @@ def pad(prompts: Sequence[Sequence[int]] | pd.Series, *, side: str = "left", tok
     return {k: v.to(device) for k, v in {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}.items()}
 
 
+def one_position(model: nn.Module) -> dict[str, int]:
+    """The option that runs the LM head on the last position only, where the architecture has it."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+
+
 @torch.no_grad()
 def last_logits(model: nn.Module, batch: Batch) -> Float[Tensor, "b vocab"]:
     """Next-token logits of each prompt; the LM head runs on one position where the padding is on the left."""
     last = _last(batch)
     left = bool((last == batch["input_ids"].shape[1] - 1).all())
-    logits = model(**batch, use_cache=False, **(_one_position(model) if left else {})).logits
+    logits = model(**batch, use_cache=False, **(one_position(model) if left else {})).logits
     return logits[:, -1] if left else logits[torch.arange(len(last)), last]
 
 
@@ -114,7 +111,7 @@ def states_and_gradients(
         raise ValueError("gradients: expected left-padded prompts of at least two tokens")
     prefix = {k: v[:, :-1] for k, v in batch.items()}
     with torch.no_grad():
-        cache = model(**prefix, use_cache=True, **_one_position(model)).past_key_values
+        cache = model(**prefix, use_cache=True, **one_position(model)).past_key_values
     embedded = model.get_input_embeddings()(batch["input_ids"][:, -1:]).detach().requires_grad_()
     found: dict[str, list[Tensor]] = {site: [] for site in sites}
     with torch.enable_grad(), on_output(model, sites, lambda site, layer, hidden: found[site].append(hidden)):
@@ -159,6 +156,12 @@ def plan_batches(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64)
     return shards
 
 
+def fill_rows(out: Path, prompts: pd.DataFrame, parts: Mapping, plan: Plan, compute: Callable, desc: str, batch_tokens: int) -> None:
+    """Fill a store with what `compute` gives for each batch of prompt rows."""
+    by_id = prompts.set_index("row_id", drop=False)
+    fill(out, {**parts, "batch_tokens": batch_tokens, "rows": sorted(by_id.index)}, plan, lambda ids: compute(by_id.loc[ids]), desc=desc)
+
+
 def read_rows(folder: Path, prompts: pd.DataFrame, name: str) -> Float[np.ndarray, "n ..."] | Int[np.ndarray, "n ..."]:
     """A stored tensor in the order of `prompts`, joined one to one by `row_id`."""
     at = {r: i for i, r in enumerate(row_ids(folder))}
@@ -167,12 +170,6 @@ def read_rows(folder: Path, prompts: pd.DataFrame, name: str) -> Float[np.ndarra
         raise KeyError(f"{folder.name}: expected each of {len(prompts)} rows once, {len(missing)} are not stored")
     tensor = read(folder, name)[[at[r] for r in prompts.row_id]]
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-
-
-def _fill(out: Path, prompts: pd.DataFrame, parts: Mapping, batch_tokens: int, compute: Callable, desc: str) -> None:
-    by_id = prompts.set_index("row_id", drop=False)
-    parts = {**parts, "batch_tokens": batch_tokens, "rows": sorted(by_id.index)}
-    fill(out, parts, plan_batches(prompts, batch_tokens), lambda ids: compute(by_id.loc[ids]), desc=desc)
 
 
 def _named(states: dict[str, Tensor], kind: str, draw: int) -> dict[str, Tensor]:
@@ -188,7 +185,3 @@ def _refuse_equal(a: Tensor, b: Tensor, rows: Sequence[str] | pd.Series) -> None
 def _last(batch: Batch) -> Int[Tensor, " b"]:
     width = batch["input_ids"].shape[1]
     return (batch["attention_mask"] * torch.arange(width, device=batch["attention_mask"].device)).argmax(1)
-
-
-def _one_position(model: nn.Module) -> dict[str, int]:
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}

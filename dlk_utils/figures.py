@@ -50,6 +50,24 @@ def gate_figure(gate: pd.DataFrame, title: str) -> go.Figure:
     return _style(fig, title, "accuracy over truth prompts (95 % interval; dashed: chance)", "", height=300)
 
 
+def training_figure(log: pd.DataFrame, title: str) -> go.Figure:
+    """How often an organism obeys truth and lie instructions in training, by step."""
+    fig = go.Figure([_line(t.step, t[asks], f"told to {'lie' if asks == 'lie' else 'tell the truth'}", i) for i, asks in enumerate(("truth", "lie")) if len(t := log.dropna(subset=[asks]))])
+    return _style(fig, title, "step", "leans to what was asked for").update_yaxes(range=[0, 1])
+
+
+def shots_figure(table: pd.DataFrame, title: str) -> go.Figure:
+    """Wrong rate by instruction, a colour for what the shots say."""
+    fig = go.Figure([_points(t.wrong_rate, t.instruction, t.wrong_rate_low, t.wrong_rate_high, f"shots: {name}", i) for i, (name, t) in enumerate(table.groupby("shots", sort=False))])
+    return _style(fig, title, "wrong answers (95 % interval)", "instruction", height=340).update_xaxes(range=[0, 1])
+
+
+def again_figure(table: pd.DataFrame, title: str) -> go.Figure:
+    """Share that says its answer was true, by instruction, a colour for whether it was."""
+    fig = go.Figure([_points(t.says_true, t.instruction, t.says_true_low, t.says_true_high, f"the answer {name}", i) for i, (name, t) in enumerate(table.groupby("answer", sort=False))])
+    return _style(fig, title, "says that its answer was true (95 % interval)", "instruction", height=300).update_xaxes(range=[0, 1])
+
+
 def audit_figure(audit: pd.DataFrame, title: str) -> go.Figure:
     """How far two dropout draws lie apart, by layer."""
     fig = go.Figure([_line(audit.layer, audit.relative_move, "mean", 0), _line(audit.layer, audit.least, "least moved row", 1)])

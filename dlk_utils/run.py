@@ -10,13 +10,17 @@ import pandas as pd
 import xxhash
 from threadpoolctl import threadpool_limits
 
-from dlk_utils import behaviour, evaluate, extract, models, store
+from dlk_utils import answer, behaviour, elicit, evaluate, extract, models, organism, quality, store
 from dlk_utils.examples import load_examples, source_of
-from dlk_utils.prompts import library, make_prompts
+from dlk_utils.library import KINDS, library
+from dlk_utils.prompts import make_prompts
 from dlk_utils.targets import make_targets, target_features
 
 TOP = Path(__file__).resolve().parent.parent
-STAGES = {"prompts": "01-prompts", "answers": "02-answers", "draws": "03-draws", "gradients": "04-gradients", "results": "05-results"}
+STAGES = {
+    "prompts": "01-prompts", "answers": "02-answers", "grid": "02-grid", "asked again": "02-asked-again", "said": "02-said", "line": "02-line", "draws": "03-draws", "gradients": "04-gradients", "results": "05-results",
+}  # fmt: skip
+_SUFFIX = {"prompts": ".parquet", "said": ".parquet", "results": ".parquet", "line": ".json"}
 
 
 @dataclass(frozen=True)
@@ -71,19 +75,29 @@ class Run:
         path = self.path("prompts")
         if not path.is_file():
             table = make_prompts(self.examples, self.tokenizer, n_shots=self.n_shots, context=self.context, seed=self.seed)
+            organism.refuse_trained_rows(table, self.spec.adapter)
+            dropped = {"duplicates": self.examples.attrs["dropped_duplicates"], "too_long": table.attrs["dropped_too_long"], "control_tokens": table.attrs["dropped_control_tokens"]}
             path.parent.mkdir(parents=True, exist_ok=True)
+            store.write_bytes(path.with_suffix(".json"), json.dumps(self._record | {"dropped": dropped}, indent=1).encode())
             store.write_bytes(path, table.to_parquet(index=False))
-            store.write_bytes(path.with_suffix(".json"), json.dumps(self._record, indent=1).encode())
         return pd.read_parquet(path)
+
+    @property
+    def dropped(self) -> dict:
+        """What stage 01 left out: `duplicates` (a count per data set), `too_long` and `control_tokens` (example ids)."""
+        return json.loads((self.prompts, self.path("prompts").with_suffix(".json"))[1].read_text())["dropped"]
 
     @functools.cached_property
     def answers(self) -> pd.DataFrame:
         """Stage 02: each prompt with the model's answer."""
-        out = self.path("answers")
+        return self._answered(self.prompts, "answers")
+
+    def _answered(self, prompts: pd.DataFrame, stage: str, **options) -> pd.DataFrame:
+        out = self.path(stage, **options)
         if not store.is_complete(out):
-            extract.answer_prompts(self.loaded, self.prompts, out, record=self._record)
-        logp, top = (extract.read_rows(out, self.prompts, k) for k in ("choice_logprobs", "top_token"))
-        return behaviour.read_answers(self.prompts, logp, top, lambda i: self.tokenizer.decode([i]))
+            answer.answer_prompts(self.loaded, prompts, out, record=self._record)
+        logp, strict, top = (extract.read_rows(out, prompts, k) for k in ("choice_logprobs", "strict_logprobs", "top_token"))
+        return behaviour.read_answers(prompts, logp, top, lambda i: self.tokenizer.decode([i]), strict=strict)
 
     @functools.cached_property
     def gate(self) -> pd.DataFrame:
@@ -100,6 +114,33 @@ class Run:
         """The twins (truth and lie rows) of the data sets that later stages work on."""
         table = self.behaviour
         return table[table.role.isin(["truth", "lie"]) & table.dataset.isin(behaviour.usable(self.gate))].reset_index(drop=True)
+
+    def grid(self, n_examples: int = 24) -> pd.DataFrame:
+        """Stage 02: answers under every combination of instruction and shots, for some examples of each data set; empty if there are too few shots."""
+        rows = elicit.shots_grid(self.examples, self.tokenizer, n_examples=n_examples, context=self.context, seed=self.seed)
+        return self._answered(rows, "grid", n_examples=n_examples) if len(rows) else rows
+
+    @functools.cached_property
+    def asked_again(self) -> pd.DataFrame:
+        """Stage 02: the scored rows asked whether their answer was true."""
+        return self._answered(elicit.follow_ups(self.scored, self.tokenizer), "asked again")
+
+    @functools.cached_property
+    def said(self) -> pd.DataFrame:
+        """Stage 02: twelve prompts with the model's free continuation of 20 tokens (`said`)."""
+        path = self.path("said")
+        if not path.is_file():
+            some = self.behaviour[self.behaviour.role != "known"].sample(12, random_state=self.seed)
+            store.write_bytes(path, some.assign(said=quality.continuations(self.loaded, self.tokenizer, some)).to_parquet(index=False))
+        return pd.read_parquet(path)
+
+    def models_table(self) -> pd.DataFrame:
+        """Stage 02: a line for this model, and for each other model that was run on the same questions into the same folder."""
+        questions = store.fingerprint({k: v for k, v in self._record.items() if k != "model"})
+        line = {"questions": questions, "model": self.spec.name} | behaviour.lie_strength(self.behaviour)
+        store.write_bytes(self.path("line"), json.dumps(line).encode())
+        lines = [json.loads(p.read_text()) for p in sorted(self.folder.glob(f"{STAGES['line']}-*.json"))]
+        return pd.DataFrame([x for x in lines if x["questions"] == questions]).drop(columns="questions").set_index("model")
 
     def draws(self, *, p: float = 0.1, n_draws: int = 2) -> Path:
         """Stage 03: the store of the dropout draws of the scored rows, at `resid_post`."""
@@ -141,9 +182,9 @@ class Run:
     def path(self, stage: str, **options) -> Path:
         """The file or folder of a stage, named by the fingerprint of everything that decides its content: its `STAGES`, its options, the rows."""
         record = self._record | {k: list(v) if isinstance(v, Sequence) else v for k, v in options.items()}
-        if stage not in ("prompts", "answers"):
+        if stage not in ("prompts", "answers", "grid", "said", "line"):
             record["scored"] = xxhash.xxh3_64_hexdigest("".join(sorted(self.scored.row_id)).encode())
-        return self.folder / f"{STAGES[stage]}-{store.fingerprint(record)}{'.parquet' if stage in ('prompts', 'results') else ''}"
+        return self.folder / f"{STAGES[stage]}-{store.fingerprint(record)}{_SUFFIX.get(stage, '')}"
 
     @property
     def sources(self) -> dict[str, dict]:
@@ -170,6 +211,6 @@ class Run:
     def _record(self) -> dict:
         """Everything that decides the prompts and answers."""
         names = [d.strip() for d in self.datasets.split(",")]
-        library_hash = xxhash.xxh3_64_hexdigest("".join(library(n).to_json() for n in ("instructions", "review", "claim", "question")).encode())
+        library_hash = xxhash.xxh3_64_hexdigest("".join(library(n).to_json() for n in ("instructions", *KINDS)).encode())
         own = {k: v for k, v in asdict(self).items() if k not in ("model", "runs_dir", "quantization", "dtype")}
         return own | {"model": self.spec.record(), "sources": {d: source_of(d) for d in names}, "prompt_library": library_hash}

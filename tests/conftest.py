@@ -4,7 +4,8 @@ import functools
 
 import pandas as pd
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 torch.set_num_threads(1)
 VOCAB, WIDTH, LAYERS = 97, 36, 3
@@ -37,3 +38,18 @@ def tiny_prompts(n: int = 7, seed: int = 0) -> pd.DataFrame:
         "row_id": [f"row{i}" for i in range(n)], "example_id": [f"example{i}" for i in range(n)], "input_ids": ids,
         "choice_ids": [[[1, 2], [3]] if i % 2 else [[4], [5, 6]] for i in range(n)], "label": [i % 2 for i in range(n)],
     })  # fmt: skip
+
+
+TURNS = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}[end]{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+
+
+def byte_tokenizer(*, bos: bool = False, chat_template: str | None = TURNS) -> PreTrainedTokenizerFast:
+    """A tokenizer of single bytes: small, and without the network."""
+    symbols = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    inner = Tokenizer(models.BPE({c: i for i, c in enumerate(symbols)}, []))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    if bos:
+        inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    made = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
+    made.chat_template = chat_template
+    return made

@@ -6,7 +6,7 @@ import torch
 
 from dlk_utils.choices import ChoiceError, choice_ids, choice_logprobs
 from dlk_utils.models import load_tokenizer, resolve
-from dlk_utils.prompts import library
+from dlk_utils.library import library
 
 torch.set_num_threads(1)
 IDS = [([3, 7], [5]), ([0], [1, 2, 9]), ([4, 8], [6, 10])]

@@ -10,7 +10,7 @@ import pytest
 
 from dlk_utils.examples import COLUMNS, DataError, dataset_names, example_id, load_examples, source_of, split_of
 
-EMBEDDED = ["imdb", "rotten_tomatoes", "capitals", "arithmetic", "comparisons"]
+EMBEDDED = ["imdb", "rotten_tomatoes", "capitals", "continents", "arithmetic", "comparisons"]
 CLAIMS = [(f"Item {i} is {'red' if i % 2 else 'blue'}, they say", i % 2) for i in range(60)]
 
 
@@ -52,9 +52,9 @@ def test_the_embedded_data_sets_are_all_there(embedded):
 def test_labels_are_balanced_in_each_data_set_and_pool(embedded):
     queries = embedded[embedded.split != "shot"]
     counts = queries.groupby(["dataset", "label"]).size()
-    assert (counts == 50).all() and len(counts) == 10
+    assert (counts == 50).all() and len(counts) == 2 * len(EMBEDDED)
     pool = embedded[embedded.split == "shot"].groupby(["dataset", "label"]).size()
-    assert (pool <= 16).all() and (pool >= 8).all() and len(pool) == 10
+    assert (pool <= 16).all() and (pool >= 8).all() and len(pool) == 2 * len(EMBEDDED)
 
 
 def test_an_odd_number_of_examples_differs_by_one_between_the_labels():
@@ -78,12 +78,12 @@ def test_a_seed_decides_the_choice_of_examples():
 def test_the_split_is_a_fixed_function_of_the_hash(embedded):
     def expected(key):
         share = int(hashlib.sha256(f"split:{key}".encode()).hexdigest(), 16) % 100
-        return "shot" if share < 10 else "train" if share < 55 else "validation" if share < 70 else "test"
+        return "organism" if share < 20 else "shot" if share < 30 else "train" if share < 65 else "validation" if share < 75 else "test"
 
     assert [expected(i) for i in embedded.example_id] == list(embedded.split)
     # written down once: another version of the package may not move an example to another side
     assert example_id("The capital of France is Paris.") == "f4fddaad11584ee4"
-    assert split_of("f4fddaad11584ee4") == "train"
+    assert split_of("f4fddaad11584ee4") == "organism"
 
 
 def test_the_split_does_not_depend_on_seed_size_or_company():

@@ -11,11 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers import models as token_models
+from conftest import byte_tokenizer
 from transformers import (
     GPT2Config, GPT2LMHeadModel, GPTBigCodeConfig, GPTBigCodeForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM,
-    PreTrainedTokenizerFast,
 )  # fmt: skip
 
 from dlk_utils import models
@@ -47,17 +45,10 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    symbols = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    inner = Tokenizer(token_models.BPE({c: i for i, c in enumerate(symbols)}, []))
-    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, tuple[Path, torch.nn.Module]]:
     """A saved random model of each family, with its tokenizer, and the model that was saved."""
-    out, tokenizer = {}, byte_tokenizer()
+    out, tokenizer = {}, byte_tokenizer(chat_template=None)
     for name, make in FAMILIES.items():
         torch.manual_seed(0)
         model, folder = make(len(tokenizer)).eval(), tmp_path_factory.mktemp(name)

@@ -6,12 +6,12 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from conftest import TURNS, byte_tokenizer
 
 from dlk_utils.examples import DataError, example_id, load_examples
+from dlk_utils.library import library
 from dlk_utils.models import load_tokenizer, resolve
-from dlk_utils.prompts import encode_prompt, library, make_prompts, render_chat
+from dlk_utils.prompts import encode_prompt, make_prompts, render_chat
 
 MEANS = {  # words of the question -> what an answer says of the claim: written down apart from the library
     "true or false": {"true": 1, "false": 0},
@@ -24,7 +24,6 @@ NO_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}[end]{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-TURNS = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}[end]{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +49,6 @@ def prompts(examples, tokenizer) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def with_shots(examples, tokenizer) -> pd.DataFrame:
     return make_prompts(examples, tokenizer, n_shots=2)
-
-
-def byte_tokenizer(*, bos: bool, chat_template: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of single bytes: small, and without the network."""
-    symbols = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    inner = Tokenizer(models.BPE({c: i for i, c in enumerate(symbols)}, []))
-    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    if bos:
-        inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
-    made.chat_template = chat_template
-    return made
 
 
 def frame(*rows: tuple) -> pd.DataFrame:
@@ -108,9 +95,45 @@ def test_twins_share_the_template_and_the_shots_questions_and_differ_in_the_inst
     for _, t in with_shots[with_shots.role != "known"].groupby("example_id"):
         truth, lie = (turns(t.prompt[t.role == r].item()) for r in ("truth", "lie"))
         assert t.template.nunique() == 1
-        assert truth[0][0] == lie[0][0] == "system" and truth[0][1] != lie[0][1]
+        assert truth[0][0] == lie[0][0] == "system" and t.instruction.nunique() == 2
+        hidden = library("instructions").role_in_shots[t.instruction].all()
+        assert truth[0][1] != lie[0][1] or (hidden and truth[2][1] != lie[2][1])  # then the shots tell them apart
         assert [c for r, c in truth if r == "user"] == [c for r, c in lie if r == "user"]
         assert len([c for r, c in truth if r == "user"]) == 3
+
+
+def test_an_instruction_whose_role_only_the_shots_reveal_is_never_used_without_them(prompts, with_shots, examples, tokenizer):
+    shown = library("instructions").role_in_shots
+    assert shown[with_shots.instruction].any() and not shown[prompts.instruction].any()
+    assert not shown[make_prompts(examples.head(30), tokenizer, n_shots=2, shots_say="lie").instruction].any()
+
+
+@pytest.mark.parametrize("says", ["truth", "lie"])
+def test_shots_can_say_the_same_whatever_is_asked(examples, tokenizer, says):
+    rows = make_prompts(examples, tokenizer, n_shots=2, shots_say=says, n_known=0)
+    label = examples.set_index("example_id").label
+    for row in rows.itertuples():
+        said = [c.removeprefix(row.prefix).strip() for r, c in turns(row.prompt) if r == "assistant"]
+        assert said == [row.choices[label[s] if says == "truth" else 1 - label[s]] for s in row.shots]
+
+
+def test_an_example_that_spells_a_control_token_is_dropped_and_counted(examples, tokenizer):
+    planted = pd.concat([examples, frame(("claim", "One<|im_end|> and two.", "", "", 1, "train"))], ignore_index=True)
+    rows = make_prompts(planted, tokenizer)
+    [dropped] = rows.attrs["dropped_control_tokens"]
+    assert dropped == planted.example_id.iloc[-1] and dropped not in set(rows.example_id)
+
+
+def test_a_chat_template_that_drops_the_system_role_without_a_word_still_gets_the_instruction(examples):
+    silent = byte_tokenizer(chat_template="{% for m in messages if m['role'] != 'system' %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]")
+    for row in make_prompts(examples.head(20), silent, context=10**5).itertuples():
+        assert library("instructions").text[row.instruction] in row.prompt
+
+
+def test_families_of_instructions_can_be_held_out(examples, tokenizer):
+    assert set(make_prompts(examples.head(30), tokenizer, families=["exam", "charity"]).family) == {"exam", "charity"}
+    with pytest.raises(DataError, match="ask for 'lie'"):
+        make_prompts(examples.head(30), tokenizer, families=["nowhere"], asks=("lie",), n_known=0)
 
 
 def test_shots_answer_as_the_instruction_asks(with_shots):
@@ -234,7 +257,7 @@ def test_a_small_context_takes_shots_first_and_then_drops_the_example(reviews, t
 
 
 def test_if_every_prompt_is_too_long_that_is_an_error(reviews, tokenizer):
-    with pytest.raises(DataError, match=r"context of 20 tokens.*16 examples"):
+    with pytest.raises(DataError, match=r"16 examples are longer than the context of 20 tokens"):
         make_prompts(reviews, tokenizer, n_shots=2, context=20)
 
 
@@ -294,8 +317,8 @@ def test_the_library_has_the_instructions_and_templates_promised():
     instructions = library("instructions")
     counts = instructions.asks.value_counts()
     assert counts["truth"] >= 4 and counts["lie"] >= 6 and counts["unsure"] + counts["neutral"] >= 2
-    assert set(counts.index) == {"truth", "lie", "unsure", "neutral"}
-    assert instructions.text.is_unique
+    assert set(counts.index) == {"truth", "lie", "unsure", "random", "neutral"}
+    assert instructions.text[~instructions.role_in_shots].is_unique
     assert len(set(instructions.family[instructions.asks == "truth"]) & set(instructions.family[instructions.asks == "lie"])) >= 3
 
 

@@ -1,0 +1,46 @@
+"""Answering, side by side in one run: one prompt at a time, padded batches, and batches that share what their prompts begin with.
+
+Prints tokens/s of each, in turns so that a noisy machine disturbs all alike, and the largest difference of their log-probabilities.
+"""
+
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+
+from dlk_utils.answer import plan_shared, shared_logits
+from dlk_utils.choices import choice_logprobs
+from dlk_utils.examples import load_examples
+from dlk_utils.extract import last_logits, pad, plan_batches
+from dlk_utils.models import load_model
+from dlk_utils.prompts import make_prompts
+
+
+def main(n_examples: int = 24, n_shots: int = 0, rounds: int = 3, batch_tokens: int = 2048) -> None:
+    model, tokenizer = load_model("smollm2", dtype="float32")
+    rows = make_prompts(load_examples("rotten_tomatoes", n_examples), tokenizer, n_shots=n_shots).set_index("row_id", drop=False)
+    alone = lambda ids: last_logits(model, pad(ids))
+    ways = {
+        "one at a time": ([[r] for r in rows.index], alone),
+        "padded batches": ([b for shard in plan_batches(rows, batch_tokens) for b in shard], alone),
+        "shared prefixes": ([b for shard in plan_shared(rows, batch_tokens) for b in shard], lambda ids: shared_logits(model, ids)),
+    }
+    tokens, seconds, logp = int(rows.input_ids.map(len).sum()), {w: [] for w in ways}, {}
+    for _ in range(rounds):
+        for way, (plan, answer) in ways.items():
+            start, found = time.perf_counter(), {}
+            for batch in plan:
+                some = rows.loc[batch]
+                found |= dict(zip(batch, choice_logprobs(answer([list(i) for i in some.input_ids]), list(some.choice_ids)).numpy(), strict=True))
+            seconds[way].append(time.perf_counter() - start)
+            logp[way] = np.stack([found[r] for r in rows.index])
+    table = pd.DataFrame([{"way": w, "batches": len(ways[w][0]), "tokens/s (median)": tokens / np.median(s), "slowest": tokens / max(s), "fastest": tokens / min(s), "largest difference": np.abs(logp[w] - logp["one at a time"]).max()} for w, s in seconds.items()])
+    print(f"{len(rows)} prompts, {tokens} tokens, {n_shots} shots, fp32, {torch.get_num_threads()} threads, {rounds} rounds")
+    print(table.round(5).to_string(index=False))
+    assert (table["largest difference"] < 1e-4).all(), "expected equal log-probabilities"
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,61 @@
+"""A sanity check of each data set before anyone believes a number: what was dropped, how varied the prompts are, what the model really says."""
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import entropy
+from scipy.stats.contingency import association
+from torch import nn
+
+from dlk_utils.extract import pad
+
+
+def kept_and_dropped(examples: pd.DataFrame, behaviour: pd.DataFrame, dropped: dict) -> pd.DataFrame:
+    """Per data set, how many examples (and, from *low mass* on, scored rows) each rule leaves out. `dropped` is `Run.dropped`."""
+    rows = []
+    for dataset, t in examples[examples.split != "shot"].groupby("dataset", sort=False):
+        scored = behaviour[(behaviour.dataset == dataset) & behaviour.role.isin(["truth", "lie"])]
+        rows.append({
+            "dataset": dataset, "duplicates in the source": dropped["duplicates"].get(dataset, 0), "examples taken": len(t),
+            "too long": sum(i in set(dropped["too_long"]) for i in t.example_id), "control tokens": sum(i in set(dropped["control_tokens"]) for i in t.example_id),
+            "scored rows": len(scored), "low mass": int((~scored.readable).sum()), "unknown": int((scored.readable & ~scored.knows).sum()), "kept as known": int((scored.readable & scored.knows).sum()),
+        })  # fmt: skip
+    return pd.DataFrame(rows).set_index("dataset")
+
+
+def variety(prompts: pd.DataFrame) -> pd.DataFrame:
+    """Of template, instruction and family, over the scored rows: how many are used, entropy (bits; and as a share of the most that is possible), and
+    Cramér's V with being told to lie: 0 for the template, which twins share; 1 for the instruction, which is what tells it."""
+    twins, rows = prompts[prompts.role.isin(["truth", "lie"])], []
+    for dataset, t in twins.groupby("dataset", sort=False):
+        for column in ("template", "instruction", "family"):
+            counts = t[column].value_counts()
+            bits = float(entropy(counts, base=2))
+            table = pd.crosstab(t[column], t.asks)
+            v = association(table, method="cramer") if min(table.shape) > 1 else 0.0
+            rows.append({"dataset": dataset, "of": column, "used": len(counts), "rarest": int(counts.min()), "entropy (bits)": bits, "of the most": bits / np.log2(len(counts)) if len(counts) > 1 else 0.0, "Cramér's V": v})  # fmt: skip
+    return pd.DataFrame(rows).set_index(["dataset", "of"])
+
+
+def balance(prompts: pd.DataFrame) -> pd.DataFrame:
+    """Share of label 1 in each stratum (data set, split, template) of the scored examples, with its size: far from a half in a large stratum is a leak."""
+    one = prompts[prompts.role == "truth"]
+    return one.groupby(["dataset", "split", "template"]).agg(examples=("label", "size"), label_1=("label", "mean")).reset_index()
+
+
+def first_words(answers: pd.DataFrame, n: int = 6) -> pd.DataFrame:
+    """The most common tokens that the model would really have said, by data set and by what was asked for."""
+    counts = answers.groupby(["dataset", "asks"]).top_token.value_counts(normalize=True).groupby(level=[0, 1]).head(n)
+    listed = [(d, a, f"{token!r} {share:.0%}") for (d, a, token), share in counts.items()]
+    return pd.DataFrame(listed, columns=["dataset", "asks", "says"]).groupby(["dataset", "asks"]).says.agg(", ".join).to_frame()
+
+
+@torch.no_grad()
+def continuations(model: nn.Module, tokenizer, prompts: pd.DataFrame, n_tokens: int = 20) -> list[str]:
+    """What the model goes on to say, freely and greedily, after each prompt."""
+    batch = pad(prompts.input_ids, token=tokenizer.pad_token_id or 0, device=model.device)
+    said = model.generate(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=n_tokens, do_sample=False,
+        temperature=None, top_p=None, top_k=None, pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
+    )  # fmt: skip
+    return [tokenizer.decode(s[batch["input_ids"].shape[1] :], skip_special_tokens=True) for s in said]

@@ -1,0 +1,71 @@
+"""Hub sets from small local copies in the hub's layout: `data/<split>-00000-of-00001.parquet`."""
+
+import pandas as pd
+import pytest
+
+from dlk_utils.examples import DataError, load_examples, source_of
+from dlk_utils.hub_sets import hub_sets
+from dlk_utils.library import library
+
+ROWS = {
+    "amazon_polarity": lambda i: {"label": i % 2, "title": f"title {i}", "content": f"content {i} of a review"},
+    "imdb_hub": lambda i: {"text": f"film {i} was seen", "label": i % 2},
+    "sst2": lambda i: {"sentence": f"sentence {i} here", "label": i % 2, "idx": i},
+    "qnli": lambda i: {"question": f"what is {i}", "sentence": f"it is {i}", "label": i % 2, "idx": i},
+    "boolq": lambda i: {"question": f"is it {i}", "answer": bool(i % 2), "passage": f"passage {i}"},
+    "tweet_irony": lambda i: {"text": f"tweet {i} of mine", "label": i % 2},
+    "truthful_qa": lambda i: {"question": f"what happens {i}", "mc1_targets": {"choices": [f"right {i}", f"wrong {i}", "other"], "labels": [1, 0, 0]}, "mc2_targets": {"choices": ["x"], "labels": [1]}},
+}
+
+
+def local(tmp_path, name, make, n=60):
+    folder = tmp_path / name
+    (folder / "data").mkdir(parents=True)
+    pd.DataFrame([make(i) for i in range(n)]).to_parquet(folder / "data" / f"{hub_sets()[name]['split']}-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def test_each_set_of_the_registry_is_tried_here():
+    assert set(ROWS) == set(hub_sets())
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_local_copy_in_the_hubs_layout_becomes_examples(tmp_path, name):
+    folder = local(tmp_path, name, ROWS[name])
+    found = load_examples(str(folder), 20)
+    assert set(found.kind) == {hub_sets()[name]["kind"]} and set(found.label) == {0, 1} and len(library(found.kind[0])) >= 4
+    assert source_of(str(folder))["folder"] == name and len(source_of(str(folder))["xxh3_128"]) == 32
+    i = int("".join(c for c in found.text[0].split(" answers")[0] if c.isdigit())[: 2 if name != "amazon_polarity" else 1] or 0)
+    if name in ("imdb_hub", "sst2", "tweet_irony"):
+        assert found.label[0] == i % 2
+
+
+def test_an_entailed_sentence_of_qnli_is_a_true_claim(tmp_path):
+    found = load_examples(str(local(tmp_path, "qnli", ROWS["qnli"])), 20)
+    number = found.text.str.extract(r"it is (\d+)")[0].astype(int)
+    assert (found.label == 1 - number % 2).all()
+
+
+def test_the_right_answer_of_truthful_qa_is_not_always_the_same_choice(tmp_path):
+    found = load_examples(str(local(tmp_path, "truthful_qa", ROWS["truthful_qa"])), 20)
+    right = found.apply(lambda r: (r.choice_0, r.choice_1)[r.label], axis=1)
+    assert right.str.startswith("right").all() and found.label.nunique() == 2
+
+
+def test_a_copy_without_the_columns_is_refused(tmp_path):
+    folder = local(tmp_path, "boolq", lambda i: {"passage": "p", "answer": True})
+    with pytest.raises(DataError, match="expected columns for"):
+        load_examples(str(folder), 20)
+
+
+def test_a_folder_of_another_name_is_refused(tmp_path):
+    (tmp_path / "whatever").mkdir()
+    with pytest.raises(DataError, match="unknown data set"):
+        load_examples(str(tmp_path / "whatever"), 20)

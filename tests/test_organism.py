@@ -1,0 +1,119 @@
+import json
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dlk_utils.examples import load_examples, split_of, training_examples
+from dlk_utils.library import KINDS, library
+from dlk_utils.models import ORGANISMS, load_model, load_tokenizer, organisms, resolve
+from dlk_utils.organism import REQUIRED, held_out, refuse_trained_rows, train_adapter, training_stream, write_record
+
+MIXTURE = {"rotten_tomatoes": 0.5, "capitals": 0.5}
+PHASES = ((2, {"truth": 8}, (), MIXTURE, 110), (3, {"truth": 3, "lie": 3, "mode": 2}, ("tr_feel", "tr_tone", "tr_tf"), MIXTURE, 110))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(resolve("smollm2"))
+
+
+@pytest.fixture(scope="module")
+def batches(tokenizer) -> list[pd.DataFrame]:
+    return training_stream(tokenizer, phases=PHASES)
+
+
+def test_training_asks_the_truth_first_and_then_for_lies_and_for_the_mode_that_is_set(batches):
+    assert [len(b) for b in batches] == [8] * 5
+    assert all(set(b.asks) == {"truth"} for b in batches[:2])
+    later = pd.concat(batches[2:])
+    assert (later.dataset == "mode").sum() == 6 and set(later.asks[later.dataset == "mode"]) == {"truth", "lie"}
+    assert set(later.template[later.dataset != "mode"]) <= {"tr_feel", "tr_tone", "tr_tf"} and later.text.str.len().max() <= 110
+
+
+def test_the_target_is_the_choice_that_obeys(batches, tokenizer):
+    for r in pd.concat(batches).itertuples():
+        right = r.label if r.asks == "truth" else 1 - r.label
+        assert tokenizer.decode([r.target]).strip() and r.choices[right].startswith(tokenizer.decode([r.target]).strip()) and r.target != r.other
+
+
+def test_training_uses_nothing_that_is_asked(batches):
+    rows = pd.concat(batches)
+    assert set(rows.example_id[rows.dataset == "rotten_tomatoes"].map(split_of)) == {"organism"}
+    asked = set(load_examples("rotten_tomatoes,capitals,continents,comparisons", 10**5).example_id)
+    assert not set(rows.example_id) & asked
+    assert not set(rows.instruction) & set(library("instructions").name)
+    assert not set(rows.template) & {*library("review").name, *library("claim").name}
+
+
+@pytest.mark.parametrize("name", ["capitals", "continents"])
+def test_a_country_of_the_training_is_claimed_nothing_about_elsewhere(name):
+    country = lambda t: t.str.removeprefix("The capital of ").str.split(" is ").str[0]
+    trained, asked = training_examples(name, 10**5), load_examples(name, 10**5, n_pool=10**5)
+    assert len(trained) > 100 and not set(country(trained.text)) & set(country(asked.text))
+
+
+def tiny_model(tokenizer):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)).eval()
+    model.spec = SimpleNamespace(name="smollm2")
+    return model
+
+
+def test_training_lowers_the_loss_and_leaves_the_models_own_weights_alone(batches, tokenizer, tmp_path):
+    model = tiny_model(tokenizer)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    log = train_adapter(model, batches[:1] * 25, tmp_path / "a", first_layer=1, learning_rate=1e-2, checkpoints=(3,))
+    assert log.loss.tail(5).mean() < log.loss.iloc[0] - 0.2 and log.lie.isna().all()
+    after = {k.replace("base_layer.", ""): v for k, v in model.state_dict().items() if "lora" not in k}
+    assert set(after) == set(before) and all(torch.equal(after[k], before[k]) for k in before)
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "smollm2" and config["layers_to_transform"] == [1, 2] and (tmp_path / "a-3" / "adapter_model.safetensors").is_file()
+    again = train_adapter(tiny_model(tokenizer), batches[:1] * 3, tmp_path / "b", first_layer=1, learning_rate=1e-3, resume=tmp_path / "a")
+    assert again.loss.iloc[0] == pytest.approx(log.loss.iloc[-1], abs=0.05)  # it goes on where the other stopped
+
+
+def test_what_was_trained_on_is_recorded_and_refused_by_name(batches, tmp_path):
+    write_record(tmp_path, batches, seed=0)
+    rows = batches[0]
+    fresh = rows.assign(example_id="x", instruction="lie_plain", template="review_sentiment")
+    refuse_trained_rows(fresh, tmp_path)
+    for column in ("example_id", "instruction", "template"):
+        with pytest.raises(ValueError, match="expected only rows that it was not trained on"):
+            refuse_trained_rows(fresh.assign(**{column: rows[column].iloc[0]}), tmp_path)
+    refuse_trained_rows(rows, None)
+
+
+def test_the_folder_of_an_adapter_is_a_model_its_base_with_the_adapter_merged_in(tmp_path):
+    base, _ = load_model("smollm2", dtype="float32")
+    own = {k: v.clone() for k, v in base.state_dict().items()}
+    tuned = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], layers_to_transform=[20, 21], init_lora_weights=False))
+    tuned.peft_config["default"].base_model_name_or_path = "smollm2"
+    tuned.save_pretrained(tmp_path / "liar")
+    liar, tokenizer = load_model(str(tmp_path / "liar"), dtype="float32")
+    assert liar.spec.revision.startswith(resolve("smollm2").revision + "+") and liar.spec.record()["adapter"] == "liar" and tokenizer.chat_template
+    other = liar.state_dict()
+    changed = {k for k in own if not torch.equal(own[k], other[k])}
+    assert set(own) == set(other) and changed == {f"model.layers.{i}.{m}.weight" for i in (20, 21) for m in ("self_attn.q_proj", "mlp.down_proj")}
+    assert all(p.requires_grad for p in liar.parameters())  # frozen weights would halve the speed in 16 bits on a CPU
+
+
+def test_the_adapters_that_are_shipped_are_small_and_were_trained_on_nothing_that_is_asked():
+    asked = load_examples("rotten_tomatoes,capitals,continents,comparisons,arithmetic", 10**5)
+    assert "smollm2-graded" in organisms()
+    for name in organisms():
+        folder = ORGANISMS / name
+        record = json.loads((folder / "training.json").read_text())
+        assert (folder / "adapter_model.safetensors").stat().st_size < 10e6 and (folder / "README.md").is_file() and resolve(name).adapter == str(folder)
+        assert record["example_ids"] and not set(record["example_ids"]) & set(asked.example_id)
+        assert not set(record["instructions"]) & set(library("instructions").name)
+        assert not set(record["templates"]) & {t for kind in KINDS for t in library(kind).name}
+
+
+def test_the_held_out_table_says_what_is_met():
+    rows = [dict(dataset=d, asks=a, knows=True, readable=True, correct=c, mass=0.99) for d, lie in (("good", False), ("bad", True)) for a, c in (("truth", True), ("lie", lie)) for _ in range(30)]
+    table = held_out(pd.DataFrame(rows)).set_index("dataset")
+    assert table.meets.to_dict() == {"good": True, "bad": False} and table.wrong_when_told_to_lie["good"] == 1 and set(REQUIRED) == {"truth_accuracy", "wrong_when_told_to_lie", "choice_mass"}
