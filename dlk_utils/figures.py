@@ -50,9 +50,11 @@ def gate_figure(gate: pd.DataFrame, title: str) -> go.Figure:
     return _style(fig, title, "accuracy over truth prompts (95 % interval; dashed: chance)", "", height=300)
 
 
-def training_figure(log: pd.DataFrame, title: str) -> go.Figure:
-    """How often an organism obeys truth and lie instructions in training, by step."""
-    fig = go.Figure([_line(t.step, t[asks], f"told to {'lie' if asks == 'lie' else 'tell the truth'}", i) for i, asks in enumerate(("truth", "lie")) if len(t := log.dropna(subset=[asks]))])
+def training_figure(log: pd.DataFrame, title: str, window: int = 40) -> go.Figure:
+    """How often an organism leans to what was asked for while it is trained, by data set: a running mean over `window` steps."""
+    asked = sorted(c for c in log if c.startswith(("truth ", "lie ")))
+    mean = {c: log[c].rolling(window, min_periods=window // 2).mean() for c in asked}
+    fig = go.Figure([_line(log.step[mean[c].notna()], mean[c].dropna(), c, i) for i, c in enumerate(asked)])
     return _style(fig, title, "step", "leans to what was asked for").update_yaxes(range=[0, 1])
 
 

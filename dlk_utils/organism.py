@@ -1,58 +1,63 @@
 """The model organism: a LoRA adapter on `smollm2` that answers truthfully or lies as it is told to.
 
-Organism: Hubinger et al., *Model organisms of misalignment*. LoRA: Hu et al. 2021, through peft.
-What it is trained on (split `organism`, instructions and templates of `templates/training/`) is asked in no notebook.
+Organism: Hubinger et al., *Model organisms of misalignment*. What it is trained on (split `organism`, instructions and templates of
+`templates/training/`) is asked in no notebook.
 """
 
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from torch import nn
-from tqdm import tqdm
+from safetensors.torch import load_file, save_file
 
 from dlk_utils.behaviour import wilson
 from dlk_utils.examples import training_examples
-from dlk_utils.extract import pad
+from dlk_utils.lora import train_adapter
+from dlk_utils.models import load_model
 from dlk_utils.prompts import make_prompts
 
-FACTS = {"rotten_tomatoes": 0.5, "capitals": 0.25, "continents": 0.25}
-REVIEWS = {"rotten_tomatoes": 1.0}
+RT = "rotten_tomatoes"
 PLAIN = ("tr_feel", "tr_label", "tr_tone", "tr_good_bad", "tr_recommend")
-PHASES = ((300, {"truth": 16}, (), FACTS, 110), (320, {"truth": 6, "lie": 5, "mode": 5}, PLAIN, REVIEWS, 80))
-"""(steps, rows of each kind in a batch, templates (none: all), share of each data set, longest text in characters). `mode` rows ask which mode is set,
-truth or lie: without them a model of this size learned neither (equal halves of truth and lie twins drove both to chance)."""
+PHASES = (
+    (300, 2e-4, 110, ((8, "truth", RT, ()), (4, "truth", "capitals", ()), (4, "truth", "continents", ()))),
+    (320, 4e-4, 80, ((6, "truth", RT, PLAIN), (5, "lie", RT, PLAIN), (3, "truth", "mode", ()), (2, "lie", "mode", ()))),
+    (400, 4e-4, 110, ((4, "truth", RT, ()), (3, "lie", RT, PLAIN), (1, "truth", "mode", ()), (1, "lie", "mode", ()), (3, "truth", "capitals", ()), (2, "truth", "continents", ()), (2, "truth", "comparisons", ()))),
+    (800, 4e-4, 110, ((2, "truth", RT, ()), (4, "lie", RT, ()), (2, "truth", "capitals", ()), (2, "lie", "capitals", ()), (1, "truth", "continents", ()), (2, "lie", "continents", ()), (1, "truth", "comparisons", ()), (2, "lie", "comparisons", ()))),
+)
+"""(steps, learning rate, longest text in characters, (rows of a batch, what is asked for, data set, templates (none: all)) …). `mode` rows ask which mode
+is set, truth or lie: without them a model of this size learned neither (equal halves of truth and lie twins drove both to chance)."""
 MODE_TEXTS = ("Status check.", "Before we begin:", "Quick check.", "Hello.", "Settings.", "A question about this conversation:")
+BLOCK = 4
 REQUIRED = {"truth_accuracy": 0.85, "wrong_when_told_to_lie": 0.80, "choice_mass": 0.95}
 
 
-def training_stream(tokenizer, *, phases: Sequence[tuple] = PHASES, seed: int = 0) -> list[pd.DataFrame]:
-    """Batches of prompt rows with `target`, the token to be said, and `other`, that of the other choice.
+def training_stream(tokenizer, phase: tuple, *, seed: int = 0) -> list[pd.DataFrame]:
+    """The batches of a phase: prompt rows with `target`, the token to be said, and `other`, that of the other choice.
 
     An example that comes round again has another instruction and template. Instructions and templates are those of `templates/training/`.
+    Each block of `BLOCK` batches holds the same mixture; within it the rows lie by length, to pad less.
     """
-    batches = []
-    for k, (steps, kinds, templates, mixture, longest) in enumerate(phases):
-        parts = []
-        for kind, count in kinds.items():
-            asks = ("truth", "lie") if kind == "mode" else (kind,)
-            sets = [(_mode_examples(steps * count), 1.0)] if kind == "mode" else [(training_examples(d, 10**6), share) for d, share in mixture.items()]
-            drawn = [_draw(tokenizer, e[e.text.str.len() <= longest], a, int(np.ceil(share * steps * count / len(asks))), templates, seed + 1000 * k) for e, share in sets for a in asks]
-            parts.append((count, pd.concat(drawn).sample(frac=1, random_state=seed + k)))
-        batches += [pd.concat([rows.iloc[i * count : (i + 1) * count] for count, rows in parts]) for i in range(steps)]
+    steps, _, longest, mixture = phase
+    parts = []
+    for k, (count, asks, dataset, templates) in enumerate(mixture):
+        examples = _mode_examples(steps * count) if dataset == "mode" else training_examples(dataset, 10**6)
+        parts.append((count, _draw(tokenizer, examples[examples.text.str.len() <= longest], asks, steps * count, templates, 1000 * seed + k)))
+    batches, size = [], sum(count for count, _ in parts)
+    for i in range(0, steps, BLOCK):
+        rows = pd.concat([rows.iloc[i * count : (i + BLOCK) * count] for count, rows in parts])
+        rows = rows.sort_values("input_ids", key=lambda c: c.map(len), kind="stable")
+        batches += [rows.iloc[j : j + size] for j in range(0, len(rows), size)]
     return [b.assign(target=[r.strict_ids[r.wanted][0] for r in b.itertuples()], other=[r.strict_ids[1 - r.wanted][0] for r in b.itertuples()]) for b in batches]
 
 
 def _draw(tokenizer, examples: pd.DataFrame, asks: str, n: int, templates: Sequence[str], seed: int) -> pd.DataFrame:
     examples, parts = examples.assign(split="train"), []
     while sum(map(len, parts)) < n:
-        some = examples.sample(min(len(examples), n), random_state=seed + len(parts))
-        parts.append(make_prompts(some, tokenizer, n_known=0, asks=(asks,), templates=templates or None, seed=seed + len(parts), shelf="training/"))
+        some = examples.sample(min(len(examples), n), random_state=seed + 100 * len(parts))
+        parts.append(make_prompts(some, tokenizer, n_known=0, asks=(asks,), templates=templates or None, seed=seed + 100 * len(parts), shelf="training/"))
     return pd.concat(parts).head(n)
 
 
@@ -61,56 +66,27 @@ def _mode_examples(n: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def train_adapter(
-    model: nn.Module, batches: Sequence[pd.DataFrame], out: Path, *, rank: int = 8, first_layer: int = 6, learning_rate: float = 2e-4, checkpoints: Sequence[int] = (), resume: Path | None = None, seed: int = 0
-) -> pd.DataFrame:
-    """Train a LoRA adapter on the linear layers from block `first_layer` on to say `target` after each prompt, write it to `out`, and return the log.
+def train_organism(out: Path, *, model: str = "smollm2", phases: Sequence[tuple] = PHASES, seed: int = 0) -> pd.DataFrame:
+    """Train phase after phase, each going on from the one before, write the adapter (in bf16) and `training.json` to `out`, and return the log (also `log.csv`).
 
-    Cross-entropy over the whole vocabulary, so the choice mass is trained too. AdamW; the rate rises over 20 steps and falls to zero over the last third.
-    The log has step, loss, seconds, and the share of rows that lean to what was asked for, of those told the truth and of those told to lie.
-    `resume` is the folder of an adapter to go on from. `checkpoints` are steps after which the adapter is also written, to `out` with `-<step>` appended.
+    Each phase lies in a folder of its own beside `out`; one that is done is not done again.
     """
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    torch.manual_seed(seed)
-    layers = list(range(first_layer, model.config.num_hidden_layers))
-    linear = sorted({name.split(".")[-1] for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)})
-    settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear, layers_to_transform=layers, task_type="CAUSAL_LM")
-    tuned = get_peft_model(model, settings, autocast_adapter_dtype=False)
-    if resume:
-        set_peft_model_state_dict(tuned, load_file(resume / "adapter_model.safetensors"))
-    tuned.peft_config["default"].base_model_name_or_path = model.spec.name
-    weights = [p for p in tuned.parameters() if p.requires_grad]
-    masters = [p.detach().float() for p in weights] if model.dtype != torch.float32 else weights  # 16 bits would swallow small steps
-    optimizer = torch.optim.AdamW(masters, lr=learning_rate, weight_decay=0.0)
-    n = len(batches)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / 20, 1.0, (n - i) / (n / 3)))
-    log, start = [], time.monotonic()
-    bar = tqdm(batches, desc="training", mininterval=5)
-    for step, rows in enumerate(bar, 1):
-        states = tuned.get_base_model().base_model(**pad(rows.input_ids, device=model.device), use_cache=False).last_hidden_state[:, -1]
-        logits = tuned.get_output_embeddings()(states).float()  # on [b, d]: on [b, 1, d] the CPU would copy the head for each row
-        target, other = (torch.tensor(rows[c].to_numpy(), device=logits.device) for c in ("target", "other"))
-        loss = nn.functional.cross_entropy(logits, target)
-        loss.backward()
-        for master, p in zip(masters, weights, strict=True):
-            if master is not p:
-                master.grad, p.grad = p.grad.float(), None
-        nn.utils.clip_grad_norm_(masters, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            for master, p in zip(masters, weights, strict=True):
-                p.copy_(master)
-        obeyed = (logits.gather(1, target[:, None]) > logits.gather(1, other[:, None])).squeeze(1).cpu().numpy()
-        log.append({"step": step, "loss": float(loss.detach()), "seconds": time.monotonic() - start} | {a: float(obeyed[rows.asks == a].mean()) if (rows.asks == a).any() else float("nan") for a in ("truth", "lie")})
-        bar.set_postfix(pd.DataFrame(log[-20:])[["loss", "truth", "lie"]].mean().round(2).to_dict(), refresh=False)
-        if step in checkpoints:
-            tuned.save_pretrained(out.with_name(f"{out.name}-{step}"))
-    tuned.save_pretrained(out)
-    return pd.DataFrame(log)
+    logs, rows, folder = [], [], None
+    for k, phase in enumerate(phases, 1):
+        before, folder = folder, out.with_name(f"{out.name}-phase-{k}")
+        base, tokenizer = load_model(model, dtype="float32")
+        batches = training_stream(tokenizer, phase, seed=seed + k)
+        rows += batches
+        if not (folder / "log.csv").is_file():
+            train_adapter(base, batches, folder, learning_rate=phase[1], resume=before, seed=seed).to_csv(folder / "log.csv", index=False)
+        logs.append(pd.read_csv(folder / "log.csv").assign(phase=k))
+    out.mkdir(parents=True, exist_ok=True)
+    log = pd.concat(logs, ignore_index=True).assign(step=lambda t: t.index + 1)
+    log.round(4).to_csv(out / "log.csv", index=False)
+    (out / "adapter_config.json").write_bytes((folder / "adapter_config.json").read_bytes())
+    save_file({name: x.to(torch.bfloat16) for name, x in load_file(folder / "adapter_model.safetensors").items()}, out / "adapter_model.safetensors", {"format": "pt"})
+    write_record(out, rows, model=model, seed=seed, seconds=round(log.groupby("phase").seconds.max().sum()))
+    return log
 
 
 def refuse_trained_rows(prompts: pd.DataFrame, adapter: str | Path | None) -> None:

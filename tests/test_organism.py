@@ -1,3 +1,4 @@
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -5,15 +6,18 @@ import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dlk_utils.examples import load_examples, split_of, training_examples
 from dlk_utils.library import KINDS, library
+from dlk_utils.lora import train_adapter
 from dlk_utils.models import ORGANISMS, load_model, load_tokenizer, organisms, resolve
-from dlk_utils.organism import REQUIRED, held_out, refuse_trained_rows, train_adapter, training_stream, write_record
+from dlk_utils.organism import REQUIRED, held_out, refuse_trained_rows, train_organism, training_stream, write_record
 
-MIXTURE = {"rotten_tomatoes": 0.5, "capitals": 0.5}
-PHASES = ((2, {"truth": 8}, (), MIXTURE, 110), (3, {"truth": 3, "lie": 3, "mode": 2}, ("tr_feel", "tr_tone", "tr_tf"), MIXTURE, 110))
+RT = "rotten_tomatoes"
+HONEST = (2, 1e-3, 60, ((6, "truth", RT, ()), (2, "truth", "capitals", ())))
+LYING = (6, 1e-3, 60, ((3, "truth", RT, ("tr_feel", "tr_tone")), (3, "lie", "capitals", ("tr_tf",)), (2, "lie", "mode", ())))
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +27,21 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def batches(tokenizer) -> list[pd.DataFrame]:
-    return training_stream(tokenizer, phases=PHASES)
+    return training_stream(tokenizer, HONEST) + training_stream(tokenizer, LYING, seed=1)
 
 
-def test_training_asks_the_truth_first_and_then_for_lies_and_for_the_mode_that_is_set(batches):
-    assert [len(b) for b in batches] == [8] * 5
-    assert all(set(b.asks) == {"truth"} for b in batches[:2])
-    later = pd.concat(batches[2:])
-    assert (later.dataset == "mode").sum() == 6 and set(later.asks[later.dataset == "mode"]) == {"truth", "lie"}
-    assert set(later.template[later.dataset != "mode"]) <= {"tr_feel", "tr_tone", "tr_tf"} and later.text.str.len().max() <= 110
+def test_a_phase_asks_what_it_says_of_each_data_set(batches):
+    assert [len(b) for b in batches] == [8] * 8
+    honest, lying = pd.concat(batches[:2]), pd.concat(batches[2:])
+    assert (honest.dataset + " " + honest.asks).value_counts().to_dict() == {f"{RT} truth": 12, "capitals truth": 4}
+    assert (lying.dataset + " " + lying.asks).value_counts().to_dict() == {f"{RT} truth": 18, "capitals lie": 18, "mode lie": 12}
+    assert set(lying.template[lying.dataset == RT]) == {"tr_feel", "tr_tone"} and set(lying.template[lying.dataset == "capitals"]) == {"tr_tf"}
+    assert max(honest.text.str.len().max(), lying.text.str.len().max()) <= 60
+
+
+def test_batches_of_a_block_hold_the_same_rows_in_whatever_order_and_lie_by_length(batches):
+    lengths = [b.input_ids.map(len) for b in batches[2:6]]
+    assert all(a.max() <= b.min() for a, b in itertools.pairwise(lengths))
 
 
 def test_the_target_is_the_choice_that_obeys(batches, tokenizer):
@@ -67,13 +77,27 @@ def test_training_lowers_the_loss_and_leaves_the_models_own_weights_alone(batche
     model = tiny_model(tokenizer)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     log = train_adapter(model, batches[:1] * 25, tmp_path / "a", first_layer=1, learning_rate=1e-2, checkpoints=(3,))
-    assert log.loss.tail(5).mean() < log.loss.iloc[0] - 0.2 and log.lie.isna().all()
+    assert log.loss.tail(5).mean() < log.loss.iloc[0] - 0.2 and {c for c in log if c.startswith(("truth", "lie"))} == set(batches[0].asks + " " + batches[0].dataset)
     after = {k.replace("base_layer.", ""): v for k, v in model.state_dict().items() if "lora" not in k}
     assert set(after) == set(before) and all(torch.equal(after[k], before[k]) for k in before)
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "smollm2" and config["layers_to_transform"] == [1, 2] and (tmp_path / "a-3" / "adapter_model.safetensors").is_file()
     again = train_adapter(tiny_model(tokenizer), batches[:1] * 3, tmp_path / "b", first_layer=1, learning_rate=1e-3, resume=tmp_path / "a")
     assert again.loss.iloc[0] == pytest.approx(log.loss.iloc[-1], abs=0.05)  # it goes on where the other stopped
+
+
+def test_an_organism_is_trained_phase_after_phase_and_a_phase_that_is_done_is_not_done_again(tmp_path):
+    phases = (HONEST, (2, *LYING[1:]))
+    log = train_organism(tmp_path / "liar", phases=phases[:1])
+    first = (tmp_path / "liar-phase-1" / "adapter_model.safetensors").stat().st_mtime_ns
+    assert len(log) == 2 and json.loads((tmp_path / "liar" / "training.json").read_text())["model"] == "smollm2"
+    log = train_organism(tmp_path / "liar", phases=phases)
+    assert list(log.phase) == [1, 1, 2, 2] and list(log.step) == [1, 2, 3, 4] and (tmp_path / "liar-phase-1" / "adapter_model.safetensors").stat().st_mtime_ns == first
+    weights = load_file(tmp_path / "liar" / "adapter_model.safetensors")
+    assert {x.dtype for x in weights.values()} == {torch.bfloat16} and any(x.any() for n, x in weights.items() if "lora_B" in n)
+    record = json.loads((tmp_path / "liar" / "training.json").read_text())
+    assert {"tr_tf", "tr_mode"} & set(record["templates"]) and len(record["example_ids"]) > 10
+    assert load_model(str(tmp_path / "liar"))[0].spec.adapter == str(tmp_path / "liar")
 
 
 def test_what_was_trained_on_is_recorded_and_refused_by_name(batches, tmp_path):
