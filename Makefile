@@ -7,13 +7,13 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
-NOTEBOOKS := 01_make_dataset 02_check_lie_rate 03_extract 04_extract_grads 05_probe_ablations 06_traps
+NOTEBOOKS := 00_train_liar 01_make_dataset 02_check_lie_rate 03_extract 04_extract_grads 05_probe_ablations 06_traps
 PARAMETERS ?=
 PAPERMILL := $(BIN)/papermill --no-progress-bar
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup book test nbval bench lab lint clean
+.PHONY: help setup book test nbval bench organism lab lint clean
 
 help:  ## print the targets
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -58,6 +58,11 @@ nbval: setup
 bench: setup  ## time one way of computing against another, side by side
 	$(BIN)/python bench/answers.py
 	$(BIN)/python bench/answers.py 12 2
+
+organism: setup  ## train the liar again (hours on two cores) into runs/organisms/ and print its held-out figures
+	@mkdir -p build
+	(cd notebooks && $(BIN)/papermill 00_train_liar.ipynb ../build/organism.ipynb -p train True $(PARAMETERS))
+	$(BIN)/python -m dlk_utils.organism runs/organisms/smollm2-liar
 
 lab: setup  ## open the notebooks in JupyterLab
 	cd notebooks && $(BIN)/jupyter lab

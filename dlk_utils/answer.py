@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dlk_utils.choices import choice_logprobs
-from dlk_utils.extract import fill_rows, last_logits, one_position, pad
+from dlk_utils.extract import fill_rows, forward, last_logits, pad, takes_positions
 from dlk_utils.store import Plan
 
 MIN_SHARED = 12
@@ -44,27 +44,27 @@ def shared_logits(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Float[T
     ids = [list(p) for p in prompts]
     shared = min(_common(ids[0], i) for i in ids) if len(ids) > 1 else 0
     shared = min(shared, min(map(len, ids)) - 1)
-    if shared < MIN_SHARED:
+    if shared < MIN_SHARED or not takes_positions(model):  # the padding lies between the shared part and the rest
         return last_logits(model, pad(ids, device=model.device))
-    cache = model(**pad([ids[0][:shared]], device=model.device), use_cache=True, **one_position(model)).past_key_values
+    cache = forward(model, pad([ids[0][:shared]], device=model.device), use_cache=True).past_key_values
     cache.batch_repeat_interleave(len(ids))
     rest = pad([i[shared:] for i in ids], device=model.device)
     mask = torch.cat([torch.ones(len(ids), shared, dtype=torch.long, device=model.device), rest["attention_mask"]], 1)
     positions = rest["position_ids"] + shared
-    return model(input_ids=rest["input_ids"], attention_mask=mask, position_ids=positions, past_key_values=cache, **one_position(model)).logits[:, -1]
+    return last_logits(model, {"input_ids": rest["input_ids"], "attention_mask": mask, "position_ids": positions, "past_key_values": cache})
 
 
 @torch.no_grad()
 def sequence_logprobs(model: nn.Module, prompt: Sequence[int], sequences: Sequence[Sequence[int]]) -> list[Float[Tensor, ""]]:
     """Log-probability of each token sequence after the prompt, summed over its tokens: one pass over the prompt, one over all sequences."""
-    first = model(**pad([list(prompt)], device=model.device), use_cache=True, **one_position(model))
+    first = forward(model, pad([list(prompt)], device=model.device), use_cache=True)
     after = [first.logits[0, -1].float().log_softmax(-1).expand(len(sequences), -1)[:, None]]
     if max(map(len, sequences)) > 1:
         cache, n = first.past_key_values, len(prompt)
         cache.batch_repeat_interleave(len(sequences))
         rest = pad([list(s)[:-1] or [0] for s in sequences], side="right", device=model.device)
         mask = torch.cat([torch.ones(len(sequences), n, dtype=torch.long, device=model.device), rest["attention_mask"]], 1)
-        logits = model(input_ids=rest["input_ids"], attention_mask=mask, position_ids=rest["position_ids"] + n, past_key_values=cache).logits
+        logits = forward(model, rest | {"attention_mask": mask, "position_ids": rest["position_ids"] + n, "past_key_values": cache}, last_only=False).logits
         after.append(logits.float().log_softmax(-1))
     logp = torch.cat(after, 1)
     return [logp[i, range(len(s)), list(s)].sum() for i, s in enumerate(sequences)]

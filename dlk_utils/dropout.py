@@ -1,25 +1,35 @@
-"""Monte-Carlo dropout with seeded masks, injected where the residual branches end (Gal and Ghahramani, arXiv 1506.02142).
+"""Monte-Carlo dropout with seeded masks (Gal and Ghahramani, arXiv 1506.02142).
 
-Most chat models ship with dropout 0 and no dropout modules, so switching to train mode changes nothing. Here the outputs of
-attention and MLP are dropped out in eval mode: the place of GPT-2's and GPTBigCode's own residual dropout. A mask value is a hash
-of (seed of the row's draw, site, layer, token position, channel), so it does not depend on batch, order, padding or device.
+Most chat models ship with dropout 0 and no dropout modules, and fused attention ignores what a config says, so switching to train mode changes
+nothing. Here masks are laid on in eval mode, at the places where families have dropout of their own. A mask value is a hash of (seed of the
+row's draw, place, layer, token position, channel), so it does not depend on batch, order, padding, worker or device.
 """
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from dlk_utils.sites import on_output
+from dlk_utils.sites import at_sites, blocks
 
-DROPOUT_SITES = ("attn_out", "mlp_out")
+DROPOUT_SITES = ("attn_out", "mlp_out", "embedding", "attention")
+"""`attn_out` and `mlp_out`: what a block adds (GPT-2's residual dropout); `embedding`: what the first block reads; `attention`: the probabilities."""
+INJECTED = ("attn_out", "mlp_out")
+_NATIVE = {
+    "resid_pdrop": INJECTED, "hidden_dropout": INJECTED, "residual_dropout": INJECTED, "dropout": INJECTED, "embd_pdrop": ("embedding",), "embedding_dropout": ("embedding",), "attn_pdrop": ("attention",), "attention_dropout": ("attention",),
+}  # fmt: skip
 
 
 class DeadDropout(RuntimeError):
-    """Two draws that do not differ."""
+    """Two draws that do not differ, or dropout at a place where the model has none."""
+
+
+def native_sites(model: nn.Module) -> list[str]:
+    """The places for which the config of the family has a dropout setting, whatever its value."""
+    return [s for s in DROPOUT_SITES if any(s in where and hasattr(model.config, name) for name, where in _NATIVE.items())]
 
 
 def draw_seed(row_id: str, draw: int, seed: int = 0) -> int:
@@ -28,28 +38,36 @@ def draw_seed(row_id: str, draw: int, seed: int = 0) -> int:
 
 
 @contextlib.contextmanager
-def mc_dropout(
-    model: nn.Module,
-    p: float = 0.1,
-    *,
-    seeds: Sequence[int],
-    positions: Int[Tensor, "b t"],
-    sites: Sequence[str] = DROPOUT_SITES,
-) -> Iterator[None]:
+def mc_dropout(model: nn.Module, p: float = 0.1, *, seeds: Sequence[int], positions: Int[Tensor, "b t"], sites: str | Sequence[str] = INJECTED) -> Iterator[None]:
     """Within it, a forward pass of the batch drops channels with probability `p` and scales the rest by 1/(1-p).
 
-    `seeds` holds one `draw_seed` a row; `positions` each token's place in its own prompt (values under padding do not matter).
+    `seeds` holds one `draw_seed` a row; `positions` each token's place in its own prompt, cached tokens included (values under padding do not
+    matter). `sites` are some of `DROPOUT_SITES`, or "native": those that the family's config names. Raises `DeadDropout`, `ValueError`.
     """
+    sites = native_sites(model) if sites == "native" else [sites] if isinstance(sites, str) else list(sites)
     if not 0 < p < 1:
         raise ValueError(f"dropout p: expected 0 < p < 1, got {p}")
+    if not sites or not set(sites) <= set(DROPOUT_SITES):
+        raise ValueError(f"dropout sites: expected some of {', '.join(DROPOUT_SITES)}, or 'native', got {sites}")
     base = torch.tensor(list(seeds), dtype=torch.int32, device=positions.device)
 
+    def place(site: str, layer: int) -> Int[Tensor, " b"]:
+        return _mix(base.clone() ^ (1 + layer * len(DROPOUT_SITES) + DROPOUT_SITES.index(site)))
+
     def drop(site: str, layer: int, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        place = _mix(base.clone() ^ (1 + layer * len(DROPOUT_SITES) + DROPOUT_SITES.index(site)))
-        keep = keep_mask(place.to(hidden.device), positions.to(hidden.device), hidden.shape[-1], p)
+        keep = keep_mask(place(site, layer).to(hidden.device), positions[:, -hidden.shape[1] :].to(hidden.device), hidden.shape[-1], p)
         return hidden * keep.to(hidden.dtype).mul_(1 / (1 - p))
 
-    with on_output(model, sites, drop):
+    def drop_attention(layer: int, weights: Float[Tensor, "b h q k"]) -> Float[Tensor, "b h q k"]:
+        keep = keep_pairs(place("attention", layer).to(weights.device), positions.to(weights.device), weights.shape[1], weights.shape[2], p)
+        return weights * keep[..., -weights.shape[3] :].to(weights.dtype).mul_(1 / (1 - p))
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(at_sites(model, [s for s in sites if s in INJECTED], drop))
+        if "embedding" in sites:
+            stack.enter_context(_first_block_reads(model, lambda hidden: drop("embedding", 0, hidden)))
+        if "attention" in sites:
+            stack.enter_context(_attention_through(model, drop_attention))
         yield
 
 
@@ -61,9 +79,57 @@ def keep_mask(seeds: Int[Tensor, " b"], positions: Int[Tensor, "b t"], d: int, p
     return bits >= round(p * 65536) - 32768
 
 
+def keep_pairs(seeds: Int[Tensor, " b"], positions: Int[Tensor, "b t"], heads: int, queries: int, p: float) -> Bool[Tensor, "b h q t"]:
+    """Which attention probabilities stay, by head, place of the query (the last `queries` positions) and place of the key."""
+    tokens = _mix(seeds[:, None] ^ _mix(positions.to(torch.int32) + 1))
+    head = torch.arange(1, heads + 1, dtype=torch.int32, device=seeds.device) * -1640531535
+    keys = _mix((positions.to(torch.int32) + 1)[:, None] ^ head[:, None])
+    return (_mix(tokens[:, None, -queries:, None] ^ keys[:, :, None, :]) & 0xFFFF) >= round(p * 65536)
+
+
 def _mix(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
     for shift, mask, factor in ((16, 0xFFFF, -2048144789), (13, 0x7FFFF, -1028477387), (16, 0xFFFF, 1)):
         x = x ^ ((x >> shift) & mask)  # the mask makes the arithmetic shift a logical one
         if factor != 1:
             x = x * factor
     return x
+
+
+@contextlib.contextmanager
+def _first_block_reads(model: nn.Module, act: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    def before(module, args, kwargs):
+        return ((act(args[0]), *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": act(kwargs["hidden_states"])})
+
+    handle = blocks(model)[0].register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def _attention_through(model: nn.Module, act: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+    """Attention written out, with `act(layer, probabilities)`: fused kernels and functional dropout have no place for a seeded mask."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    if not getattr(model, "_supports_attention_backend", False):
+        raise DeadDropout(f"{model.config.model_type}: attention dropout cannot be laid on in this family; expected places: {', '.join(s for s in DROPOUT_SITES if s != 'attention')}")
+
+    def attention(module, query, key, value, attention_mask, scaling=None, **options):
+        if any(options.get(k) is not None for k in ("softcap", "s_aux")):
+            raise DeadDropout(f"{model.config.model_type}: attention dropout is not written for attention with a soft cap or sinks")
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        scores = scores if attention_mask is None else scores + attention_mask[..., : key.shape[2]]
+        weights = act(module.layer_idx, torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype))
+        return (weights @ value).transpose(1, 2).contiguous(), weights
+
+    AttentionInterface.register("dlk_seeded_dropout", attention)
+    AttentionMaskInterface.register("dlk_seeded_dropout", eager_mask)
+    before, model.config._attn_implementation = model.config._attn_implementation, "dlk_seeded_dropout"
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before

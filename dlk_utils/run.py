@@ -10,7 +10,7 @@ import pandas as pd
 import xxhash
 from threadpoolctl import threadpool_limits
 
-from dlk_utils import answer, behaviour, elicit, evaluate, extract, models, organism, quality, store
+from dlk_utils import answer, behaviour, draws, elicit, evaluate, extract, gradients, models, organism, quality, store
 from dlk_utils.examples import load_examples, source_of
 from dlk_utils.library import KINDS, library
 from dlk_utils.prompts import make_prompts
@@ -146,14 +146,14 @@ class Run:
         """Stage 03: the store of the dropout draws of the scored rows, at `resid_post`."""
         out = self.path("draws", p=p, n_draws=n_draws)
         if not store.is_complete(out):
-            extract.extract_activations(self.loaded, self.scored, out, record=self._record, draws=n_draws, p=p, seed=self.seed)
+            draws.extract_activations(self.loaded, self.scored, out, record=self._record, draws=n_draws, p=p, seed=self.seed)
         return out
 
     def gradients(self) -> Path:
         """Stage 04: the store of the clean states and the gradients of the margin of the scored rows, at all sites."""
         out = self.path("gradients")
         if not store.is_complete(out):
-            extract.extract_gradients(self.loaded, self.scored, out, record=self._record)
+            gradients.extract_gradients(self.loaded, self.scored, out, record=self._record)
         return out
 
     def targets(self, *, p: float = 0.1) -> dict[str, pd.DataFrame]:

@@ -12,20 +12,32 @@ VOCAB, WIDTH, LAYERS = 97, 36, 3
 _LLAMA = dict(hidden_size=WIDTH, intermediate_size=40, num_attention_heads=6, num_key_value_heads=2, num_hidden_layers=LAYERS, max_position_embeddings=64)
 _GPT2 = dict(n_embd=WIDTH, n_head=6, n_layer=LAYERS, n_positions=64)
 _NEOX = _LLAMA | {"rotary_pct": 0.5}
+_FALCON = dict(hidden_size=WIDTH, num_attention_heads=6, num_hidden_layers=LAYERS, alibi=False, bias=False)
 CONFIGS = {
     "llama": ("llama", _LLAMA), "mistral": ("mistral", _LLAMA | {"sliding_window": None}), "qwen2": ("qwen2", _LLAMA), "qwen3": ("qwen3", _LLAMA | {"head_dim": 6}),
     "gemma": ("gemma", _LLAMA | {"head_dim": 8}), "phi": ("phi", _LLAMA | {"num_attention_heads": 3, "num_key_value_heads": 3}), "stablelm": ("stablelm", _LLAMA), "starcoder2": ("starcoder2", _LLAMA),
+    "phi3": ("phi3", _LLAMA), "smollm3": ("smollm3", _LLAMA), "olmo2": ("olmo2", _LLAMA),
+    "gemma2": ("gemma2", _LLAMA | {"head_dim": 8, "attn_logit_softcapping": None}), "gemma3_text": ("gemma3_text", _LLAMA | {"head_dim": 8}),
+    "falcon": ("falcon", _FALCON), "falcon grouped": ("falcon", _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon alibi": ("falcon", _FALCON | {"alibi": True, "parallel_attn": False, "multi_query": False}),
+    "mpt": ("mpt", dict(d_model=WIDTH, n_heads=6, n_layers=LAYERS, max_seq_len=64)),
+    "opt": ("opt", dict(hidden_size=WIDTH, ffn_dim=40, num_attention_heads=6, num_hidden_layers=LAYERS, max_position_embeddings=64, word_embed_proj_dim=WIDTH)),
     "gpt2": ("gpt2", _GPT2), "gpt_bigcode": ("gpt_bigcode", _GPT2 | {"multi_query": True}),
     "gpt_neox": ("gpt_neox", _NEOX), "gpt_neox sequential": ("gpt_neox", _NEOX | {"use_parallel_residual": False}),
 }  # fmt: skip
 FAMILIES = list(CONFIGS)
 
 
+SINGLE = ("mpt", "gemma2")
+"""Their written-out attention takes the softmax in single precision, where the mask of a double is minus infinity: tested in single precision."""
+
+
 @functools.cache
-def tiny(family: str, dtype: torch.dtype = torch.float64):
-    """A model in eval mode; its config's dropout stays as the family ships it."""
+def tiny(family: str, dtype: torch.dtype | None = None):
+    """A model in eval mode, in double precision where the family can; its config's dropout stays as the family ships it."""
     torch.manual_seed(0)
     kind, options = CONFIGS[family]
+    dtype = dtype or (torch.float32 if family in SINGLE else torch.float64)
     config = AutoConfig.for_model(kind, vocab_size=VOCAB, bos_token_id=0, eos_token_id=0, pad_token_id=0, **options)
     return AutoModelForCausalLM.from_config(config).to(dtype).eval()
 
@@ -53,3 +65,8 @@ def byte_tokenizer(*, bos: bool = False, chat_template: str | None = TURNS) -> P
     made = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
     made.chat_template = chat_template
     return made
+
+
+def close(model) -> dict[str, float]:
+    """How near two ways of computing the same have to be."""
+    return dict(rtol=1e-9, atol=1e-12) if model.dtype == torch.float64 else dict(rtol=1e-3, atol=1e-5)

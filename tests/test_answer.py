@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 import torch
-from conftest import FAMILIES, VOCAB, tiny, tiny_prompts
+from conftest import FAMILIES, VOCAB, close, tiny, tiny_prompts
 
 from dlk_utils.answer import MIN_SHARED, answer_prompts, plan_shared, sequence_logprobs, shared_logits
 from dlk_utils.choices import choice_logprobs
@@ -18,7 +18,7 @@ def test_a_shared_beginning_changes_no_answer(family):
     model, rows = tiny(family), with_prefix()
     together = shared_logits(model, list(rows.input_ids))
     for i, ids in enumerate(rows.input_ids):
-        torch.testing.assert_close(together[i], last_logits(model, pad([ids]))[0], rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(together[i], last_logits(model, pad([ids]))[0], **close(model))
 
 
 def test_the_shared_beginning_is_run_once(monkeypatch):
@@ -32,7 +32,7 @@ def test_the_shared_beginning_is_run_once(monkeypatch):
 def test_one_prompt_that_begins_another_is_answered_too():
     model, rows = tiny("llama"), with_prefix(2)
     ids = [rows.input_ids[0], rows.input_ids[0] + [5]]
-    torch.testing.assert_close(shared_logits(model, ids)[0], last_logits(model, pad(ids[:1]))[0], rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(shared_logits(model, ids)[0], last_logits(model, pad(ids[:1]))[0], **close(model))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_bigcode", "gpt_neox"])

@@ -3,8 +3,9 @@ import pytest
 import torch
 from conftest import FAMILIES, tiny, tiny_prompts
 
+from dlk_utils.draws import dropout_audit
 from dlk_utils.dropout import DeadDropout, draw_seed, keep_mask, mc_dropout
-from dlk_utils.extract import dropout_audit, forward_states, last_logits, pad
+from dlk_utils.extract import forward_states, last_logits, pad
 
 
 def draw(model, rows, k=0, side="left", p=0.2):

@@ -1,15 +1,14 @@
 import pandas as pd
 import pytest
 import torch
-from conftest import FAMILIES, LAYERS, tiny, tiny_prompts
+from conftest import FAMILIES, LAYERS, close, tiny, tiny_prompts
 
 from dlk_utils.choices import choice_logprobs
-from dlk_utils.extract import extract_activations, extract_gradients, forward_states, full_backprop, last_logits, pad, plan_batches, read_rows, states_and_gradients
-from dlk_utils.sites import SITES, on_output
+from dlk_utils.draws import extract_activations
+from dlk_utils.extract import forward_states, last_logits, pad, plan_batches, read_rows
+from dlk_utils.gradients import extract_gradients, full_backprop, states_and_gradients
+from dlk_utils.sites import SITES, at_sites
 from dlk_utils.store import describe
-
-close = dict(rtol=1e-10, atol=1e-13)
-
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -18,9 +17,9 @@ def test_a_batch_gives_what_each_prompt_gives_alone(family, side):
     states, logits = forward_states(model, pad(rows.input_ids, side=side, token=50), SITES)
     for i, ids in enumerate(rows.input_ids):
         alone, its_logits = forward_states(model, pad([ids]), SITES)
-        torch.testing.assert_close(logits[i], its_logits[0], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(logits[i], its_logits[0], **close(model))
         for site in SITES:
-            torch.testing.assert_close(states[site][i], alone[site][0], rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(states[site][i], alone[site][0], **close(model))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -30,11 +29,11 @@ def test_gradients_from_the_cached_prefix_equal_full_backprop(family):
     states, grads, logp = states_and_gradients(model, batch, list(rows.choice_ids), SITES)
     full = full_backprop(model, batch, list(rows.choice_ids), SITES)
     plain, logits = forward_states(model, batch, SITES)
-    torch.testing.assert_close(logp, choice_logprobs(logits, list(rows.choice_ids)), **close)
+    torch.testing.assert_close(logp, choice_logprobs(logits, list(rows.choice_ids)), **close(model))
     for site in SITES:
-        assert grads[site].shape == (len(rows), LAYERS, model.config.hidden_size) and (grads[site].abs().amax(-1) > 0).all()
-        torch.testing.assert_close(grads[site], full[site], rtol=1e-9, atol=1e-13)
-        torch.testing.assert_close(states[site], plain[site], rtol=1e-9, atol=1e-12)
+        assert grads[site].shape == full[site].shape == states[site].shape and grads[site].shape[:2] == (len(rows), LAYERS) and (grads[site].abs().amax(-1) > 0).all()
+        torch.testing.assert_close(grads[site], full[site], **close(model))
+        torch.testing.assert_close(states[site], plain[site], **close(model))
 
 
 def test_gradients_in_single_precision_are_those_of_double_precision():
@@ -48,7 +47,7 @@ def test_gradients_in_single_precision_are_those_of_double_precision():
 @pytest.mark.parametrize("site", SITES)
 def test_gradients_equal_finite_differences_of_the_margin(family, site):
     # a llama's RMS norm computes in single precision whatever the model's dtype: a larger step, a wider tolerance
-    step, tolerance = (1e-3, 1e-3) if family == "llama" else (1e-5, 1e-6)
+    step, tolerance, noise = (1e-3, 1e-3, 6e-5) if family == "llama" else (1e-5, 1e-6, 1e-8)
     model, rows = tiny(family), tiny_prompts(1)
     batch, choices = pad(rows.input_ids), list(rows.choice_ids)
     grads = states_and_gradients(model, batch, choices, SITES)[1][site]
@@ -60,14 +59,14 @@ def test_gradients_equal_finite_differences_of_the_margin(family, site):
                 hidden[:, -1, channel] += by
                 return hidden
 
-        with on_output(model, [site], push):
+        with at_sites(model, [site], push):
             logp = choice_logprobs(last_logits(model, batch), choices)
         return float(logp[0, 1] - logp[0, 0])
 
     for layer in range(LAYERS):
         for channel in (0, 17, 35):
             slope = (margin(layer, channel, step) - margin(layer, channel, -step)) / (2 * step)
-            assert slope == pytest.approx(float(grads[0, layer, channel]), rel=tolerance, abs=tolerance / 100)
+            assert slope == pytest.approx(float(grads[0, layer, channel]), rel=tolerance, abs=noise)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_bigcode", "gpt_neox"])
@@ -77,7 +76,7 @@ def test_a_row_s_gradient_does_not_depend_on_what_else_is_in_the_batch(family):
     for i in range(len(rows)):
         alone = states_and_gradients(model, pad(rows.input_ids[i : i + 1]), list(rows.choice_ids[i : i + 1]), SITES)[1]
         for site in SITES:
-            torch.testing.assert_close(whole[site][i], alone[site][0], rtol=1e-9, atol=1e-13)
+            torch.testing.assert_close(whole[site][i], alone[site][0], **close(model))
 
 
 def test_right_padding_is_refused_for_gradients():

@@ -9,8 +9,9 @@ from scipy.stats import norm
 
 from dlk_utils.behaviour import read_answers
 from dlk_utils.evaluate import evaluate, make_task
-from dlk_utils.extract import extract_gradients, read_rows
-from dlk_utils.sites import on_output
+from dlk_utils.extract import read_rows
+from dlk_utils.gradients import extract_gradients
+from dlk_utils.sites import at_sites
 
 N, D_PRIME = 1200, 1.5
 
@@ -46,7 +47,7 @@ def test_a_planted_truth_direction_is_found_at_its_strength_and_nothing_where_no
 
     handle = model.register_forward_pre_hook(remember, with_kwargs=True)
     try:
-        with on_output(model, ["resid_post"], plant):
+        with at_sites(model, ["resid_post"], plant):
             extract_gradients(model, table, tmp_path / "s", record={}, sites=["resid_post"])
     finally:
         handle.remove()

@@ -67,8 +67,7 @@ def test_the_installed_versions_are_the_pinned_ones():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_has_the_common_parameters_commented_and_no_outputs(path):
-    own = ["train", "model", "out", "seed"] if path.stem.startswith("00") else COMMON
-    assert parameters(path)[: len(own)] == own
+    assert parameters(path)[: len(COMMON)] == COMMON
     assert all(not c["outputs"] for c in cells(path, "code"))
     assert 10 <= len(cells(path, "code")) <= 20
 
@@ -81,7 +80,7 @@ def test_there_are_the_notebooks_and_the_readme_names_them():
 
 
 def test_the_readme_names_each_parameter_of_each_notebook():
-    sentence = re.search(r"Notebooks 01 to 06 share the parameters .*?\n", README)[0]
+    sentence = re.search(r"Notebooks 00 to 06 share the parameters .*?\n", README)[0]
     said = set(re.findall(r"`(\w+)`", sentence))
     assert said == {p for path in NOTEBOOKS for p in parameters(path)}
 

@@ -1,0 +1,89 @@
+"""Monte-Carlo dropout draws of a prompt: over the whole sequence, or over its last token with everything before it shared."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dlk_utils.choices import choice_logprobs
+from dlk_utils.dropout import INJECTED, DeadDropout, draw_seed, mc_dropout
+from dlk_utils.extract import Batch, Layers, cached_prefix, fill_rows, forward_states, named, pad, plan_batches
+from dlk_utils.sites import blocks, layer_numbers
+
+SCOPES = ("sequence", "last_token")
+"""Where dropout acts: on the whole prompt (the original's meaning of a pair), or on the last token alone (all draws share one prefix)."""
+
+
+def extract_activations(
+    model: nn.Module, prompts: pd.DataFrame, out: Path, *, record: Mapping[str, Any], sites: Sequence[str] = ("resid_post",), layers: Layers = "all",
+    draws: int = 2, p: float = 0.1, scope: str = "sequence", places: str | Sequence[str] = INJECTED, seed: int = 0, batch_tokens: int = 2048,
+) -> None:  # fmt: skip
+    """Store `activation.site.layer.draw` [n, d] and `choice_logprobs.draw` [n, 2] for `draws` dropout draws of each prompt.
+
+    The masks depend on (row, draw) alone. `places` are where `mc_dropout` acts. Raises `DeadDropout` if two draws of a row are equal.
+    """
+    if draws < 2:
+        raise ValueError(f"draws: expected at least 2, got {draws}")
+    numbers = layer_numbers(layers, len(blocks(model)))
+
+    def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
+        batch, found = pad(rows.input_ids, device=model.device), {}
+        seeds = [[draw_seed(r, k, seed) for r in rows.row_id] for k in range(draws)]
+        for k, (states, logits) in enumerate(draw_states(model, batch, sites, numbers, seeds=seeds, p=p, scope=scope, places=places)):
+            found |= named(states, "activation", k, numbers) | {f"choice_logprobs.{k}": choice_logprobs(logits, list(rows.choice_ids))}
+        for site in sites:
+            for k in range(1, draws):
+                refuse_equal(found[f"activation.{site}.{numbers[-1]}.0"], found[f"activation.{site}.{numbers[-1]}.{k}"], rows.row_id)
+        return found
+
+    parts = {**record, "sites": list(sites), "layers": numbers, "draws": draws, "p": p, "scope": scope, "places": places if isinstance(places, str) else list(places), "seed": seed}
+    fill_rows(out, prompts, parts, plan_batches(prompts, batch_tokens), compute, "dropout draws", batch_tokens)
+
+
+def draw_states(
+    model: nn.Module, batch: Batch, sites: Sequence[str], layers: Layers = "all", *, seeds: Sequence[Sequence[int]], p: float, scope: str = "sequence", places: str | Sequence[str] = INJECTED, copies: int = 8
+) -> list[tuple[dict[str, Float[Tensor, "b layer d"]], Float[Tensor, "b vocab"]]]:
+    """States and logits at the last token, draw after draw; `seeds` holds a seed a row for each draw.
+
+    With `scope="last_token"` the prompt runs once without dropout, and its cache is copied for `copies` draws at a time.
+    """
+    if scope not in SCOPES:
+        raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}")
+    if scope == "sequence":
+        found = []
+        for of_rows in seeds:
+            with mc_dropout(model, p, seeds=of_rows, positions=batch["position_ids"], sites=places):
+                found.append(forward_states(model, batch, sites, layers))
+        return found
+    last, b, found = cached_prefix(model, batch), len(batch["input_ids"]), []
+    for start in range(0, len(seeds), copies):
+        some = seeds[start : start + copies]
+        k = len(some)
+        cache = copy.deepcopy(last["past_key_values"])
+        cache.batch_repeat_interleave(k)
+        repeated = {name: x.repeat_interleave(k, 0) for name, x in last.items() if name != "past_key_values"} | {"past_key_values": cache}
+        with mc_dropout(model, p, seeds=[s for row in zip(*some, strict=True) for s in row], positions=batch["position_ids"].repeat_interleave(k, 0), sites=places):
+            states, logits = forward_states(model, repeated, sites, layers)
+        found += [({site: x.view(b, k, *x.shape[1:])[:, i] for site, x in states.items()}, logits.view(b, k, -1)[:, i]) for i in range(k)]
+    return found
+
+
+def dropout_audit(model: nn.Module, prompts: pd.DataFrame, *, p: float = 0.1, seed: int = 0, scope: str = "sequence", places: str | Sequence[str] = INJECTED) -> pd.DataFrame:
+    """How far two draws lie apart by layer, relative to the state's norm, over a few prompts. Raises `DeadDropout` if nothing moves."""
+    batch = pad(prompts.input_ids, device=model.device)
+    seeds = [[draw_seed(r, k, seed) for r in prompts.row_id] for k in (0, 1)]
+    one, other = (states["resid_post"].float() for states, _ in draw_states(model, batch, ["resid_post"], seeds=seeds, p=p, scope=scope, places=places))
+    move = (other - one).norm(dim=-1) / one.norm(dim=-1)
+    refuse_equal(one[:, -1], other[:, -1], prompts.row_id)
+    return pd.DataFrame({"layer": range(move.shape[1]), "relative_move": move.mean(0).numpy(), "least": move.min(0).values.numpy()})
+
+
+def refuse_equal(a: Tensor, b: Tensor, rows: Sequence[str] | pd.Series) -> None:
+    """Raises `DeadDropout` if a row of two draws [n, d] is the same in both."""
+    same = (a == b).all(-1)
+    if same.any():
+        raise DeadDropout(f"{int(same.sum())} of {len(same)} rows have two equal draws (first: {list(rows)[int(same.nonzero()[0])]}): dropout has no effect")
