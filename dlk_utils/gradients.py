@@ -55,15 +55,14 @@ def counterfactual_states(model: nn.Module, batch: Batch, choice_ids: Sequence, 
     activation: no weight is stepped, so none has to be restored. Sites before the move keep their states.
     """
     last = cached_prefix(model, batch)
-    length = last["past_key_values"].get_seq_length()
     states, grads, logp = _last_token_gradients(model, last, choice_ids, ["resid_post"], layer)
     g = grads["resid_post"][:, 0].double()
     size = step * states["resid_post"][:, 0].double().norm(dim=-1, keepdim=True)
     move = -torch.sign(logp[:, 1] - logp[:, 0])[:, None] * size * g / g.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    last["past_key_values"].crop(length)
+    last["past_key_values"].crop(-1)  # the last token is asked again
     found: dict[str, list[Tensor]] = {site: [] for site in sites}
     push = lambda site, at, hidden: torch.cat([hidden[:, :-1], hidden[:, -1:] + move[:, None].to(hidden)], 1)
-    with at_sites(model, ["resid_post"], push, layer), at_sites(model, sites, lambda site, at, hidden: found[site].append(hidden[:, -1].cpu())):
+    with at_sites(model, ["resid_post"], push, layer), at_sites(model, sites, lambda site, at, hidden: found[site].append(hidden[:, -1].to("cpu", copy=True))):
         logits = forward(model, last, use_cache=True).logits[:, -1]
     return {s: torch.stack(v, 1) for s, v in found.items()}, choice_logprobs(logits, choice_ids).cpu()
 

@@ -1,9 +1,10 @@
 import pytest
 import torch
 from conftest import FAMILIES, LAYERS, close, tiny, tiny_prompts
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dlk_utils.extract import forward_states, pad
-from dlk_utils.sites import ARCHITECTURES, SITES, at_sites, site_modules
+from dlk_utils.sites import ARCHITECTURES, SITES, UnknownArchitecture, architecture, at_sites, check_sites, site_modules
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -54,3 +55,21 @@ def test_hooks_are_gone_after_an_error():
     with pytest.raises(ZeroDivisionError), at_sites(model, SITES, lambda *a: 1 / 0):
         model(torch.tensor([[1, 2]]))
     assert hooks() == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_that_keeps_the_conventions_passes_the_check_and_the_heads_make_what_attention_puts_out(family):
+    model = tiny(family)
+    check_sites(model)
+    if "layernorm" in architecture(model).attn:
+        return  # a norm stands between W_O and what is added
+    states = forward_states(model, pad(tiny_prompts().input_ids), ["head_out", "attn_out"])[0]
+    for layer, w_o in enumerate(site_modules(model, "head_out")):
+        with torch.no_grad():
+            torch.testing.assert_close(w_o(states["head_out"][:, layer]), states["attn_out"][:, layer], **close(model))
+
+
+def test_a_variant_whose_blocks_do_something_else_is_refused_by_name():
+    config = AutoConfig.for_model("opt", vocab_size=97, hidden_size=36, ffn_dim=40, num_attention_heads=6, num_hidden_layers=3, word_embed_proj_dim=36, max_position_embeddings=64, do_layer_norm_before=False)
+    with pytest.raises(UnknownArchitecture, match=r"opt: expected resid_post\[0\] to be"):
+        check_sites(AutoModelForCausalLM.from_config(config).eval())
