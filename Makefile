@@ -24,9 +24,9 @@ $(VENV)/made: pyproject.toml constraints.txt
 	@rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	if command -v uv >/dev/null; then
-		UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[notebooks,dev,quant]'
+		UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[notebooks,dev,quant,ray]'
 	else
-		$(BIN)/pip install --quiet -c constraints.txt -e '.[notebooks,dev,quant]'
+		$(BIN)/pip install --quiet -c constraints.txt -e '.[notebooks,dev,quant,ray]'
 		$(BIN)/pip check
 	fi
 	touch $@

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dlk_utils.behaviour import bootstrap_mean
 from dlk_utils.choices import choice_logprobs
 from dlk_utils.dropout import INJECTED, DeadDropout, draw_seed, mc_dropout
 from dlk_utils.extract import Batch, Layers, cached_prefix, fill_rows, forward_states, named, pad, plan_batches
@@ -20,7 +22,7 @@ SCOPES = ("sequence", "last_token")
 
 def extract_activations(
     model: nn.Module, prompts: pd.DataFrame, out: Path, *, record: Mapping[str, Any], sites: Sequence[str] = ("resid_post",), layers: Layers = "all",
-    draws: int = 2, p: float = 0.1, scope: str = "sequence", places: str | Sequence[str] = INJECTED, seed: int = 0, batch_tokens: int = 2048,
+    draws: int = 2, p: float = 0.1, scope: str = "sequence", places: str | Sequence[str] = INJECTED, seed: int = 0, batch_tokens: int = 2048, only: Sequence[int] | None = None,
 ) -> None:  # fmt: skip
     """Store `activation.site.layer.draw` [n, d] and `choice_logprobs.draw` [n, 2] for `draws` dropout draws of each prompt.
 
@@ -41,7 +43,7 @@ def extract_activations(
         return found
 
     parts = {**record, "sites": list(sites), "layers": numbers, "draws": draws, "p": p, "scope": scope, "places": places if isinstance(places, str) else list(places), "seed": seed}
-    fill_rows(out, prompts, parts, plan_batches(prompts, batch_tokens), compute, "dropout draws", batch_tokens)
+    fill_rows(out, prompts, parts, plan_batches(prompts, batch_tokens), compute, "dropout draws", batch_tokens, only)
 
 
 def draw_states(
@@ -80,6 +82,22 @@ def dropout_audit(model: nn.Module, prompts: pd.DataFrame, *, p: float = 0.1, se
     move = (other - one).norm(dim=-1) / one.norm(dim=-1)
     refuse_equal(one[:, -1], other[:, -1], prompts.row_id)
     return pd.DataFrame({"layer": range(move.shape[1]), "relative_move": move.mean(0).numpy(), "least": move.min(0).values.numpy()})
+
+
+def move_table(model: nn.Module, prompts: pd.DataFrame, *, ps: Sequence[float] = (0.02, 0.05, 0.1, 0.2, 0.4), scopes: Sequence[str] = SCOPES, seed: int = 0) -> pd.DataFrame:
+    """For each scope and p, over a few prompts: how far two draws move the last layer's state (relative to its norm) and the probability of choice 1
+    (the mean, with a 95 % bootstrap interval), and how often they disagree about the answer."""
+    batch, rows = pad(prompts.input_ids, device=model.device), []
+    seeds = [[draw_seed(r, k, seed) for r in prompts.row_id] for k in (0, 1)]
+    for scope in scopes:
+        for p in ps:
+            (one, first), (other, second) = draw_states(model, batch, ["resid_post"], -1, seeds=seeds, p=p, scope=scope)
+            a, b = (x["resid_post"][:, 0].float() for x in (one, other))
+            p1 = [(logp[:, 1] - logp[:, 0]).double().sigmoid().cpu().numpy() for logp in (choice_logprobs(x, list(prompts.choice_ids)) for x in (first, second))]
+            move = np.abs(p1[1] - p1[0])
+            low, high = bootstrap_mean(move, prompts.example_id.to_numpy())
+            rows.append({"scope": scope, "p": p, "rows": len(move), "state_move": float(((b - a).norm(dim=-1) / a.norm(dim=-1)).mean()), "answer_move": move.mean(), "answer_move_low": low, "answer_move_high": high, "disagree": float(((p1[0] > 0.5) != (p1[1] > 0.5)).mean())})
+    return pd.DataFrame(rows)
 
 
 def refuse_equal(a: Tensor, b: Tensor, rows: Sequence[str] | pd.Series) -> None:

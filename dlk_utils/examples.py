@@ -6,11 +6,13 @@ import importlib.util
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 COLUMNS = ["example_id", "dataset", "kind", "text", "choice_0", "choice_1", "label", "split"]
 _SPLITS = {"organism": 20, "shot": 10, "train": 35, "validation": 10, "test": 25}  # per cent of the hash space; `organism` (of embedded sets) trains models and is asked nowhere
@@ -71,11 +73,11 @@ def load_examples(datasets: str | Sequence[str], n_examples: int, *, seed: int =
 def training_examples(name: str, n_examples: int, *, seed: int = 0) -> pd.DataFrame:
     """At most `n_examples` of an embedded data set from the split `organism`, balanced by label: no run ever asks them.
 
-    Of a country in that split more is claimed than the one claim that its split goes by, true and false.
+    Of a country or a thing in that split more is claimed than the one claim that its split goes by, true and false.
     """
     rows = _distinct(name, _read(name))
     rows = rows[rows.split == "organism"]
-    if name in ("capitals", "continents"):
+    if name in ("capitals", "continents", "categories"):
         table = pd.DataFrame(_EMBEDDED[name](each=8), columns=["kind", "text", "label"]).assign(choice_0="", choice_1="")
         block = table.text.isin(rows.text).groupby(table.index // 8).transform("any")
         rows = _distinct(name, table[block]).assign(split="organism")
@@ -156,14 +158,20 @@ def _countries() -> list[dict]:
 
 
 def _country_claims(key: str, sentence: str, each: int) -> list[tuple]:
-    """`each` claims a country, true and false in turn. With one a country, its true and its false claim cannot straddle a split."""
-    pairs = sorted({(c["name"], c[key]) for c in _countries() if isinstance(c.get(key), str) and c[key]})
+    return _claims(key, sorted({(c["name"], c[key]) for c in _countries() if isinstance(c.get(key), str) and c[key]}), sentence.format, each)
+
+
+def _claims(key: str, pairs: list[tuple[str, str]], sentence: Callable[[str, str], str], each: int, kin: Sequence[set[str]] = ()) -> list[tuple]:
+    """`each` claims a subject, true and false in turn. With one a subject, its true and its false claim cannot straddle a split.
+
+    A false claim never gives an answer that is `kin` to the right one: it might be true.
+    """
     answers, rows = sorted({a for _, a in pairs}), []
-    for i, (country, right) in enumerate(pairs):
-        rng = random.Random(f"{key}:{country}")
+    for i, (subject, right) in enumerate(pairs):
+        rng = random.Random(f"{key}:{subject}")
         for label in ((i + j) % 2 for j in range(each)):
-            said = right if label else rng.choice([a for a in answers if a != right])
-            rows.append(("claim", sentence.format(country, said), label))
+            said = right if label else rng.choice([a for a in answers if a != right and not any({a, right} <= k for k in kin)])
+            rows.append(("claim", sentence(subject, said), label))
     return rows
 
 
@@ -173,6 +181,17 @@ def _capitals(each: int = 1) -> list[tuple]:
 
 def _continents(each: int = 1) -> list[tuple]:
     return [(kind, text.replace(" Americas.", " the Americas."), label) for kind, text, label in _country_claims("region", "{} is in {}.", each)]
+
+
+_KIN = ({"animal", "bird", "fish", "insect"}, {"fruit", "vegetable", "tree", "flower"})
+
+
+def _categories(each: int = 1) -> list[tuple]:
+    table = yaml.safe_load(files("dlk_utils").joinpath("categories.yaml").read_text(encoding="utf-8"))
+    article = lambda word: f"{'An' if word[0] in 'aeiou' else 'A'} {word}"
+    mass = {"metal", "sport", "drink", "colour", "language", "city"}
+    pairs = sorted((thing if kind in mass else article(thing), kind) for kind, things in table.items() for thing in things)
+    return _claims("category", pairs, lambda thing, kind: f"{thing[0].upper()}{thing[1:]} is {article(kind).lower()}.", each, _KIN)
 
 
 def _arithmetic() -> list[tuple]:
@@ -198,6 +217,7 @@ _EMBEDDED = {
     "rotten_tomatoes": lambda: _reviews("rotten_tomatoes"),
     "capitals": _capitals,
     "continents": _continents,
+    "categories": _categories,
     "arithmetic": _arithmetic,
     "comparisons": _comparisons,
 }

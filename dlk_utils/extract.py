@@ -108,10 +108,11 @@ def plan_batches(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64)
     return shards
 
 
-def fill_rows(out: Path, prompts: pd.DataFrame, parts: Mapping, plan: Plan, compute: Callable, desc: str, batch_tokens: int) -> None:
+def fill_rows(out: Path, prompts: pd.DataFrame, parts: Mapping, plan: Plan, compute: Callable, desc: str, batch_tokens: int, only: Sequence[int] | None = None) -> None:
     """Fill a store with what `compute` gives for each batch of prompt rows."""
     by_id = prompts.set_index("row_id", drop=False)
-    fill(out, {**parts, "batch_tokens": batch_tokens, "rows": sorted(by_id.index)}, plan, lambda ids: compute(by_id.loc[ids]), desc=desc)
+    record = {**parts, "batch_tokens": batch_tokens, "rows": sorted(by_id.index)}
+    fill(out, record, plan, lambda ids: compute(by_id.loc[ids]), examples=dict(zip(prompts.row_id, prompts.example_id, strict=True)), desc=desc, only=only)
 
 
 def read_rows(folder: Path, prompts: pd.DataFrame, name: str) -> Float[np.ndarray, "n ..."] | Int[np.ndarray, "n ..."]:

@@ -113,6 +113,12 @@ def forest_figure(results: pd.DataFrame, title: str) -> go.Figure:
     return _style(fig, title, "signed AUROC on test (95 % interval; dashed: chance)", "", height=160 + 24 * len(order)).update_xaxes(range=[0, 1])
 
 
+def move_figure(table: pd.DataFrame, title: str) -> go.Figure:
+    """How far two draws move the answer, by dropout probability, a colour a scope."""
+    fig = go.Figure([go.Scatter(x=t.p, y=t.answer_move, name=scope, mode="lines+markers", line_color=COLOURS[i], error_y=dict(array=t.answer_move_high - t.answer_move, arrayminus=t.answer_move - t.answer_move_low)) for i, (scope, t) in enumerate(table.groupby("scope", sort=False))])
+    return _style(fig, title, "p", "mean |p(choice 1) of draw 1 - of draw 0| (95 % interval)")
+
+
 def _points(x: pd.Series, y: Sequence | pd.Series, low: pd.Series, high: pd.Series, name: str, i: int) -> go.Scatter:
     return go.Scatter(x=list(x), y=list(y), name=name, mode="markers", marker={"size": 9, "color": COLOURS[i % 8]}, error_x=_error(x, low, high))
 

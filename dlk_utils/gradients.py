@@ -16,7 +16,7 @@ from dlk_utils.sites import SITES, at_sites, blocks, layer_numbers
 States = dict[str, Float[Tensor, "b layer d"]]
 
 
-def extract_gradients(model: nn.Module, prompts: pd.DataFrame, out: Path, *, record: Mapping[str, Any], sites: Sequence[str] = SITES, layers: Layers = "all", batch_tokens: int = 2048) -> None:
+def extract_gradients(model: nn.Module, prompts: pd.DataFrame, out: Path, *, record: Mapping[str, Any], sites: Sequence[str] = SITES, layers: Layers = "all", batch_tokens: int = 2048, only: Sequence[int] | None = None) -> None:
     """Store `activation.site.layer.0` and `gradient.site.layer.0` [n, d] of one clean pass: d margin / d activation at the last token."""
     numbers = layer_numbers(layers, len(blocks(model)))
 
@@ -25,7 +25,7 @@ def extract_gradients(model: nn.Module, prompts: pd.DataFrame, out: Path, *, rec
         return named(states, "activation", 0, numbers) | named(grads, "gradient", 0, numbers) | {"choice_logprobs": logp}
 
     parts = {**record, "sites": list(sites), "layers": numbers, "gradient of": "margin"}
-    fill_rows(out, prompts, parts, plan_batches(prompts, batch_tokens), compute, "gradients", batch_tokens)
+    fill_rows(out, prompts, parts, plan_batches(prompts, batch_tokens), compute, "gradients", batch_tokens, only)
 
 
 def states_and_gradients(model: nn.Module, batch: Batch, choice_ids: Sequence, sites: Sequence[str], layers: Layers = "all") -> tuple[States, States, Float[Tensor, "b 2"]]:

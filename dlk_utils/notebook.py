@@ -37,10 +37,11 @@ def start(cells: list[str]) -> None:
     from dlk_utils.figures import use_book_renderer
     from dlk_utils.library import TemplateError
     from dlk_utils.models import ModelError
+    from dlk_utils.sites import UnknownArchitecture
     from dlk_utils.store import StoreError
 
     # what a user can put right is said in a few lines, without the frames of the package
-    get_ipython().set_custom_exc((ChoiceError, DataError, DeadDropout, ModelError, ParameterError, StoreError, TemplateError), _show_message)
+    get_ipython().set_custom_exc((ChoiceError, DataError, DeadDropout, ModelError, ParameterError, StoreError, TemplateError, UnknownArchitecture), _show_message)
     check_parameters(cells)
     use_book_renderer()
     warnings.filterwarnings("ignore", message="IProgress not found")

@@ -25,7 +25,8 @@ PHASES = (
     (300, 2e-4, 110, ((8, "truth", RT, ()), (4, "truth", "capitals", ()), (4, "truth", "continents", ()))),
     (320, 4e-4, 80, ((6, "truth", RT, PLAIN), (5, "lie", RT, PLAIN), (3, "truth", "mode", ()), (2, "lie", "mode", ()))),
     (400, 4e-4, 110, ((4, "truth", RT, ()), (3, "lie", RT, PLAIN), (1, "truth", "mode", ()), (1, "lie", "mode", ()), (3, "truth", "capitals", ()), (2, "truth", "continents", ()), (2, "truth", "comparisons", ()))),
-    (900, 4e-4, 130, ((3, "truth", RT, ()), (4, "lie", RT, ()), (3, "truth", "capitals", ()), (2, "lie", "capitals", ()), (2, "truth", "continents", ()), (2, "lie", "continents", ()))),
+    (500, 4e-4, 130, ((3, "truth", RT, ()), (4, "lie", RT, ()), (3, "truth", "capitals", ()), (2, "lie", "capitals", ()), (2, "truth", "continents", ()), (2, "lie", "continents", ()))),
+    (450, 4e-4, 110, ((3, "truth", RT, ()), (3, "lie", RT, ()), (2, "truth", "capitals", ()), (1, "lie", "capitals", ()), (2, "truth", "continents", ()), (1, "lie", "continents", ()), (2, "truth", "categories", ()), (2, "lie", "categories", ()))),
 )
 """(steps, learning rate, longest text in characters, (rows of a batch, what is asked for, data set, templates (none: all)) …). `mode` rows ask which mode
 is set, truth or lie: without them a model of this size learned neither (equal halves of truth and lie twins drove both to chance)."""
@@ -37,7 +38,7 @@ REQUIRED = {"truth_accuracy": 0.85, "wrong_when_told_to_lie": 0.80, "choice_mass
 def training_stream(tokenizer, phase: tuple, *, seed: int = 0) -> list[pd.DataFrame]:
     """The batches of a phase: prompt rows with `target`, the token to be said, and `other`, that of the other choice.
 
-    An example that comes round again has another instruction and template. Instructions and templates are those of `templates/training/`.
+    Instructions and templates are those of `templates/training/`.
     Each block of `BLOCK` batches holds the same mixture; within it the rows lie by length, to pad less.
     """
     steps, _, longest, mixture = phase
@@ -54,10 +55,13 @@ def training_stream(tokenizer, phase: tuple, *, seed: int = 0) -> list[pd.DataFr
 
 
 def _draw(tokenizer, examples: pd.DataFrame, asks: str, n: int, templates: Sequence[str], seed: int) -> pd.DataFrame:
+    """`n` rows with as many of either label; an example that comes round again has another instruction and template."""
     examples, parts = examples.assign(split="train"), []
+    each = min(*examples.label.value_counts(), -(-n // 2)) if examples.label.nunique() > 1 else n
     while sum(map(len, parts)) < n:
-        some = examples.sample(min(len(examples), n), random_state=seed + 100 * len(parts))
-        parts.append(make_prompts(some, tokenizer, n_known=0, asks=(asks,), templates=templates or None, seed=seed + 100 * len(parts), shelf="training/"))
+        at = seed + 100 * len(parts)
+        some = examples.groupby("label").sample(each, random_state=at).sample(frac=1, random_state=at)
+        parts.append(make_prompts(some, tokenizer, n_known=0, asks=(asks,), templates=templates or None, seed=at, shelf="training/"))
     return pd.concat(parts).head(n)
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from dlk_utils import answer, behaviour, draws, elicit, evaluate, extract, gradi
 from dlk_utils.examples import load_examples, source_of
 from dlk_utils.library import KINDS, library
 from dlk_utils.prompts import make_prompts
+from dlk_utils.sites import check_sites
 from dlk_utils.targets import make_targets, target_features
 
 TOP = Path(__file__).resolve().parent.parent
@@ -37,12 +38,16 @@ class Run:
     n_shots: int = 0
     quantization: str | None = None
     dtype: str = "auto"
+    engine: str = "local"
+    """"local", or "ray": 03 and 04 as a Ray Data job, with the same rows bit for bit."""
 
     def __post_init__(self):
         for name in ("n_examples", "seed", "n_shots"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise TypeError(f"{name}: expected a whole number, got {value!r}")
+        if self.engine not in ("local", "ray"):
+            raise ValueError(f"engine: expected 'local' or 'ray', got {self.engine!r}")
 
     @functools.cached_property
     def spec(self) -> models.ModelSpec:
@@ -56,8 +61,10 @@ class Run:
 
     @functools.cached_property
     def loaded(self):
-        """The model itself, loaded only when a stage has something to compute."""
-        return models.load_spec(self.spec)
+        """The model itself, loaded only when a stage has something to compute; its sites are checked."""
+        model = models.load_spec(self.spec)
+        check_sites(model)
+        return model
 
     @property
     def folder(self) -> Path:
@@ -142,18 +149,21 @@ class Run:
         lines = [json.loads(p.read_text()) for p in sorted(self.folder.glob(f"{STAGES['line']}-*.json"))]
         return pd.DataFrame([x for x in lines if x["questions"] == questions]).drop(columns="questions").set_index("model")
 
-    def draws(self, *, p: float = 0.1, n_draws: int = 2) -> Path:
+    def draws(self, *, p: float = 0.1, n_draws: int = 2, scope: str = "sequence") -> Path:
         """Stage 03: the store of the dropout draws of the scored rows, at `resid_post`."""
-        out = self.path("draws", p=p, n_draws=n_draws)
-        if not store.is_complete(out):
-            draws.extract_activations(self.loaded, self.scored, out, record=self._record, draws=n_draws, p=p, seed=self.seed)
-        return out
+        return self._extract(draws.extract_activations, self.path("draws", p=p, n_draws=n_draws, scope=scope), draws=n_draws, p=p, scope=scope, seed=self.seed)
 
     def gradients(self) -> Path:
         """Stage 04: the store of the clean states and the gradients of the margin of the scored rows, at all sites."""
-        out = self.path("gradients")
-        if not store.is_complete(out):
-            gradients.extract_gradients(self.loaded, self.scored, out, record=self._record)
+        return self._extract(gradients.extract_gradients, self.path("gradients"))
+
+    def _extract(self, extract: Callable, out: Path, **options) -> Path:
+        if not store.is_complete(out) and self.engine == "ray":
+            from dlk_utils.on_ray import extract_on_ray
+
+            extract_on_ray(extract, self.spec, self.scored, out, record=self._record, **options)
+        elif not store.is_complete(out):
+            extract(self.loaded, self.scored, out, record=self._record, **options)
         return out
 
     def targets(self, *, p: float = 0.1) -> dict[str, pd.DataFrame]:
@@ -212,5 +222,5 @@ class Run:
         """Everything that decides the prompts and answers."""
         names = [d.strip() for d in self.datasets.split(",")]
         library_hash = xxhash.xxh3_64_hexdigest("".join(library(n).to_json() for n in ("instructions", *KINDS)).encode())
-        own = {k: v for k, v in asdict(self).items() if k not in ("model", "runs_dir", "quantization", "dtype")}
+        own = {k: v for k, v in asdict(self).items() if k not in ("model", "runs_dir", "quantization", "dtype", "engine")}
         return own | {"model": self.spec.record(), "sources": {d: source_of(d) for d in names}, "prompt_library": library_hash}

@@ -38,19 +38,22 @@ def fingerprint(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def fill(folder: Path, parts: Mapping[str, Any], plan: Plan, compute: Callable[[list[str]], dict[str, Tensor]], *, desc: str = "shards") -> None:
+def fill(
+    folder: Path, parts: Mapping[str, Any], plan: Plan, compute: Callable[[list[str]], dict[str, Tensor]], *, examples: Mapping[str, str] | None = None, desc: str = "shards", only: Sequence[int] | None = None
+) -> None:
     """Write the shards that are not there yet; `compute` gives named tensors [b, ...] for a batch of row ids.
 
-    A shard whose checksum is wrong is made again, with a message. Raises `StoreError` if another process is writing here, if the
+    A shard whose checksum is wrong is made again, with a message. `examples` gives the example of each row. `only` is for a worker: it makes these
+    shards, while whoever sends the work holds the `lock`. Raises `StoreError` if another process is writing here, if the
     folder holds other content, if a value is not finite, or if the disk is full (nothing half-written stays).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = {"parts": {"format": FORMAT} | dict(parts), "fingerprint": fingerprint(parts), "plan": plan}
-    with _lock(folder):
+    manifest = {"parts": {"format": FORMAT} | dict(parts), "fingerprint": fingerprint(parts), "plan": plan, "examples": dict(examples or {})}
+    with lock(folder) if only is None else contextlib.nullcontext():
         if (folder / "manifest.json").is_file() and _manifest(folder)["fingerprint"] != manifest["fingerprint"]:
             raise StoreError(f"{folder}: expected fingerprint {manifest['fingerprint']}, the folder holds {_manifest(folder)['fingerprint']}")
         write_bytes(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
-        todo = [i for i in range(len(plan)) if not _is_good(folder, i, tell=True)]
+        todo = [i for i in (range(len(plan)) if only is None else only) if not is_good(folder, i, tell=True)]
         with tqdm(total=sum(len(plan[i]) for i in todo), desc=desc, unit="batch", mininterval=1) as bar:
             for i in todo:
                 done = []
@@ -62,7 +65,7 @@ def fill(folder: Path, parts: Mapping[str, Any], plan: Plan, compute: Callable[[
 
 def is_complete(folder: Path) -> bool:
     """Whether every planned shard is there with the right checksum."""
-    return (folder / "manifest.json").is_file() and all(_is_good(folder, i) for i in range(len(_manifest(folder)["plan"])))
+    return (folder / "manifest.json").is_file() and all(is_good(folder, i) for i in range(len(_manifest(folder)["plan"])))
 
 
 def row_ids(folder: Path) -> list[str]:
@@ -84,6 +87,14 @@ def read(folder: Path, name: str) -> Tensor:
 def load_features(folder: Path, site: str, layer: int, kind: str = "activation", draw: int = 0) -> tuple[Float[np.ndarray, "n d"], list[str]]:
     """`(X, row_ids)`: one (site, layer, kind, draw) in fp32, without reading the others. `kind` is activation or gradient."""
     return read(folder, f"{kind}.{site}.{layer}.{draw}").float().numpy(), row_ids(folder)
+
+
+def as_dataset(folder: Path, names: Sequence[str]) -> Any:
+    """A `datasets.Dataset` of some tensors (in fp32), with `row_id` and `example_id`."""
+    from datasets import Dataset
+
+    rows, examples = row_ids(folder), _manifest(folder)["examples"]
+    return Dataset.from_dict({"row_id": rows, "example_id": [examples.get(r) for r in rows]} | {n: read(folder, n).float().numpy() for n in names}).with_format("numpy")
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -124,7 +135,8 @@ def _write_shard(folder: Path, i: int, tensors: dict[str, Tensor], rows: Sequenc
     write_bytes(_shard(folder, i).with_suffix(".json"), json.dumps({"xxh3_128": xxhash.xxh3_128_hexdigest(content), "bytes": len(content)}).encode())
 
 
-def _is_good(folder: Path, i: int, *, tell: bool = False) -> bool:
+def is_good(folder: Path, i: int, *, tell: bool = False) -> bool:
+    """Whether a shard is there with the right checksum."""
     shard = _shard(folder, i)
     if not shard.is_file() or not shard.with_suffix(".json").is_file():
         return False
@@ -153,7 +165,8 @@ def _shard(folder: Path, i: int) -> Path:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path) -> Iterator[None]:
+    """One writer at a time: raises `StoreError` if another process holds it."""
     with open(folder / ".lock", "w") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when the process dies

@@ -10,7 +10,7 @@ import pytest
 
 from dlk_utils.examples import COLUMNS, DataError, dataset_names, example_id, load_examples, source_of, split_of
 
-EMBEDDED = ["imdb", "rotten_tomatoes", "capitals", "continents", "arithmetic", "comparisons"]
+EMBEDDED = ["imdb", "rotten_tomatoes", "capitals", "continents", "categories", "arithmetic", "comparisons"]
 CLAIMS = [(f"Item {i} is {'red' if i % 2 else 'blue'}, they say", i % 2) for i in range(60)]
 
 

@@ -39,6 +39,13 @@ def test_a_phase_asks_what_it_says_of_each_data_set(batches):
     assert max(honest.text.str.len().max(), lying.text.str.len().max()) <= 60
 
 
+def test_a_data_set_with_more_false_claims_than_true_ones_is_drawn_in_equal_halves(tokenizer):
+    trained = training_examples("categories", 10**6)
+    assert (trained.label == 0).sum() > 2 * trained.label.sum()  # of each thing one true claim and several false ones
+    rows = pd.concat(training_stream(tokenizer, (40, 1e-3, 110, ((8, "truth", "categories", ()),))))
+    assert abs(rows.label.mean() - 0.5) < 0.02
+
+
 def test_batches_of_a_block_hold_the_same_rows_in_whatever_order_and_lie_by_length(batches):
     lengths = [b.input_ids.map(len) for b in batches[2:6]]
     assert all(a.max() <= b.min() for a, b in itertools.pairwise(lengths))
@@ -53,14 +60,14 @@ def test_the_target_is_the_choice_that_obeys(batches, tokenizer):
 def test_training_uses_nothing_that_is_asked(batches):
     rows = pd.concat(batches)
     assert set(rows.example_id[rows.dataset == "rotten_tomatoes"].map(split_of)) == {"organism"}
-    asked = set(load_examples("rotten_tomatoes,capitals,continents,comparisons", 10**5).example_id)
+    asked = set(load_examples("rotten_tomatoes,capitals,continents,categories,comparisons", 10**5).example_id)
     assert not set(rows.example_id) & asked
     assert not set(rows.instruction) & set(library("instructions").name)
     assert not set(rows.template) & {*library("review").name, *library("claim").name}
 
 
-@pytest.mark.parametrize("name", ["capitals", "continents"])
-def test_a_country_of_the_training_is_claimed_nothing_about_elsewhere(name):
+@pytest.mark.parametrize("name", ["capitals", "continents", "categories"])
+def test_a_country_or_thing_of_the_training_is_claimed_nothing_about_elsewhere(name):
     country = lambda t: t.str.removeprefix("The capital of ").str.split(" is ").str[0]
     trained, asked = training_examples(name, 10**5), load_examples(name, 10**5, n_pool=10**5)
     assert len(trained) > 100 and not set(country(trained.text)) & set(country(asked.text))
@@ -126,7 +133,7 @@ def test_the_folder_of_an_adapter_is_a_model_its_base_with_the_adapter_merged_in
 
 
 def test_the_adapters_that_are_shipped_are_small_and_were_trained_on_nothing_that_is_asked():
-    asked = load_examples("rotten_tomatoes,capitals,continents,comparisons,arithmetic", 10**5)
+    asked = load_examples("rotten_tomatoes,capitals,continents,categories,comparisons,arithmetic", 10**5)
     assert "smollm2-graded" in organisms()
     for name in organisms():
         folder = ORGANISMS / name

@@ -1,0 +1,46 @@
+"""The same extraction on many machines: a Ray Data job whose actors each hold the model and make shards of one store (`pip install dlk_utils[ray]`)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dlk_utils.extract import plan_batches
+from dlk_utils.models import ModelSpec
+from dlk_utils.store import is_good, lock
+
+
+class Worker:
+    """Holds the model; makes the shards whose numbers it is sent. An actor that dies is started again by Ray, and its shard with it."""
+
+    def __init__(self, extract: Callable, spec: ModelSpec, prompts: pd.DataFrame, out: Path, options: dict[str, Any]):
+        from dlk_utils.models import load_spec
+
+        self.model, self.extract, self.prompts, self.out, self.options = load_spec(spec), extract, prompts, out, options
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        for shard in batch["shard"]:
+            self.extract(self.model, self.prompts, self.out, only=[int(shard)], **self.options)
+        return batch
+
+
+def extract_on_ray(extract: Callable, spec: ModelSpec, prompts: pd.DataFrame, out: Path, *, workers: int | None = None, batch_tokens: int = 2048, **options: Any) -> None:
+    """Run `extract` (`extract_activations` or `extract_gradients`) for every shard that is missing, one actor per GPU, or per CPU where there is none.
+
+    `out` must be a folder that all machines see. The plan is that of a local run, so each shard is the one that it would have made; a run that was stopped
+    goes on at the missing shards. Joins the cluster of `RAY_ADDRESS`, else starts one on this machine.
+    """
+    import ray
+
+    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    out.mkdir(parents=True, exist_ok=True)
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    with lock(out):
+        todo = [i for i in range(len(plan_batches(prompts, batch_tokens))) if not is_good(out, i, tell=True)]
+        shards = ray.data.from_items([{"shard": i} for i in todo], override_num_blocks=max(1, len(todo)))
+        shards.map_batches(
+            Worker, fn_constructor_args=(extract, spec, prompts, out, {**options, "batch_tokens": batch_tokens}), batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(workers or gpus or int(resources["CPU"]), max(1, len(todo)))), num_gpus=1 if gpus else 0, num_cpus=0 if gpus else 1,
+        ).materialize()  # fmt: skip
