@@ -58,6 +58,7 @@ nbval: setup
 bench: setup  ## time one way of computing against another, side by side
 	$(BIN)/python bench/answers.py
 	$(BIN)/python bench/answers.py 12 2
+	$(BIN)/python bench/extraction.py
 
 organism: setup  ## train the liar again (hours on two cores) into runs/organisms/ and print its held-out figures
 	@mkdir -p build

@@ -115,7 +115,7 @@ def forest_figure(results: pd.DataFrame, title: str) -> go.Figure:
 
 def move_figure(table: pd.DataFrame, title: str) -> go.Figure:
     """How far two draws move the answer, by dropout probability, a colour a scope."""
-    fig = go.Figure([go.Scatter(x=t.p, y=t.answer_move, name=scope, mode="lines+markers", line_color=COLOURS[i], error_y=dict(array=t.answer_move_high - t.answer_move, arrayminus=t.answer_move - t.answer_move_low)) for i, (scope, t) in enumerate(table.groupby("scope", sort=False))])
+    fig = go.Figure([go.Scatter(x=list(t.p), y=list(t.answer_move), name=scope, mode="lines+markers", line_color=COLOURS[i], error_y=_error(t.answer_move, t.answer_move_low, t.answer_move_high)) for i, (scope, t) in enumerate(table.groupby("scope", sort=False))])
     return _style(fig, title, "p", "mean |p(choice 1) of draw 1 - of draw 0| (95 % interval)")
 
 
