@@ -44,7 +44,7 @@ book: setup  ## run the notebooks and build the HTML book: _build/html/index.htm
 	echo "open _build/html/index.html"
 
 test: setup lint  ## everything that CI runs: lint, unit tests, the notebooks run twice and compared
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 	$(MAKE) --no-print-directory nbval
 
 nbval: setup
