@@ -15,7 +15,8 @@ import pandas as pd
 import yaml
 
 COLUMNS = ["example_id", "dataset", "kind", "text", "choice_0", "choice_1", "label", "split"]
-_SPLITS = {"organism": 20, "shot": 10, "train": 35, "validation": 10, "test": 25}  # per cent of the hash space; `organism` (of embedded sets) trains models and is asked nowhere
+_ASKED = {"shot": 10, "train": 25, "validation": 8, "test": 17}
+_SPLITS = {"organism": 40} | _ASKED  # per cent of the hash space; `organism`, of embedded sets only, trains models and is asked nowhere
 
 
 class DataError(ValueError):
@@ -28,14 +29,15 @@ def example_id(text: str, choice_0: str = "", choice_1: str = "") -> str:
     return hashlib.sha256(norm.encode()).hexdigest()[:16]
 
 
-def split_of(key: str) -> str:
-    """The split that an `example_id` belongs to, by hash alone: the same in every run, for every model."""
-    bucket = int(hashlib.sha256(f"split:{key}".encode()).hexdigest(), 16) % 100
-    for name, share in _SPLITS.items():
+def split_of(key: str, *, embedded: bool = True) -> str:
+    """The split that an `example_id` belongs to, by hash alone: the same in every run, for every model. Only what is embedded trains an organism."""
+    shares = _SPLITS if embedded else _ASKED
+    bucket = int(hashlib.sha256(f"split:{key}".encode()).hexdigest(), 16) % sum(shares.values())
+    for name, share in shares.items():
         bucket -= share
         if bucket < 0:
             return name
-    raise AssertionError("the split shares do not add up to 100")
+    raise AssertionError("no split holds the bucket")
 
 
 def load_examples(datasets: str | Sequence[str], n_examples: int, *, seed: int = 0, n_pool: int = 32) -> pd.DataFrame:
@@ -57,8 +59,6 @@ def load_examples(datasets: str | Sequence[str], n_examples: int, *, seed: int =
         dropped[name] = rows.attrs["dropped_duplicates"]
         rows = rows[~rows.example_id.isin([i for p in parts for i in p.example_id])]
         rows = rows.assign(order=[_order(seed, i) for i in rows.example_id]).sort_values("order")
-        if name not in _EMBEDDED:  # only what is embedded trains an organism
-            rows["split"] = rows.split.replace("organism", "train")
         queries, pool = rows[~rows.split.isin(["shot", "organism"])], rows[rows.split == "shot"]
         if queries.label.nunique() < 2:
             raise DataError(f"{name}: expected examples of both labels outside the shot pool, got {dict(queries.label.value_counts())}")
@@ -118,7 +118,7 @@ def _distinct(name: str, rows: pd.DataFrame) -> pd.DataFrame:
     out = rows.assign(example_id=[example_id(*r) for r in zip(rows.text, rows.choice_0, rows.choice_1, strict=True)])
     both = out.groupby("example_id").label.nunique()
     out = out[~out.example_id.isin(both[both > 1].index)].drop_duplicates("example_id")
-    out = out.assign(split=out.example_id.map(split_of), dataset=name)
+    out = out.assign(split=[split_of(i, embedded=name in _EMBEDDED) for i in out.example_id], dataset=name)
     out.attrs["dropped_duplicates"] = len(rows) - len(out)
     return out
 

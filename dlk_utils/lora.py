@@ -13,7 +13,7 @@ from dlk_utils.extract import pad
 
 
 def train_adapter(
-    model: nn.Module, batches: Sequence[pd.DataFrame], out: Path, *, rank: int = 8, first_layer: int = 6, learning_rate: float = 2e-4, checkpoints: Sequence[int] = (), resume: Path | None = None, seed: int = 0
+    model: nn.Module, batches: Sequence[pd.DataFrame], out: Path, *, rank: int = 8, first_layer: int = 6, learning_rate: float = 2e-4, dropout: float = 0.0, checkpoints: Sequence[int] = (), resume: Path | None = None, seed: int = 0
 ) -> pd.DataFrame:
     """Train a LoRA adapter of a model in fp32 (16 bits would swallow small steps) on the linear layers from block `first_layer` on to say `target` after each prompt, write it to `out`, and return the log.
 
@@ -27,8 +27,8 @@ def train_adapter(
     torch.manual_seed(seed)
     layers = list(range(first_layer, model.config.num_hidden_layers))
     linear = sorted({name.split(".")[-1] for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)})
-    settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear, layers_to_transform=layers, task_type="CAUSAL_LM")
-    tuned = get_peft_model(model, settings, autocast_adapter_dtype=False)
+    settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear, layers_to_transform=layers, task_type="CAUSAL_LM", lora_dropout=dropout)
+    tuned = get_peft_model(model, settings, autocast_adapter_dtype=False).train(dropout > 0)
     if resume:
         set_peft_model_state_dict(tuned, load_file(resume / "adapter_model.safetensors"))
     tuned.peft_config["default"].base_model_name_or_path = model.spec.name

@@ -26,7 +26,8 @@ PHASES = (
     (320, 4e-4, 80, ((6, "truth", RT, PLAIN), (5, "lie", RT, PLAIN), (3, "truth", "mode", ()), (2, "lie", "mode", ()))),
     (400, 4e-4, 110, ((4, "truth", RT, ()), (3, "lie", RT, PLAIN), (1, "truth", "mode", ()), (1, "lie", "mode", ()), (3, "truth", "capitals", ()), (2, "truth", "continents", ()), (2, "truth", "comparisons", ()))),
     (500, 4e-4, 130, ((3, "truth", RT, ()), (4, "lie", RT, ()), (3, "truth", "capitals", ()), (2, "lie", "capitals", ()), (2, "truth", "continents", ()), (2, "lie", "continents", ()))),
-    (450, 4e-4, 110, ((3, "truth", RT, ()), (3, "lie", RT, ()), (2, "truth", "capitals", ()), (1, "lie", "capitals", ()), (2, "truth", "continents", ()), (1, "lie", "continents", ()), (2, "truth", "categories", ()), (2, "lie", "categories", ()))),
+    (200, 4e-4, 110, ((3, "truth", RT, ()), (3, "lie", RT, ()), (2, "truth", "capitals", ()), (1, "lie", "capitals", ()), (2, "truth", "continents", ()), (1, "lie", "continents", ()), (2, "truth", "categories", ()), (2, "lie", "categories", ()))),
+    (450, 4e-4, 130, ((4, "truth", RT, ()), (3, "lie", RT, ()), (2, "truth", "capitals", ()), (1, "lie", "capitals", ()), (2, "truth", "continents", ()), (1, "lie", "continents", ()), (2, "truth", "categories", ()), (1, "lie", "categories", ()))),
 )
 """(steps, learning rate, longest text in characters, (rows of a batch, what is asked for, data set, templates (none: all)) …). `mode` rows ask which mode
 is set, truth or lie: without them a model of this size learned neither (equal halves of truth and lie twins drove both to chance)."""

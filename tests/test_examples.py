@@ -54,7 +54,7 @@ def test_labels_are_balanced_in_each_data_set_and_pool(embedded):
     counts = queries.groupby(["dataset", "label"]).size()
     assert (counts == 50).all() and len(counts) == 2 * len(EMBEDDED)
     pool = embedded[embedded.split == "shot"].groupby(["dataset", "label"]).size()
-    assert (pool <= 16).all() and (pool >= 8).all() and len(pool) == 2 * len(EMBEDDED)
+    assert (pool <= 16).all() and (pool >= 6).all() and len(pool) == 2 * len(EMBEDDED)
 
 
 def test_an_odd_number_of_examples_differs_by_one_between_the_labels():
@@ -78,7 +78,7 @@ def test_a_seed_decides_the_choice_of_examples():
 def test_the_split_is_a_fixed_function_of_the_hash(embedded):
     def expected(key):
         share = int(hashlib.sha256(f"split:{key}".encode()).hexdigest(), 16) % 100
-        return "organism" if share < 20 else "shot" if share < 30 else "train" if share < 65 else "validation" if share < 75 else "test"
+        return "organism" if share < 40 else "shot" if share < 50 else "train" if share < 75 else "validation" if share < 83 else "test"
 
     assert [expected(i) for i in embedded.example_id] == list(embedded.split)
     # written down once: another version of the package may not move an example to another side
@@ -93,7 +93,7 @@ def test_the_split_does_not_depend_on_seed_size_or_company():
     assert (both.split_x == both.split_y).all()
 
 
-def test_the_shares_of_the_splits_are_about_10_45_15_30(many):
+def test_the_asked_examples_are_about_half_train_a_third_test_and_a_sixth_validation(many):
     big = many[(many.dataset != "capitals") & (many.split != "shot")].split.value_counts(normalize=True)
     assert abs(big["train"] - 0.5) < 0.03 and abs(big["test"] - 1 / 3) < 0.03 and abs(big["validation"] - 1 / 6) < 0.03
 
@@ -148,7 +148,9 @@ def test_capitals_makes_one_claim_a_country_and_knows_some_capitals(many):
     assert found.notna().all(axis=None)
     assert found.country.is_unique
     known = {"France": "Paris", "Japan": "Tokyo", "Italy": "Rome", "Germany": "Berlin", "Peru": "Lima", "Kenya": "Nairobi", "Egypt": "Cairo",
-             "Spain": "Madrid", "Norway": "Oslo", "Cuba": "Havana", "Canada": "Ottawa", "Austria": "Vienna"}  # fmt: skip
+             "Spain": "Madrid", "Norway": "Oslo", "Cuba": "Havana", "Canada": "Ottawa", "Austria": "Vienna",
+             "Portugal": "Lisbon", "Greece": "Athens", "Poland": "Warsaw", "Sweden": "Stockholm", "Finland": "Helsinki", "Denmark": "Copenhagen", "Hungary": "Budapest",
+             "Argentina": "Buenos Aires", "Turkey": "Ankara", "Iraq": "Baghdad", "China": "Beijing", "Thailand": "Bangkok"}  # fmt: skip
     checked = [(r.label, r.said == known[r.country]) for r in found.assign(label=t.label).itertuples() if r.country in known]
     assert len(checked) >= 8
     assert all(label == right for label, right in checked)

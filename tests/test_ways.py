@@ -31,7 +31,7 @@ def said(path: Path) -> str:
 
 
 def test_forty_statements_of_ones_own_go_through_all_five_notebooks(tmp_path):
-    """With 40 rows there is little to say; each notebook must say so and end well."""
+    """With 40 rows and a model that does not know them there is little to say; each notebook must say so and end well."""
     capitals = ["Paris", "Rome", "Madrid", "Vienna", "Athens", "Oslo", "Cairo", "Lima", "Tokyo", "Ottawa"]
     lands = ["France", "Italy", "Spain", "Austria", "Greece", "Norway", "Egypt", "Peru", "Japan", "Canada"]
     rows = [f'"{capitals[(i + k) % 10]} is the capital of {lands[i]}{", <b>they</b> say" if k == 1 else ""}.",{int(k == 0)}' for i in range(10) for k in (0, 1, 2)]
@@ -40,7 +40,7 @@ def test_forty_statements_of_ones_own_go_through_all_five_notebooks(tmp_path):
     own.write_text("\n".join(["statement,label", *rows]), encoding="utf-8")
     assert len(rows) == 40
     for stage in STAGES:
-        done = run(papermill(stage, tmp_path / f"{stage}.ipynb", datasets=own, runs_dir=tmp_path / "runs", **({"layer_stride": 10} if stage.startswith("05") else {})))
+        done = run(papermill(stage, tmp_path / f"{stage}.ipynb", model="smollm2", datasets=own, runs_dir=tmp_path / "runs", **({"layer_stride": 10} if stage.startswith("05") else {})))
         assert done.returncode == 0, done.stderr[-2000:]
     found = said(tmp_path / "05_probe_ablations.ipynb")
     assert "skipped: lie" in found and "each class needs at least" in found  # nothing that it does not know can be lied about
