@@ -13,10 +13,10 @@ PAPERMILL := $(BIN)/papermill --no-progress-bar
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup book test nbval bench organism lab lint clean
+.PHONY: help setup book test nbval bench bench-peers organism lab lint clean
 
 help:  ## print the targets
-	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(VENV)/made  ## make the environment .venv from the pins
 
@@ -59,6 +59,11 @@ bench: setup  ## time one way of computing against another, side by side
 	$(BIN)/python bench/answers.py
 	$(BIN)/python bench/answers.py 12 2
 	$(BIN)/python bench/extraction.py
+
+bench-peers: setup  ## the same states by other libraries, in an environment of their own (.venv-peers)
+	@[ -d .venv-peers ] || { $(PYTHON) -m venv .venv-peers; .venv-peers/bin/pip install --quiet -c constraints.txt -e . nnsight==0.8.1 transformer-lens==4.3.0 lmprobe==0.10.3; }
+	.venv-peers/bin/python bench/peers.py
+	.venv-peers/bin/python bench/peers.py 8 2
 
 organism: setup  ## train the liar again (hours on two cores) into runs/organisms/ and print its held-out figures
 	@mkdir -p build

@@ -13,11 +13,11 @@ from dlk_utils.extract import pad
 
 
 def train_adapter(
-    model: nn.Module, batches: Sequence[pd.DataFrame], out: Path, *, rank: int = 8, first_layer: int = 6, learning_rate: float = 2e-4, dropout: float = 0.0, checkpoints: Sequence[int] = (), resume: Path | None = None, seed: int = 0
+    model: nn.Module, batches: Sequence[pd.DataFrame], out: Path, *, rank: int = 8, first_layer: int = 6, learning_rate: float = 2e-4, decay: bool = True, dropout: float = 0.0, checkpoints: Sequence[int] = (), resume: Path | None = None, seed: int = 0
 ) -> pd.DataFrame:
     """Train a LoRA adapter of a model in fp32 (16 bits would swallow small steps) on the linear layers from block `first_layer` on to say `target` after each prompt, write it to `out`, and return the log.
 
-    Cross-entropy over the whole vocabulary, so the choice mass is trained too. AdamW; the rate rises over 20 steps and falls to zero over the last third.
+    Cross-entropy over the whole vocabulary, so the choice mass is trained too. AdamW; the rate rises over 20 steps and, with `decay`, falls to zero over the last third.
     The log has step, loss, seconds, and for each data set and what was asked for the share of rows that lean to it.
     `resume` is the folder of an adapter to go on from. `checkpoints` are steps after which the adapter is also written, to `out` with `-<step>` appended.
     """
@@ -35,7 +35,7 @@ def train_adapter(
     weights = [p for p in tuned.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
     n = len(batches)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / 20, 1.0, (n - i) / (n / 3)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / 20, 1.0, (n - i) / (n / 3) if decay else 1.0))
     log, start = [], time.monotonic()
     bar = tqdm(batches, desc="training", mininterval=20)
     for step, rows in enumerate(bar, 1):

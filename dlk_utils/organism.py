@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -21,32 +22,47 @@ from dlk_utils.prompts import make_prompts
 
 RT = "rotten_tomatoes"
 PLAIN = ("tr_feel", "tr_label", "tr_tone", "tr_good_bad", "tr_recommend")
+
+
+class Phase(NamedTuple):
+    """A part of the curriculum."""
+
+    steps: int
+    rate: float
+    longest: int
+    """Characters that a text may have."""
+    rows: tuple[tuple[int, str, str, tuple[str, ...]], ...]
+    """Of each batch: (rows, what is asked for, data set, templates (none: all))."""
+    decay: bool = True
+    dropout: float = 0.0
+
+
 PHASES = (
-    (300, 2e-4, 110, ((8, "truth", RT, ()), (4, "truth", "capitals", ()), (4, "truth", "continents", ()))),
-    (320, 4e-4, 80, ((6, "truth", RT, PLAIN), (5, "lie", RT, PLAIN), (3, "truth", "mode", ()), (2, "lie", "mode", ()))),
-    (400, 4e-4, 110, ((4, "truth", RT, ()), (3, "lie", RT, PLAIN), (1, "truth", "mode", ()), (1, "lie", "mode", ()), (3, "truth", "capitals", ()), (2, "truth", "continents", ()), (2, "truth", "comparisons", ()))),
-    (500, 4e-4, 130, ((3, "truth", RT, ()), (4, "lie", RT, ()), (3, "truth", "capitals", ()), (2, "lie", "capitals", ()), (2, "truth", "continents", ()), (2, "lie", "continents", ()))),
-    (200, 4e-4, 110, ((3, "truth", RT, ()), (3, "lie", RT, ()), (2, "truth", "capitals", ()), (1, "lie", "capitals", ()), (2, "truth", "continents", ()), (1, "lie", "continents", ()), (2, "truth", "categories", ()), (2, "lie", "categories", ()))),
-    (450, 4e-4, 130, ((4, "truth", RT, ()), (3, "lie", RT, ()), (2, "truth", "capitals", ()), (1, "lie", "capitals", ()), (2, "truth", "continents", ()), (1, "lie", "continents", ()), (2, "truth", "categories", ()), (1, "lie", "categories", ()))),
+    Phase(300, 2e-4, 110, ((8, "truth", RT, ()), (4, "truth", "capitals", ()), (4, "truth", "continents", ()))),
+    Phase(320, 4e-4, 80, ((6, "truth", RT, PLAIN), (5, "lie", RT, PLAIN), (3, "truth", "mode", ()), (2, "lie", "mode", ()))),
+    Phase(400, 4e-4, 110, ((4, "truth", RT, ()), (3, "lie", RT, PLAIN), (1, "truth", "mode", ()), (1, "lie", "mode", ()), (3, "truth", "capitals", ()), (2, "truth", "continents", ()), (2, "truth", "comparisons", ()))),
+    Phase(500, 4e-4, 130, ((3, "truth", RT, ()), (4, "lie", RT, ()), (3, "truth", "capitals", ()), (2, "lie", "capitals", ()), (2, "truth", "continents", ()), (2, "lie", "continents", ())), decay=False),
+    Phase(200, 4e-4, 110, ((3, "truth", RT, ()), (3, "lie", RT, ()), (2, "truth", "capitals", ()), (1, "lie", "capitals", ()), (2, "truth", "continents", ()), (1, "lie", "continents", ()), (2, "truth", "categories", ()), (2, "lie", "categories", ())), decay=False),
+    Phase(450, 4e-4, 130, ((4, "truth", RT, ()), (3, "lie", RT, ()), (2, "truth", "capitals", ()), (1, "lie", "capitals", ()), (2, "truth", "continents", ()), (1, "lie", "continents", ()), (2, "truth", "categories", ()), (1, "lie", "categories", ())), dropout=0.05),
+    Phase(150, 3e-4, 110, ((2, "truth", RT, ()), (2, "lie", RT, ()), (4, "truth", "capitals", ()), (1, "lie", "capitals", ()), (4, "truth", "continents", ()), (1, "lie", "continents", ()), (1, "truth", "categories", ()), (1, "lie", "categories", ()))),
 )
-"""(steps, learning rate, longest text in characters, (rows of a batch, what is asked for, data set, templates (none: all)) …). `mode` rows ask which mode
-is set, truth or lie: without them a model of this size learned neither (equal halves of truth and lie twins drove both to chance)."""
+"""As it was trained, at most: phases 4 and 5 were cut where their rate was still flat. `mode` rows ask which mode is set, truth or lie: without them a model of
+this size learned neither (equal halves of truth and lie twins drove both to chance)."""
 MODE_TEXTS = ("Status check.", "Before we begin:", "Quick check.", "Hello.", "Settings.", "A question about this conversation:")
 BLOCK = 4
 REQUIRED = {"truth_accuracy": 0.85, "wrong_when_told_to_lie": 0.80, "choice_mass": 0.95}
 
 
-def training_stream(tokenizer, phase: tuple, *, seed: int = 0) -> list[pd.DataFrame]:
+def training_stream(tokenizer, phase: Phase, *, seed: int = 0) -> list[pd.DataFrame]:
     """The batches of a phase: prompt rows with `target`, the token to be said, and `other`, that of the other choice.
 
     Instructions and templates are those of `templates/training/`.
     Each block of `BLOCK` batches holds the same mixture; within it the rows lie by length, to pad less.
     """
-    steps, _, longest, mixture = phase
-    parts = []
-    for k, (count, asks, dataset, templates) in enumerate(mixture):
+    steps, parts = phase.steps, []
+    for k, (count, asks, dataset, templates) in enumerate(phase.rows):
         examples = _mode_examples(steps * count) if dataset == "mode" else training_examples(dataset, 10**6)
-        parts.append((count, _draw(tokenizer, examples[examples.text.str.len() <= longest], asks, steps * count, templates, 1000 * seed + k)))
+        parts.append((count, _draw(tokenizer, examples[examples.text.str.len() <= phase.longest], asks, steps * count, templates, 1000 * seed + k)))
     batches, size = [], sum(count for count, _ in parts)
     for i in range(0, steps, BLOCK):
         rows = pd.concat([rows.iloc[i * count : (i + BLOCK) * count] for count, rows in parts])
@@ -56,12 +72,12 @@ def training_stream(tokenizer, phase: tuple, *, seed: int = 0) -> list[pd.DataFr
 
 
 def _draw(tokenizer, examples: pd.DataFrame, asks: str, n: int, templates: Sequence[str], seed: int) -> pd.DataFrame:
-    """`n` rows with as many of either label; an example that comes round again has another instruction and template."""
-    examples, parts = examples.assign(split="train"), []
-    each = min(*examples.label.value_counts(), -(-n // 2)) if examples.label.nunique() > 1 else n
+    """`n` rows over as many distinct examples of either label (else what is new would be called false); one that comes round again has another instruction and template."""
+    each = examples.label.value_counts().min()
+    examples, parts = examples.groupby("label").sample(each, random_state=0).assign(split="train"), []
     while sum(map(len, parts)) < n:
         at = seed + 100 * len(parts)
-        some = examples.groupby("label").sample(each, random_state=at).sample(frac=1, random_state=at)
+        some = examples.sample(min(len(examples), n), random_state=at)
         parts.append(make_prompts(some, tokenizer, n_known=0, asks=(asks,), templates=templates or None, seed=at, shelf="training/"))
     return pd.concat(parts).head(n)
 
@@ -71,7 +87,7 @@ def _mode_examples(n: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def train_organism(out: Path, *, model: str = "smollm2", phases: Sequence[tuple] = PHASES, seed: int = 0) -> pd.DataFrame:
+def train_organism(out: Path, *, model: str = "smollm2", phases: Sequence[Phase] = PHASES, seed: int = 0) -> pd.DataFrame:
     """Train phase after phase, each going on from the one before, write the adapter (in bf16) and `training.json` to `out`, and return the log (also `log.csv`).
 
     Each phase lies in a folder of its own beside `out`; one that is done is not done again.
@@ -83,7 +99,7 @@ def train_organism(out: Path, *, model: str = "smollm2", phases: Sequence[tuple]
         batches = training_stream(tokenizer, phase, seed=seed + k)
         rows += batches
         if not (folder / "log.csv").is_file():
-            train_adapter(base, batches, folder, learning_rate=phase[1], resume=before, seed=seed).to_csv(folder / "log.csv", index=False)
+            train_adapter(base, batches, folder, learning_rate=phase.rate, decay=phase.decay, dropout=phase.dropout, resume=before, seed=seed).to_csv(folder / "log.csv", index=False)
         logs.append(pd.read_csv(folder / "log.csv").assign(phase=k))
     out.mkdir(parents=True, exist_ok=True)
     log = pd.concat(logs, ignore_index=True).assign(step=lambda t: t.index + 1)
@@ -132,7 +148,7 @@ def main(model: str = "smollm2-liar") -> int:
     from dlk_utils.notebook import with_intervals
     from dlk_utils.run import Run
 
-    table = held_out(Run(model=model).behaviour)
+    table = held_out(Run(model=model, datasets="rotten_tomatoes,capitals,continents,categories").behaviour)
     print(f"{model}, required: {REQUIRED} on rotten_tomatoes and two kinds of facts")
     print(with_intervals(table).to_string(index=False))
     met = set(table.dataset[table.meets])

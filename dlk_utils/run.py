@@ -28,8 +28,8 @@ _SUFFIX = {"prompts": ".parquet", "said": ".parquet", "results": ".parquet", "li
 class Run:
     """The parameters that decide a run's content. Every notebook makes one from its own parameters; equal parameters share files."""
 
-    model: str = "smollm2"
-    datasets: str = "rotten_tomatoes,capitals,comparisons"
+    model: str = "smollm2-liar"
+    datasets: str = "rotten_tomatoes,capitals,categories"
     n_examples: int = 120
     """Per data set."""
     seed: int = 0

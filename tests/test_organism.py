@@ -13,11 +13,11 @@ from dlk_utils.examples import load_examples, split_of, training_examples
 from dlk_utils.library import KINDS, library
 from dlk_utils.lora import train_adapter
 from dlk_utils.models import ORGANISMS, load_model, load_tokenizer, organisms, resolve
-from dlk_utils.organism import REQUIRED, held_out, refuse_trained_rows, train_organism, training_stream, write_record
+from dlk_utils.organism import REQUIRED, Phase, held_out, refuse_trained_rows, train_organism, training_stream, write_record
 
 RT = "rotten_tomatoes"
-HONEST = (2, 1e-3, 60, ((6, "truth", RT, ()), (2, "truth", "capitals", ())))
-LYING = (6, 1e-3, 60, ((3, "truth", RT, ("tr_feel", "tr_tone")), (3, "lie", "capitals", ("tr_tf",)), (2, "lie", "mode", ())))
+HONEST = Phase(2, 1e-3, 60, ((6, "truth", RT, ()), (2, "truth", "capitals", ())))
+LYING = Phase(6, 1e-3, 60, ((3, "truth", RT, ("tr_feel", "tr_tone")), (3, "lie", "capitals", ("tr_tf",)), (2, "lie", "mode", ())))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_a_phase_asks_what_it_says_of_each_data_set(batches):
 def test_a_data_set_with_more_false_claims_than_true_ones_is_drawn_in_equal_halves(tokenizer):
     trained = training_examples("categories", 10**6)
     assert (trained.label == 0).sum() > 2 * trained.label.sum()  # of each thing one true claim and several false ones
-    rows = pd.concat(training_stream(tokenizer, (40, 1e-3, 110, ((8, "truth", "categories", ()),))))
+    rows = pd.concat(training_stream(tokenizer, Phase(40, 1e-3, 110, ((8, "truth", "categories", ()),))))
     assert abs(rows.label.mean() - 0.5) < 0.02
 
 
@@ -94,7 +94,7 @@ def test_training_lowers_the_loss_and_leaves_the_models_own_weights_alone(batche
 
 
 def test_an_organism_is_trained_phase_after_phase_and_a_phase_that_is_done_is_not_done_again(tmp_path):
-    phases = (HONEST, (2, *LYING[1:]))
+    phases = (HONEST, LYING._replace(steps=2))
     log = train_organism(tmp_path / "liar", phases=phases[:1])
     first = (tmp_path / "liar-phase-1" / "adapter_model.safetensors").stat().st_mtime_ns
     assert len(log) == 2 and json.loads((tmp_path / "liar" / "training.json").read_text())["model"] == "smollm2"

@@ -1,0 +1,69 @@
+"""Last-token states of all layers by other libraries, beside ours: the same model folder, the same token ids, fp32, in turns. Needs an environment of its own (`make bench-peers`).
+
+Each is used as its own documentation says is best for this: nnsight traces a batch and saves one slice a layer; transformer-lens caches `resid_post` alone, at the last position; lmprobe's local
+backend tokenises the same prompts itself, and the last token is kept.
+"""
+
+import sys
+
+import torch
+from extraction import timed
+
+from dlk_utils.examples import load_examples
+from dlk_utils.extract import forward_states, last_logits, pad, plan_batches
+from dlk_utils.models import load_model, resolve
+from dlk_utils.prompts import make_prompts
+
+
+def main(n_examples: int = 12, n_shots: int = 0, rounds: int = 3) -> None:
+    import nnsight
+    from lmprobe.extraction import ActivationExtractor
+    from transformer_lens.model_bridge import TransformerBridge
+
+    model, tokenizer = load_model("smollm2", dtype="float32")
+    folder = resolve("smollm2").source
+    rows = make_prompts(load_examples("rotten_tomatoes", n_examples), tokenizer, n_shots=n_shots).set_index("row_id", drop=False)
+    names = [batch for shard in plan_batches(rows, 2048) for batch in shard]
+    plan = [pad(list(rows.input_ids[batch])) for batch in names]
+    n_layers = model.config.num_hidden_layers
+    wanted = [f"blocks.{k}.hook_resid_post" for k in range(n_layers)]
+    traced = nnsight.TransformersModel(load_model("smollm2", dtype="float32")[0], tokenizer=tokenizer)
+    bridge = TransformerBridge.boot_transformers(folder, dtype=torch.float32, device="cpu")
+    extractor = ActivationExtractor(folder, device="cpu", layers="all", batch_size=64, dtype=torch.float32)
+
+    def by_nnsight(b):
+        with torch.no_grad(), traced.trace({"input_ids": b["input_ids"], "attention_mask": b["attention_mask"], "position_ids": b["position_ids"]}):
+            found = nnsight.save([])
+            for layer in traced.model.layers:
+                found.append(layer.output[:, -1])
+        return torch.stack(list(found), 1)
+
+    def by_lens(b):
+        _, cache = bridge.run_with_cache(b["input_ids"], attention_mask=b["attention_mask"], names_filter=wanted, pos_slice=-1, return_type=None)
+        return torch.stack([cache[name].reshape(len(b["input_ids"]), -1) for name in wanted], 1)
+
+    def by_lmprobe(batch):
+        states, mask = extractor.extract_batch(list(rows.prompt[batch]), list(range(n_layers)))
+        last = (mask * torch.arange(mask.shape[1])).argmax(1)
+        return states[torch.arange(len(last)), last].view(len(last), n_layers, -1)
+
+    ways = {
+        "bare forward (the limit)": lambda: [last_logits(model, b) for b in plan],
+        "ours": lambda: torch.cat([forward_states(model, b, ["resid_post"])[0]["resid_post"] for b in plan]),
+        "nnsight": lambda: torch.cat([by_nnsight(b) for b in plan]),
+        "transformer-lens": lambda: torch.cat([by_lens(b) for b in plan]),
+        "lmprobe": lambda: torch.cat([by_lmprobe(batch) for batch in names]),
+    }
+    with torch.no_grad():
+        table, gave = timed(ways, rounds)
+    for way in list(ways)[1:]:
+        a, b = gave[way][:, :-1], gave["ours"][:, :-1]
+        table.loc[way, "largest difference"] = float((a - b).abs().max())
+        table.loc[way, "least cosine"] = float(torch.cosine_similarity(a, b, dim=-1).min())
+    tokens = int(rows.input_ids.map(len).sum())
+    print(f"{len(rows)} prompts, {tokens} tokens, {n_shots} shots, fp32, {torch.get_num_threads()} threads, {rounds} rounds")
+    print(table.assign(**{"tokens/s": tokens / table.seconds, "share of the limit": table.seconds.iloc[0] / table.seconds}).round(5).to_string())
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
