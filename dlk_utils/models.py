@@ -171,7 +171,9 @@ def _best_dtype() -> str:
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+    # with AVX512-BF16 alone bf16 has twice the speed of fp32 on an EPYC, and half of it on a Xeon without AMX (measured on both)
+    fast = "amx_bf16" in flags or ("avx512_bf16" in flags and "AuthenticAMD" in flags)
+    return "bfloat16" if fast else "float32"
 
 
 def _folder_hash(folder: Path, pattern: str = "*") -> str:
