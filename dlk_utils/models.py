@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
@@ -129,7 +130,9 @@ def load_spec(spec: ModelSpec, device: str = "auto"):
     if spec.adapter:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, spec.adapter).merge_and_unload()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a name that is going away
+            model = PeftModel.from_pretrained(model, spec.adapter).merge_and_unload()
         model = model if spec.quantization else model.to(getattr(torch, spec.dtype)).requires_grad_()
     model.spec = spec
     # not frozen: PyTorch's matmul does not fold the batch of weights that need no gradient, which halves the speed in bf16 on a CPU.
