@@ -8,7 +8,7 @@ from dlk_utils.draws import extract_activations
 from dlk_utils.extract import forward_states, last_logits, pad, plan_batches, read_rows
 from dlk_utils.gradients import extract_gradients, full_backprop, states_and_gradients
 from dlk_utils.sites import SITES, at_sites
-from dlk_utils.store import describe
+from dlk_utils.store import as_dataset, describe
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -118,6 +118,10 @@ def test_rows_are_read_in_the_order_asked_for_and_strangers_and_repeats_are_refu
     with pytest.raises(KeyError, match="each of 8 rows once"):
         read_rows(tmp_path / "s", pd.concat([rows, rows.tail(1)]), "choice_logprobs")
     assert describe(tmp_path / "s")["rows"] == len(rows)
+    table = as_dataset(tmp_path / "s", ["gradient.head_out.2.0"])
+    assert dict(zip(table["row_id"], table["example_id"], strict=True)) == dict(zip(rows.row_id, rows.example_id, strict=True))
+    at = list(table["row_id"]).index(rows.row_id.iloc[3])
+    assert (table[at]["gradient.head_out.2.0"] == read_rows(tmp_path / "s", rows, "gradient.head_out.2.0")[3]).all()
 
 
 def test_fewer_than_two_draws_are_refused(tmp_path):
