@@ -191,7 +191,7 @@ class Run:
 
     def path(self, stage: str, **options) -> Path:
         """The file or folder of a stage, named by the fingerprint of everything that decides its content: its `STAGES`, its options, the rows."""
-        record = self._record | {k: list(v) if isinstance(v, Sequence) else v for k, v in options.items()}
+        record = self._record | {"options": {k: list(v) if isinstance(v, Sequence) else v for k, v in options.items()}}  # apart: they may have the names of the run's own
         if stage not in ("prompts", "answers", "grid", "said", "line"):
             record["scored"] = xxhash.xxh3_64_hexdigest("".join(sorted(self.scored.row_id)).encode())
         return self.folder / f"{STAGES[stage]}-{store.fingerprint(record)}{_SUFFIX.get(stage, '')}"
