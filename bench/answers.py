@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dlk_utils.answer import plan_shared, shared_logits
 from dlk_utils.choices import choice_logprobs
 from dlk_utils.examples import load_examples
 from dlk_utils.extract import last_logits, pad, plan_batches
 from dlk_utils.models import load_model
 from dlk_utils.prompts import make_prompts
+from dlk_utils.shared import plan_shared, shared_batch
 
 
 def main(n_examples: int = 24, n_shots: int = 0, rounds: int = 3, batch_tokens: int = 2048) -> None:
@@ -25,7 +25,7 @@ def main(n_examples: int = 24, n_shots: int = 0, rounds: int = 3, batch_tokens: 
     ways = {
         "one at a time": ([[r] for r in rows.index], alone),
         "padded batches": ([b for shard in plan_batches(rows, batch_tokens) for b in shard], alone),
-        "shared prefixes": ([b for shard in plan_shared(rows, batch_tokens) for b in shard], lambda ids: shared_logits(model, ids)),
+        "shared prefixes": ([b for shard in plan_shared(rows, batch_tokens) for b in shard], lambda ids: last_logits(model, shared_batch(model, ids))),
     }
     tokens, seconds, logp = int(rows.input_ids.map(len).sum()), {w: [] for w in ways}, {}
     for _ in range(rounds):

@@ -22,6 +22,7 @@ from dlk_utils.extract import forward, forward_states, last_logits, pad, plan_ba
 from dlk_utils.gradients import full_backprop, states_and_gradients
 from dlk_utils.models import load_model
 from dlk_utils.prompts import make_prompts
+from dlk_utils.shared import plan_shared, shared_batch
 from dlk_utils.sites import SITES
 from dlk_utils.store import fill, read
 
@@ -39,12 +40,20 @@ def timed(ways: dict[str, Callable[[], object]], rounds: int) -> tuple[pd.DataFr
     return pd.DataFrame({w: {"seconds": np.median(s), "fastest": min(s), "slowest": max(s)} for w, s in seconds.items()}).T, gave
 
 
-def states(model, prompts: list[list[int]], rows: pd.DataFrame, rounds: int) -> pd.DataFrame:
+def states(model, rows: pd.DataFrame, rounds: int) -> pd.DataFrame:
     """Last-token states of all layers."""
-    plan = [[list(rows.input_ids[r]) for r in batch] for shard in plan_batches(rows, 2048) for batch in shard]
+    names = [batch for shard in plan_batches(rows, 2048) for batch in shard]
+    plan = [[list(rows.input_ids[r]) for r in batch] for batch in names]
+    groups = [batch for shard in plan_shared(rows, 2048) for batch in shard]
 
     def ours(sites):
         return torch.cat([forward_states(model, pad(b), sites)[0]["resid_post"] for b in plan])
+
+    def ours_shared(sites):
+        found = {}
+        for batch in groups:
+            found |= dict(zip(batch, forward_states(model, shared_batch(model, list(rows.input_ids[batch])), sites)[0]["resid_post"], strict=True))
+        return torch.stack([found[r] for batch in names for r in batch])
 
     @torch.no_grad()
     def hidden(batches):
@@ -63,6 +72,7 @@ def states(model, prompts: list[list[int]], rows: pd.DataFrame, rounds: int) -> 
         "bare forward, our batches (the limit)": lambda: [last_logits(model, pad(b)) for b in plan],
         "ours, resid_post": lambda: ours(["resid_post"]),
         "ours, all four sites": lambda: ours(SITES),
+        "ours, all four sites, shared prefixes": lambda: ours_shared(SITES),
         "one at a time, output_hidden_states": lambda: hidden([pad([p]) for p in order]),
         "padded to 512, output_hidden_states": lambda: hidden(padded(512)),
     }
@@ -120,13 +130,14 @@ def store(rounds: int, rows: int = 2048, d: int = 576, layers: int = 30) -> pd.D
     return table.assign(**{"MB": [size * layers / 1e6, size / 1e6], "MB/s": np.array([size * layers, size]) / 1e6 / table.seconds, "bytes on disk / bytes of values": on_disk / (size * layers)})
 
 
-def main(n_examples: int = 12, rounds: int = 3) -> None:
+def main(n_examples: int = 24, rounds: int = 3) -> None:
     model, tokenizer = load_model("smollm2", dtype="float32")
     forward(model, pad([[1, 2, 3]]))
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32, {rounds} rounds")
-    rows = make_prompts(load_examples("rotten_tomatoes", n_examples), tokenizer).set_index("row_id", drop=False)
+    examples = load_examples("rotten_tomatoes", n_examples)
+    rows, with_shots = (make_prompts(examples, tokenizer, n_shots=n).set_index("row_id", drop=False) for n in (0, 2))
     for title, table in (
-        (f"States of the last token, {len(rows)} prompts of {rows.input_ids.map(len).mean():.0f} tokens", states(model, list(rows.input_ids), rows, rounds)),
+        *((f"States of the last token, {len(r)} prompts of {r.input_ids.map(len).mean():.0f} tokens, {n} shots", states(model, r, rounds)) for r, n in ((rows, 0), (with_shots, 2))),
         ("Gradients of the margin at four sites, four prompts", gradients(model, rounds)),
         ("Dropout draws, 24 prompts", draws(model, rows, rounds)),
         ("Store", store(rounds)),

@@ -13,6 +13,7 @@ from dlk_utils.examples import load_examples
 from dlk_utils.extract import forward_states, last_logits, pad, plan_batches
 from dlk_utils.models import load_model, resolve
 from dlk_utils.prompts import make_prompts
+from dlk_utils.shared import plan_shared, shared_batch
 
 
 def main(n_examples: int = 12, n_shots: int = 0, rounds: int = 3) -> None:
@@ -47,9 +48,18 @@ def main(n_examples: int = 12, n_shots: int = 0, rounds: int = 3) -> None:
         last = (mask * torch.arange(mask.shape[1])).argmax(1)
         return states[torch.arange(len(last)), last].view(len(last), n_layers, -1)
 
+    groups = [batch for shard in plan_shared(rows, 2048) for batch in shard]
+
+    def ours_shared():
+        found = {}
+        for batch in groups:
+            found |= dict(zip(batch, forward_states(model, shared_batch(model, list(rows.input_ids[batch])), ["resid_post"])[0]["resid_post"], strict=True))
+        return torch.stack([found[r] for batch in names for r in batch])
+
     ways = {
         "bare forward (the limit)": lambda: [last_logits(model, b) for b in plan],
         "ours": lambda: torch.cat([forward_states(model, b, ["resid_post"])[0]["resid_post"] for b in plan]),
+        "ours, shared prefixes": ours_shared,
         "nnsight": lambda: torch.cat([by_nnsight(b) for b in plan]),
         "transformer-lens": lambda: torch.cat([by_lens(b) for b in plan]),
         "lmprobe": lambda: torch.cat([by_lmprobe(batch) for batch in names]),

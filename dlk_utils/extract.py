@@ -78,10 +78,13 @@ def forward_states(model: nn.Module, batch: Batch, sites: Sequence[str], layers:
 
 @torch.no_grad()
 def cached_prefix(model: nn.Module, batch: Batch) -> Batch:
-    """The batch of the last tokens alone, with all that stands before them in the key-value cache. Left padding only."""
-    if batch["input_ids"].shape[1] < 2 or not is_left_padded(batch):
+    """The batch of the last tokens alone, with all that stands before them in the key-value cache (added to what is in it already). Left padding only."""
+    if batch["attention_mask"].shape[1] < 2 or not is_left_padded(batch):
         raise ValueError("cached prefix: expected left-padded prompts of at least two tokens")
-    cache = forward(model, {k: v[:, :-1] for k, v in batch.items()}, use_cache=True).past_key_values
+    cache = batch.get("past_key_values")
+    if batch["input_ids"].shape[1] > 1:
+        before = {k: v[:, :-1] for k, v in batch.items() if k != "past_key_values"} | ({"past_key_values": cache} if cache else {})
+        cache = forward(model, before, use_cache=True).past_key_values
     return {"input_ids": batch["input_ids"][:, -1:], "attention_mask": batch["attention_mask"], "position_ids": batch["position_ids"][:, -1:], "past_key_values": cache}
 
 

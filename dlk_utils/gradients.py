@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dlk_utils.choices import choice_logprobs
-from dlk_utils.extract import Batch, Layers, cached_prefix, fill_rows, forward, last_positions, named, pad, plan_batches
+from dlk_utils.extract import Batch, Layers, cached_prefix, fill_rows, forward, last_positions, named
+from dlk_utils.shared import plan_shared, shared_batch
 from dlk_utils.sites import SITES, at_sites, blocks, layer_numbers
 
 States = dict[str, Float[Tensor, "b layer d"]]
@@ -21,11 +22,11 @@ def extract_gradients(model: nn.Module, prompts: pd.DataFrame, out: Path, *, rec
     numbers = layer_numbers(layers, len(blocks(model)))
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
-        states, grads, logp = states_and_gradients(model, pad(rows.input_ids, device=model.device), list(rows.choice_ids), sites, numbers)
+        states, grads, logp = states_and_gradients(model, shared_batch(model, list(rows.input_ids)), list(rows.choice_ids), sites, numbers)
         return named(states, "activation", 0, numbers) | named(grads, "gradient", 0, numbers) | {"choice_logprobs": logp}
 
     parts = {**record, "sites": list(sites), "layers": numbers, "gradient of": "margin"}
-    fill_rows(out, prompts, parts, plan_batches(prompts, batch_tokens), compute, "gradients", batch_tokens, only)
+    fill_rows(out, prompts, parts, plan_shared(prompts, batch_tokens), compute, "gradients", batch_tokens, only)
 
 
 def states_and_gradients(model: nn.Module, batch: Batch, choice_ids: Sequence, sites: Sequence[str], layers: Layers = "all") -> tuple[States, States, Float[Tensor, "b 2"]]:

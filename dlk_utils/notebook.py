@@ -80,10 +80,10 @@ def refusal(call: Callable) -> None:
 
 
 def with_intervals(table: pd.DataFrame) -> pd.DataFrame:
-    """For display: each `x` that has `x_low` and `x_high` (or `estimate` with `low` and `high`) becomes one column, "0.52 [0.48, 0.56]"."""
+    """For display: each `x` that has `x_low` and `x_high` (or `estimate` with `low` and `high`) becomes one column, "0.52 [0.48, 0.56]", with spaces that do not break."""
     out = table.rename(columns={"low": "estimate_low", "high": "estimate_high"}) if "estimate" in table else table.copy()
     for x in [c for c in out.columns if {f"{c}_low", f"{c}_high"} <= set(out.columns)]:
-        out[x] = [f"{v:.2f} [{low:.2f}, {high:.2f}]" for v, low, high in zip(out[x], out.pop(f"{x}_low"), out.pop(f"{x}_high"), strict=True)]
+        out[x] = [f"{v:.2f}\u00a0[{low:.2f},\u00a0{high:.2f}]" for v, low, high in zip(out[x], out.pop(f"{x}_low"), out.pop(f"{x}_high"), strict=True)]
     return out
 
 

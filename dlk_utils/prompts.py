@@ -33,7 +33,7 @@ def make_prompts(
 
     An example gets one row for each of `asks` (role = what it asks for), all with one template and the same shots'
     questions, and `n_known` further truth rows (role `known`) with other templates, which tell whether the model knows
-    the answer. Shots come from the pool of the same data set; they answer as the instruction asks
+    the answer. Shots come from the pool of the same data set, are the same for all rows of a template (`seed` draws others), with both labels in turn; they answer as the instruction asks
     (`shots_say="obey"`), or whatever it asks they tell the "truth" or "lie". `templates` and `families` (of instructions)
     keep only those named, `shelf="training/"` takes the part of the library that trains the organism. Nothing is ever truncated: a
     prompt over `context` tokens loses shots, then its example is dropped; their ids are in `.attrs["dropped_too_long"]`. An example whose text spells a control token of the tokenizer (`<|im_end|>`) could end its own turn: it is
@@ -52,8 +52,8 @@ def make_prompts(
         pool = pools.get(example.dataset, [])
         for n in range(min(n_shots, len(pool)), -1, -1):
             shown = shots_say == "obey" and n > 0  # an instruction whose role only shots reveal needs one that obeys
-            plan = _plan(example, pool, n_known, tuple(asks), tuple(templates or ()), seed, shelf, families, shown)
-            made = [_row(tokenizer, example, n_shots=n, shots_say=shots_say, **p) for p in plan]
+            plan = _plan(example, n_known, tuple(asks), tuple(templates or ()), seed, shelf, families, shown)
+            made = [_row(tokenizer, example, shots=_shots(pool, n, f"{seed}:{example.dataset}:{p['template'].name}"), shots_say=shots_say, **p) for p in plan]
             if max(len(r["input_ids"]) for r in made) <= context:
                 rows += made
                 break
@@ -67,7 +67,7 @@ def make_prompts(
     return out
 
 
-def _plan(example, pool, n_known, asks, only, seed, shelf, families, shown) -> list[dict]:
+def _plan(example, n_known, asks, only, seed, shelf, families, shown) -> list[dict]:
     rng = random.Random(f"{seed}:{example.example_id}")
     templates = library(shelf + example.kind)
     templates = templates[templates.name.isin(only)] if only and templates.name.isin(only).any() else templates
@@ -78,16 +78,22 @@ def _plan(example, pool, n_known, asks, only, seed, shelf, families, shown) -> l
     if missing:
         raise DataError(f"expected instructions that ask for {missing[0]!r} in the families {list(families or table.family.unique())}, the library has none")
     order = rng.sample(list(templates.itertuples()), len(templates))
-    shots = rng.sample(pool, len(pool))
-    plan = [dict(role=a, instruction=rng.choice(instructions[a]), template=order[0], shots=shots) for a in asks]
+    plan = [dict(role=a, instruction=rng.choice(instructions[a]), template=order[0]) for a in asks]
     truth = next((p["instruction"].name for p in plan if p["role"] == "truth"), "")
     # what it knows is asked with other prompts than the scored row: other templates while there are some, other truth instructions always
     others = rng.sample([i for i in instructions["truth"] if i.name != truth], min(n_known, len(instructions["truth"]) - 1))
-    return plan + [dict(role="known", instruction=i, template=t, shots=shots) for i, t in zip(others, itertools.cycle(order[1:] or order))]
+    return plan + [dict(role="known", instruction=i, template=t) for i, t in zip(others, itertools.cycle(order[1:] or order))]
 
 
-def _row(tokenizer, example, *, role, instruction, template, shots, n_shots, shots_say) -> dict:
-    shots = shots[:n_shots]
+def _shots(pool: list, n: int, seed: str) -> list:
+    """`n` solved examples, label by label in turn, so that they do not lean to one."""
+    rng = random.Random(seed)
+    both = [rng.sample(some, len(some)) for some in ([e for e in pool if e.label == y] for y in rng.sample([0, 1], 2))]
+    turns = [e for pair in itertools.zip_longest(*both) for e in pair if e is not None]
+    return rng.sample(turns[:n], n)
+
+
+def _row(tokenizer, example, *, role, instruction, template, shots, shots_say) -> dict:
     wanted = {"truth": lambda y: y, "lie": lambda y: 1 - y}.get(instruction.asks)
     said = {"obey": wanted or (lambda y: y), "truth": lambda y: y, "lie": lambda y: 1 - y}[shots_say]
     messages = [{"role": "system", "content": instruction.text}]

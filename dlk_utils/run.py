@@ -12,8 +12,10 @@ from threadpoolctl import threadpool_limits
 
 from dlk_utils import answer, behaviour, draws, elicit, evaluate, extract, gradients, models, organism, quality, store
 from dlk_utils.examples import load_examples, source_of
+from dlk_utils.extract import plan_batches
 from dlk_utils.library import KINDS, library
 from dlk_utils.prompts import make_prompts
+from dlk_utils.shared import plan_shared
 from dlk_utils.sites import check_sites
 from dlk_utils.targets import make_targets, target_features
 
@@ -155,13 +157,13 @@ class Run:
 
     def gradients(self) -> Path:
         """Stage 04: the store of the clean states and the gradients of the margin of the scored rows, at all sites."""
-        return self._extract(gradients.extract_gradients, self.path("gradients"))
+        return self._extract(gradients.extract_gradients, self.path("gradients"), plan=plan_shared)
 
-    def _extract(self, extract: Callable, out: Path, **options) -> Path:
+    def _extract(self, extract: Callable, out: Path, plan: Callable = plan_batches, **options) -> Path:
         if not store.is_complete(out) and self.engine == "ray":
             from dlk_utils.on_ray import extract_on_ray
 
-            extract_on_ray(extract, self.spec, self.scored, out, record=self._record, **options)
+            extract_on_ray(extract, self.spec, self.scored, out, plan=plan, record=self._record, **options)
         elif not store.is_complete(out):
             extract(self.loaded, self.scored, out, record=self._record, **options)
         return out

@@ -70,3 +70,8 @@ def byte_tokenizer(*, bos: bool = False, chat_template: str | None = TURNS) -> P
 def close(model) -> dict[str, float]:
     """How near two ways of computing the same have to be."""
     return dict(rtol=1e-9, atol=1e-12) if model.dtype == torch.float64 else dict(rtol=1e-3, atol=1e-5)
+
+
+def prompts_that_begin_alike(n: int = 7, length: int = 20) -> pd.DataFrame:
+    start = torch.randint(1, VOCAB, (length,), generator=torch.Generator().manual_seed(9)).tolist()
+    return tiny_prompts(n).assign(input_ids=lambda t: [start + list(i) for i in t.input_ids])

@@ -58,10 +58,10 @@ def test_intervals_become_one_column():
     t = pd.DataFrame({"rate": [0.5, 0.25], "rate_low": [0.4, 0.126], "rate_high": [0.6, 0.374], "n": [10, 20]})
     shown = with_intervals(t)
     assert list(shown.columns) == ["rate", "n"]
-    assert list(shown.rate) == ["0.50 [0.40, 0.60]", "0.25 [0.13, 0.37]"]
+    assert list(shown.rate) == ["0.50\u00a0[0.40,\u00a00.60]", "0.25\u00a0[0.13,\u00a00.37]"]
     assert list(t.columns) == ["rate", "rate_low", "rate_high", "n"]
     estimates = pd.DataFrame({"estimate": [0.5], "low": [0.4], "high": [0.6]})
-    assert with_intervals(estimates).to_dict("list") == {"estimate": ["0.50 [0.40, 0.60]"]}
+    assert with_intervals(estimates).to_dict("list") == {"estimate": ["0.50\u00a0[0.40,\u00a00.60]"]}
 
 
 def test_versions_say_what_computes():

@@ -14,6 +14,7 @@ from dlk_utils.draws import extract_activations
 from dlk_utils.gradients import extract_gradients
 from dlk_utils.models import load_spec, resolve
 from dlk_utils.on_ray import extract_on_ray
+from dlk_utils.shared import plan_shared
 from dlk_utils.store import is_complete
 
 
@@ -41,7 +42,7 @@ def content(folder):
 def test_two_workers_make_the_shards_of_a_local_run_bit_for_bit(spec, tmp_path):
     rows, model = tiny_prompts(200), load_spec(spec)
     extract_gradients(model, rows, tmp_path / "local", record={})
-    extract_on_ray(extract_gradients, spec, rows, tmp_path / "ray", workers=2, record={})
+    extract_on_ray(extract_gradients, spec, rows, tmp_path / "ray", plan=plan_shared, workers=2, record={})
     assert len(content(tmp_path / "ray")) == 2 * 4 and content(tmp_path / "ray") == content(tmp_path / "local")
 
 

@@ -187,6 +187,15 @@ def test_a_query_is_never_a_shot(with_shots, examples):
         assert not set(claims) & asked
 
 
+def test_all_rows_of_a_template_are_shown_the_same_shots_of_both_labels_and_the_seed_draws_others(with_shots, examples, tokenizer):
+    shown = with_shots.groupby(["dataset", "template"]).shots
+    assert (shown.agg(lambda s: len(set(map(tuple, s)))) == 1).all()
+    label = dict(zip(examples.example_id, examples.label, strict=True))
+    assert all({label[s] for s in shots} == {0, 1} for shots in shown.first())
+    other = make_prompts(examples, tokenizer, n_shots=2, seed=1).groupby(["dataset", "template"]).shots.first()
+    assert (other != shown.first()).any()
+
+
 def test_shots_come_from_the_data_set_of_the_query(with_shots, examples):
     home = examples.set_index("example_id").dataset
     assert all(home[s] == row.dataset for row in with_shots.itertuples() for s in row.shots)
