@@ -32,7 +32,12 @@ def pad(prompts: Sequence[Sequence[int]] | pd.Series, *, side: str = "left", tok
 
 
 def forward(model: nn.Module, batch: Batch, *, last_only: bool = True, **options) -> Any:
-    """The model's output; what its family does not take (MPT takes no positions) is left out, and the LM head runs on one position if `last_only`."""
+    """The model's output; what its family does not take (MPT takes no positions) is left out, and the LM head runs on one position if `last_only`.
+
+    Raises `ValueError` if the model is in training mode: dropout of its own would be in every state.
+    """
+    if model.training:
+        raise ValueError(f"{model.config.model_type}: expected a model in evaluation mode (`model.eval()`), got one in training mode, whose own dropout would be in every state")
     takes = _parameters(type(model))
     head = {"logits_to_keep": 1} if last_only and "logits_to_keep" in takes else {}
     return model(**{k: v for k, v in batch.items() if k in takes}, **head, **options)
@@ -112,10 +117,22 @@ def plan_batches(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64)
 
 
 def fill_rows(out: Path, prompts: pd.DataFrame, parts: Mapping, plan: Plan, compute: Callable, desc: str, batch_tokens: int, only: Sequence[int] | None = None) -> None:
-    """Fill a store with what `compute` gives for each batch of prompt rows."""
+    """Fill a store with what `compute` gives for each batch of prompt rows; a batch that does not fit into the GPU's memory goes in halves."""
     by_id = prompts.set_index("row_id", drop=False)
     record = {**parts, "batch_tokens": batch_tokens, "rows": sorted(by_id.index)}
-    fill(out, record, plan, lambda ids: compute(by_id.loc[ids]), examples=dict(zip(prompts.row_id, prompts.example_id, strict=True)), desc=desc, only=only)
+    fill(out, record, plan, lambda ids: in_halves(compute, by_id.loc[ids]), examples=dict(zip(prompts.row_id, prompts.example_id, strict=True)), desc=desc, only=only)
+
+
+def in_halves(compute: Callable[[pd.DataFrame], dict[str, Tensor]], rows: pd.DataFrame) -> dict[str, Tensor]:
+    """`compute(rows)`, or that of either half, one after the other, where the device runs out of memory; raises what it raises if one row is too much."""
+    try:
+        return compute(rows)
+    except torch.OutOfMemoryError:
+        if len(rows) == 1:
+            raise
+    torch.cuda.empty_cache()
+    parts = [in_halves(compute, rows.iloc[: len(rows) // 2]), in_halves(compute, rows.iloc[len(rows) // 2 :])]
+    return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
 
 
 def read_rows(folder: Path, prompts: pd.DataFrame, name: str) -> Float[np.ndarray, "n ..."] | Int[np.ndarray, "n ..."]:

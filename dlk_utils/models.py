@@ -134,6 +134,9 @@ def load_spec(spec: ModelSpec, device: str = "auto"):
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a name that is going away
             model = PeftModel.from_pretrained(model, spec.adapter).merge_and_unload()
         model = model if spec.quantization else model.to(getattr(torch, spec.dtype)).requires_grad_()
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # bitsandbytes packs 4-bit weights at the first pass on some CPUs, and no gradient passes them after that
     model.spec = spec
     # not frozen: PyTorch's matmul does not fold the batch of weights that need no gradient, which halves the speed in bf16 on a CPU.
     # No weight gradient is ever computed (gradients are asked of activations only).

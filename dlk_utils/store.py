@@ -172,4 +172,6 @@ def lock(folder: Path) -> Iterator[None]:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when the process dies
         except OSError:
             raise StoreError(f"{folder}: another process is writing here; wait for it, or choose another runs_dir") from None
+        for torn in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            torn.unlink()
         yield

@@ -26,6 +26,7 @@ def lse(x: np.ndarray) -> float:
     return float(np.log(np.exp(x.astype(float)).sum()))
 
 
+@pytest.mark.trap(1)
 def test_choices_that_begin_with_the_same_token_are_refused_by_place_and_token(tokenizer):
     with pytest.raises(ChoiceError) as e:
         choice_ids(tokenizer, ["They didn't like it!", "They loved it"], where="imdb, template thoughts")
@@ -54,6 +55,7 @@ def test_a_rarer_spelling_counts_only_if_it_is_one_token(tokenizer):
     assert set(spelt) <= {"negative", "Negative"}, spelt
 
 
+@pytest.mark.trap(13)
 @pytest.mark.parametrize("kind", ["review", "claim", "question"])
 def test_every_template_of_the_library_has_disjoint_choices(tokenizer, kind):
     for template in library(kind).itertuples():
@@ -86,6 +88,7 @@ def test_the_mass_lies_between_0_and_1_and_is_1_if_the_sets_cover_the_vocabulary
     torch.testing.assert_close(whole, torch.ones(3))
 
 
+@pytest.mark.trap(14)
 def test_a_mass_too_small_for_an_epsilon_keeps_its_margin():
     logits = torch.tensor([[50.0, -40.0, -43.0]])
     logp = choice_logprobs(logits, [([2], [1])])

@@ -14,6 +14,7 @@ def draw(model, rows, k=0, side="left", p=0.2):
         return forward_states(model, batch, ["resid_post"])[0]["resid_post"]
 
 
+@pytest.mark.trap(21)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_draws_differ_on_every_row_and_layer_and_repeat_bit_for_bit(family):
     model, rows = tiny(family), tiny_prompts()
@@ -22,6 +23,7 @@ def test_draws_differ_on_every_row_and_layer_and_repeat_bit_for_bit(family):
     assert ((first - other).abs().amax(-1) > 0).all()
 
 
+@pytest.mark.trap(21)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_bigcode", "gpt_neox"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_draw_does_not_depend_on_batch_size_order_or_padding(family, side):
@@ -63,6 +65,7 @@ def test_what_is_kept_is_scaled_so_that_the_mean_stays():
     assert set(ratio.round(decimals=9).tolist()) == {0.0, round(4 / 3, 9)}
 
 
+@pytest.mark.trap(19)
 def test_outside_the_context_the_forward_pass_is_the_plain_one_bit_for_bit():
     model, rows = tiny("gpt2"), tiny_prompts()
     before = forward_states(model, pad(rows.input_ids), ["resid_post"])[0]["resid_post"]
@@ -76,6 +79,7 @@ def test_a_p_that_drops_nothing_or_everything_is_refused(p):
         draw(tiny("llama"), tiny_prompts(), p=p)
 
 
+@pytest.mark.trap(18)
 def test_a_model_in_which_nothing_moves_is_refused():
     model = tiny("llama", torch.float32)
     weights = [m.weight for layer in model.model.layers for m in (layer.self_attn.o_proj, layer.mlp.down_proj)]

@@ -70,12 +70,14 @@ def test_auroc_of_constant_scores_is_one_half():
     assert auroc(np.zeros(8), np.array([0, 1] * 4)) == 0.5
 
 
+@pytest.mark.trap(34)
 def test_inverted_scores_give_an_auroc_under_one_half_and_are_never_flipped():
     y = np.array([0, 0, 0, 1, 1, 1])
     assert auroc(y.astype(float), y) == 1.0
     assert auroc(-y.astype(float), y) == 0.0
 
 
+@pytest.mark.trap(34)
 def test_a_probe_whose_direction_turns_on_test_scores_under_one_half():
     rows = make_rows()
     table = states(rows, 4.0)
@@ -85,6 +87,7 @@ def test_a_probe_whose_direction_turns_on_test_scores_under_one_half():
     assert line(found, "mean_difference").validation > 0.8
 
 
+@pytest.mark.trap(5)
 def test_an_example_on_two_sides_is_caught():
     rows = make_rows()
     rows.loc[rows.split == "test", "example_id"] = rows.example_id[rows.split == "train"].iloc[0]
@@ -92,6 +95,7 @@ def test_an_example_on_two_sides_is_caught():
         make_task(rows, "truth", TRUTH)
 
 
+@pytest.mark.trap(6)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_a_regime_takes_its_roles_and_keeps_examples_apart(regime):
     rows = pd.concat([make_rows(), make_rows(role="lie").assign(row_id=lambda t: t.row_id + "lie")], ignore_index=True)
@@ -128,6 +132,7 @@ def test_one_layer_is_selected_for_each_probe_and_by_validation(planted):
     assert set(probes.layer[probes.selected]) == {1}
 
 
+@pytest.mark.trap(40)
 def test_the_layer_that_is_best_on_test_only_is_not_selected():
     rows = make_rows()
     good, late = states(rows, 2.0), states(rows, 6.0, 1)
@@ -148,12 +153,14 @@ def test_what_is_planted_is_found_and_stands_above_its_controls(planted):
     assert abs(line(planted, "shuffled labels").estimate - 0.5) < 0.25
 
 
+@pytest.mark.trap(33)
 def test_where_nothing_is_planted_probes_and_controls_sit_at_one_half(nothing):
     assert (nothing.estimate - 0.5).abs().max() < 0.12
     assert abs(line(nothing, "shuffled labels").estimate - 0.5) < 0.06
     assert (nothing.low < 0.5).sum() >= len(nothing) - 1 and (nothing.high > 0.5).sum() >= len(nothing) - 1
 
 
+@pytest.mark.trap(42)
 def test_tf_idf_catches_a_planted_word():
     rows = make_rows()
     rows["prompt"] = rows.prompt + np.where(rows.y == 1, " hooray", " alas")
@@ -163,6 +170,7 @@ def test_tf_idf_catches_a_planted_word():
     assert set(table.best_control[table.kind == "probe"]) == {"TF-IDF"}
 
 
+@pytest.mark.trap(3)
 @pytest.mark.parametrize("column", ["instruction", "template", "dataset"])
 def test_the_instruction_only_control_catches_a_class_that_the_prompt_s_form_decides(column):
     rows = make_rows()
@@ -172,6 +180,7 @@ def test_the_instruction_only_control_catches_a_class_that_the_prompt_s_form_dec
     assert line(table, "own answer").estimate < 0.7
 
 
+@pytest.mark.trap(38)
 def test_the_own_answer_control_catches_a_class_that_is_the_answer():
     rows = make_rows()
     rows["margin"] = rows.margin.abs() * (2 * rows.y - 1)
@@ -216,6 +225,7 @@ def test_the_lift_is_the_difference_from_the_best_control(planted):
     assert rest.lift.isna().all() and (rest.best_control == "").all()
 
 
+@pytest.mark.trap(39)
 def test_rows_of_one_example_do_not_narrow_the_interval():
     rows = make_rows(200)
     table = states(rows, 1.5)

@@ -98,6 +98,7 @@ def test_the_asked_examples_are_about_half_train_a_third_test_and_a_sixth_valida
     assert abs(big["train"] - 0.5) < 0.03 and abs(big["test"] - 1 / 3) < 0.03 and abs(big["validation"] - 1 / 6) < 0.03
 
 
+@pytest.mark.trap(5)
 def test_no_example_or_normalised_text_is_on_two_sides(embedded, many):
     for t in (embedded, many):
         assert (t.groupby("example_id").split.nunique() == 1).all()

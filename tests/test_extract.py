@@ -5,11 +5,13 @@ from conftest import FAMILIES, LAYERS, close, tiny, tiny_prompts
 
 from dlk_utils.choices import choice_logprobs
 from dlk_utils.draws import extract_activations
-from dlk_utils.extract import forward_states, last_logits, pad, plan_batches, read_rows
+from dlk_utils.dropout import DeadDropout
+from dlk_utils.extract import fill_rows, forward_states, in_halves, last_logits, pad, plan_batches, read_rows
 from dlk_utils.gradients import extract_gradients, full_backprop, states_and_gradients
 from dlk_utils.sites import SITES, at_sites
-from dlk_utils.store import as_dataset, describe
+from dlk_utils.store import as_dataset, describe, is_complete
 
+@pytest.mark.trap(16)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_batch_gives_what_each_prompt_gives_alone(family, side):
@@ -43,6 +45,7 @@ def test_gradients_in_single_precision_are_those_of_double_precision():
         torch.testing.assert_close(single[site].double(), double[site], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.trap(22, 24)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_bigcode", "gpt_neox"])
 @pytest.mark.parametrize("site", SITES)
 def test_gradients_equal_finite_differences_of_the_margin(family, site):
@@ -69,6 +72,7 @@ def test_gradients_equal_finite_differences_of_the_margin(family, site):
             assert slope == pytest.approx(float(grads[0, layer, channel]), rel=tolerance, abs=noise)
 
 
+@pytest.mark.trap(23)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_bigcode", "gpt_neox"])
 def test_a_row_s_gradient_does_not_depend_on_what_else_is_in_the_batch(family):
     model, rows = tiny(family), tiny_prompts()
@@ -85,6 +89,7 @@ def test_right_padding_is_refused_for_gradients():
         states_and_gradients(tiny("llama"), pad(rows.input_ids, side="right"), list(rows.choice_ids), SITES)
 
 
+@pytest.mark.trap(22, 25)
 def test_features_are_the_same_bits_whatever_the_labels_and_no_weight_is_touched(tmp_path):
     model, rows = tiny("llama", torch.float32), tiny_prompts()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -108,6 +113,7 @@ def test_batches_hold_each_row_once_within_the_budget_whatever_the_order():
     assert max(sum(map(len, shard)) for shard in plan) <= 64
 
 
+@pytest.mark.trap(4, 33)
 def test_rows_are_read_in_the_order_asked_for_and_strangers_and_repeats_are_refused(tmp_path):
     model, rows = tiny("gpt2", torch.float32), tiny_prompts()
     extract_gradients(model, rows, tmp_path / "s", record={})
@@ -127,3 +133,39 @@ def test_rows_are_read_in_the_order_asked_for_and_strangers_and_repeats_are_refu
 def test_fewer_than_two_draws_are_refused(tmp_path):
     with pytest.raises(ValueError, match="at least 2"):
         extract_activations(tiny("llama"), tiny_prompts(), tmp_path / "s", record={}, draws=1)
+
+
+@pytest.mark.trap(19)
+def test_a_model_left_in_training_mode_is_refused():
+    model, rows = tiny("gpt2"), tiny_prompts()
+    model.train()
+    try:
+        with pytest.raises(ValueError, match="evaluation mode"):
+            forward_states(model, pad(rows.input_ids), ["resid_post"])
+    finally:
+        model.eval()
+
+
+@pytest.mark.trap(20)
+def test_two_draws_that_are_the_same_array_are_refused_with_the_row(tmp_path, monkeypatch):
+    monkeypatch.setattr("dlk_utils.draws.draw_seed", lambda row, draw, seed: 7)  # the planted mistake: one mask for all draws
+    rows = tiny_prompts()
+    with pytest.raises(DeadDropout, match="two equal draws"):
+        extract_activations(tiny("llama"), rows, tmp_path / "s", record={})
+    assert not is_complete(tmp_path / "s")
+
+
+def test_a_batch_that_does_not_fit_goes_in_halves_and_loses_nothing(tmp_path):
+    rows, asked = tiny_prompts(30), []
+
+    def compute(some):
+        asked.append(len(some))
+        if len(some) > 4:
+            raise torch.OutOfMemoryError("planted: more than four rows do not fit")
+        return {"x": torch.tensor([[float(i) for i in ids[:2]] for ids in some.input_ids])}
+
+    fill_rows(tmp_path / "s", rows, {}, [[list(rows.row_id)]], compute, "halves", 2048)
+    assert read_rows(tmp_path / "s", rows, "x").tolist() == [[float(i) for i in ids[:2]] for ids in rows.input_ids]
+    assert max(asked) == 30 and sorted(asked)[:2] == [3, 3]
+    with pytest.raises(torch.OutOfMemoryError, match="planted"):
+        in_halves(lambda some: compute(pd.concat([some] * 5)), rows.head(2))

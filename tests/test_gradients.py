@@ -8,6 +8,7 @@ from dlk_utils.gradients import counterfactual_states, pooled_weight_gradients, 
 from dlk_utils.sites import SITES, at_sites, layer_numbers
 
 
+@pytest.mark.trap(25)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_counterfactual_pass_moves_every_margin_towards_the_other_answer_and_no_weight(family):
     model, rows = tiny(family), tiny_prompts()

@@ -34,6 +34,7 @@ def test_what_stands_before_the_choice_is_the_beginning_of_the_answer(tmp_path):
     assert row.prefix == "It is"
 
 
+@pytest.mark.trap(9)
 def test_the_right_choice_of_a_reversed_template_is_read_from_its_answer(tmp_path):
     [row] = read_templates(write(tmp_path, "{{text}} Definitely not? ||| {{ answer_choices[1 - label] }}")).itertuples()
     assert row.choices == ["yes", "no"]
@@ -41,6 +42,7 @@ def test_the_right_choice_of_a_reversed_template_is_read_from_its_answer(tmp_pat
     assert row.choices == ["yes", "no"]
 
 
+@pytest.mark.trap(10)
 @pytest.mark.parametrize("question", ["{{text}} {{ answer_choices[label] }} or not?", "{% if label %}{{text}}{% else %}{{text}} {% endif %}", "{{ answer_choices[label] }} ||| {{ answer_choices[1 - label] }}: {{text}}"])
 def test_a_template_whose_question_depends_on_the_label_is_refused_by_name(tmp_path, question):
     with pytest.raises(TemplateError, match=r"mine.yaml, template 'mine': expected"):

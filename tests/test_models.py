@@ -17,7 +17,10 @@ from transformers import (
 )  # fmt: skip
 
 from dlk_utils import models
+from dlk_utils.extract import pad
+from dlk_utils.gradients import full_backprop, states_and_gradients
 from dlk_utils.models import ModelError, load_model, load_tokenizer, registry, resolve
+from dlk_utils.sites import SITES
 
 torch.set_num_threads(1)
 TOP = Path(models.__file__).resolve().parent
@@ -176,6 +179,21 @@ def test_a_quantised_model_stays_near_the_full_one(folders, quantization, layer)
         a, b = model(ids).logits.float().flatten(), saved(ids).logits.flatten()
     assert torch.isfinite(a).all()
     assert torch.corrcoef(torch.stack([a, b]))[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_gradients_of_a_quantised_model_are_those_of_full_backprop_and_touch_no_weight(folders, quantization):
+    pytest.importorskip("bitsandbytes")
+    model, _ = load_model(str(folders["llama"][0]), quantization, "float32", "cpu")
+    before = {k: v.clone() for k, v in model.state_dict().items() if torch.is_tensor(v)}
+    batch, choices = pad([[5, 6, 7, 8], [9, 10, 11], [12] * 9]), [[[3], [4]]] * 3
+    grads, whole = states_and_gradients(model, batch, choices, SITES)[1], full_backprop(model, batch, choices, SITES)
+    for site in SITES:
+        assert torch.isfinite(grads[site]).all() and grads[site].abs().amax(-1).min() > 0
+        cosine = torch.cosine_similarity(grads[site].flatten(1), whole[site].flatten(1))
+        assert cosine.min() > 0.99  # 8 bit rounds what enters a layer, and by the batch it comes in
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items() if torch.is_tensor(v))
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_a_folder_without_a_model_is_refused_in_a_few_lines(tmp_path):

@@ -120,3 +120,10 @@ def test_the_python_example_of_the_readme_names_real_things():
 def test_modules_stay_thin():
     sizes = {p.name: len(p.read_text().splitlines()) for p in (TOP / "dlk_utils").rglob("*.py")}
     assert max(sizes.values()) <= 250, sizes
+
+
+def test_every_mistake_of_the_list_is_planted_in_a_test_of_its_number():
+    planted = re.findall(r"@pytest\.mark\.trap\((.+)\)", "\n".join(p.read_text() for p in (TOP / "tests").glob("test_*.py") if p.name != Path(__file__).name))
+    listed = re.findall(r"^\| (\d+) \|", (TOP / "book" / "mistakes.md").read_text(), flags=re.M)
+    assert sorted({int(n) for numbers in planted for n in numbers.split(",")}) == list(map(int, listed))
+    assert list(range(1, 33)) == list(map(int, listed))[:32]

@@ -136,6 +136,7 @@ def test_families_of_instructions_can_be_held_out(examples, tokenizer):
         make_prompts(examples.head(30), tokenizer, families=["nowhere"], asks=("lie",), n_known=0)
 
 
+@pytest.mark.trap(12)
 def test_shots_answer_as_the_instruction_asks(with_shots):
     seen = {0: 0, 1: 0}
     for row in with_shots.itertuples():
@@ -174,6 +175,7 @@ def test_the_choice_of_index_1_says_that_the_claim_is_true(prompts):
         assert [said_of_the_claim(row.prompt, c) for c in row.choices] == [0, 1]
 
 
+@pytest.mark.trap(11)
 def test_a_query_is_never_a_shot(with_shots, examples):
     queries, pool = set(with_shots.example_id), set(examples.example_id[examples.split == "shot"])
     shots = set(itertools.chain.from_iterable(with_shots.shots))
@@ -201,6 +203,7 @@ def test_shots_come_from_the_data_set_of_the_query(with_shots, examples):
     assert all(home[s] == row.dataset for row in with_shots.itertuples() for s in row.shots)
 
 
+@pytest.mark.trap(2)
 def test_the_template_says_nothing_about_being_told_to_lie(prompts, with_shots):
     for t in (prompts, with_shots):
         twins = t[t.role != "known"]
@@ -248,6 +251,7 @@ def test_a_prompt_is_never_cut(prompts, with_shots, tokenizer):
             assert library("instructions").text[row.instruction] in row.prompt
 
 
+@pytest.mark.trap(15)
 def test_a_small_context_takes_shots_first_and_then_drops_the_example(reviews, tokenizer):
     free = make_prompts(reviews, tokenizer, n_shots=2)
     bare = make_prompts(reviews, tokenizer)
@@ -270,6 +274,7 @@ def test_if_every_prompt_is_too_long_that_is_an_error(reviews, tokenizer):
         make_prompts(reviews, tokenizer, n_shots=2, context=20)
 
 
+@pytest.mark.trap(17)
 @pytest.mark.parametrize("written", ["", "{{ bos_token }}"])
 @pytest.mark.parametrize("bos", [True, False])
 def test_there_is_exactly_one_bos_where_the_tokenizer_has_one(examples, bos, written):

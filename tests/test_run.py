@@ -9,6 +9,7 @@ from dlk_utils.run import STAGES, Run
 BASE = Run(model="smollm2", datasets="capitals", n_examples=12)
 
 
+@pytest.mark.trap(31)
 @pytest.mark.parametrize("change", [{"model": "smollm2-graded"}, {"datasets": "categories"}, {"n_examples": 24}, {"seed": 1}, {"n_shots": 2}, {"dtype": "float32"}], ids=lambda c: next(iter(c)))
 def test_each_parameter_that_decides_the_content_is_in_the_name_of_the_file(change):
     for stage, options in (("prompts", {}), ("answers", {}), ("grid", {"n_examples": 24})):

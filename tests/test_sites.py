@@ -7,6 +7,7 @@ from dlk_utils.extract import forward_states, pad
 from dlk_utils.sites import ARCHITECTURES, SITES, UnknownArchitecture, architecture, at_sites, check_sites, site_modules
 
 
+@pytest.mark.trap(24, 26)
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_resid_post_is_what_output_hidden_states_gives(family, n):
@@ -23,6 +24,7 @@ def test_resid_post_is_what_output_hidden_states_gives(family, n):
         torch.testing.assert_close(norm(states[:, -1]), hidden[-1][:, -1], **close(model))
 
 
+@pytest.mark.trap(24)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_block_adds_what_attention_and_mlp_put_out(family):
     model = tiny(family)
@@ -57,6 +59,7 @@ def test_hooks_are_gone_after_an_error():
     assert hooks() == before
 
 
+@pytest.mark.trap(27)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_that_keeps_the_conventions_passes_the_check_and_the_heads_make_what_attention_puts_out(family):
     model = tiny(family)
