@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dlk_utils.behaviour import bootstrap_mean
 from dlk_utils.choices import choice_logprobs
 from dlk_utils.dropout import INJECTED, DeadDropout, draw_seed, mc_dropout
-from dlk_utils.extract import Batch, Layers, cached_prefix, fill_rows, forward_states, named, pad, plan_batches
+from dlk_utils.extract import Batch, Layers, cached_prefix, fill_rows, forward_states, last_logits, named, pad, plan_batches
 from dlk_utils.sites import blocks, layer_numbers
 
 SCOPES = ("sequence", "last_token")
@@ -97,6 +98,21 @@ def move_table(model: nn.Module, prompts: pd.DataFrame, *, ps: Sequence[float] =
             move = np.abs(p1[1] - p1[0])
             low, high = bootstrap_mean(move, prompts.example_id.to_numpy())
             rows.append({"scope": scope, "p": p, "rows": len(move), "state_move": float(((b - a).norm(dim=-1) / a.norm(dim=-1)).mean()), "answer_move": move.mean(), "answer_move_low": low, "answer_move_high": high, "disagree": float(((p1[0] > 0.5) != (p1[1] > 0.5)).mean())})
+    return pd.DataFrame(rows)
+
+
+def spread_table(model: nn.Module, prompts: pd.DataFrame, *, n_draws: int = 16, p: float = 0.1, scopes: Sequence[str] = SCOPES, seed: int = 0) -> pd.DataFrame:
+    """For each scope and the first 2, 4, ... `n_draws` draws of a few prompts: the range of the probability of choice 1 (its mean, with a 95 % bootstrap interval),
+    and how far its mean over the draws lies from that of the plain pass."""
+    batch, rows, examples = pad(prompts.input_ids, device=model.device), [], prompts.example_id.to_numpy()
+    p1 = lambda logits: torch.diff(choice_logprobs(logits, list(prompts.choice_ids)).double())[:, 0].sigmoid().cpu().numpy()
+    plain, seeds = p1(last_logits(model, batch)), [[draw_seed(r, k, seed) for r in prompts.row_id] for k in range(n_draws)]
+    for scope in scopes:
+        drawn = np.stack([p1(logits) for _, logits in draw_states(model, batch, ["resid_post"], -1, seeds=seeds, p=p, scope=scope)])
+        for k in [2**i for i in range(1, n_draws.bit_length())]:
+            spread, off = np.ptp(drawn[:k], axis=0), np.abs(drawn[:k].mean(0) - plain)
+            low, high = bootstrap_mean(spread, examples)
+            rows.append({"scope": scope, "draws": k, "range": spread.mean(), "range_low": low, "range_high": high, "mean_off_plain": off.mean()})
     return pd.DataFrame(rows)
 
 

@@ -119,6 +119,15 @@ def move_figure(table: pd.DataFrame, title: str) -> go.Figure:
     return _style(fig, title, "p", "mean |p(choice 1) of draw 1 - of draw 0| (95 % interval)")
 
 
+def spread_figure(table: pd.DataFrame, title: str) -> go.Figure:
+    """The range of the answer over the first K draws, a colour a scope; dashed, how far their mean lies from the plain pass."""
+    fig = go.Figure()
+    for i, (scope, t) in enumerate(table.groupby("scope", sort=False)):
+        fig.add_scatter(x=list(t.draws), y=list(t.range), name=f"{scope}: range", mode="lines+markers", line_color=COLOURS[i], error_y=_error(t.range, t.range_low, t.range_high))
+        fig.add_scatter(x=list(t.draws), y=list(t.mean_off_plain), name=f"{scope}: mean against the plain pass", mode="lines+markers", line={"color": COLOURS[i], "dash": "dash"})
+    return _style(fig, title, "K, draws of a prompt", "p(choice 1), over the first K draws").update_xaxes(type="log", tickvals=sorted(set(table.draws)))
+
+
 def _points(x: pd.Series, y: Sequence | pd.Series, low: pd.Series, high: pd.Series, name: str, i: int) -> go.Scatter:
     return go.Scatter(x=list(x), y=list(y), name=name, mode="markers", marker={"size": 9, "color": COLOURS[i % 8]}, error_x=_error(x, low, high))
 

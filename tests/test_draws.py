@@ -3,7 +3,7 @@ import pytest
 import torch
 from conftest import FAMILIES, close, tiny, tiny_prompts
 
-from dlk_utils.draws import draw_states, dropout_audit, extract_activations
+from dlk_utils.draws import draw_states, dropout_audit, extract_activations, move_table, spread_table
 from dlk_utils.dropout import DROPOUT_SITES, DeadDropout, draw_seed, keep_pairs, mc_dropout, native_sites
 from dlk_utils.extract import forward_states, last_logits, pad
 from dlk_utils.store import describe
@@ -127,3 +127,12 @@ def test_a_store_of_many_draws_of_the_last_token_at_some_layers(tmp_path):
     model, rows = tiny("llama", torch.float32), tiny_prompts()
     extract_activations(model, rows, tmp_path / "s", record={}, draws=4, scope="last_token", layers="::2", sites=["resid_post", "head_out"])
     assert describe(tmp_path / "s")["tensors"] == 4 * (2 * 2 + 1)
+
+
+def test_the_range_of_two_draws_is_their_move_and_more_draws_never_narrow_it():
+    model, rows = tiny("llama", torch.float32), tiny_prompts()
+    spread, moves = spread_table(model, rows, n_draws=8, p=0.2), move_table(model, rows, ps=[0.2])
+    for scope, t in spread.groupby("scope"):
+        assert list(t.draws) == [2, 4, 8] and t.range.is_monotonic_increasing
+        assert t.range.iloc[0] == pytest.approx(moves.answer_move[moves.scope == scope].item(), rel=1e-5)
+        assert ((t.range_low <= t.range) & (t.range <= t.range_high)).all() and (t.mean_off_plain > 0).all()

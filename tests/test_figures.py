@@ -27,6 +27,7 @@ MADE = {
     "lie_rate": lambda: figures.lie_rate_figure(RATES, "Lies"),
     "gate": lambda: figures.gate_figure(GATE, "Gate"),
     "audit": lambda: figures.audit_figure(pd.DataFrame({"layer": [1, 2], "relative_move": [0.1, 0.2], "least": [0.05, 0.1]}), "Audit"),
+    "spread": lambda: figures.spread_figure(pd.DataFrame({"scope": ["sequence", "sequence", "last_token"], "draws": [2, 4, 2], "range": [0.1, 0.2, 0.05], "mean_off_plain": [0.1, 0.05, 0.02], "range_low": [0.05, 0.1, 0.0], "range_high": [0.2, 0.3, 0.1]}), "Spreads"),
     "move": lambda: figures.move_figure(pd.DataFrame({"scope": ["sequence", "sequence", "last_token"], "p": [0.1, 0.2, 0.1], "answer_move": [0.1, 0.2, 0.05], "answer_move_low": [0.05, 0.1, 0.0], "answer_move_high": [0.2, 0.3, 0.1]}), "Moves"),
     "training": lambda: figures.training_figure(pd.DataFrame({"step": range(1, 7), "truth a": [0.5, None, 0.6, 0.7, 0.8, 0.9], "lie a": [None] * 4 + [0.6, 0.7], "loss": 1.0}), "Training", window=2),
     "shots": lambda: figures.shots_figure(pd.DataFrame({"shots": ["none", "lie"], "instruction": ["truth", "lie"], "wrong_rate": [0.2, 0.5], "wrong_rate_low": [0.1, 0.4], "wrong_rate_high": [0.3, 0.6]}), "Shots"),
