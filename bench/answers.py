@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pandas as pd
-import torch
+from results import save
 
 from dlk_utils.choices import choice_logprobs
 from dlk_utils.examples import load_examples
@@ -37,8 +37,8 @@ def main(n_examples: int = 24, n_shots: int = 0, rounds: int = 3, batch_tokens: 
             seconds[way].append(time.perf_counter() - start)
             logp[way] = np.stack([found[r] for r in rows.index])
     table = pd.DataFrame([{"way": w, "batches": len(ways[w][0]), "tokens/s (median)": tokens / np.median(s), "slowest": tokens / max(s), "fastest": tokens / min(s), "largest difference": np.abs(logp[w] - logp["one at a time"]).max()} for w, s in seconds.items()])
-    print(f"{len(rows)} prompts, {tokens} tokens, {n_shots} shots, fp32, {torch.get_num_threads()} threads, {rounds} rounds")
-    print(table.round(5).to_string(index=False))
+    title = f"Answers: {len(rows)} prompts of {tokens / len(rows):.0f} tokens, {n_shots or 'no'} shots"
+    save("answers_shots" if n_shots else "answers", title, table.set_index("way"))
     assert (table["largest difference"] < 1e-4).all(), "expected equal log-probabilities"
 
 

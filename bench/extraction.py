@@ -3,7 +3,6 @@
 Everything in fp32, the same token ids, in turns so that a noisy machine disturbs all alike; medians, with the fastest and the slowest round. Values are compared beside each speed.
 """
 
-import platform
 import resource
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from results import save
 
 from dlk_utils.draws import draw_states
 from dlk_utils.examples import load_examples
@@ -92,7 +92,7 @@ def gradients(model, rounds: int, lengths=(64, 256, 1024), rows: int = 4) -> pd.
         table["least cosine"] = [np.nan, *[min(float(torch.cosine_similarity(gave[w][s], gave["full backprop"][s], dim=-1).min()) for s in SITES) for w in ("ours", "full backprop")]]
         peak = {w: int(subprocess.run([sys.executable, __file__, "memory", w, str(length), str(rows)], capture_output=True, text=True, check=True).stdout.split()[-1]) for w in ways}
         table["extra peak MB"] = [peak[w] / 1024 for w in ways]
-        tables.append(table.assign(tokens=length).set_index("tokens", append=True))
+        tables.append(table.set_index(table.index + f", {length:,} tokens"))
     return pd.concat(tables)
 
 
@@ -133,16 +133,13 @@ def store(rounds: int, rows: int = 2048, d: int = 576, layers: int = 30) -> pd.D
 def main(n_examples: int = 24, rounds: int = 3) -> None:
     model, tokenizer = load_model("smollm2", dtype="float32")
     forward(model, pad([[1, 2, 3]]))
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32, {rounds} rounds")
     examples = load_examples("rotten_tomatoes", n_examples)
-    rows, with_shots = (make_prompts(examples, tokenizer, n_shots=n).set_index("row_id", drop=False) for n in (0, 2))
-    for title, table in (
-        *((f"States of the last token, {len(r)} prompts of {r.input_ids.map(len).mean():.0f} tokens, {n} shots", states(model, r, rounds)) for r, n in ((rows, 0), (with_shots, 2))),
-        ("Gradients of the margin at four sites, four prompts", gradients(model, rounds)),
-        ("Dropout draws, 24 prompts", draws(model, rows, rounds)),
-        ("Store", store(rounds)),
-    ):
-        print(f"\n{title}\n{table.round(5).to_string()}", flush=True)
+    plain, with_shots = (make_prompts(examples, tokenizer, n_shots=n).set_index("row_id", drop=False) for n in (0, 2))
+    for name, rows, shots in (("states", plain, "no"), ("states_shots", with_shots, "two")):
+        save(name, f"States of the last token: {len(rows)} prompts of {rows.input_ids.map(len).mean():.0f} tokens, {shots} shots", states(model, rows, rounds))
+    save("gradients", "Gradients of the margin: four prompts of 64, 256 and 1,024 tokens", gradients(model, rounds))
+    save("draws", "Dropout draws: 24 prompts", draws(model, plain, rounds))
+    save("store", "The store: 2,048 rows, 30 layers", store(rounds))
 
 
 if __name__ == "__main__":

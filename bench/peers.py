@@ -5,9 +5,11 @@ backend tokenises the same prompts itself, and the last token is kept.
 """
 
 import sys
+from importlib.metadata import version
 
 import torch
 from extraction import timed
+from results import save
 
 from dlk_utils.examples import load_examples
 from dlk_utils.extract import forward_states, last_logits, pad, plan_batches
@@ -71,8 +73,9 @@ def main(n_examples: int = 12, n_shots: int = 0, rounds: int = 3) -> None:
         table.loc[way, "largest difference"] = float((a - b).abs().max())
         table.loc[way, "least cosine"] = float(torch.cosine_similarity(a, b, dim=-1).min())
     tokens = int(rows.input_ids.map(len).sum())
-    print(f"{len(rows)} prompts, {tokens} tokens, {n_shots} shots, fp32, {torch.get_num_threads()} threads, {rounds} rounds")
-    print(table.assign(**{"tokens/s": tokens / table.seconds, "share of the limit": table.seconds.iloc[0] / table.seconds}).round(5).to_string())
+    table = table.assign(**{"tokens/s": tokens / table.seconds, "share of the limit": table.seconds.iloc[0] / table.seconds})
+    title = f"Beside other libraries: {len(rows)} prompts of {tokens / len(rows):.0f} tokens, {n_shots or 'no'} shots"
+    save("peers_shots" if n_shots else "peers", title, table, **{name: version(name) for name in ("nnsight", "transformer-lens", "lmprobe")})
 
 
 if __name__ == "__main__":
