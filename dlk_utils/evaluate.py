@@ -1,22 +1,23 @@
 """Splits, controls, metrics and intervals: one long table in which every probe stands beside its controls."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import OneHotEncoder
 
-from dlk_utils.probes import PAIR_PROBES, STATE_PROBES, logistic
+from dlk_utils.metrics import auroc, balanced_accuracy, brier, calibrated, calibration_error, recall_at, resamples, weighted_auroc
+from dlk_utils.probes import PAIR_PROBES, STATE_PROBES, Logistic
 
 REGIMES = {"by example, truth rows": ("truth", "truth"), "by example, lie rows": ("lie", "lie"), "truth rows -> lie rows": ("truth", "lie")}
 """name -> (role of the rows trained on and selected on, role of the rows tested on); the examples never overlap."""
 MIN_PER_CLASS = {"train": 5, "validation": 2, "test": 4}
 COLUMNS = [
     "target", "regime", "kind", "probe", "feature", "site", "layer", "selected", "compared", "validation", "estimate", "low", "high", "accuracy",
-    "n", "n_train", "best_control", "lift", "lift_low", "lift_high",
+    "balanced_accuracy", "recall_at_1", "recall_at_5", "brier", "calibration_error", "n", "n_train", "best_control", "lift", "lift_low", "lift_high",
 ]  # fmt: skip
 
 
@@ -54,60 +55,46 @@ def evaluate(task: Task, features: dict[tuple[str, str, int], Callable[[pd.DataF
 
     `features` maps (feature, site, layer) to a function from rows to X ([n, d], or [n, 2, d] for the target `pair`). The layer is chosen by AUROC
     on validation (`selected`); the test AUROC is signed, with a 95 % interval by bootstrap over examples, and for selected rows the
-    `lift` over the best control of the task, paired by resample. `compared` counts the layers that the choice was made from.
+    `lift` over the best control of the task, paired by resample. `compared` counts the layers that the choice was made from; all layers of a feature are fitted
+    in one batch. Accuracies are at the threshold that was fixed on train; `brier` and `calibration_error` of probabilities calibrated on validation, for selected rows.
     """
     pair = task.target == "pair"
-    weights = _resamples(task.test.example_id, n_boot, seed)
+    weights = resamples(task.test.example_id, n_boot, seed)
     label = task.test.y.to_numpy()
     rows, boots = [], {}
 
     def add(kind: str, probe: str, scores: list[Float[np.ndarray, " n"]], **more) -> None:
-        boot = np.mean([_auroc(s, label, weights) for s in scores], 0)
-        estimate = float(np.mean([auroc(s, label) for s in scores]))
-        boots[len(rows)] = boot
-        low, high = np.nanpercentile(boot, [2.5, 97.5])
-        accuracy = float(np.mean([np.mean((s > 0) == label) for s in scores]))
-        rows.append({"target": task.target, "regime": task.regime, "kind": kind, "probe": probe, "feature": "", "site": "", "layer": -1, "selected": True, "compared": 1, "validation": np.nan, "estimate": estimate, "low": low, "high": high, "accuracy": accuracy, "n": len(label), "n_train": len(task.train), **more})  # fmt: skip
+        boots[len(rows)] = np.mean([weighted_auroc(s, label, weights) for s in scores], 0)
+        low, high = np.nanpercentile(boots[len(rows)], [2.5, 97.5])
+        mean = lambda metric: float(np.mean([metric(s, label) for s in scores]))
+        scored = {"estimate": mean(auroc), "low": low, "high": high, "accuracy": mean(lambda s, y: np.mean((s > 0) == y)), "balanced_accuracy": mean(balanced_accuracy), "recall_at_1": mean(lambda s, y: recall_at(s, y, 0.01)), "recall_at_5": mean(lambda s, y: recall_at(s, y, 0.05))}
+        rows.append({"target": task.target, "regime": task.regime, "kind": kind, "probe": probe, "feature": "", "site": "", "layer": -1, "selected": True, "compared": 1, "validation": np.nan, "n": len(label), "n_train": len(task.train), **scored, **more})  # fmt: skip
 
     groups: dict[tuple[str, str], list[int]] = {}
     for feature, site, layer in features:
         groups.setdefault((feature, site), []).append(layer)
+    checked = task.validation.y.to_numpy()
     for (feature, site), layers in groups.items():
-        X = {layer: [features[feature, site, layer](part) for part in (task.train, task.validation, task.test)] for layer in layers}
+        X = [np.stack([features[feature, site, layer](part) for layer in layers]) for part in (task.train, task.validation, task.test)]
         for name, make in (PAIR_PROBES if pair else STATE_PROBES).items():
-            fitted = {layer: make().fit(X[layer][0], _goal(task.train, pair)) for layer in layers}
-            chosen_by = {layer: auroc(fitted[layer].decision_function(X[layer][1]), task.validation.y.to_numpy()) for layer in layers}
-            best = max(layers, key=lambda layer: (chosen_by[layer], -layer))
-            for layer in layers:
-                where = {"feature": feature, "site": site, "layer": layer, "selected": layer == best, "compared": len(layers)}
-                add("probe", name, [fitted[layer].decision_function(X[layer][2])], validation=chosen_by[layer], **where)
+            fitted = make().fit(X[0], _goal(task.train, pair))
+            on_validation, on_test = fitted.decision_function(X[1]), fitted.decision_function(X[2])
+            chosen_by = [auroc(s, checked) for s in on_validation]
+            best = int(np.argmax(chosen_by))
+            for i, layer in enumerate(layers):
+                where = {"feature": feature, "site": site, "layer": layer, "selected": i == best, "compared": len(layers)}
+                p = calibrated(on_validation[i], checked, on_test[i]) if i == best else None
+                sure = {} if p is None else {"brier": brier(p, label), "calibration_error": calibration_error(p, label)}
+                add("probe", name, [on_test[i]], validation=chosen_by[i], **where, **sure)
         if (feature, site) == next(iter(groups)):
             make, where = next(iter((PAIR_PROBES if pair else STATE_PROBES).values())), {"feature": feature, "site": site, "compared": len(layers)}
             add("control", "shuffled labels", list(_shuffled(task, X, make, pair, seed)), **where)
-            add("control", "random direction", list(_random(task, X[layers[len(layers) // 2]], pair, seed)), **where | {"compared": 1})
+            add("control", "random direction", list(_random(task, [x[len(layers) // 2] for x in X], pair, seed)), **where | {"compared": 1})
+            add("control", "first layer", [make().fit(X[0][0], _goal(task.train, pair)).decision_function(X[2][0])], **where | {"layer": layers[0], "compared": 1})
     for name, score in _controls(task, pair).items():
         add("control", name, [score])
     table = pd.DataFrame(rows)
     return _with_lift(table, boots)
-
-
-def auroc(scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"]) -> float:
-    """Signed AUROC: the share of (1, 0) pairs in which the 1 scores higher, ties half. Never flipped."""
-    return float(_auroc(scores, y, np.ones((1, len(y))))[0])
-
-
-def _auroc(scores, y, weights: Float[np.ndarray, "b n"]) -> Float[np.ndarray, " b"]:
-    one, zero = y == 1, y == 0
-    wins = np.sign(scores[one][:, None] - scores[zero][None]) / 2 + 0.5
-    total = weights[:, one].sum(1) * weights[:, zero].sum(1)
-    return np.einsum("bj,bj->b", weights[:, one] @ wins, weights[:, zero]) / np.where(total > 0, total, np.nan)
-
-
-def _resamples(groups: Sequence[str] | pd.Series, n_boot: int, seed: int) -> Float[np.ndarray, "b n"]:
-    """How often each row is drawn when whole examples are resampled."""
-    names, index = np.unique(groups, return_inverse=True)
-    counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), n_boot)
-    return counts[:, index].astype(float)
 
 
 def _goal(rows: pd.DataFrame, pair: bool) -> np.ndarray:
@@ -121,9 +108,9 @@ def _shuffled(task, X, make, pair, seed, repeats: int = 5):
         goal, y = rng.permutation(_goal(task.train, pair)), rng.permutation(task.validation.y.to_numpy())
         if pair:
             goal = goal * rng.choice([-1, 1], len(goal))
-        fitted = {layer: make().fit(x[0], goal) for layer, x in X.items()}
-        best = max(X, key=lambda layer: (auroc(fitted[layer].decision_function(X[layer][1]), y), -layer))
-        yield fitted[best].decision_function(X[best][2])
+        fitted = make().fit(X[0], goal)
+        best = int(np.argmax([auroc(s, y) for s in fitted.decision_function(X[1])]))
+        yield fitted.decision_function(X[2])[best]
 
 
 def _random(task, X, pair, seed, repeats: int = 20):
@@ -138,17 +125,24 @@ def _random(task, X, pair, seed, repeats: int = 20):
 
 def _controls(task: Task, pair: bool) -> dict[str, np.ndarray]:
     """What can be scored without the states. For pairs, a guess of the truth times the observed change of the answer."""
-    y = task.train.label if pair else task.train.y
+    y = (task.train.label if pair else task.train.y).to_numpy()
     turn = (task.test.p1_draw1 - task.test.p1_draw0).to_numpy() if pair else 1.0
-    meta = ["instruction", "template", "dataset"]
-    onehot = OneHotEncoder(handle_unknown="ignore", sparse_output=False).fit(task.train[meta])
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True).fit(task.train.prompt)
-    by_meta = logistic(C=1.0).fit(onehot.transform(task.train[meta]), y)
-    by_text = logistic(C=0.01).fit(words.transform(task.train.prompt).toarray(), y)
+
+    def learned(make, columns, C: float) -> np.ndarray:
+        known = make().fit(columns(task.train))
+        dense = lambda rows: np.asarray(known.transform(columns(rows)).astype(float).toarray())
+        return Logistic(C=C).fit(dense(task.train), y).decision_function(dense(task.test))
+
+    onehot, words = lambda: OneHotEncoder(handle_unknown="ignore"), lambda: TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    length = lambda rows: np.log(rows.prompt.str.len().to_numpy(float))[:, None]
     score = {
+        "majority": np.full(len(task.test), y.mean() - 0.5),
         "own answer": task.test.margin.to_numpy() if task.target != "lie" else -task.test.margin.abs().to_numpy(),
-        "instruction only": by_meta.decision_function(onehot.transform(task.test[meta])),
-        "TF-IDF": by_text.decision_function(words.transform(task.test.prompt).toarray()),
+        "instruction only": learned(onehot, lambda rows: rows[["instruction"]], 1.0),
+        "metadata": learned(onehot, lambda rows: rows[["instruction", "template", "dataset"]], 1.0),
+        "length": Logistic(C=1.0).fit(length(task.train), y).decision_function(length(task.test)),
+        "TF-IDF": learned(words, lambda rows: rows.prompt, 0.01),
+        "TF-IDF, question only": learned(words, lambda rows: rows.text, 0.01),
     }
     return {name: np.sign(s) * turn if pair else s for name, s in score.items()}
 

@@ -5,10 +5,12 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from dlk_utils.evaluate import COLUMNS, REGIMES, TooFewRows, auroc, evaluate, make_task
+from dlk_utils.evaluate import COLUMNS, REGIMES, TooFewRows, evaluate, make_task
 from dlk_utils.findings import headline, in_words, summary, verdict
+from dlk_utils.metrics import auroc
+from dlk_utils.probes import PAIR_PROBES, STATE_PROBES
 
-CONTROLS = {"shuffled labels", "random direction", "own answer", "instruction only", "TF-IDF"}
+CONTROLS = {"shuffled labels", "random direction", "first layer", "majority", "own answer", "instruction only", "metadata", "length", "TF-IDF", "TF-IDF, question only"}
 TRUTH = "by example, truth rows"
 D = 40
 
@@ -22,7 +24,7 @@ def make_rows(n=300, seed=0, **columns) -> pd.DataFrame:
     t["margin"] = rng.normal(size=n)
     t["instruction"], t["template"] = rng.choice(["i1", "i2", "i3"], n), rng.choice(["t1", "t2"], n)
     t["prompt"] = [" ".join(rng.choice(["red", "blue", "green", "stone", "river"], 6)) for _ in range(n)]
-    return t.assign(row_id=t.example_id, **columns)
+    return t.assign(row_id=t.example_id, text=t.prompt.str.split().str[:3].str.join(" "), **columns)
 
 
 def states(rows: pd.DataFrame, strength: float, seed=0) -> dict[str, np.ndarray]:
@@ -113,11 +115,11 @@ def test_too_few_rows_are_refused_with_their_counts():
         make_task(rows, "truth", TRUTH)
 
 
-def test_the_table_has_every_probe_beside_the_five_controls(planted):
+def test_the_table_has_every_probe_beside_all_controls(planted):
     assert list(planted.columns) == COLUMNS
     assert set(planted.probe[planted.kind == "control"]) == CONTROLS
-    assert set(planted.probe[planted.kind == "probe"]) == {"logistic", "mean_difference"}
-    assert (planted.kind == "probe").sum() == 6 and (planted.kind == "control").sum() == 5
+    assert set(planted.probe[planted.kind == "probe"]) == set(STATE_PROBES)
+    assert (planted.kind == "probe").sum() == 3 * len(STATE_PROBES) and (planted.kind == "control").sum() == len(CONTROLS)
     assert (planted.low <= planted.estimate).all() and (planted.estimate <= planted.high).all()
     assert (planted.n == 120).all() and (planted.n_train == 120).all()
     assert planted.accuracy.between(0, 1).all()
@@ -157,7 +159,7 @@ def test_what_is_planted_is_found_and_stands_above_its_controls(planted):
 def test_where_nothing_is_planted_probes_and_controls_sit_at_one_half(nothing):
     assert (nothing.estimate - 0.5).abs().max() < 0.12
     assert abs(line(nothing, "shuffled labels").estimate - 0.5) < 0.06
-    assert (nothing.low < 0.5).sum() >= len(nothing) - 1 and (nothing.high > 0.5).sum() >= len(nothing) - 1
+    assert (nothing.low <= 0.5).sum() >= len(nothing) - 1 and (nothing.high >= 0.5).sum() >= len(nothing) - 1  # a 95 % interval misses once in twenty
 
 
 @pytest.mark.trap(42)
@@ -176,8 +178,19 @@ def test_the_instruction_only_control_catches_a_class_that_the_prompt_s_form_dec
     rows = make_rows()
     rows[column] = np.where(rows.y == 1, "that", "this")
     table = scored(rows)
-    assert line(table, "instruction only").estimate == 1.0
+    assert line(table, "metadata").estimate == 1.0
+    assert (line(table, "instruction only").estimate == 1.0) == (column == "instruction")
     assert line(table, "own answer").estimate < 0.7
+
+
+def test_length_and_the_words_of_the_question_are_controls_of_their_own():
+    rows = make_rows()
+    rows["prompt"] = rows.prompt + np.where(rows.y == 1, " stone stone stone", "")
+    assert line(scored(rows), "length").estimate > 0.95
+    rows = make_rows()
+    rows["text"] = np.where(rows.y == 1, "hooray", "alas")
+    table = scored(rows)
+    assert line(table, "TF-IDF, question only").estimate == 1.0 and line(table, "TF-IDF").estimate < 0.7
 
 
 @pytest.mark.trap(38)
@@ -205,7 +218,7 @@ def test_pairs_have_their_own_probes_and_the_same_controls():
     direction = np.random.default_rng(9).normal(size=8)
     X = {i: np.stack([z, z + rng.normal(size=8) + 4 * m * direction]) for i, m, z in zip(rows.row_id, rows.move, rng.normal(size=(300, 8)), strict=True)}
     table = evaluate(make_task(rows, "pair", TRUTH), {("two draws", "resid_post", 0): reader(X)}, n_boot=100)
-    assert set(table.probe[table.kind == "probe"]) == {"pair_ranking", "pair_distance"}
+    assert set(table.probe[table.kind == "probe"]) == set(PAIR_PROBES)
     assert set(table.probe[table.kind == "control"]) == CONTROLS
     assert table.estimate[table.kind == "probe"].min() > 0.9
     # knowing the label and the change of the answer is knowing the class

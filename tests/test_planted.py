@@ -22,7 +22,7 @@ def rows() -> pd.DataFrame:
     return pd.DataFrame({
         "row_id": [f"r{i}" for i in range(N)], "example_id": ids, "label": np.arange(N) % 2, "input_ids": [rng.integers(1, 97, 6).tolist() for _ in ids],
         "choice_ids": [[[1], [2]]] * N, "role": "truth", "instruction": "i", "template": "t", "dataset": "d", "asks": "truth", "choices": [["no", "yes"]] * N,
-        "split": np.array(["train", "train", "validation", "test"])[(np.arange(N) // 2) % 4], "prompt": [f"word{i}" for i in rng.integers(0, 50, N)],
+        "split": np.array(["train", "train", "validation", "test"])[(np.arange(N) // 2) % 4], "text": [f"word{i % 7}" for i in range(N)], "prompt": [f"word{i}" for i in rng.integers(0, 50, N)],
     })  # fmt: skip
 
 

@@ -2,11 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
-from sklearn.linear_model import LogisticRegression
+from scipy.optimize import minimize
+from sklearn.covariance import ledoit_wolf
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, Ridge
+from sklearn.model_selection import PredefinedSplit
 
-from dlk_utils.probes import PAIR_PROBES, STATE_PROBES, MeanDifference, PairDistance, PairRanking, logistic
-from dlk_utils.probes.pair_ranking import pair_scale
+from dlk_utils.probes import PAIR_PROBES, STATE_PROBES, Logistic, MeanDifference, PairDirection, PairDistance, PairRanking
+from dlk_utils.probes.logistic import STRENGTHS
+from dlk_utils.probes.scale import SCALES
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +31,10 @@ def pairs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return X, (X[:, 1] - X[:, 0]) @ direction + 0.1 * rng.normal(size=400), direction
 
 
+def weight(probe) -> np.ndarray:
+    return probe.coef_[0].numpy()
+
+
 def cosine(a, b) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
@@ -34,7 +43,7 @@ def test_mean_difference_equals_the_formula(states):
     X, y = states
     probe = MeanDifference().fit(X, y)
     one, zero = (np.array([x for x, label in zip(X, y, strict=True) if label == k]).sum(0) / (y == k).sum() for k in (1, 0))
-    np.testing.assert_allclose(probe.direction_, one - zero)
+    np.testing.assert_allclose(probe.coef_[0], one - zero)
     np.testing.assert_allclose(probe.decision_function(X), [np.dot(x, one - zero) - np.dot((one + zero) / 2, one - zero) for x in X], atol=1e-9)
     np.testing.assert_allclose(probe.decision_function(one[None]), -probe.decision_function(zero[None]))
     assert probe.decision_function(one[None])[0] > 0
@@ -47,11 +56,63 @@ def test_mean_difference_refuses_labels_other_than_0_and_1(labels):
         MeanDifference().fit(np.zeros((6, 3)), np.resize(labels, 6))
 
 
-def test_logistic_equals_scikit_learn_on_scaled_states(states):
+@pytest.mark.parametrize("C", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("d", [12, 400])
+def test_logistic_equals_scikit_learn_on_scaled_states(C, d):
+    rng = np.random.default_rng(d)
+    y = rng.integers(0, 2, 150)
+    X = rng.normal(size=(150, d)) * 3 + 1 + np.outer(y, rng.normal(size=d)) * (d == 12)
+    scaled = (X - X.mean(0)) / X.std(0)
+    expected = LogisticRegression(C=C, max_iter=10_000, tol=1e-10).fit(scaled, y)
+    probe = Logistic(C).fit(X, y)
+    np.testing.assert_allclose(probe.coef_[0], expected.coef_[0], atol=1e-3 * np.abs(expected.coef_).max())
+    np.testing.assert_allclose(probe.decision_function(X), expected.decision_function(scaled), atol=1e-3 * np.abs(expected.decision_function(scaled)).max())
+
+
+def test_the_strength_is_chosen_by_the_log_loss_of_left_out_rows(states):
     X, y = states
     scaled = (X - X.mean(0)) / X.std(0)
-    expected = LogisticRegression(C=0.01, max_iter=1000).fit(scaled, y)
-    np.testing.assert_allclose(logistic().fit(X, y).decision_function(X), expected.decision_function(scaled), atol=1e-3)
+    fold = np.zeros(len(y), int)
+    for label in (0, 1):  # the folds that the probe makes, written out again
+        rows = np.flatnonzero(y == label)
+        fold[rows] = np.random.default_rng(0).permutation(len(rows)) % 5
+    reference = LogisticRegressionCV(Cs=STRENGTHS, cv=PredefinedSplit(fold), scoring="neg_log_loss", max_iter=5000, tol=1e-8, use_legacy_attributes=False, l1_ratios=(0,)).fit(scaled, y)
+    assert float(Logistic("auto").fit(X, y).C_[0]) == pytest.approx(float(np.ravel(reference.C_)[0]))
+
+
+@pytest.mark.parametrize("scale", ["none", "neuron"])
+@pytest.mark.parametrize("d", [12, 400])
+def test_lda_is_the_mean_difference_times_the_inverse_of_ledoit_and_wolf_s_covariance(scale, d):
+    rng = np.random.default_rng(d)
+    y = rng.integers(0, 2, 150)
+    X = rng.normal(size=(150, d)) * np.linspace(1, 4, d) + np.outer(y, rng.normal(size=d)) + 2
+    Z = (X - X.mean(0)) / X.std(0) if scale == "neuron" else X
+    one, zero = Z[y == 1].mean(0), Z[y == 0].mean(0)
+    covariance, _ = ledoit_wolf(Z - np.where(y[:, None], one, zero), assume_centered=True)
+    expected = (Z - (one + zero) / 2) @ np.linalg.solve(covariance, one - zero)
+    np.testing.assert_allclose(MeanDifference(covariance=True, scale=scale).fit(X, y).decision_function(X), expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", STATE_PROBES)
+def test_many_feature_matrices_at_once_give_what_each_gives_alone(name):
+    rng = np.random.default_rng(4)
+    y = rng.integers(0, 2, 90)
+    X = rng.normal(size=(3, 90, 30)) + 2 * y[None, :, None] * rng.normal(size=(3, 1, 30))
+    together = STATE_PROBES[name]().fit(X, y).decision_function(X)
+    for k in range(3):
+        np.testing.assert_allclose(together[k], STATE_PROBES[name]().fit(X[k], y).decision_function(X[k]), rtol=1e-6, atol=1e-8)
+
+
+def test_each_scale_is_what_it_says(states):
+    X, y = states
+    scaled = {how: Logistic(scale=how).fit(X, y).scale_(torch.tensor(X)[None])[0].numpy() for how in SCALES}
+    np.testing.assert_array_equal(scaled["none"], X)
+    np.testing.assert_allclose(scaled["neuron"], (X - X.mean(0)) / X.std(0))
+    np.testing.assert_allclose(np.linalg.norm(scaled["row"], axis=1), 1)
+    covariance = np.cov(scaled["whiten"].T)
+    np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-9)
+    with pytest.raises(ValueError, match="scale: expected one of none, neuron, row, whiten"):
+        Logistic(scale="rank").fit(X, y)
 
 
 @pytest.mark.parametrize("name", STATE_PROBES)
@@ -70,7 +131,7 @@ def test_a_state_probe_finds_a_planted_direction_and_its_sign(name):
 def test_a_pair_probe_recovers_the_planted_direction(pairs, name):
     X, y, direction = pairs
     probe = PAIR_PROBES[name]().fit(X[:300], y[:300])
-    assert cosine(probe.weight_, direction) > 0.95
+    assert cosine(weight(probe), direction) > 0.95
     assert np.mean((probe.decision_function(X[300:]) > 0) == (y[300:] > 0)) > 0.85
 
 
@@ -86,9 +147,9 @@ def test_pair_distance_predicts_how_far_in_units_of_the_mean_move(pairs):
 def test_swapping_the_draws_flips_the_sign(pairs, name):
     X, y, _ = pairs
     probe = PAIR_PROBES[name]().fit(X, y)
-    np.testing.assert_array_equal(probe.decision_function(X[:, ::-1]), -probe.decision_function(X))
-    swapped = PAIR_PROBES[name]().fit(X[:, ::-1], -y)
-    assert cosine(probe.weight_, swapped.weight_) > 0.999
+    np.testing.assert_array_equal(probe.decision_function(X[:, ::-1].copy()), -probe.decision_function(X))
+    swapped = PAIR_PROBES[name]().fit(X[:, ::-1].copy(), -y)
+    assert cosine(weight(probe), weight(swapped)) > 0.999
 
 
 @pytest.mark.parametrize("name", PAIR_PROBES)
@@ -104,19 +165,42 @@ def test_pairs_that_did_not_move_teach_nothing(pairs, name):
     X, y, direction = pairs
     still = y.copy()
     still[::4] = 0
-    assert cosine(PAIR_PROBES[name]().fit(X, still).weight_, direction) > 0.9
+    assert cosine(weight(PAIR_PROBES[name]().fit(X, still)), direction) > 0.9
 
 
 def test_a_small_move_weighs_less_than_a_large_one(pairs):
     X, y, _ = pairs
     wrong = np.abs(y) < np.median(np.abs(y))
-    assert cosine(PairRanking().fit(X, np.where(wrong, -y, y)).weight_, PairRanking().fit(X, y).weight_) > 0.8
+    assert cosine(weight(PairRanking().fit(X, np.where(wrong, -y, y))), weight(PairRanking().fit(X, y))) > 0.8
 
 
-def test_the_scale_of_pairs_is_the_root_mean_square_of_their_difference(pairs):
-    X = pairs[0]
-    np.testing.assert_allclose(pair_scale(X), np.sqrt(np.mean((X[:, 0] - X[:, 1]) ** 2, axis=0)), rtol=1e-6)
-    np.testing.assert_array_equal(pair_scale(X), pair_scale(X[:, ::-1]))
+@pytest.mark.parametrize("kind", ["ranking", "direction", "smooth_l1", "mse", "margin"])
+def test_a_pair_probe_is_the_minimum_of_its_loss(pairs, kind):
+    """Against a general optimiser on the loss, written out again."""
+    X, y, _ = pairs
+    D = (X[:, 1] - X[:, 0]) / np.sqrt(((X[:, 1] - X[:, 0]) ** 2).mean(0))
+    side, z, amount = np.sign(y), y / np.abs(y).mean(), np.abs(y) / np.abs(y).mean()
+    hinge = lambda f: (amount * np.maximum(0, 1 - side * f) ** 2).sum() / 2
+    huber = lambda f: np.where(np.abs(f - z) < 1, (f - z) ** 2 / 2, np.abs(f - z) - 0.5).sum()
+    loss = {"ranking": hinge, "direction": lambda f: np.logaddexp(0, -side * f).sum(), "smooth_l1": huber, "mse": lambda f: ((f - z) ** 2).sum() / 2, "margin": lambda f: huber(f) + hinge(f)}[kind]
+    expected = minimize(lambda w: loss(D @ w) + 10 / 0.1 / 2 * w @ w, np.zeros(10), method="BFGS", options={"gtol": 1e-7}).x
+    probe = {"ranking": PairRanking, "direction": PairDirection}.get(kind, lambda: PairDistance(kind=kind))()
+    np.testing.assert_allclose(probe.fit(X, y).decision_function(X), D @ expected, atol=2e-4)
+
+
+def test_the_mean_square_distance_is_scikit_learn_s_ridge(pairs):
+    X, y, _ = pairs
+    D = (X[:, 1] - X[:, 0]) / np.sqrt(((X[:, 1] - X[:, 0]) ** 2).mean(0))
+    expected = Ridge(alpha=10 / 0.1, fit_intercept=False).fit(D, y / np.abs(y).mean()).predict(D)
+    np.testing.assert_allclose(PairDistance(kind="mse").fit(X, y).decision_function(X), expected, atol=1e-6)
+
+
+def test_pairs_of_which_none_moved_and_a_loss_that_does_not_exist_are_refused(pairs):
+    X, y, _ = pairs
+    with pytest.raises(ValueError, match="whose answer moved"):
+        PairRanking().fit(X, 0 * y)
+    with pytest.raises(ValueError, match="expected one of smooth_l1, mse, margin"):
+        PairDistance(kind="cubic").fit(X, y)
 
 
 @pytest.mark.trap(34)
@@ -133,11 +217,11 @@ def test_a_probe_can_be_cloned_and_fitted_again_with_the_same_result(states, pai
     (X, y), make = (states, STATE_PROBES[name]) if name in STATE_PROBES else (pairs[:2], PAIR_PROBES[name])
     first = make().fit(X, y)
     again = clone(first)
-    assert not hasattr(again, "weight_") and not hasattr(again, "direction_")
+    assert not hasattr(again, "coef_")
     np.testing.assert_array_equal(again.fit(X, y).decision_function(X), first.decision_function(X))
 
 
 def test_the_strength_of_regularisation_is_a_parameter_that_a_clone_keeps():
     assert clone(PairRanking(C=3.0)).C == 3.0
-    assert clone(PairDistance(alpha=0.5)).alpha == 0.5
-    assert clone(logistic(C=7.0))[-1].C == 7.0
+    assert clone(PairDistance(kind="mse")).kind == "mse"
+    assert clone(Logistic(C=7.0, scale="row")).get_params() == {"C": 7.0, "scale": "row", "folds": 5}

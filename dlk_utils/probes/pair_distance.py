@@ -1,33 +1,42 @@
-"""Pair distance with a smooth-L1 loss.
+"""Pair distance.
 
-Method: 1. f is linear; 2. f(x1) - f(x0) should equal y, how far draw 1 moved towards the truth; 3. smooth L1 (Huber's loss), no intercept.
-Regularisation: L2, alpha = 1 per neuron on scaled differences, not tuned.
-Source: Huber 1964; the estimator is scikit-learn's HuberRegressor.
+Method: f(x1) - f(x0) should equal y, how far draw 1 moved towards the truth, in units of the mean move. Losses: `smooth_l1` (Huber's, which bends at 1), `mse`, and
+`margin`: smooth L1 plus the ranking margin, which keeps the direction right where the distance is not.
+Regularisation: L2, not tuned.
+Source: Huber 1964.
 """
 
-import numpy as np
+import torch
 from jaxtyping import Float
-from sklearn.base import BaseEstimator
-from sklearn.linear_model import HuberRegressor
+from torch import Tensor
 
-from dlk_utils.probes.pair_ranking import pair_scale
+from dlk_utils.probes.linear import Step
+from dlk_utils.probes.pair_ranking import PairRanking
+from dlk_utils.probes.pairs import PairProbe
+
+LOSSES = ("smooth_l1", "mse", "margin")
 
 
-class PairDistance(BaseEstimator):
-    """`weight_` [d] in the units of the states after `fit`."""
+class PairDistance(PairProbe):
+    """`unit_`, the mean move on train, after `fit`."""
 
-    def __init__(self, alpha: float = 1.0):
-        self.alpha = alpha
+    def __init__(self, C: float = 0.1, kind: str = "smooth_l1"):
+        self.C, self.kind = C, kind
 
-    def fit(self, X: Float[np.ndarray, "n 2 d"], y: Float[np.ndarray, " n"]) -> "PairDistance":
-        """`y` is the signed move towards the truth from draw 0 to draw 1."""
-        scale = pair_scale(X)
-        self.unit_ = np.abs(y).mean()
-        huber = HuberRegressor(alpha=self.alpha * X.shape[-1] / 100, fit_intercept=False, max_iter=500, tol=1e-4)
-        huber.fit((X[:, 1] - X[:, 0]) / scale, y / self.unit_)
-        self.weight_ = huber.coef_ / scale
-        return self
+    def loss(self, y: Float[Tensor, " n"]) -> Step:
+        if self.kind not in LOSSES:
+            raise ValueError(f"pair distance: expected one of {', '.join(LOSSES)}, got {self.kind!r}")
+        self.unit_ = float(y.abs().mean())
+        aim, rank = y / self.unit_, PairRanking().loss(y)
 
-    def decision_function(self, X: Float[np.ndarray, "n 2 d"]) -> Float[np.ndarray, " n"]:
-        """Predicted move towards the truth, in units of its mean size on train."""
-        return (X[:, 1] - X[:, 0]) @ self.weight_
+        def step(f):
+            off = (f - aim).abs()
+            if self.kind == "mse":
+                return off**2 / 2, torch.ones_like(f), torch.broadcast_to(aim, f.shape)
+            cost, weight = torch.where(off < 1, off**2 / 2, off - 0.5), 1 / off.clamp(min=1)
+            if self.kind == "smooth_l1":
+                return cost, weight, torch.broadcast_to(aim, f.shape)
+            more, extra, side = rank(f)
+            return cost + more, weight + extra, (weight * aim + extra * side) / (weight + extra)
+
+        return step

@@ -1,36 +1,26 @@
-"""Pair ranking with a margin loss.
+"""Pair ranking with a margin.
 
-Method: 1. f is linear; 2. of two draws the truer should score higher by a margin, loss max(0, 1 - sign(y)(f(x1) - f(x0))), weighted by |y|;
-3. as f(x1) - f(x0) = w (x1 - x0), that is a linear SVM without intercept on the scaled differences.
-Regularisation: L2 with C = 0.1, not tuned.
-Source: Herbrich et al. 2000 (ranking SVM); the estimator is scikit-learn's LinearSVC.
+Method: of two draws the truer should score higher by a margin of 1; loss max(0, 1 - sign(y) (f(x1) - f(x0)))^2 / 2, weighted by |y|, how far the answer moved.
+Regularisation: L2, not tuned.
+Source: ranking SVM, Herbrich et al. 2000 (with the squared hinge).
 """
 
-import numpy as np
+import torch
 from jaxtyping import Float
-from sklearn.base import BaseEstimator
-from sklearn.svm import LinearSVC
+from torch import Tensor
+
+from dlk_utils.probes.linear import Step
+from dlk_utils.probes.pairs import PairProbe
 
 
-class PairRanking(BaseEstimator):
-    """`weight_` [d] in the units of the states after `fit`."""
+class PairRanking(PairProbe):
+    """Which of two draws is the truer."""
 
-    def __init__(self, C: float = 0.1):
-        self.C = C
+    def loss(self, y: Float[Tensor, " n"]) -> Step:
+        weight, side = y.abs() / y.abs().mean(), y.sign()
 
-    def fit(self, X: Float[np.ndarray, "n 2 d"], y: Float[np.ndarray, " n"]) -> "PairRanking":
-        """`y` is the signed move towards the truth from draw 0 to draw 1; its zeros teach nothing."""
-        scale = pair_scale(X)
-        svm = LinearSVC(loss="hinge", fit_intercept=False, C=self.C / X.shape[-1], max_iter=5000, random_state=0)
-        svm.fit((X[:, 1] - X[:, 0]) / scale, np.sign(y), sample_weight=np.abs(y) / np.abs(y).mean())
-        self.weight_ = svm.coef_[0] / scale
-        return self
+        def step(f):
+            short = (1 - side * f).clamp(min=0)
+            return weight * short**2 / 2, weight * (short > 0), torch.broadcast_to(side, f.shape)
 
-    def decision_function(self, X: Float[np.ndarray, "n 2 d"]) -> Float[np.ndarray, " n"]:
-        """f(x1) - f(x0): above 0 where draw 1 ranks as the truer."""
-        return (X[:, 1] - X[:, 0]) @ self.weight_
-
-
-def pair_scale(X: Float[np.ndarray, "n 2 d"]) -> Float[np.ndarray, " d"]:
-    """Root mean square of the draws' difference, per neuron: not centred, so swapping two draws only flips the sign."""
-    return np.sqrt(((X[:, 1] - X[:, 0]) ** 2).mean(0)) + 1e-8
+        return step

@@ -1,0 +1,59 @@
+"""Scores of scores: pure functions of arrays, nothing is kept between calls."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+from sklearn.linear_model import LogisticRegression
+
+
+def auroc(scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"]) -> float:
+    """Signed AUROC: the share of (1, 0) pairs in which the 1 scores higher, ties half. Never flipped."""
+    return float(weighted_auroc(scores, y, np.ones((1, len(y))))[0])
+
+
+def weighted_auroc(scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], weights: Float[np.ndarray, "b n"]) -> Float[np.ndarray, " b"]:
+    """The same for each of `b` weightings of the rows (resamples, say); nan where a class has no weight."""
+    order = np.argsort(scores, kind="stable")
+    first = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])  # where each run of equal scores begins
+    one, zero = (np.add.reduceat(weights[:, order] * (y[order] == k), first, axis=1) for k in (1, 0))
+    below = np.cumsum(zero, 1) - zero / 2
+    total = one.sum(1) * zero.sum(1)
+    return (one * below).sum(1) / np.where(total > 0, total, np.nan)
+
+
+def resamples(groups: Sequence[str] | pd.Series, n_boot: int, seed: int) -> Float[np.ndarray, "b n"]:
+    """How often each row is drawn when whole groups are resampled with replacement."""
+    names, index = np.unique(groups, return_inverse=True)
+    counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), n_boot)
+    return counts[:, index].astype(float)
+
+
+def balanced_accuracy(scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"]) -> float:
+    """Mean over the classes of the share that lies on its side of 0, the threshold that was fixed on train."""
+    return float(np.mean([np.mean((scores[y == k] > 0) == k) for k in (0, 1)]))
+
+
+def recall_at(scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], false_positives: float) -> float:
+    """The largest share of class 1 above a threshold that at most this share of class 0 passes; no interpolation, ties count against it."""
+    zero = np.sort(scores[y == 0])[::-1]
+    allowed = int(np.floor(false_positives * len(zero)))
+    return float(np.mean(scores[y == 1] > (zero[allowed] if allowed < len(zero) else -np.inf)))
+
+
+def calibrated(scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], new: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
+    """Probabilities of class 1 for new scores, by Platt's logistic curve fitted on rows that are not the new ones."""
+    unit = np.std(scores) + 1e-12
+    return LogisticRegression(C=1e3).fit(scores[:, None] / unit, y).predict_proba(new[:, None] / unit)[:, 1]
+
+
+def brier(p: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"]) -> float:
+    """Mean squared difference of probability and outcome."""
+    return float(np.mean((p - y) ** 2))
+
+
+def calibration_error(p: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], bins: int = 10) -> float:
+    """ECE: mean over rows of |mean outcome - mean probability| of the row's bin, bins of equal width."""
+    index = np.minimum((p * bins).astype(int), bins - 1)
+    return float(sum(abs(y[index == k].mean() - p[index == k].mean()) * np.mean(index == k) for k in np.unique(index)))

@@ -1,0 +1,99 @@
+"""Linear probes, many at once: one for each of `b` feature matrices of the same rows (layers, say), in one batched computation.
+
+A weight vector of least norm is a sum over the rows, w = X'a, so that all is solved in the n x n products of rows K = XX'. With fewer rows than neurons that is the
+smaller problem, and a sweep over layers is one batch of small systems on a CPU or a GPU.
+Source: the representer theorem (Kimeldorf and Wahba 1971); iteratively reweighted least squares (Green 1984).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from sklearn.base import BaseEstimator, ClassifierMixin
+from torch import Tensor
+
+from dlk_utils.probes.scale import Scale
+
+Step = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Of scores f [b, n]: the loss of each row, its weight and its working response, all [b, n]."""
+
+
+class LinearProbe(ClassifierMixin, BaseEstimator):
+    """scikit-learn's interface for one probe (X [n, d]) and the same for a batch of them (X [b, n, d]): `fit`, then `decision_function` [n] or [b, n]."""
+
+    def __init__(self, scale: str = "neuron"):
+        self.scale = scale
+
+    def dual(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> tuple[Float[Tensor, "b n"], Float[Tensor, " b"]]:
+        """Coefficients of the rows and the intercept; a method's own part."""
+        raise NotImplementedError
+
+    def fit(self, X: Any, y: Any) -> "LinearProbe":
+        """`y` holds 0 and 1, both at least once."""
+        labels = np.unique(np.asarray(y))
+        if list(labels) != [0, 1]:
+            raise ValueError(f"expected labels 0 and 1, got {list(labels)}")
+        self.classes_ = labels
+        rows = torch.as_tensor(X).double()
+        rows = rows if rows.ndim == 3 else rows[None]
+        self.scale_ = Scale(self.scale).fit(rows)
+        scaled = self.scale_(rows)
+        a, self.intercept_ = self.dual(scaled, torch.as_tensor(np.asarray(y), device=rows.device).double())
+        self.coef_ = torch.einsum("bn,bnd->bd", a, scaled)
+        return self
+
+    def decision_function(self, X: Any) -> Float[np.ndarray, "..."]:
+        """Above 0 for class 1."""
+        rows = torch.as_tensor(X).double()
+        many = rows.ndim == 3
+        scores = torch.einsum("bnd,bd->bn", self.scale_(rows if many else rows[None]), self.coef_) + self.intercept_[:, None]
+        return (scores if many else scores[0]).cpu().numpy()
+
+    def predict(self, X: Any) -> Int[np.ndarray, "..."]:
+        """0 or 1."""
+        return (self.decision_function(X) > 0).astype(int)
+
+
+def reweighted(K: Float[Tensor, "b n n"], step: Step, penalty: Float[Tensor, " b"] | float, *, intercept: bool = True, steps: int = 60, tol: float = 1e-8) -> tuple[Float[Tensor, "b n"], Float[Tensor, " b"]]:
+    """The minimum of sum(loss(f)) + penalty / 2 |w|^2 over f = Ka + c, for each of the batch: Newton's steps, each halved until it does not make things worse."""
+    b, n = K.shape[:2]
+    penalty = torch.as_tensor(penalty, dtype=K.dtype, device=K.device).expand(b)
+    a, c = torch.zeros(b, n, dtype=K.dtype, device=K.device), torch.zeros(b, dtype=K.dtype, device=K.device)
+    scores = lambda a, c: torch.einsum("bij,bj->bi", K, a) + c[:, None]
+    cost = lambda a, c: step(scores(a, c))[0].sum(1) + penalty / 2 * torch.einsum("bi,bij,bj->b", a, K, a)
+    best = cost(a, c)
+    for _ in range(steps):
+        _, weight, response = step(scores(a, c))
+        system = torch.zeros(b, n + 1, n + 1, dtype=K.dtype, device=K.device)
+        system[:, :n, :n] = weight[:, :, None] * K + torch.diag_embed(penalty[:, None].expand(b, n))
+        system[:, :n, n], system[:, n, :n] = weight if intercept else 0.0, 1.0 if intercept else 0.0
+        system[:, n, n] = 0.0 if intercept else 1.0
+        right = torch.cat([weight * response, torch.zeros(b, 1, dtype=K.dtype, device=K.device)], 1)
+        new = torch.linalg.solve(system, right)
+        step_a, step_c = new[:, :n] - a, new[:, n] - c
+        size = torch.ones(b, dtype=K.dtype, device=K.device)
+        for _ in range(8):
+            tried = cost(a + size[:, None] * step_a, c + size * step_c)
+            worse = tried > best + 1e-12 * best.abs()
+            if not worse.any():
+                break
+            size = torch.where(worse, size / 2, size)
+        size = torch.where(worse, torch.zeros_like(size), size)
+        a, c, gained = a + size[:, None] * step_a, c + size * step_c, best - tried
+        best = torch.where(worse, best, tried)
+        if (gained <= tol * best.abs().clamp(min=1e-12)).all():
+            break
+    return a, c
+
+
+def logistic_loss(y: Float[Tensor, " n"], weight: Float[Tensor, " n"] | float = 1.0) -> Step:
+    """log(1 + exp(-f)) for y = 1, log(1 + exp(f)) for y = 0, each times its `weight`."""
+
+    def step(f):
+        p = f.sigmoid()
+        curve = (p * (1 - p)).clamp(min=1e-12)
+        return weight * (torch.nn.functional.softplus(f) - y * f), weight * curve, f + (y - p) / curve
+
+    return step
