@@ -103,6 +103,13 @@ def test_many_feature_matrices_at_once_give_what_each_gives_alone(name):
         np.testing.assert_allclose(together[k], STATE_PROBES[name]().fit(X[k], y).decision_function(X[k]), rtol=1e-6, atol=1e-8)
 
 
+def test_arrays_that_must_not_be_written_to_are_taken_without_a_word(states, recwarn):
+    X, y = (np.array(a) for a in states)
+    X.flags.writeable = y.flags.writeable = False
+    Logistic().fit(X, y).decision_function(X)
+    assert not [w for w in recwarn if "writ" in str(w.message)]
+
+
 def test_each_scale_is_what_it_says(states):
     X, y = states
     scaled = {how: Logistic(scale=how).fit(X, y).scale_(torch.tensor(X)[None])[0].numpy() for how in SCALES}

@@ -36,17 +36,17 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         if list(labels) != [0, 1]:
             raise ValueError(f"expected labels 0 and 1, got {list(labels)}")
         self.classes_ = labels
-        rows = torch.as_tensor(X).double()
+        rows = doubles(X)
         rows = rows if rows.ndim == 3 else rows[None]
         self.scale_ = Scale(self.scale).fit(rows)
         scaled = self.scale_(rows)
-        a, self.intercept_ = self.dual(scaled, torch.as_tensor(np.asarray(y), device=rows.device).double())
+        a, self.intercept_ = self.dual(scaled, doubles(y).to(rows.device))
         self.coef_ = torch.einsum("bn,bnd->bd", a, scaled)
         return self
 
     def decision_function(self, X: Any) -> Float[np.ndarray, "..."]:
         """Above 0 for class 1."""
-        rows = torch.as_tensor(X).double()
+        rows = doubles(X)
         many = rows.ndim == 3
         scores = torch.einsum("bnd,bd->bn", self.scale_(rows if many else rows[None]), self.coef_) + self.intercept_[:, None]
         return (scores if many else scores[0]).cpu().numpy()
@@ -54,6 +54,11 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
     def predict(self, X: Any) -> Int[np.ndarray, "..."]:
         """0 or 1."""
         return (self.decision_function(X) > 0).astype(int)
+
+
+def doubles(x: Any) -> Tensor:
+    """A tensor in double precision; an array is copied."""
+    return x.double() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, dtype=np.float64))
 
 
 def reweighted(K: Float[Tensor, "b n n"], step: Step, penalty: Float[Tensor, " b"] | float, *, intercept: bool = True, steps: int = 60, tol: float = 1e-8) -> tuple[Float[Tensor, "b n"], Float[Tensor, " b"]]:

@@ -3,12 +3,11 @@
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from dlk_utils.probes.linear import Step, reweighted
+from dlk_utils.probes.linear import Step, doubles, reweighted
 
 
 class PairProbe(BaseEstimator):
@@ -27,8 +26,8 @@ class PairProbe(BaseEstimator):
 
     def fit(self, X: Any, y: Any) -> "PairProbe":
         """Raises `ValueError` if no answer moved."""
-        rows = torch.as_tensor(X).double()
-        move = torch.as_tensor(np.asarray(y), device=rows.device).double()
+        rows = doubles(X)
+        move = doubles(y).to(rows.device)
         if not (move != 0).any():
             raise ValueError("expected rows whose answer moved between the draws, got none")
         moved = self._difference(rows)
@@ -40,7 +39,7 @@ class PairProbe(BaseEstimator):
 
     def decision_function(self, X: Any) -> Float[np.ndarray, "..."]:
         """f(x1) - f(x0), [n] or [b, n]."""
-        rows = torch.as_tensor(X).double()
+        rows = doubles(X)
         scores = torch.einsum("bnd,bd->bn", self._difference(rows), self.coef_)
         return (scores if rows.ndim == 4 else scores[0]).cpu().numpy()
 
