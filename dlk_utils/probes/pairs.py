@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from sklearn.base import BaseEstimator
 from torch import Tensor
