@@ -113,6 +113,24 @@ def forest_figure(results: pd.DataFrame, title: str) -> go.Figure:
     return _style(fig, title, "signed AUROC on test (95 % interval; dashed: chance)", "", height=160 + 24 * len(order)).update_xaxes(range=[0, 1])
 
 
+def matrix_figure(table: pd.DataFrame, title: str) -> go.Figure:
+    """A heat map: trained on (rows) against tested on (columns), with the interval and n in each cell; white is chance."""
+    rows, columns = list(dict.fromkeys(table.trained_on))[::-1], list(dict.fromkeys(table.tested_on))
+    cell = table.set_index(["trained_on", "tested_on"])
+    there = lambda r, c: (r, c) in cell.index
+    z = [[float(cell.estimate[r, c]) if there(r, c) else None for c in columns] for r in rows]
+    text = [["{estimate:.2f}<br>[{low:.2f}, {high:.2f}]<br>n = {n}".format(**cell.loc[(r, c)].to_dict() | {"n": int(cell.n[r, c])}) if there(r, c) else "" for c in columns] for r in rows]
+    fig = go.Figure(go.Heatmap(x=columns, y=rows, z=z, text=text, texttemplate="%{text}", zmin=0, zmax=1, colorscale="RdBu", hoverinfo="skip", showscale=False))
+    return _style(fig, title, "tested on", "trained on", height=150 + 70 * len(rows))
+
+
+def curve_figure(table: pd.DataFrame, title: str) -> go.Figure:
+    """Test AUROC by the number of training rows, a colour a probe; bars from the least to the most of the draws."""
+    fig = go.Figure([go.Scatter(x=list(t.n_train), y=list(t.estimate), name=probe, mode="lines+markers", line_color=COLOURS[i], error_y=_error(t.estimate, t.least, t.most)) for i, (probe, t) in enumerate(table.groupby("probe", sort=False))])
+    fig.add_hline(y=0.5, line_dash="dash", line_color="#888")
+    return _style(fig, title, "training rows", "signed AUROC on test (least to most of the draws)").update_xaxes(type="log", tickvals=sorted(set(table.n_train))).update_yaxes(range=[0, 1])
+
+
 def move_figure(table: pd.DataFrame, title: str) -> go.Figure:
     """How far two draws move the answer, by dropout probability, a colour a scope."""
     fig = go.Figure([go.Scatter(x=list(t.p), y=list(t.answer_move), name=scope, mode="lines+markers", line_color=COLOURS[i], error_y=_error(t.answer_move, t.answer_move_low, t.answer_move_high)) for i, (scope, t) in enumerate(table.groupby("scope", sort=False))])

@@ -1,4 +1,4 @@
-"""A still picture of a simple plotly figure (lines, points, bars, error bars), drawn by matplotlib: needs no browser."""
+"""A still picture of a simple plotly figure (lines, points, bars, error bars, a heat map with text), drawn by matplotlib: needs no browser."""
 
 import io
 
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 
 def draw_png(fig: dict, *, width: float = 7.2, dpi: int = 80) -> bytes:
-    """PNG bytes of a figure's dictionary. Raises `ValueError` for a trace that is neither scatter nor bar."""
+    """PNG bytes of a figure's dictionary. Raises `ValueError` for a trace of another kind."""
     layout = fig.get("layout", {})
     picture = Figure(figsize=(width, layout.get("height", 420) / 100), dpi=dpi, layout="constrained")
     FigureCanvasAgg(picture)
@@ -26,6 +26,9 @@ def draw_png(fig: dict, *, width: float = 7.2, dpi: int = 80) -> bytes:
     axes.set_xlabel(layout.get("xaxis", {}).get("title", {}).get("text", ""), fontsize=8)
     axes.set_ylabel(layout.get("yaxis", {}).get("title", {}).get("text", ""), fontsize=8)
     axes.set_yscale(layout.get("yaxis", {}).get("type", "linear"))
+    if layout.get("xaxis", {}).get("type") == "log":
+        axes.set_xscale("log")
+        axes.set_xticks(ticks := layout["xaxis"].get("tickvals", []), [str(t) for t in ticks])
     axes.tick_params(labelsize=7)
     if len(fig["data"]) > 1:
         axes.legend(fontsize=7)
@@ -35,8 +38,16 @@ def draw_png(fig: dict, *, width: float = 7.2, dpi: int = 80) -> bytes:
 
 
 def _draw(axes, trace: dict, bars: list[dict]) -> None:
+    if trace["type"] == "heatmap":
+        axes.imshow(np.array(trace["z"], float), vmin=trace["zmin"], vmax=trace["zmax"], cmap="RdBu", aspect="auto", origin="lower")
+        axes.set_xticks(range(len(trace["x"])), trace["x"], rotation=30, ha="right")
+        axes.set_yticks(range(len(trace["y"])), trace["y"])
+        for i, row in enumerate(trace["text"]):
+            for j, text in enumerate(row):
+                axes.text(j, i, text.replace("<br>", "\n"), ha="center", va="center", fontsize=6)
+        return
     if trace["type"] not in ("bar", "scatter"):
-        raise ValueError(f"static picture: expected scatter or bar traces, got {trace['type']!r}")
+        raise ValueError(f"static picture: expected scatter, bar or heatmap traces, got {trace['type']!r}")
     x, y, name = list(trace["x"]), list(trace["y"]), trace.get("name")
     colour = trace.get("line", {}).get("color") or trace.get("marker", {}).get("color")
     if trace["type"] == "bar":
@@ -46,7 +57,7 @@ def _draw(axes, trace: dict, bars: list[dict]) -> None:
             axes.set_xticks(np.arange(len(x)) + 0.4 - 0.4 / len(bars), x)
     else:
         error = {k: [np.abs(e["arrayminus"]), np.abs(e["array"])] for k, e in (("xerr", trace.get("error_x")), ("yerr", trace.get("error_y"))) if e}
-        style = ("o" if "markers" in trace["mode"] else "") + ({"dot": ":"}.get(trace.get("line", {}).get("dash"), "-") if "lines" in trace["mode"] else "")
+        style = ("o" if "markers" in trace["mode"] else "") + ({"dot": ":", "dash": "--"}.get(trace.get("line", {}).get("dash"), "-") if "lines" in trace["mode"] else "")
         axes.errorbar(x, y, fmt=style, label=name, color=colour, markersize=4, linewidth=1, elinewidth=0.7, **error)
 
 

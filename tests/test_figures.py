@@ -28,6 +28,8 @@ MADE = {
     "gate": lambda: figures.gate_figure(GATE, "Gate"),
     "audit": lambda: figures.audit_figure(pd.DataFrame({"layer": [1, 2], "relative_move": [0.1, 0.2], "least": [0.05, 0.1]}), "Audit"),
     "spread": lambda: figures.spread_figure(pd.DataFrame({"scope": ["sequence", "sequence", "last_token"], "draws": [2, 4, 2], "range": [0.1, 0.2, 0.05], "mean_off_plain": [0.1, 0.05, 0.02], "range_low": [0.05, 0.1, 0.0], "range_high": [0.2, 0.3, 0.1]}), "Spreads"),
+    "matrix": lambda: figures.matrix_figure(pd.DataFrame({"trained_on": ["a", "a", "b"], "tested_on": ["a", "b", "b"], "estimate": [0.9, 0.6, 0.2], "low": [0.8, 0.5, 0.1], "high": [1.0, 0.7, 0.3], "n": [10, 20, 20]}), "Matrix"),
+    "curve": lambda: figures.curve_figure(pd.DataFrame({"probe": ["x", "x", "y"], "n_train": [8, 16, 8], "estimate": [0.6, 0.8, 0.5], "least": [0.5, 0.7, 0.4], "most": [0.7, 0.9, 0.6]}), "Curve"),
     "move": lambda: figures.move_figure(pd.DataFrame({"scope": ["sequence", "sequence", "last_token"], "p": [0.1, 0.2, 0.1], "answer_move": [0.1, 0.2, 0.05], "answer_move_low": [0.05, 0.1, 0.0], "answer_move_high": [0.2, 0.3, 0.1]}), "Moves"),
     "training": lambda: figures.training_figure(pd.DataFrame({"step": range(1, 7), "truth a": [0.5, None, 0.6, 0.7, 0.8, 0.9], "lie a": [None] * 4 + [0.6, 0.7], "loss": 1.0}), "Training", window=2),
     "shots": lambda: figures.shots_figure(pd.DataFrame({"shots": ["none", "lie"], "instruction": ["truth", "lie"], "wrong_rate": [0.2, 0.5], "wrong_rate_low": [0.1, 0.4], "wrong_rate_high": [0.3, 0.6]}), "Shots"),
@@ -99,9 +101,9 @@ def test_a_title_cannot_leave_its_attribute():
     assert "<script>alert" not in html
 
 
-@pytest.mark.parametrize("trace", [go.Heatmap(z=[[1, 2], [3, 4]], x=[0, 1], y=[0, 1]), go.Pie(values=[1, 2], labels=["a", "b"]), go.Violin(x=[1], y=[2])])
+@pytest.mark.parametrize("trace", [go.Contour(z=[[1, 2], [3, 4]]), go.Pie(values=[1, 2], labels=["a", "b"]), go.Violin(x=[1], y=[2])])
 def test_a_trace_that_cannot_be_drawn_is_refused_by_its_type(trace):
-    with pytest.raises(ValueError, match=f"expected scatter or bar traces, got '{trace.type}'"):
+    with pytest.raises(ValueError, match=f"expected scatter, bar or heatmap traces, got '{trace.type}'"):
         draw_png(go.Figure(trace).to_dict())
 
 

@@ -1,0 +1,68 @@
+"""Does a probe carry over? From one data set, instruction family or template to another, and from few examples to many."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from dlk_utils.evaluate import MIN_PER_CLASS
+from dlk_utils.metrics import auroc, resamples, weighted_auroc
+from dlk_utils.probes import STATE_PROBES
+from dlk_utils.targets import Features
+
+
+def transfer_matrix(rows: pd.DataFrame, by: str, features: Features, *, probe: str = "logistic", roles: tuple[str, str] = ("truth", "lie"), n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Trained on each group of the column `by`, tested on each: `trained_on`, `tested_on`, `layer`, `estimate`, `low`, `high`, `n`, `n_train`.
+
+    `rows` have the class `y`. Training and validation rows have the role `roles[0]`, test rows `roles[1]`; splits keep examples apart, within a group and across. The layer is
+    chosen on validation rows of the training group. "all others" is trained on every group but the one it is tested on. Groups with too few rows of a class are left out.
+    """
+    groups, found = sorted(rows[by].unique()), []
+    part = lambda some, role, split: some[(some.role == role) & (some.split == split)]
+    for trained_on in [*groups, "all others"]:
+        for fold in groups if trained_on == "all others" else [None]:
+            mine = rows[rows[by] == trained_on] if fold is None else rows[rows[by] != fold]
+            train, validation = part(mine, roles[0], "train"), part(mine, roles[0], "validation")
+            if _too_few(train, "train") or _too_few(validation, "validation"):
+                continue
+            fitted, layer = _fitted(probe, features, train, validation)
+            for tested_on in groups if fold is None else [fold]:
+                test = part(rows[rows[by] == tested_on], roles[1], "test")
+                if not _too_few(test, "test"):
+                    found.append({"trained_on": trained_on, "tested_on": tested_on, "layer": layer, "n_train": len(train)} | _scored(fitted(test), test, n_boot, seed))
+    return pd.DataFrame(found, columns=["trained_on", "tested_on", "layer", "estimate", "low", "high", "n", "n_train"])
+
+
+def example_curve(rows: pd.DataFrame, features: Features, *, sizes: Sequence[int] = (8, 16, 32, 64, 128), probes: Sequence[str] = ("logistic", "mean_difference", "lda"), roles: tuple[str, str] = ("truth", "lie"), repeats: int = 5, seed: int = 0) -> pd.DataFrame:
+    """The test AUROC by the number of training rows (both classes alike, and all there are): mean, least and most over `repeats` draws of them."""
+    part = lambda role, split: rows[(rows.role == role) & (rows.split == split)]
+    train, validation, test = part(roles[0], "train"), part(roles[0], "validation"), part(roles[1], "test")
+    found = []
+    for probe in probes:
+        for n in [*(s for s in sizes if s < 2 * train.y.value_counts().min()), len(train)]:
+            scores = []
+            for r in range(repeats if n < len(train) else 1):
+                some = train if n == len(train) else train.groupby("y").sample(n // 2, random_state=1000 * seed + r)
+                fitted, _ = _fitted(probe, features, some, validation)
+                scores.append(auroc(fitted(test), test.y.to_numpy()))
+            found.append({"probe": probe, "n_train": n, "estimate": np.mean(scores), "least": min(scores), "most": max(scores), "draws": len(scores)})
+    return pd.DataFrame(found)
+
+
+def _fitted(probe: str, features: Features, train: pd.DataFrame, validation: pd.DataFrame) -> tuple[Callable[[pd.DataFrame], np.ndarray], int]:
+    """A scorer of rows with the layer that is best on validation, and that layer."""
+    keys = list(features)
+    stack = lambda some: np.stack([features[k](some) for k in keys])
+    fitted = STATE_PROBES[probe]().fit(stack(train), train.y.to_numpy())
+    best = int(np.argmax([auroc(s, validation.y.to_numpy()) for s in fitted.decision_function(stack(validation))]))
+    return lambda some: fitted.decision_function(stack(some))[best], keys[best][2]
+
+
+def _scored(scores: np.ndarray, test: pd.DataFrame, n_boot: int, seed: int) -> dict[str, float]:
+    y = test.y.to_numpy()
+    low, high = np.nanpercentile(weighted_auroc(scores, y, resamples(test.example_id, n_boot, seed)), [2.5, 97.5])
+    return {"estimate": auroc(scores, y), "low": low, "high": high, "n": len(test)}
+
+
+def _too_few(rows: pd.DataFrame, split: str) -> bool:
+    return rows.y.nunique() < 2 or bool(rows.y.value_counts().min() < MIN_PER_CLASS[split])
