@@ -21,7 +21,7 @@ def rows() -> pd.DataFrame:
 def features(rows) -> dict:
     rng, direction = np.random.default_rng(1), np.eye(D)[4]
     sign = rows.dataset.map({"a": 1, "b": 1, "c": -1}).to_numpy()
-    held = dict(zip(rows.row_id, rng.normal(size=(len(rows), D)) + 4 * ((rows.y - 0.5) * sign).to_numpy()[:, None] * direction, strict=True))
+    held = dict(zip(rows.row_id, rng.normal(size=(len(rows), D)) + 6 * ((rows.y - 0.5) * sign).to_numpy()[:, None] * direction, strict=True))
     noise = dict(zip(rows.row_id, rng.normal(size=(len(rows), D)), strict=True))
     return {("activation", "resid_post", k): (lambda some, table=table: np.stack([table[i] for i in some.row_id])) for k, table in ((3, noise), (7, held))}
 
