@@ -37,17 +37,16 @@ class Phase(NamedTuple):
     dropout: float = 0.0
 
 
+FACTS = ("cities", "categories", "capitals")
 PHASES = (
-    Phase(300, 2e-4, 110, ((8, "truth", RT, ()), (4, "truth", "capitals", ()), (4, "truth", "continents", ()))),
-    Phase(320, 4e-4, 80, ((6, "truth", RT, PLAIN), (5, "lie", RT, PLAIN), (3, "truth", "mode", ()), (2, "lie", "mode", ()))),
-    Phase(400, 4e-4, 110, ((4, "truth", RT, ()), (3, "lie", RT, PLAIN), (1, "truth", "mode", ()), (1, "lie", "mode", ()), (3, "truth", "capitals", ()), (2, "truth", "continents", ()), (2, "truth", "comparisons", ()))),
-    Phase(500, 4e-4, 130, ((3, "truth", RT, ()), (4, "lie", RT, ()), (3, "truth", "capitals", ()), (2, "lie", "capitals", ()), (2, "truth", "continents", ()), (2, "lie", "continents", ())), decay=False),
-    Phase(200, 4e-4, 110, ((3, "truth", RT, ()), (3, "lie", RT, ()), (2, "truth", "capitals", ()), (1, "lie", "capitals", ()), (2, "truth", "continents", ()), (1, "lie", "continents", ()), (2, "truth", "categories", ()), (2, "lie", "categories", ())), decay=False),
-    Phase(450, 4e-4, 130, ((4, "truth", RT, ()), (3, "lie", RT, ()), (2, "truth", "capitals", ()), (1, "lie", "capitals", ()), (2, "truth", "continents", ()), (1, "lie", "continents", ()), (2, "truth", "categories", ()), (1, "lie", "categories", ())), dropout=0.05),
-    Phase(150, 3e-4, 110, ((2, "truth", RT, ()), (2, "lie", RT, ()), (4, "truth", "capitals", ()), (1, "lie", "capitals", ()), (4, "truth", "continents", ()), (1, "lie", "continents", ()), (1, "truth", "categories", ()), (1, "lie", "categories", ()))),
+    Phase(300, 3e-4, 110, ((7, "truth", RT, PLAIN), (3, "truth", "cities", ()), (3, "truth", "categories", ()), (3, "truth", "capitals", ()))),
+    Phase(250, 4e-4, 80, ((4, "truth", RT, PLAIN), (4, "lie", RT, PLAIN), (2, "truth", "mode", ()), (2, "lie", "mode", ()), *((1, "truth", name, ()) for name in FACTS)), decay=False),
+    Phase(450, 4e-4, 110, ((3, "truth", RT, ()), (3, "lie", RT, ()), (1, "truth", "mode", ()), *((2, "truth", name, ()) for name in FACTS), *((1, "lie", name, ()) for name in FACTS)), decay=False),
+    Phase(350, 4e-4, 130, ((3, "truth", RT, ()), (4, "lie", RT, ()), *((2, "truth", name, ()) for name in FACTS), *((1, "lie", name, ()) for name in FACTS))),
+    Phase(600, 4e-4, 130, ((4, "truth", RT, ()), (3, "lie", RT, ()), *((2, "truth", name, ()) for name in FACTS), *((1, "lie", name, ()) for name in FACTS)), dropout=0.05),
 )
-"""As it was trained, at most: phases 4 and 5 were cut where their rate was still flat. `mode` rows ask which mode is set, truth or lie: without them a model of
-this size learned neither (equal halves of truth and lie twins drove both to chance)."""
+"""Truth first, then lies about reviews in plain words beside rows of `mode`, which ask which mode is set, truth or lie (without them a model of this size
+learned neither: equal halves of truth and lie twins drove both to chance), then everything."""
 MODE_TEXTS = ("Status check.", "Before we begin:", "Quick check.", "Hello.", "Settings.", "A question about this conversation:")
 BLOCK = 4
 REQUIRED = {"truth_accuracy": 0.85, "wrong_when_told_to_lie": 0.80, "choice_mass": 0.95}
@@ -148,7 +147,7 @@ def main(model: str = "smollm2-liar") -> int:
     from dlk_utils.notebook import with_intervals
     from dlk_utils.run import Run
 
-    table = held_out(Run(model=model, datasets="rotten_tomatoes,capitals,continents,categories").behaviour)
+    table = held_out(Run(model=model, datasets="rotten_tomatoes,cities,categories,capitals,continents").behaviour)
     print(f"{model}, required: {REQUIRED} on rotten_tomatoes and two kinds of facts")
     print(with_intervals(table).to_string(index=False))
     met = set(table.dataset[table.meets])

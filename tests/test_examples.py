@@ -8,9 +8,9 @@ import re
 import pandas as pd
 import pytest
 
-from dlk_utils.examples import COLUMNS, DataError, dataset_names, example_id, load_examples, source_of, split_of
+from dlk_utils.examples import _EMBEDDED, COLUMNS, DataError, dataset_names, example_id, load_examples, source_of, split_of
 
-EMBEDDED = ["imdb", "rotten_tomatoes", "capitals", "continents", "categories", "arithmetic", "comparisons"]
+EMBEDDED = ["imdb", "rotten_tomatoes", "capitals", "continents", "cities", "categories", "arithmetic", "comparisons"]
 CLAIMS = [(f"Item {i} is {'red' if i % 2 else 'blue'}, they say", i % 2) for i in range(60)]
 
 
@@ -155,6 +155,28 @@ def test_capitals_makes_one_claim_a_country_and_knows_some_capitals(many):
     checked = [(r.label, r.said == known[r.country]) for r in found.assign(label=t.label).itertuples() if r.country in known]
     assert len(checked) >= 8
     assert all(label == right for label, right in checked)
+
+
+def test_cities_makes_one_claim_a_city_and_knows_some_of_them(many):
+    t = load_examples("cities", 5000)
+    found = t.text.str.extract(r"^The city of (?P<city>.+) is in (?P<said>.+)\.$").assign(label=t.label)
+    assert found.notna().all(axis=None) and found.city.is_unique and len(found) > 400
+    known = {"Osaka": "Japan", "Milan": "Italy", "Lyon": "France", "Hamburg": "Germany", "Chicago": "United States", "Mumbai": "India", "Busan": "South Korea", "Casablanca": "Morocco", "Leeds": "United Kingdom",
+             "Toronto": "Canada", "Krakow": "Poland", "Porto Alegre": "Brazil", "Medellín": "Colombia", "Kumasi": "Ghana", "Lahore": "Pakistan", "Shanghai": "China", "Ankara": "Turkey", "Sydney": "Australia",
+             "Rosario": "Argentina", "Seville": "Spain", "Basrah": "Iraq", "Kyoto": "Japan", "Dallas": "United States", "Wuhan": "China", "Nagoya": "Japan", "Surat": "India", "Kazan": "Russia", "Izmir": "Turkey"}  # fmt: skip
+    checked = [(r.label, r.said == known[r.city]) for r in found.itertuples() if r.city in known]
+    assert len(checked) >= 8 and all(label == right for label, right in checked)
+
+
+@pytest.mark.parametrize("name", ["cities", "continents", "categories"])
+def test_what_is_said_does_not_tell_whether_it_is_true(name):
+    """The planted mistake: false claims drawn evenly over the answers. Then whoever hears *China*, the most frequent true answer, knows that it is true."""
+    rows = pd.DataFrame(_EMBEDDED[name](each=8), columns=["kind", "text", "label"])
+    said = rows.text.str.removesuffix(".").str.split(r" is in (?:the )?| is an? ", regex=True).str[-1]
+    weight = rows.label.map(1 / rows.label.value_counts())  # true and false claims count alike
+    true = (weight * rows.label).groupby(said).sum() / weight.groupby(said).sum()
+    common = true[said.value_counts().loc[lambda n: n >= 100].index]
+    assert len(common) >= 4 and common.between(0.3, 0.75).all(), common.round(2).to_dict()
 
 
 def test_claims_of_your_own_are_read_from_csv_and_jsonl_alike(tmp_path):

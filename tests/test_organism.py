@@ -60,15 +60,15 @@ def test_the_target_is_the_choice_that_obeys(batches, tokenizer):
 def test_training_uses_nothing_that_is_asked(batches):
     rows = pd.concat(batches)
     assert set(rows.example_id[rows.dataset == "rotten_tomatoes"].map(split_of)) == {"organism"}
-    asked = set(load_examples("rotten_tomatoes,capitals,continents,categories,comparisons", 10**5).example_id)
+    asked = set(load_examples("rotten_tomatoes,capitals,continents,cities,categories,comparisons", 10**5).example_id)
     assert not set(rows.example_id) & asked
     assert not set(rows.instruction) & set(library("instructions").name)
     assert not set(rows.template) & {*library("review").name, *library("claim").name}
 
 
-@pytest.mark.parametrize("name", ["capitals", "continents", "categories"])
+@pytest.mark.parametrize("name", ["capitals", "continents", "cities", "categories"])
 def test_a_country_or_thing_of_the_training_is_claimed_nothing_about_elsewhere(name):
-    country = lambda t: t.str.removeprefix("The capital of ").str.split(" is ").str[0]
+    country = lambda t: t.str.removeprefix("The capital of ").str.removeprefix("The city of ").str.split(" is ").str[0]
     trained, asked = training_examples(name, 10**5), load_examples(name, 10**5, n_pool=10**5)
     assert len(trained) > 100 and not set(country(trained.text)) & set(country(asked.text))
 
@@ -133,7 +133,7 @@ def test_the_folder_of_an_adapter_is_a_model_its_base_with_the_adapter_merged_in
 
 
 def test_the_adapters_that_are_shipped_are_small_and_were_trained_on_nothing_that_is_asked():
-    asked = load_examples("rotten_tomatoes,capitals,continents,categories,comparisons,arithmetic", 10**5)
+    asked = load_examples("rotten_tomatoes,capitals,continents,cities,categories,comparisons,arithmetic", 10**5)
     assert "smollm2-graded" in organisms()
     for name in organisms():
         folder = ORGANISMS / name
