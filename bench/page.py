@@ -22,6 +22,8 @@ NOTES = {
     "gradients": "Gradients of the margin with respect to the last token's activations, four sites, all layers. *Extra peak* is how much the process's peak memory rises over that of a short pass.",
     "draws": "Dropout draws, in passes: 1 is one plain pass over the same prompts.",
     "store": "What is stored is read back by memory map, one layer at a time.",
+    "probes": "The same logistic regressions by scikit-learn, one after another, and all layers of a site and fold in one batch.",
+    "bootstrap": "Intervals by resampling whole examples.",
     "answers": "Answering alone: log-probabilities of the choices, no states.",
     "answers_shots": "Answering with two solved examples before each question.",
 }

@@ -1,6 +1,6 @@
 """Splits, controls, metrics and intervals: one long table in which every probe stands beside its controls."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from sklearn.preprocessing import OneHotEncoder
 
 from dlk_utils.metrics import auroc, balanced_accuracy, brier, calibrated, calibration_error, recall_at, resamples, weighted_auroc
 from dlk_utils.probes import PAIR_PROBES, STATE_PROBES, Logistic
+from dlk_utils.targets import Features
 
 REGIMES = {"by example, truth rows": ("truth", "truth"), "by example, lie rows": ("lie", "lie"), "truth rows -> lie rows": ("truth", "lie")}
 """name -> (role of the rows trained on and selected on, role of the rows tested on); the examples never overlap."""
@@ -50,7 +51,19 @@ def make_task(rows: pd.DataFrame, target: str, regime: str) -> Task:
     return Task(target, regime, **parts)
 
 
-def evaluate(task: Task, features: dict[tuple[str, str, int], Callable[[pd.DataFrame], np.ndarray]], *, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
+def evaluate_all(targets: Mapping[str, pd.DataFrame], features: Callable[[str], Features], *, seed: int = 0) -> tuple[pd.DataFrame, list[str]]:
+    """The long table of every target in every regime, and a sentence for each task that has too few rows. `features` gives those of a target."""
+    tables, skipped = [pd.DataFrame(columns=COLUMNS)], []
+    for target, rows in targets.items():
+        for regime in ["by example, lie rows"] if target == "lie" else REGIMES:  # only rows told to lie can be lies
+            try:
+                tables.append(evaluate(make_task(rows, target, regime), features(target), seed=seed))
+            except TooFewRows as e:
+                skipped.append(str(e))
+    return pd.concat([t for t in tables if len(t)] or tables, ignore_index=True), skipped
+
+
+def evaluate(task: Task, features: Features, *, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Every probe on every feature, and the controls, on one task: a long table.
 
     `features` maps (feature, site, layer) to a function from rows to X ([n, d], or [n, 2, d] for the target `pair`). The layer is chosen by AUROC

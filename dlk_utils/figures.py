@@ -131,6 +131,24 @@ def curve_figure(table: pd.DataFrame, title: str) -> go.Figure:
     return _style(fig, title, "training rows", "signed AUROC on test (least to most of the draws)").update_xaxes(type="log", tickvals=sorted(set(table.n_train))).update_yaxes(range=[0, 1])
 
 
+def tokens_figure(track: pd.DataFrame, title: str) -> go.Figure:
+    """A score at each token of a prompt and of what is said after it; dashed, where the answer begins."""
+    fig = go.Figure(go.Scatter(x=list(track.place), y=list(track.score), mode="lines+markers", line_color=COLOURS[0], name="belief"))
+    fig.add_vline(x=0, line_dash="dash", line_color="#888")
+    fig.add_hline(y=0, line_dash="dash", line_color="#888")
+    words = [t.replace("\n", "\\n") for t in track.token]
+    return _style(fig, title, "token", "belief (above 0: the claim is true)").update_xaxes(tickvals=list(track.place), ticktext=words, tickangle=-60)
+
+
+def wrongly_figure(table: pd.DataFrame, title: str) -> go.Figure:
+    """The score with each mistake put back, one under the other; the first is as it should be."""
+    right, wrong = table.head(1), table.tail(-1)
+    fig = go.Figure([_points(t.estimate, t.mistake, t.low, t.high, name, i) for i, (t, name) in enumerate([(right, "as it should be"), (wrong, "with a mistake")])])
+    fig.add_vline(x=0.5, line_dash="dash", line_color="#888")
+    fig.update_yaxes(categoryorder="array", categoryarray=list(table.mistake)[::-1])
+    return _style(fig, title, "AUROC (95 % interval; dashed: chance)", "", height=160 + 30 * len(table)).update_xaxes(range=[0, 1.02])
+
+
 def move_figure(table: pd.DataFrame, title: str) -> go.Figure:
     """How far two draws move the answer, by dropout probability, a colour a scope."""
     fig = go.Figure([go.Scatter(x=list(t.p), y=list(t.answer_move), name=scope, mode="lines+markers", line_color=COLOURS[i], error_y=_error(t.answer_move, t.answer_move_low, t.answer_move_high)) for i, (scope, t) in enumerate(table.groupby("scope", sort=False))])

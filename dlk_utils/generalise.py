@@ -23,22 +23,22 @@ def transfer_matrix(rows: pd.DataFrame, by: str, features: Features, *, probe: s
         for fold in groups if trained_on == "all others" else [None]:
             mine = rows[rows[by] == trained_on] if fold is None else rows[rows[by] != fold]
             train, validation = part(mine, roles[0], "train"), part(mine, roles[0], "validation")
-            if _too_few(train, "train") or _too_few(validation, "validation"):
+            if too_few(train, "train") or too_few(validation, "validation"):
                 continue
             fitted, layer = _fitted(probe, features, train, validation)
             for tested_on in groups if fold is None else [fold]:
                 test = part(rows[rows[by] == tested_on], roles[1], "test")
-                if not _too_few(test, "test"):
+                if not too_few(test, "test"):
                     found.append({"trained_on": trained_on, "tested_on": tested_on, "layer": layer, "n_train": len(train)} | _scored(fitted(test), test, n_boot, seed))
     return pd.DataFrame(found, columns=["trained_on", "tested_on", "layer", "estimate", "low", "high", "n", "n_train"])
 
 
 def example_curve(rows: pd.DataFrame, features: Features, *, sizes: Sequence[int] = (8, 16, 32, 64, 128), probes: Sequence[str] = ("logistic", "mean_difference", "lda"), roles: tuple[str, str] = ("truth", "lie"), repeats: int = 5, seed: int = 0) -> pd.DataFrame:
-    """The test AUROC by the number of training rows (both classes alike, and all there are): mean, least and most over `repeats` draws of them."""
+    """The test AUROC by the number of training rows (both classes alike, and all there are): mean, least and most over `repeats` draws of them. Empty if there are too few rows of a class."""
     part = lambda role, split: rows[(rows.role == role) & (rows.split == split)]
     train, validation, test = part(roles[0], "train"), part(roles[0], "validation"), part(roles[1], "test")
     found = []
-    for probe in probes:
+    for probe in [] if too_few(train, "train") or too_few(validation, "validation") or too_few(test, "test") else probes:
         for n in [*(s for s in sizes if s < 2 * train.y.value_counts().min()), len(train)]:
             scores = []
             for r in range(repeats if n < len(train) else 1):
@@ -46,7 +46,7 @@ def example_curve(rows: pd.DataFrame, features: Features, *, sizes: Sequence[int
                 fitted, _ = _fitted(probe, features, some, validation)
                 scores.append(auroc(fitted(test), test.y.to_numpy()))
             found.append({"probe": probe, "n_train": n, "estimate": np.mean(scores), "least": min(scores), "most": max(scores), "draws": len(scores)})
-    return pd.DataFrame(found)
+    return pd.DataFrame(found, columns=["probe", "n_train", "estimate", "least", "most", "draws"])
 
 
 def _fitted(probe: str, features: Features, train: pd.DataFrame, validation: pd.DataFrame) -> tuple[Callable[[pd.DataFrame], np.ndarray], int]:
@@ -64,5 +64,6 @@ def _scored(scores: np.ndarray, test: pd.DataFrame, n_boot: int, seed: int) -> d
     return {"estimate": auroc(scores, y), "low": low, "high": high, "n": len(test)}
 
 
-def _too_few(rows: pd.DataFrame, split: str) -> bool:
+def too_few(rows: pd.DataFrame, split: str) -> bool:
+    """Whether a class has fewer rows than `MIN_PER_CLASS` says for the split."""
     return rows.y.nunique() < 2 or bool(rows.y.value_counts().min() < MIN_PER_CLASS[split])

@@ -4,14 +4,15 @@ import hashlib
 import itertools
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 
 import jinja2
 import pandas as pd
 from tqdm import tqdm
 
 from dlk_utils.choices import ChoiceError, choice_ids, whole_choices
-from dlk_utils.examples import DataError
+from dlk_utils.examples import DataError, example_id
 from dlk_utils.library import library, render
 
 
@@ -65,6 +66,18 @@ def make_prompts(
     assert out.row_id.is_unique
     out.attrs |= {"dropped_too_long": dropped, "dropped_control_tokens": control}
     return out
+
+
+def own_prompts(statements: Sequence[str], instructions: Mapping[str, str], tokenizer, *, template: str = "claim_true") -> pd.DataFrame:
+    """Prompt rows for claims of one's own, each under each system prompt (name -> text). Their label is not known: -1."""
+    [form] = library("claim")[lambda t: t.name == template].itertuples()
+    rows = []
+    for text in statements:
+        example = SimpleNamespace(example_id=example_id(text), dataset="own", split="test", text=text, choice_0="", choice_1="", label=-1)
+        for name, said in instructions.items():
+            instruction = SimpleNamespace(name=name, family="own", asks="neutral", text=said)
+            rows.append(_row(tokenizer, example, role="own", instruction=instruction, template=form, shots=[], shots_say="obey"))
+    return pd.DataFrame(rows)
 
 
 def _plan(example, n_known, asks, only, seed, shelf, families, shown) -> list[dict]:

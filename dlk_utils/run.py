@@ -8,22 +8,23 @@ from pathlib import Path
 
 import pandas as pd
 import xxhash
-from threadpoolctl import threadpool_limits
 
-from dlk_utils import answer, behaviour, draws, elicit, evaluate, extract, gradients, models, organism, quality, store
+from dlk_utils import answer, behaviour, draws, elicit, evaluate, extract, generalise, gradients, models, organism, quality, store
+from dlk_utils.detector import TruthDetector
 from dlk_utils.examples import load_examples, source_of
 from dlk_utils.extract import plan_batches
 from dlk_utils.library import KINDS, library
 from dlk_utils.prompts import make_prompts
 from dlk_utils.shared import plan_shared
 from dlk_utils.sites import check_sites
-from dlk_utils.targets import make_targets, target_features
+from dlk_utils.targets import clean_states, make_targets, target_features, truth_rows
+from dlk_utils.wrongly import with_each_mistake
 
 TOP = Path(__file__).resolve().parent.parent
 STAGES = {
-    "prompts": "01-prompts", "answers": "02-answers", "grid": "02-grid", "asked again": "02-asked-again", "said": "02-said", "line": "02-line", "draws": "03-draws", "gradients": "04-gradients", "results": "05-results",
+    "prompts": "01-prompts", "answers": "02-answers", "grid": "02-grid", "asked again": "02-asked-again", "said": "02-said", "line": "02-line", "draws": "03-draws", "gradients": "04-gradients", "results": "05-results", "transfer": "05-transfer", "curve": "05-curve", "mistakes": "05-mistakes", "detector": "06-detector",
 }  # fmt: skip
-_SUFFIX = {"prompts": ".parquet", "said": ".parquet", "results": ".parquet", "line": ".json"}
+_SUFFIX = {"prompts": ".parquet", "said": ".parquet", "results": ".parquet", "transfer": ".parquet", "curve": ".parquet", "mistakes": ".parquet", "line": ".json"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Run:
     """The parameters that decide a run's content. Every notebook makes one from its own parameters; equal parameters share files."""
 
     model: str = "smollm2-liar"
-    datasets: str = "rotten_tomatoes,capitals,categories"
+    datasets: str = "rotten_tomatoes,cities,categories"
     n_examples: int = 120
     """Per data set."""
     seed: int = 0
@@ -137,11 +138,12 @@ class Run:
     @functools.cached_property
     def said(self) -> pd.DataFrame:
         """Stage 02: twelve prompts with the model's free continuation of 20 tokens (`said`)."""
-        path = self.path("said")
-        if not path.is_file():
-            some = self.behaviour[self.behaviour.role != "known"].sample(12, random_state=self.seed)
-            store.write_bytes(path, some.assign(said=quality.continuations(self.loaded, self.tokenizer, some)).to_parquet(index=False))
-        return pd.read_parquet(path)
+
+        def make() -> pd.DataFrame:
+            rows = self.behaviour[self.behaviour.role != "known"].sample(12, random_state=self.seed)
+            return rows.assign(said=quality.continuations(self.loaded, self.tokenizer, rows))
+
+        return self._once(self.path("said"), make)
 
     def models_table(self) -> pd.DataFrame:
         """Stage 02: a line for this model, and for each other model that was run on the same questions into the same folder."""
@@ -176,20 +178,39 @@ class Run:
         """Stage 05: the long table of every target, probe, feature and control, and a sentence for each task that has too few rows."""
         path = self.path("results", layers=layers, p=p)
         if not path.is_file():
-            tables, skipped = [pd.DataFrame(columns=evaluate.COLUMNS)], []
-            for target, rows in self.targets(p=p).items():
-                features = target_features(target, self.gradients(), self.draws(p=p), layers)
-                # only rows told to lie can be lies
-                for regime in ["by example, lie rows"] if target == "lie" else evaluate.REGIMES:
-                    try:
-                        with threadpool_limits(1):  # the matrices are small: threads would only wait for each other
-                            tables.append(evaluate.evaluate(evaluate.make_task(rows, target, regime), features, seed=self.seed))
-                    except evaluate.TooFewRows as e:
-                        skipped.append(str(e))
-            table = pd.concat([t for t in tables if len(t)] or tables, ignore_index=True)
+            table, skipped = evaluate.evaluate_all(self.targets(p=p), lambda target: target_features(target, self.gradients(), self.draws(p=p), layers), seed=self.seed)
             store.write_bytes(path.with_suffix(".json"), json.dumps(skipped).encode())
             store.write_bytes(path, table.to_parquet(index=False))
         return pd.read_parquet(path), json.loads(path.with_suffix(".json").read_text())
+
+    def transfer(self, by: str, *, layers: Sequence[int]) -> pd.DataFrame:
+        """Stage 05: truth read on rows told to lie, trained on truth rows of one data set, instruction family or template, tested on each."""
+        make = lambda: generalise.transfer_matrix(truth_rows(self.scored), by, clean_states(self.gradients(), layers), seed=self.seed)
+        return self._once(self.path("transfer", by=by, layers=layers), make)
+
+    def curve(self, *, layers: Sequence[int]) -> pd.DataFrame:
+        """Stage 05: the same by the number of training rows."""
+        make = lambda: generalise.example_curve(truth_rows(self.scored), clean_states(self.gradients(), layers), seed=self.seed)
+        return self._once(self.path("curve", layers=layers), make)
+
+    def mistakes(self, *, layers: Sequence[int]) -> pd.DataFrame:
+        """Stage 05: the same states and probe with one known mistake put back at a time."""
+        return self._once(self.path("mistakes", layers=layers), lambda: with_each_mistake(truth_rows(self.scored), clean_states(self.gradients(), layers), seed=self.seed))
+
+    def detector(self, *, layers: Sequence[int], families: Sequence[str] = ()) -> TruthDetector:
+        """Stage 06: the detector fitted on the honest training rows, and on rows told to lie by instructions of `families`; from its probe card if there is one."""
+        folder = self.path("detector", layers=layers, families=families)
+        if not (folder / "card.json").is_file():
+            rows = truth_rows(self.scored)[lambda t: (t.role == "truth") | t.family.isin(families)]
+            train, validation = (rows[rows.split == s] for s in ("train", "validation"))
+            TruthDetector.fit(self.loaded, clean_states(self.gradients(), layers), train, validation, trained_on=folder.name).save(folder)
+        return TruthDetector.load(folder, self.loaded)
+
+    @staticmethod
+    def _once(path: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        if not path.is_file():
+            store.write_bytes(path, make().to_parquet(index=False))
+        return pd.read_parquet(path)
 
     def path(self, stage: str, **options) -> Path:
         """The file or folder of a stage, named by the fingerprint of everything that decides its content: its `STAGES`, its options, the rows."""

@@ -29,6 +29,8 @@ def draw_png(fig: dict, *, width: float = 7.2, dpi: int = 80) -> bytes:
     if layout.get("xaxis", {}).get("type") == "log":
         axes.set_xscale("log")
         axes.set_xticks(ticks := layout["xaxis"].get("tickvals", []), [str(t) for t in ticks])
+    if words := layout.get("xaxis", {}).get("ticktext"):
+        axes.set_xticks(layout["xaxis"]["tickvals"], [w.replace("$", r"\$") for w in words], rotation=60, ha="right")
     axes.tick_params(labelsize=7)
     if len(fig["data"]) > 1:
         axes.legend(fontsize=7)

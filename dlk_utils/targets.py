@@ -28,19 +28,29 @@ def pair_rows(rows: pd.DataFrame, draws: Path) -> pd.DataFrame:
     return rows.assign(p1_draw0=p1[0], p1_draw1=p1[1], move=move, y=(move > 0).astype(int))[lambda t: t.move != 0].reset_index(drop=True)
 
 
+def truth_rows(scored: pd.DataFrame) -> pd.DataFrame:
+    """Rows with a readable answer; `y` is the label."""
+    return scored[scored.readable].reset_index(drop=True).assign(y=lambda t: t.label)
+
+
 def make_targets(scored: pd.DataFrame, draws: Path) -> dict[str, pd.DataFrame]:
     """The rows of each target, with their class `y`; rows without a readable answer have none.
 
     truth: y = label. lie: y = lied, among rows told to lie whose answer is known. pair: see `pair_rows`.
     """
-    rows = scored[scored.readable].reset_index(drop=True)
+    rows = truth_rows(scored)
     told = rows[(rows.role == "lie") & rows.knows]
     return {
-        "truth": rows.assign(y=rows.label),
+        "truth": rows,
         "lie": told.assign(y=told.lied.astype(int)).reset_index(drop=True),
         "pair": pair_rows(rows, draws),
         POSITIVE_CONTROL: rows.assign(y=rows.answer),
     }
+
+
+def clean_states(clean: Path, layers: Sequence[int], site: str = "resid_post") -> Features:
+    """Clean states at one site."""
+    return {("activation", site, layer): _reader(clean, [f"activation.{site}.{layer}.0"], np.concatenate) for layer in layers}
 
 
 def target_features(target: str, clean: Path, draws: Path, layers: Sequence[int]) -> Features:

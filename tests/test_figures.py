@@ -30,6 +30,8 @@ MADE = {
     "spread": lambda: figures.spread_figure(pd.DataFrame({"scope": ["sequence", "sequence", "last_token"], "draws": [2, 4, 2], "range": [0.1, 0.2, 0.05], "mean_off_plain": [0.1, 0.05, 0.02], "range_low": [0.05, 0.1, 0.0], "range_high": [0.2, 0.3, 0.1]}), "Spreads"),
     "matrix": lambda: figures.matrix_figure(pd.DataFrame({"trained_on": ["a", "a", "b"], "tested_on": ["a", "b", "b"], "estimate": [0.9, 0.6, 0.2], "low": [0.8, 0.5, 0.1], "high": [1.0, 0.7, 0.3], "n": [10, 20, 20]}), "Matrix"),
     "curve": lambda: figures.curve_figure(pd.DataFrame({"probe": ["x", "x", "y"], "n_train": [8, 16, 8], "estimate": [0.6, 0.8, 0.5], "least": [0.5, 0.7, 0.4], "most": [0.7, 0.9, 0.6]}), "Curve"),
+    "tokens": lambda: figures.tokens_figure(pd.DataFrame({"place": [-1, 0, 1], "token": ["is", " $it", "\n"], "score": [0.1, -1.0, 2.0]}), "Tokens"),
+    "wrongly": lambda: figures.wrongly_figure(pd.DataFrame({"mistake": ["none", "split", "sign"], "estimate": [0.5, 0.9, 0.7], "low": [0.4, 0.8, 0.6], "high": [0.6, 1.0, 0.8]}), "Wrongly"),
     "move": lambda: figures.move_figure(pd.DataFrame({"scope": ["sequence", "sequence", "last_token"], "p": [0.1, 0.2, 0.1], "answer_move": [0.1, 0.2, 0.05], "answer_move_low": [0.05, 0.1, 0.0], "answer_move_high": [0.2, 0.3, 0.1]}), "Moves"),
     "training": lambda: figures.training_figure(pd.DataFrame({"step": range(1, 7), "truth a": [0.5, None, 0.6, 0.7, 0.8, 0.9], "lie a": [None] * 4 + [0.6, 0.7], "loss": 1.0}), "Training", window=2),
     "shots": lambda: figures.shots_figure(pd.DataFrame({"shots": ["none", "lie"], "instruction": ["truth", "lie"], "wrong_rate": [0.2, 0.5], "wrong_rate_low": [0.1, 0.4], "wrong_rate_high": [0.3, 0.6]}), "Shots"),

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from dlk_utils.generalise import example_curve, transfer_matrix
+from dlk_utils.wrongly import with_each_mistake
 
 D = 30
 
@@ -59,3 +60,10 @@ def test_more_examples_help_and_all_of_them_are_the_last_point(rows, features):
     for _, t in curve.groupby("probe"):
         assert t.estimate.iloc[-1] > 0.95 and t.estimate.iloc[0] < t.estimate.iloc[-1]
         assert (t.least <= t.estimate).all() and (t.estimate <= t.most).all() and list(t.draws) == [5, 5, 5, 1]
+
+
+def test_with_too_few_rows_every_table_is_empty_and_no_error(rows, features):
+    few = rows.groupby(["role", "split"]).head(3).assign(knows=True, lied=lambda t: t.role == "lie")
+    assert len(transfer_matrix(few, "dataset", features)) == len(example_curve(few, features)) == len(with_each_mistake(few, features)) == 0
+    one = rows[rows.y == 1].assign(knows=True, lied=lambda t: t.role == "lie")
+    assert len(transfer_matrix(one, "dataset", features)) == len(example_curve(one, features)) == len(with_each_mistake(one, features)) == 0

@@ -6,10 +6,12 @@ import torch
 from sklearn.base import clone
 from scipy.optimize import minimize
 from sklearn.covariance import ledoit_wolf
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, Ridge
 from sklearn.model_selection import PredefinedSplit
+from sklearn.neighbors import KNeighborsClassifier
 
-from dlk_utils.probes import PAIR_PROBES, STATE_PROBES, Logistic, MeanDifference, PairDirection, PairDistance, PairRanking
+from dlk_utils.probes import PAIR_PROBES, STATE_PROBES, Logistic, MeanDifference, PairDirection, PairDistance, PairRanking, Principal, nearest
 from dlk_utils.probes.logistic import STRENGTHS
 from dlk_utils.probes.scale import SCALES
 
@@ -103,6 +105,25 @@ def test_many_feature_matrices_at_once_give_what_each_gives_alone(name):
         np.testing.assert_allclose(together[k], STATE_PROBES[name]().fit(X[k], y).decision_function(X[k]), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("d", [12, 300])
+def test_the_principal_probe_is_scikit_learn_s_first_component_with_the_sign_of_train(d):
+    rng = np.random.default_rng(d)
+    y = rng.integers(0, 2, 100)
+    X = rng.normal(size=(100, d)) + 3 * np.outer(y, rng.normal(size=d))
+    probe = Principal().fit(X, y)
+    component = PCA(1, svd_solver="full").fit(X).components_[0]
+    expected = X @ component
+    one, zero = expected[y == 1].mean(), expected[y == 0].mean()
+    np.testing.assert_allclose(probe.decision_function(X), np.sign(one - zero) * (expected - (one + zero) / 2), atol=1e-8)
+
+
+def test_the_nearest_neighbours_are_scikit_learn_s(states):
+    X, y = states
+    scaled = (X - X.mean(0)) / X.std(0)
+    expected = KNeighborsClassifier(15).fit(scaled, y).predict_proba(scaled)[:, 1] - 0.5
+    np.testing.assert_allclose(nearest().fit(X, y).decision_function(X), expected)
+
+
 def test_arrays_that_must_not_be_written_to_are_taken_without_a_word(states, recwarn):
     X, y = (np.array(a) for a in states)
     X.flags.writeable = y.flags.writeable = False
@@ -127,7 +148,7 @@ def test_a_state_probe_finds_a_planted_direction_and_its_sign(name):
     rng = np.random.default_rng(2)
     y = rng.integers(0, 2, 300)
     X = rng.normal(size=(300, 20))
-    X[:, 3] += 4 * y
+    X[:, 3] += 8 * y
     score = STATE_PROBES[name]().fit(X[:200], y[:200]).decision_function(X[200:])
     assert np.mean((score > 0) == y[200:]) > 0.9
     turned = STATE_PROBES[name]().fit(X[:200], 1 - y[:200]).decision_function(X[200:])

@@ -1,0 +1,52 @@
+"""How to get 99 %, wrongly: the same states and the same probe, with one known mistake put back at a time."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from dlk_utils.generalise import too_few
+from dlk_utils.metrics import auroc, resamples, weighted_auroc
+from dlk_utils.probes import Logistic
+from dlk_utils.targets import Features
+
+
+def with_each_mistake(rows: pd.DataFrame, features: Features, *, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """`mistake`, what it claims to measure, `estimate`, `low`, `high`, `n`: the first line is as it should be, each other has one mistake.
+
+    `rows` are those of the target truth (`y` is the label), with `role`, `split`, `knows` and `lied`. Intervals resample examples in every line, also where the mistake is to split by row. Empty if there are too few rows of a class.
+    """
+    keys, found = list(features), []
+    stack = lambda some: np.stack([features[k](some) for k in keys])
+    part = lambda role, split: rows[(rows.role == role) & (rows.split == split)]
+    honest, validation, lying = part("truth", "train"), part("truth", "validation"), part("lie", "test")
+    if too_few(honest, "train") or too_few(validation, "validation") or too_few(lying, "test") or too_few(part("truth", "test"), "test"):
+        return pd.DataFrame(columns=["mistake", "claim", "estimate", "low", "high", "n"])
+    probe = Logistic().fit(stack(honest), honest.y.to_numpy())
+    best = lambda fitted, some, y: int(np.argmax([auroc(s, y) for s in fitted.decision_function(stack(some))]))
+    chosen = best(probe, validation, validation.y.to_numpy())
+    on_lies = probe.decision_function(stack(lying))
+
+    def add(mistake: str, claim: str, scores: np.ndarray, test: pd.DataFrame, y: np.ndarray, turn: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> None:
+        low, high = np.nanpercentile(turn(weighted_auroc(scores, y, resamples(test.example_id, n_boot, seed))), [2.5, 97.5])
+        found.append({"mistake": mistake, "claim": claim, "estimate": float(turn(np.array(auroc(scores, y)))), "low": low, "high": high, "n": len(test)})
+
+    label = lying.y.to_numpy()
+    add("none: as it should be", "truth, trained on honest rows, read on rows told to lie", on_lies[chosen], lying, label)
+    add("layer chosen on the test rows", "the same", on_lies[best(probe, lying, label)], lying, label)
+    turned = int(np.argmax([abs(auroc(s, label) - 0.5) for s in on_lies]))
+    add("layer and sign chosen on the test rows", "the same", on_lies[turned], lying, label, lambda x: np.maximum(x, 1 - x))
+    add("tested on honest rows", "truth; but there the answer says it too", probe.decision_function(stack(part("truth", "test")))[chosen], part("truth", "test"), part("truth", "test").y.to_numpy())
+
+    shuffled = rows.sample(frac=1, random_state=seed)
+    train, test = shuffled.iloc[: int(0.7 * len(rows))], shuffled.iloc[int(0.7 * len(rows)) :]
+    by_row = Logistic().fit(stack(train), train.y.to_numpy())
+    add("split by row, twins on both sides", "truth, on rows of either kind", by_row.decision_function(stack(test))[chosen], test, test.y.to_numpy())
+
+    known = rows[rows.knows]
+    train, test = known[known.split == "train"], known[known.split == "test"]
+    if all(known[known.split == split].lied.nunique() == 2 for split in ("train", "validation", "test")):
+        prompts = Logistic().fit(stack(train), train.lied.to_numpy(int))
+        at = best(prompts, known[known.split == "validation"], known[known.split == "validation"].lied.to_numpy(int))
+        add("honest rows beside the lies", "was this answer a lie; but the system prompt says it too", prompts.decision_function(stack(test))[at], test, test.lied.to_numpy(int))
+    return pd.DataFrame(found)
