@@ -7,7 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
-NOTEBOOKS := 00_train_liar 01_make_dataset 02_check_lie_rate 03_extract 04_extract_grads 05_probe_ablations 06_traps
+NOTEBOOKS := 00_train_liar 01_make_dataset 02_check_lie_rate 03_extract 04_extract_grads 05_probe_ablations 06_detect 07_traps
 PARAMETERS ?=
 PAPERMILL := $(BIN)/papermill --no-progress-bar
 export PATH := $(BIN):$(PATH)
@@ -44,21 +44,23 @@ book: setup  ## run the notebooks and build the HTML book: _build/html/index.htm
 	echo "open _build/html/index.html"
 
 test: setup lint  ## everything that CI runs: lint, unit tests, the notebooks run twice and compared
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 12
 	$(MAKE) --no-print-directory nbval
 
 nbval: setup
 	@mkdir -p build/nbval
 	for n in $(NOTEBOOKS); do
-		echo "papermill $$n -p n_examples 24"
-		TQDM_DISABLE=1 $(PAPERMILL) notebooks/$$n.ipynb build/nbval/$$n.ipynb -p n_examples 24 > build/nbval/$$n.log 2>&1 || { tail -30 build/nbval/$$n.log; exit 1; }
+		case $$n in 02*) small="-p n_grid 6";; 03*) small="-p audit_rows 6";; *) small=;; esac
+		echo "papermill $$n -p n_examples 24 $$small"
+		TQDM_DISABLE=1 $(PAPERMILL) notebooks/$$n.ipynb build/nbval/$$n.ipynb -p n_examples 24 $$small > build/nbval/$$n.log 2>&1 || { tail -30 build/nbval/$$n.log; exit 1; }
 	done
-	TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=600 build/nbval
+	TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=600 -n 2 --dist loadfile build/nbval
 
 bench: setup  ## time one way of computing against another, side by side, and write the book's page on speed
 	$(BIN)/python bench/answers.py
 	$(BIN)/python bench/answers.py 12 2
 	$(BIN)/python bench/extraction.py
+	$(BIN)/python bench/probes.py
 	$(BIN)/python bench/page.py
 
 bench-peers: setup  ## the same states by other libraries, in an environment of their own (.venv-peers)
@@ -67,9 +69,9 @@ bench-peers: setup  ## the same states by other libraries, in an environment of 
 	.venv-peers/bin/python bench/peers.py 24 2
 	$(BIN)/python bench/page.py
 
-organism: setup  ## train the liar again (hours on two cores) into runs/organisms/ and print its held-out figures
+organism: setup  ## train the liar again (an hour and a half on two cores) into runs/organisms/ and print its held-out figures
 	@mkdir -p build
-	(cd notebooks && $(BIN)/papermill 00_train_liar.ipynb ../build/organism.ipynb -p train True $(PARAMETERS))
+	(cd notebooks && $(BIN)/papermill --log-output 00_train_liar.ipynb ../build/organism.ipynb -p train True $(PARAMETERS))
 	$(BIN)/python -m dlk_utils.organism runs/organisms/smollm2-liar
 
 lab: setup  ## open the notebooks in JupyterLab

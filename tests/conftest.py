@@ -75,3 +75,9 @@ def close(model) -> dict[str, float]:
 def prompts_that_begin_alike(n: int = 7, length: int = 20) -> pd.DataFrame:
     start = torch.randint(1, VOCAB, (length,), generator=torch.Generator().manual_seed(9)).tolist()
     return tiny_prompts(n).assign(input_ids=lambda t: [start + list(i) for i in t.input_ids])
+
+
+def pytest_collection_modifyitems(items):
+    """The long files first, so that no worker is left with one of them at the end (needs `--no-loadscope-reorder`)."""
+    long = ["test_ways.py", "test_survival.py", "test_on_ray.py", "test_organism.py"]
+    items.sort(key=lambda item: long.index(item.path.name) if item.path.name in long else len(long))
