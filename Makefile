@@ -44,7 +44,7 @@ book: setup  ## run the notebooks and build the HTML book: _build/html/index.htm
 	echo "open _build/html/index.html"
 
 test: setup lint  ## everything that CI runs: lint, unit tests, the notebooks run twice and compared
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 12
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 12
 	$(MAKE) --no-print-directory nbval
 
 nbval: setup
@@ -54,7 +54,7 @@ nbval: setup
 		echo "papermill $$n -p n_examples 24 $$small"
 		TQDM_DISABLE=1 $(PAPERMILL) notebooks/$$n.ipynb build/nbval/$$n.ipynb -p n_examples 24 $$small > build/nbval/$$n.log 2>&1 || { tail -30 build/nbval/$$n.log; exit 1; }
 	done
-	TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=600 -n 2 --dist loadfile build/nbval
+	TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=600 -n 2 --dist loadfile build/nbval
 
 bench: setup  ## time one way of computing against another, side by side, and write the book's page on speed
 	$(BIN)/python bench/answers.py
