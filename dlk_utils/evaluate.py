@@ -10,14 +10,14 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import OneHotEncoder
 
 from dlk_utils.metrics import auroc, balanced_accuracy, brier, calibrated, calibration_error, recall_at, resamples, weighted_auroc
-from dlk_utils.probes import PAIR_PROBES, STATE_PROBES, Logistic
+from dlk_utils.probes import CONTRAST_PROBES, MORE_STATE_PROBES, PAIR_PROBES, STACK_PROBES, STATE_PROBES, Logistic, fitted
 from dlk_utils.targets import Features
 
 REGIMES = {"by example, truth rows": ("truth", "truth"), "by example, lie rows": ("lie", "lie"), "truth rows -> lie rows": ("truth", "lie")}
 """name -> (role of the rows trained on and selected on, role of the rows tested on); the examples never overlap."""
 MIN_PER_CLASS = {"train": 5, "validation": 2, "test": 4}
 COLUMNS = [
-    "target", "regime", "kind", "probe", "feature", "site", "layer", "selected", "compared", "validation", "estimate", "low", "high", "accuracy",
+    "target", "regime", "kind", "probe", "feature", "site", "layer", "selected", "compared", "validation", "validation_accuracy", "estimate", "low", "high", "accuracy",
     "balanced_accuracy", "recall_at_1", "recall_at_5", "brier", "calibration_error", "n", "n_train", "best_control", "lift", "lift_low", "lift_high",
 ]  # fmt: skip
 
@@ -69,7 +69,7 @@ def evaluate(task: Task, features: Features, *, n_boot: int = 1000, seed: int = 
     `features` maps (feature, site, layer) to a function from rows to X ([n, d], or [n, 2, d] for the target `pair`). The layer is chosen by AUROC
     on validation (`selected`); the test AUROC is signed, with a 95 % interval by bootstrap over examples, and for selected rows the
     `lift` over the best control of the task, paired by resample. `compared` counts the layers that the choice was made from; all layers of a feature are fitted
-    in one batch. Accuracies are at the threshold that was fixed on train; `brier` and `calibration_error` of probabilities calibrated on validation, for selected rows.
+    in one batch. Accuracies are at the threshold that was fixed on train, on validation rows and carried over to test rows; `brier` and `calibration_error` of probabilities calibrated on validation, for selected rows.
     """
     pair = task.target == "pair"
     weights = resamples(task.test.example_id, n_boot, seed)
@@ -81,33 +81,44 @@ def evaluate(task: Task, features: Features, *, n_boot: int = 1000, seed: int = 
         low, high = np.nanpercentile(boots[len(rows)], [2.5, 97.5])
         mean = lambda metric: float(np.mean([metric(s, label) for s in scores]))
         scored = {"estimate": mean(auroc), "low": low, "high": high, "accuracy": mean(lambda s, y: np.mean((s > 0) == y)), "balanced_accuracy": mean(balanced_accuracy), "recall_at_1": mean(lambda s, y: recall_at(s, y, 0.01)), "recall_at_5": mean(lambda s, y: recall_at(s, y, 0.05))}
-        rows.append({"target": task.target, "regime": task.regime, "kind": kind, "probe": probe, "feature": "", "site": "", "layer": -1, "selected": True, "compared": 1, "validation": np.nan, "n": len(label), "n_train": len(task.train), **scored, **more})  # fmt: skip
+        rows.append({"target": task.target, "regime": task.regime, "kind": kind, "probe": probe, "feature": "", "site": "", "layer": -1, "selected": True, "compared": 1, "validation": np.nan, "validation_accuracy": np.nan, "n": len(label), "n_train": len(task.train), **scored, **more})  # fmt: skip
 
     groups: dict[tuple[str, str], list[int]] = {}
     for feature, site, layer in features:
         groups.setdefault((feature, site), []).append(layer)
-    checked = task.validation.y.to_numpy()
+    checked, goal = task.validation.y.to_numpy(), _goal(task.train, pair)
     for (feature, site), layers in groups.items():
         X = [np.stack([features[feature, site, layer](part) for layer in layers]) for part in (task.train, task.validation, task.test)]
-        for name, make in (PAIR_PROBES if pair else STATE_PROBES).items():
-            fitted = make().fit(X[0], _goal(task.train, pair))
-            on_validation, on_test = fitted.decision_function(X[1]), fitted.decision_function(X[2])
+        first = (feature, site) == next(iter(groups))
+        for name, make in probes_on(feature, first).items():
+            probe = fitted(make, X[0], task.train, goal)
+            on_validation, on_test = (np.atleast_2d(probe.decision_function(x)) for x in X[1:])
+            stacked = name in STACK_PROBES
             chosen_by = [auroc(s, checked) for s in on_validation]
             best = int(np.argmax(chosen_by))
-            for i, layer in enumerate(layers):
-                where = {"feature": feature, "site": site, "layer": layer, "selected": i == best, "compared": len(layers)}
+            for i, layer in enumerate([-1] if stacked else layers):
+                where = {"feature": feature, "site": site, "layer": layer, "selected": i == best, "compared": len(on_validation)}
                 p = calibrated(on_validation[i], checked, on_test[i]) if i == best else None
                 sure = {} if p is None else {"brier": brier(p, label), "calibration_error": calibration_error(p, label)}
-                add("probe", name, [on_test[i]], validation=chosen_by[i], **where, **sure)
-        if (feature, site) == next(iter(groups)):
-            make, where = next(iter((PAIR_PROBES if pair else STATE_PROBES).values())), {"feature": feature, "site": site, "compared": len(layers)}
+                add("probe", name, [on_test[i]], validation=chosen_by[i], validation_accuracy=float(np.mean((on_validation[i] > 0) == checked)), **where, **sure)
+        if first:
+            make, where = next(iter(probes_on(feature, False).values())), {"feature": feature, "site": site, "compared": len(layers)}
             add("control", "shuffled labels", list(_shuffled(task, X, make, pair, seed)), **where)
             add("control", "random direction", list(_random(task, [x[len(layers) // 2] for x in X], pair, seed)), **where | {"compared": 1})
-            add("control", "first layer", [make().fit(X[0][0], _goal(task.train, pair)).decision_function(X[2][0])], **where | {"layer": layers[0], "compared": 1})
+            add("control", "first layer", [make().fit(X[0][0], goal).decision_function(X[2][0])], **where | {"layer": layers[0], "compared": 1})
     for name, score in _controls(task, pair).items():
         add("control", name, [score])
     table = pd.DataFrame(rows)
     return _with_lift(table, boots)
+
+
+def probes_on(feature: str, more: bool) -> dict[str, Callable]:
+    """The probes for a kind of feature; `more`: also those that are fitted at one site only."""
+    if feature in ("two draws", "two draws / move", "counterfactual"):
+        return PAIR_PROBES
+    if feature == "contrast":
+        return CONTRAST_PROBES
+    return STATE_PROBES | (MORE_STATE_PROBES | STACK_PROBES if more else {})
 
 
 def _goal(rows: pd.DataFrame, pair: bool) -> np.ndarray:

@@ -113,6 +113,43 @@ def forest_figure(results: pd.DataFrame, title: str) -> go.Figure:
     return _style(fig, title, "signed AUROC on test (95 % interval; dashed: chance)", "", height=160 + 24 * len(order)).update_xaxes(range=[0, 1])
 
 
+def gain_figure(table: pd.DataFrame, title: str) -> go.Figure:
+    """AUROC of state, gradient and both at each site, a colour a feature."""
+    fig = go.Figure([_points(t.estimate, t.site, t.estimate_low, t.estimate_high, feature, i) for i, (feature, t) in enumerate(table.groupby("feature", sort=False))])
+    fig.add_vline(x=0.5, line_dash="dash", line_color="#888")
+    return _style(fig, title, "signed AUROC on test (95 % interval; dashed: chance)", "", height=340).update_xaxes(range=[0, 1])
+
+
+def starts_figure(table: pd.DataFrame, title: str) -> go.Figure:
+    """Every start of CCS by layer; the kept ones joined by a line."""
+    kept = table[table.kept]
+    dots = go.Scatter(x=list(table.layer), y=list(table.estimate), name="each start", mode="markers", marker={"size": 5, "color": COLOURS[0]})
+    fig = go.Figure([dots, _line(kept.layer, kept.estimate, "lowest loss", 1)])
+    fig.add_hline(y=0.5, line_dash="dash", line_color="#888")
+    return _style(fig, title, "layer", "signed AUROC on test").update_yaxes(range=[0, 1])
+
+
+def style_figure(table: pd.DataFrame, title: str) -> go.Figure:
+    """AUROC by style of the text, a colour a probe."""
+    fig = go.Figure([_points(t.estimate, t["style"], t.low, t.high, probe, i) for i, (probe, t) in enumerate(table.groupby("probe", sort=False))])
+    fig.add_vline(x=0.5, line_dash="dash", line_color="#888")
+    return _style(fig, title, "signed AUROC on test (95 % interval; dashed: chance)", "", height=340).update_xaxes(range=[0, 1])
+
+
+def pairs_figure(table: pd.DataFrame, title: str) -> go.Figure:
+    """AUROC by the least move that counts, a colour a kind of pair."""
+    fig = go.Figure([go.Scatter(x=list(t.least_move), y=list(t.estimate), name=kind, mode="lines+markers", line_color=COLOURS[i], error_y=_error(t.estimate, t.low, t.high)) for i, (kind, t) in enumerate(table.groupby("pairs", sort=False))])
+    fig.add_hline(y=0.5, line_dash="dash", line_color="#888")
+    return _style(fig, title, "least change of p(choice 1) that counts", "signed AUROC on test (95 % interval)").update_yaxes(range=[0, 1])
+
+
+def votes_figure(table: pd.DataFrame, title: str) -> go.Figure:
+    """AUROC by the number of draws that vote, a colour a method."""
+    fig = go.Figure([go.Scatter(x=list(t.draws), y=list(t.estimate), name=method, mode="lines+markers", line_color=COLOURS[i], error_y=_error(t.estimate, t.low, t.high)) for i, (method, t) in enumerate(table.groupby("method", sort=False))])
+    fig.add_hline(y=0.5, line_dash="dash", line_color="#888")
+    return _style(fig, title, "K, draws that vote", "signed AUROC on test (95 % interval)").update_xaxes(type="log", tickvals=sorted(set(table.draws))).update_yaxes(range=[0, 1])
+
+
 def matrix_figure(table: pd.DataFrame, title: str) -> go.Figure:
     """A heat map: trained on (rows) against tested on (columns), with the interval and n in each cell; white is chance."""
     rows, columns = list(dict.fromkeys(table.trained_on))[::-1], list(dict.fromkeys(table.tested_on))

@@ -1,13 +1,13 @@
 """Does a probe carry over? From one data set, instruction family or template to another, and from few examples to many."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from dlk_utils.evaluate import MIN_PER_CLASS
-from dlk_utils.metrics import auroc, resamples, weighted_auroc
-from dlk_utils.probes import STATE_PROBES
+from dlk_utils.metrics import auroc, interval
+from dlk_utils.probes import ALL_STATE_PROBES, fitted
 from dlk_utils.targets import Features
 
 
@@ -25,11 +25,11 @@ def transfer_matrix(rows: pd.DataFrame, by: str, features: Features, *, probe: s
             train, validation = part(mine, roles[0], "train"), part(mine, roles[0], "validation")
             if too_few(train, "train") or too_few(validation, "validation"):
                 continue
-            fitted, layer = _fitted(probe, features, train, validation)
+            score, layer = _chosen(probe, features, train, validation)
             for tested_on in groups if fold is None else [fold]:
                 test = part(rows[rows[by] == tested_on], roles[1], "test")
                 if not too_few(test, "test"):
-                    found.append({"trained_on": trained_on, "tested_on": tested_on, "layer": layer, "n_train": len(train)} | _scored(fitted(test), test, n_boot, seed))
+                    found.append({"trained_on": trained_on, "tested_on": tested_on, "layer": layer, "n_train": len(train)} | _scored(score(test), test, n_boot, seed))
     return pd.DataFrame(found, columns=["trained_on", "tested_on", "layer", "estimate", "low", "high", "n", "n_train"])
 
 
@@ -43,24 +43,58 @@ def example_curve(rows: pd.DataFrame, features: Features, *, sizes: Sequence[int
             scores = []
             for r in range(repeats if n < len(train) else 1):
                 some = train if n == len(train) else train.groupby("y").sample(n // 2, random_state=1000 * seed + r)
-                fitted, _ = _fitted(probe, features, some, validation)
-                scores.append(auroc(fitted(test), test.y.to_numpy()))
+                score, _ = _chosen(probe, features, some, validation)
+                scores.append(auroc(score(test), test.y.to_numpy()))
             found.append({"probe": probe, "n_train": n, "estimate": np.mean(scores), "least": min(scores), "most": max(scores), "draws": len(scores)})
     return pd.DataFrame(found, columns=["probe", "n_train", "estimate", "least", "most", "draws"])
 
 
-def _fitted(probe: str, features: Features, train: pd.DataFrame, validation: pd.DataFrame) -> tuple[Callable[[pd.DataFrame], np.ndarray], int]:
+def regrouped(rows: pd.DataFrame, features: Features, *, probe: str = "logistic", roles: tuple[str, str] = ("truth", "lie"), repeats: int = 10) -> pd.DataFrame:
+    """The examples split again at random, in the same shares, `repeats` times: `layer`, `estimate`, `n`. What one lucky split is worth; empty if one has too few rows of a class."""
+    found, examples = [], rows[["example_id", "split"]].drop_duplicates()
+    for r in range(repeats):
+        again = dict(zip(examples.example_id, np.random.default_rng(r).permutation(examples.split), strict=True))
+        t = rows.assign(split=rows.example_id.map(again))
+        part = lambda role, split, t=t: t[(t.role == role) & (t.split == split)]
+        train, validation, test = part(roles[0], "train"), part(roles[0], "validation"), part(roles[1], "test")
+        if too_few(train, "train") or too_few(validation, "validation") or too_few(test, "test"):
+            break
+        score, layer = _chosen(probe, features, train, validation)
+        found.append({"again": r, "layer": layer, "estimate": auroc(score(test), test.y.to_numpy()), "n": len(test)})
+    return pd.DataFrame(found if len(found) == repeats else [], columns=["again", "layer", "estimate", "n"])
+
+
+def style_table(rows: pd.DataFrame, features: Features, styled: Mapping[str, tuple[pd.DataFrame, Features]], *, probes: Sequence[str] = ("logistic", "mean_difference", "ttpd"), seed: int = 0) -> pd.DataFrame:
+    """Probes trained on honest clean rows, tested on rows told to lie: clean ones, and those of each style (their rows with `y` and `margin`, their features). Beside them the model's own answer."""
+    part = lambda role, split: rows[(rows.role == role) & (rows.split == split)]
+    train, validation, test, found = part("truth", "train"), part("truth", "validation"), part("lie", "test"), []
+    if not (too_few(train, "train") or too_few(validation, "validation") or too_few(test, "test")):
+        for probe in probes:
+            made, layer = _fit(probe, features, train, validation)
+            for style, (some, where) in {"clean": (test, features), **styled}.items():
+                if not too_few(some, "test"):
+                    found.append({"style": style, "probe": probe, "layer": layer, "own_answer": auroc(some.margin.to_numpy(), some.y.to_numpy())} | _scored(made(some, where), some, 1000, seed))
+    return pd.DataFrame(found, columns=["style", "probe", "layer", "own_answer", "estimate", "low", "high", "n"])
+
+
+def _chosen(probe: str, features: Features, train: pd.DataFrame, validation: pd.DataFrame) -> tuple[Callable[[pd.DataFrame], np.ndarray], int]:
     """A scorer of rows with the layer that is best on validation, and that layer."""
+    made, layer = _fit(probe, features, train, validation)
+    return lambda some: made(some, features), layer
+
+
+def _fit(probe: str, features: Features, train: pd.DataFrame, validation: pd.DataFrame) -> tuple[Callable[[pd.DataFrame, Features], np.ndarray], int]:
+    """The same for rows whose features lie elsewhere."""
     keys = list(features)
-    stack = lambda some: np.stack([features[k](some) for k in keys])
-    fitted = STATE_PROBES[probe]().fit(stack(train), train.y.to_numpy())
-    best = int(np.argmax([auroc(s, validation.y.to_numpy()) for s in fitted.decision_function(stack(validation))]))
-    return lambda some: fitted.decision_function(stack(some))[best], keys[best][2]
+    stack = lambda some, where: np.stack([where[k](some) for k in keys])
+    found = fitted(ALL_STATE_PROBES[probe], stack(train, features), train)
+    best = int(np.argmax([auroc(s, validation.y.to_numpy()) for s in found.decision_function(stack(validation, features))]))
+    return lambda some, where: found.decision_function(stack(some, where))[best], keys[best][2]
 
 
 def _scored(scores: np.ndarray, test: pd.DataFrame, n_boot: int, seed: int) -> dict[str, float]:
     y = test.y.to_numpy()
-    low, high = np.nanpercentile(weighted_auroc(scores, y, resamples(test.example_id, n_boot, seed)), [2.5, 97.5])
+    low, high = interval(scores, y, test.example_id, n_boot=n_boot, seed=seed)
     return {"estimate": auroc(scores, y), "low": low, "high": high, "n": len(test)}
 
 

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dlk_utils.choices import choice_logprobs
-from dlk_utils.extract import Batch, Layers, cached_prefix, fill_rows, forward, last_positions, named
+from dlk_utils.extract import Batch, Layers, cached_prefix, fill_rows, forward, last_positions, named, pad, plan_batches
 from dlk_utils.shared import plan_shared, shared_batch
-from dlk_utils.sites import SITES, at_sites, blocks, layer_numbers
+from dlk_utils.sites import SITES, at_sites, blocks, layer_numbers, site_modules
 
 States = dict[str, Float[Tensor, "b layer d"]]
 
@@ -27,6 +27,30 @@ def extract_gradients(model: nn.Module, prompts: pd.DataFrame, out: Path, *, rec
 
     parts = {**record, "sites": list(sites), "layers": numbers, "gradient of": "margin"}
     fill_rows(out, prompts, parts, plan_shared(prompts, batch_tokens), compute, "gradients", batch_tokens, only)
+
+
+def extract_counterfactual(model: nn.Module, prompts: pd.DataFrame, out: Path, *, record: Mapping[str, Any], at: int, step: float = 0.1, layers: Layers = "all", batch_tokens: int = 2048, only: Sequence[int] | None = None) -> None:
+    """Store `activation.resid_post.layer.1` [n, d] and `choice_logprobs.1` [n, 2] of the second pass of `counterfactual_states`, moved at layer `at`: the other half of a pair with the clean pass."""
+    numbers = layer_numbers(layers, len(blocks(model)))
+
+    def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
+        states, logp = counterfactual_states(model, shared_batch(model, list(rows.input_ids)), list(rows.choice_ids), ["resid_post"], layer=at, step=step)
+        return named({"resid_post": states["resid_post"][:, numbers]}, "activation", 1, numbers) | {"choice_logprobs.1": logp}
+
+    fill_rows(out, prompts, {**record, "layers": numbers, "moved at": at, "step": step}, plan_shared(prompts, batch_tokens), compute, "counterfactual pass", batch_tokens, only)
+
+
+def extract_weight_gradients(model: nn.Module, prompts: pd.DataFrame, out: Path, *, record: Mapping[str, Any], layers: Layers = "all", batch_tokens: int = 1024, only: Sequence[int] | None = None) -> None:
+    """Store `weight_gradient.mlp_out.layer.0` [n, out + in]: of each row's margin, to the weight of the MLP's last linear layer, averaged over inputs and over outputs (`pooled_weight_gradients`)."""
+    numbers = layer_numbers(layers, len(blocks(model)))
+    names = {id(m): name for name, m in model.named_modules()}
+    last = [names[id([m for m in mlp.modules() if hasattr(m, "weight") and m.weight.dim() == 2][-1])] for mlp in (site_modules(model, "mlp_out")[k] for k in numbers)]
+
+    def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
+        pooled = pooled_weight_gradients(model, pad(rows.input_ids, device=model.device), list(rows.choice_ids), last)
+        return {f"weight_gradient.mlp_out.{k}.0": torch.cat(pooled[name], 1) for k, name in zip(numbers, last, strict=True)}
+
+    fill_rows(out, prompts, {**record, "layers": numbers, "gradient of": "margin, to weights"}, plan_batches(prompts, batch_tokens), compute, "weight gradients", batch_tokens, only)
 
 
 def states_and_gradients(model: nn.Module, batch: Batch, choice_ids: Sequence, sites: Sequence[str], layers: Layers = "all") -> tuple[States, States, Float[Tensor, "b 2"]]:

@@ -30,6 +30,12 @@ def resamples(groups: Sequence[str] | pd.Series, n_boot: int, seed: int) -> Floa
     return counts[:, index].astype(float)
 
 
+def interval(scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], groups: Sequence[str] | pd.Series, *, n_boot: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the signed AUROC, resampling groups (examples) whole; resamples without one of the classes do not count."""
+    low, high = np.nanpercentile(weighted_auroc(scores, y, resamples(groups, n_boot, seed)), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def balanced_accuracy(scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"]) -> float:
     """Mean over the classes of the share that lies on its side of 0, the threshold that was fixed on train."""
     return float(np.mean([np.mean((scores[y == k] > 0) == k) for k in (0, 1)]))

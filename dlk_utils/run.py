@@ -1,174 +1,27 @@
-"""One run of the lab: the stages in order, each read from its files if they are there and made if they are not."""
+"""A run of the lab: its stages, and what is asked of the states: tables of results, each kept once it is made."""
 
 import functools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 
+import numpy as np
 import pandas as pd
-import xxhash
 
-from dlk_utils import answer, behaviour, draws, elicit, evaluate, extract, generalise, gradients, models, organism, quality, store
+from dlk_utils import ablations, classes, evaluate, generalise, heads, store, votes
 from dlk_utils.detector import TruthDetector
-from dlk_utils.examples import load_examples, source_of
-from dlk_utils.extract import plan_batches
-from dlk_utils.library import KINDS, library
-from dlk_utils.prompts import make_prompts
-from dlk_utils.shared import plan_shared
-from dlk_utils.sites import check_sites
-from dlk_utils.targets import clean_states, make_targets, target_features, truth_rows
+from dlk_utils.evaluate import TooFewRows, make_task
+from dlk_utils.extract import read_rows
+from dlk_utils.stages import STAGES, TOP, Stages
+from dlk_utils.styles import restyled
+from dlk_utils.targets import Features, clean_states, make_targets, pair_features, pair_rows, target_features, truth_rows
 from dlk_utils.wrongly import with_each_mistake
 
-TOP = Path(__file__).resolve().parent.parent
-STAGES = {
-    "prompts": "01-prompts", "answers": "02-answers", "grid": "02-grid", "asked again": "02-asked-again", "said": "02-said", "line": "02-line", "draws": "03-draws", "gradients": "04-gradients", "results": "05-results", "transfer": "05-transfer", "curve": "05-curve", "mistakes": "05-mistakes", "detector": "06-detector",
-}  # fmt: skip
-_SUFFIX = {"prompts": ".parquet", "said": ".parquet", "results": ".parquet", "transfer": ".parquet", "curve": ".parquet", "mistakes": ".parquet", "line": ".json"}
+__all__ = ["STAGES", "TOP", "Run"]
+LYING = "truth rows -> lie rows"
 
 
-@dataclass(frozen=True)
-class Run:
-    """The parameters that decide a run's content. Every notebook makes one from its own parameters; equal parameters share files."""
-
-    model: str = "smollm2-liar"
-    datasets: str = "rotten_tomatoes,cities,categories"
-    n_examples: int = 120
-    """Per data set."""
-    seed: int = 0
-    runs_dir: str | None = None
-    """None: `runs/` at the top of the checkout; else relative to the working folder."""
-    n_shots: int = 0
-    quantization: str | None = None
-    dtype: str = "auto"
-    engine: str = "local"
-    """"local", or "ray": 03 and 04 as a Ray Data job, with the same rows bit for bit."""
-
-    def __post_init__(self):
-        for name in ("n_examples", "seed", "n_shots"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise TypeError(f"{name}: expected a whole number, got {value!r}")
-        if self.engine not in ("local", "ray"):
-            raise ValueError(f"engine: expected 'local' or 'ray', got {self.engine!r}")
-
-    @functools.cached_property
-    def spec(self) -> models.ModelSpec:
-        """What will be loaded; fails early and in a few lines if it cannot be."""
-        return models.resolve(self.model, self.quantization, self.dtype)
-
-    @functools.cached_property
-    def tokenizer(self):
-        """The model's tokenizer."""
-        return models.load_tokenizer(self.spec)
-
-    @functools.cached_property
-    def loaded(self):
-        """The model itself, loaded only when a stage has something to compute; its sites are checked."""
-        model = models.load_spec(self.spec)
-        check_sites(model)
-        return model
-
-    @property
-    def folder(self) -> Path:
-        """Where the files of all stages lie."""
-        return Path(self.runs_dir) if self.runs_dir else TOP / "runs"
-
-    @functools.cached_property
-    def examples(self) -> pd.DataFrame:
-        """The examples of all data sets, with the shot pools."""
-        return load_examples(self.datasets, self.n_examples, seed=self.seed)
-
-    @functools.cached_property
-    def prompts(self) -> pd.DataFrame:
-        """Stage 01: prompt rows, stored as a parquet file."""
-        path = self.path("prompts")
-        if not path.is_file():
-            table = make_prompts(self.examples, self.tokenizer, n_shots=self.n_shots, context=self.context, seed=self.seed)
-            organism.refuse_trained_rows(table, self.spec.adapter)
-            dropped = {"duplicates": self.examples.attrs["dropped_duplicates"], "too_long": table.attrs["dropped_too_long"], "control_tokens": table.attrs["dropped_control_tokens"]}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            store.write_bytes(path.with_suffix(".json"), json.dumps(self._record | {"dropped": dropped}, indent=1).encode())
-            store.write_bytes(path, table.to_parquet(index=False))
-        return pd.read_parquet(path)
-
-    @property
-    def dropped(self) -> dict:
-        """What stage 01 left out: `duplicates` (a count per data set), `too_long` and `control_tokens` (example ids)."""
-        return json.loads((self.prompts, self.path("prompts").with_suffix(".json"))[1].read_text())["dropped"]
-
-    @functools.cached_property
-    def answers(self) -> pd.DataFrame:
-        """Stage 02: each prompt with the model's answer."""
-        return self._answered(self.prompts, "answers")
-
-    def _answered(self, prompts: pd.DataFrame, stage: str, **options) -> pd.DataFrame:
-        out = self.path(stage, **options)
-        if not store.is_complete(out):
-            answer.answer_prompts(self.loaded, prompts, out, record=self._record)
-        logp, strict, top = (extract.read_rows(out, prompts, k) for k in ("choice_logprobs", "strict_logprobs", "top_token"))
-        return behaviour.read_answers(prompts, logp, top, lambda i: self.tokenizer.decode([i]), strict=strict)
-
-    @functools.cached_property
-    def gate(self) -> pd.DataFrame:
-        """Which data sets the model knows."""
-        return behaviour.knowledge_gate(self.answers)
-
-    @functools.cached_property
-    def behaviour(self) -> pd.DataFrame:
-        """Answers with knows, lied, obeyed and quadrant."""
-        return behaviour.label_behaviour(self.answers, self.gate)
-
-    @functools.cached_property
-    def scored(self) -> pd.DataFrame:
-        """The twins (truth and lie rows) of the data sets that later stages work on."""
-        table = self.behaviour
-        return table[table.role.isin(["truth", "lie"]) & table.dataset.isin(behaviour.usable(self.gate))].reset_index(drop=True)
-
-    def grid(self, n_examples: int = 24) -> pd.DataFrame:
-        """Stage 02: answers under every combination of instruction and shots, for some examples of each data set; empty if there are too few shots."""
-        rows = elicit.shots_grid(self.examples, self.tokenizer, n_examples=n_examples, context=self.context, seed=self.seed)
-        return self._answered(rows, "grid", n_examples=n_examples) if len(rows) else rows
-
-    @functools.cached_property
-    def asked_again(self) -> pd.DataFrame:
-        """Stage 02: the scored rows asked whether their answer was true."""
-        return self._answered(elicit.follow_ups(self.scored, self.tokenizer), "asked again")
-
-    @functools.cached_property
-    def said(self) -> pd.DataFrame:
-        """Stage 02: twelve prompts with the model's free continuation of 20 tokens (`said`)."""
-
-        def make() -> pd.DataFrame:
-            rows = self.behaviour[self.behaviour.role != "known"].sample(12, random_state=self.seed)
-            return rows.assign(said=quality.continuations(self.loaded, self.tokenizer, rows))
-
-        return self._once(self.path("said"), make)
-
-    def models_table(self) -> pd.DataFrame:
-        """Stage 02: a line for this model, and for each other model that was run on the same questions into the same folder."""
-        questions = store.fingerprint({k: v for k, v in self._record.items() if k != "model"})
-        line = {"questions": questions, "model": self.spec.name} | behaviour.lie_strength(self.behaviour)
-        store.write_bytes(self.path("line"), json.dumps(line).encode())
-        lines = [json.loads(p.read_text()) for p in sorted(self.folder.glob(f"{STAGES['line']}-*.json"))]
-        return pd.DataFrame([x for x in lines if x["questions"] == questions]).drop(columns="questions").set_index("model")
-
-    def draws(self, *, p: float = 0.1, n_draws: int = 2, scope: str = "sequence") -> Path:
-        """Stage 03: the store of the dropout draws of the scored rows, at `resid_post`."""
-        return self._extract(draws.extract_activations, self.path("draws", p=p, n_draws=n_draws, scope=scope), draws=n_draws, p=p, scope=scope, seed=self.seed)
-
-    def gradients(self) -> Path:
-        """Stage 04: the store of the clean states and the gradients of the margin of the scored rows, at all sites."""
-        return self._extract(gradients.extract_gradients, self.path("gradients"), plan=plan_shared)
-
-    def _extract(self, extract: Callable, out: Path, plan: Callable = plan_batches, **options) -> Path:
-        if not store.is_complete(out) and self.engine == "ray":
-            from dlk_utils.on_ray import extract_on_ray
-
-            extract_on_ray(extract, self.spec, self.scored, out, plan=plan, record=self._record, **options)
-        elif not store.is_complete(out):
-            extract(self.loaded, self.scored, out, record=self._record, **options)
-        return out
+class Run(Stages):
+    """Every notebook makes one from its own parameters. Tables are of the layers that are named; where a class has too few rows they are empty."""
 
     def targets(self, *, p: float = 0.1) -> dict[str, pd.DataFrame]:
         """The rows and classes of each target."""
@@ -176,74 +29,122 @@ class Run:
 
     def results(self, *, layers: Sequence[int], p: float = 0.1) -> tuple[pd.DataFrame, list[str]]:
         """Stage 05: the long table of every target, probe, feature and control, and a sentence for each task that has too few rows."""
-        path = self.path("results", layers=layers, p=p)
+        path = self.path("05-results", layers=layers, p=p)
         if not path.is_file():
-            table, skipped = evaluate.evaluate_all(self.targets(p=p), lambda target: target_features(target, self.gradients(), self.draws(p=p), layers), seed=self.seed)
+            features = lambda target: target_features(target, self.gradients(), self.draws(p=p), self.contrast(layers=layers), layers)
+            table, skipped = evaluate.evaluate_all(self.targets(p=p), features, seed=self.seed)
             store.write_bytes(path.with_suffix(".json"), json.dumps(skipped).encode())
             store.write_bytes(path, table.to_parquet(index=False))
         return pd.read_parquet(path), json.loads(path.with_suffix(".json").read_text())
 
-    def transfer(self, by: str, *, layers: Sequence[int]) -> pd.DataFrame:
-        """Stage 05: truth read on rows told to lie, trained on truth rows of one data set, instruction family or template, tested on each."""
-        make = lambda: generalise.transfer_matrix(truth_rows(self.scored), by, clean_states(self.gradients(), layers), seed=self.seed)
-        return self._once(self.path("transfer", by=by, layers=layers), make)
+    @functools.cached_property
+    def truth(self) -> pd.DataFrame:
+        """The rows of the target truth."""
+        return truth_rows(self.scored)
+
+    def states(self, layers: Sequence[int]) -> Features:
+        """Clean states at `resid_post`."""
+        return clean_states(self.gradients(), layers)
+
+    def transfer(self, by: str, *, layers: Sequence[int], roles: tuple[str, str] = ("truth", "lie"), probe: str = "logistic") -> pd.DataFrame:
+        """Truth, trained on rows of `roles[0]` of one data set, instruction family or template, tested on rows of `roles[1]` of each."""
+        return self.once("08-transfer", lambda: generalise.transfer_matrix(self.truth, by, self.states(layers), roles=roles, probe=probe, seed=self.seed), by=by, layers=layers, roles=roles, probe=probe)
 
     def curve(self, *, layers: Sequence[int]) -> pd.DataFrame:
-        """Stage 05: the same by the number of training rows."""
-        make = lambda: generalise.example_curve(truth_rows(self.scored), clean_states(self.gradients(), layers), seed=self.seed)
-        return self._once(self.path("curve", layers=layers), make)
+        """Truth on rows told to lie, by the number of training rows."""
+        return self.once("08-curve", lambda: generalise.example_curve(self.truth, self.states(layers), seed=self.seed), layers=layers)
+
+    def regrouped(self, *, layers: Sequence[int], repeats: int = 10) -> pd.DataFrame:
+        """The same with the examples split again, `repeats` times."""
+        return self.once("08-regrouped", lambda: generalise.regrouped(self.truth, self.states(layers), repeats=repeats), layers=layers, repeats=repeats)
+
+    def style_table(self, *, layers: Sequence[int], styles: Sequence[str]) -> pd.DataFrame:
+        """Truth on rows told to lie whose text is put in another style."""
+
+        def make() -> pd.DataFrame:
+            some = [s for s in styles if (restyled(self.examples, s).split == "test").any()]
+            styled = {name: (rows.assign(y=rows.label), clean_states(folder, layers)) for name in some for rows, folder in [self.styled(name, layers=layers)]}
+            return generalise.style_table(self.truth, self.states(layers), styled, seed=self.seed)
+
+        return self.once("08-styles", make, layers=layers, styles=styles)
 
     def mistakes(self, *, layers: Sequence[int]) -> pd.DataFrame:
-        """Stage 05: the same states and probe with one known mistake put back at a time."""
-        return self._once(self.path("mistakes", layers=layers), lambda: with_each_mistake(truth_rows(self.scored), clean_states(self.gradients(), layers), seed=self.seed))
+        """The same states and probe with one known mistake put back at a time."""
+        return self.once("10-mistakes", lambda: with_each_mistake(self.truth, self.states(layers), seed=self.seed), layers=layers)
+
+    def head_tables(self, *, layers: Sequence[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Every head's score, best on validation first, and what the best of them say together, on rows told to lie."""
+        clean, n_heads = self.gradients(), self._config.num_attention_heads
+        read = lambda rows, layer: read_rows(clean, rows, f"activation.head_out.{layer}.0")
+        ranked = self.once("05-heads", self._if_rows(lambda task: heads.head_scores(task, read, layers, n_heads), ["layer", "head", "validation", "estimate"]), layers=layers)
+        together = self.once("05-top-heads", self._if_rows(lambda task: heads.top_heads(task, read, ranked, n_heads, seed=self.seed), heads.COLUMNS), layers=layers)
+        return ranked, together
+
+    def gains(self, *, layers: Sequence[int]) -> pd.DataFrame:
+        """The table of site and feature, on rows told to lie: does the gradient add anything to the state?"""
+        features = {k: v for k, v in target_features("truth", self.gradients(), self.gradients(), self.gradients(), layers).items() if k[0] != "contrast"}
+        return self.once("05-gains", self._if_rows(lambda task: ablations.gain_table(task, features, seed=self.seed), ablations.GAIN_COLUMNS), layers=layers)
+
+    def scales(self, *, layers: Sequence[int]) -> pd.DataFrame:
+        """How the states are scaled before the probe, on rows told to lie."""
+        return self.once("05-scales", self._if_rows(lambda task: ablations.scale_table(task, self.states(layers), seed=self.seed), ablations.COLUMNS), layers=layers)
+
+    def restarts(self, *, layers: Sequence[int]) -> pd.DataFrame:
+        """Every start of CCS at each layer."""
+        folder = self.contrast(layers=layers)
+        return self.once("05-restarts", self._if_rows(lambda task: ablations.restart_table(task, pair_features("contrast", folder, layers)), ["layer", "start", "loss", "estimate", "kept"]), layers=layers)
+
+    def classes(self, *, layers: Sequence[int]) -> pd.DataFrame:
+        """Truth, deception and unknown at once."""
+        return self.once("05-classes", lambda: classes.class_report(classes.class_rows(self.scored), self.states(layers)), layers=layers)
+
+    def weights(self, *, layers: Sequence[int]) -> pd.DataFrame:
+        """Weight gradients as a feature, beside the states, on rows told to lie."""
+        folder = self.weight_gradients(layers=layers)
+        features = {("weight gradient", "mlp_out", k): functools.partial(_read, folder, f"weight_gradient.mlp_out.{k}.0") for k in layers}
+        return self.once("05-weights", self._if_rows(lambda task: evaluate.evaluate(task, features, seed=self.seed), evaluate.COLUMNS), layers=layers)
+
+    def pair_kinds(self, *, p: float, at: int, layers: Sequence[int]) -> dict[str, tuple[pd.DataFrame, Features]]:
+        """Rows and features by kind of pair: draws of the whole prompt, of the last token, and the clean pass beside one that was moved at layer `at` (whose features are from there on)."""
+        kinds = {"draws, sequence": ("two draws", [self.draws(p=p)]), "draws, last token": ("two draws", [self.draws(p=p, scope="last_token")]), "counterfactual": ("counterfactual", [self.gradients(), self.counterfactual(at=at)])}
+        return {name: (pair_rows(self.truth, folders, plain=kind == "counterfactual"), pair_features(kind, folders, [k for k in layers if kind == "two draws" or k >= at])) for name, (kind, folders) in kinds.items()}
+
+    def pairs(self, *, layers: Sequence[int], p: float, at: int, least: Sequence[float] = (0.0, 0.01, 0.05, 0.1)) -> pd.DataFrame:
+        """Which of two is the truer, by kind of pair and by the least move of the answer that counts."""
+        return self.once("09-pairs", lambda: ablations.pair_table(self.pair_kinds(p=p, at=at, layers=layers), least, seed=self.seed), layers=layers, p=p, at=at, least=least)
+
+    def votes(self, *, layers: Sequence[int], p: float, n_draws: int = 16, scope: str = "last_token") -> pd.DataFrame:
+        """Truth on rows told to lie by the votes of many draws."""
+
+        def make(task: evaluate.Task) -> pd.DataFrame:
+            folder = self.draws(p=p, n_draws=n_draws, scope=scope, layers=layers)
+            parts = {"train": task.train, "validation": task.validation, "test": task.test}
+            X = {s: np.stack([np.stack([read_rows(folder, rows, f"activation.resid_post.{layer}.{k}") for k in range(n_draws)], 1) for layer in layers]) for s, rows in parts.items()}
+            logp = {s: np.stack([read_rows(folder, rows, f"choice_logprobs.{k}").astype(float) for k in range(n_draws)], 1) for s, rows in parts.items()}
+            return votes.votes_table(parts, X, {s: 1 / (1 + np.exp(x[..., 0] - x[..., 1])) for s, x in logp.items()}, layers, ks=[k for k in (2, 4, 8, 16, 32) if k <= n_draws], seed=self.seed)
+
+        return self.once("09-votes", self._if_rows(make, votes.COLUMNS), layers=layers, p=p, n_draws=n_draws, scope=scope)
 
     def detector(self, *, layers: Sequence[int], families: Sequence[str] = ()) -> TruthDetector:
         """Stage 06: the detector fitted on the honest training rows, and on rows told to lie by instructions of `families`; from its probe card if there is one."""
         folder = self.path("detector", layers=layers, families=families)
         if not (folder / "card.json").is_file():
-            rows = truth_rows(self.scored)[lambda t: (t.role == "truth") | t.family.isin(families)]
+            rows = self.truth[lambda t: (t.role == "truth") | t.family.isin(families)]
             train, validation = (rows[rows.split == s] for s in ("train", "validation"))
-            TruthDetector.fit(self.loaded, clean_states(self.gradients(), layers), train, validation, trained_on=folder.name).save(folder)
+            TruthDetector.fit(self.loaded, self.states(layers), train, validation, trained_on=folder.name).save(folder)
         return TruthDetector.load(folder, self.loaded)
 
-    @staticmethod
-    def _once(path: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        if not path.is_file():
-            store.write_bytes(path, make().to_parquet(index=False))
-        return pd.read_parquet(path)
+    def _if_rows(self, make: Callable[[evaluate.Task], pd.DataFrame], columns: Sequence[str]) -> Callable[[], pd.DataFrame]:
+        """`make` of the task that the book is about, truth trained on honest rows and read on rows told to lie; an empty table where it has too few rows."""
 
-    def path(self, stage: str, **options) -> Path:
-        """The file or folder of a stage, named by the fingerprint of everything that decides its content: its `STAGES`, its options, the rows."""
-        record = self._record | {"options": {k: list(v) if isinstance(v, Sequence) else v for k, v in options.items()}}  # apart: they may have the names of the run's own
-        if stage not in ("prompts", "answers", "grid", "said", "line"):
-            record["scored"] = xxhash.xxh3_64_hexdigest("".join(sorted(self.scored.row_id)).encode())
-        return self.folder / f"{STAGES[stage]}-{store.fingerprint(record)}{_SUFFIX.get(stage, '')}"
+        def run() -> pd.DataFrame:
+            try:
+                return make(make_task(self.truth, "truth", LYING))
+            except TooFewRows:
+                return pd.DataFrame(columns=list(columns))
 
-    @property
-    def sources(self) -> dict[str, dict]:
-        """Where each data set comes from, with version and sha256 where there is one."""
-        return self._record["sources"]
+        return run
 
-    @property
-    def n_layers(self) -> int:
-        """Blocks of the model, known without its weights."""
-        return self._config.num_hidden_layers
 
-    @property
-    def context(self) -> int:
-        """Tokens that a prompt may have."""
-        return getattr(self._config, "max_position_embeddings", None) or getattr(self._config, "n_positions", 2048)
-
-    @functools.cached_property
-    def _config(self):
-        from transformers import AutoConfig
-
-        return AutoConfig.from_pretrained(self.spec.source)
-
-    @functools.cached_property
-    def _record(self) -> dict:
-        """Everything that decides the prompts and answers."""
-        names = [d.strip() for d in self.datasets.split(",")]
-        library_hash = xxhash.xxh3_64_hexdigest("".join(library(n).to_json() for n in ("instructions", *KINDS)).encode())
-        own = {k: v for k, v in asdict(self).items() if k not in ("model", "runs_dir", "quantization", "dtype", "engine")}
-        return own | {"model": self.spec.record(), "sources": {d: source_of(d) for d in names}, "prompt_library": library_hash}
+def _read(folder, name: str, rows: pd.DataFrame) -> np.ndarray:
+    return read_rows(folder, rows, name)

@@ -13,24 +13,28 @@ from dlk_utils.sites import SITES
 POSITIVE_CONTROL = "own answer (positive control)"
 """A target that the states surely hold, what the model is about to say: a pipeline that misses it would miss anything."""
 
+DENYING = ("no", "false", "incorrect", "wrong", "negative")
+
 Features = dict[tuple[str, str, int], Callable[[pd.DataFrame], np.ndarray]]
 """(feature, site, layer) -> a function from rows to X [n, d], or [n, 2, d] for pairs."""
 
 
-def pair_rows(rows: pd.DataFrame, draws: Path) -> pd.DataFrame:
-    """Rows with `p1_draw0`, `p1_draw1` (the probability of choice 1 under each draw) and `move`, how far draw 1 moved towards the truth.
+def pair_rows(rows: pd.DataFrame, folders: Sequence[Path], *, plain: bool = False) -> pd.DataFrame:
+    """Rows with `p1_draw0`, `p1_draw1` (the probability of choice 1 under each of two passes) and `move`, how far the second moved towards the truth.
 
-    `y` is 1 where it did; a row whose answer did not move at all is left out.
+    The passes are the first two draws of one folder; with `plain`, the clean pass and the second pass of the last folder.
+    `y` is 1 where the answer moved towards the truth; a row whose answer did not move at all is left out.
     """
-    logp = [read_rows(draws, rows, f"choice_logprobs.{k}").astype(float) for k in (0, 1)]
-    p1 = [scipy.special.expit(x[:, 1] - x[:, 0]) for x in logp]
+    logp = [read_rows(folders[-1], rows, f"choice_logprobs.{k}").astype(float) for k in ((1,) if plain else (0, 1))]
+    p1 = [*([rows.p1.to_numpy()] if plain else []), *(scipy.special.expit(x[:, 1] - x[:, 0]) for x in logp)]
     move = (p1[1] - p1[0]) * (2 * rows.label - 1)
     return rows.assign(p1_draw0=p1[0], p1_draw1=p1[1], move=move, y=(move > 0).astype(int))[lambda t: t.move != 0].reset_index(drop=True)
 
 
 def truth_rows(scored: pd.DataFrame) -> pd.DataFrame:
-    """Rows with a readable answer; `y` is the label."""
-    return scored[scored.readable].reset_index(drop=True).assign(y=lambda t: t.label)
+    """Rows with a readable answer; `y` is the label, `polarity` +1 where the affirming word says label 1 and -1 where the denying one does ("no, there is no error")."""
+    rows = scored[scored.readable].reset_index(drop=True)
+    return rows.assign(y=rows.label, polarity=[-1 if c[1].lower() in DENYING else 1 for c in rows.choices])
 
 
 def make_targets(scored: pd.DataFrame, draws: Path) -> dict[str, pd.DataFrame]:
@@ -43,7 +47,7 @@ def make_targets(scored: pd.DataFrame, draws: Path) -> dict[str, pd.DataFrame]:
     return {
         "truth": rows,
         "lie": told.assign(y=told.lied.astype(int)).reset_index(drop=True),
-        "pair": pair_rows(rows, draws),
+        "pair": pair_rows(rows, [draws]),
         POSITIVE_CONTROL: rows.assign(y=rows.answer),
     }
 
@@ -53,15 +57,22 @@ def clean_states(clean: Path, layers: Sequence[int], site: str = "resid_post") -
     return {("activation", site, layer): _reader(clean, [f"activation.{site}.{layer}.0"], np.concatenate) for layer in layers}
 
 
-def target_features(target: str, clean: Path, draws: Path, layers: Sequence[int]) -> Features:
-    """Where a target's features are read from: the clean states and gradients (of `clean`), or pairs of draws."""
+def pair_features(kind: str, folders: Sequence[Path] | Path, layers: Sequence[int]) -> Features:
+    """X [n, 2, d]: two draws or two choices of one folder, or the clean pass and the second pass of two folders."""
+    first, last = (folders, folders) if isinstance(folders, Path) else (folders[0], folders[-1])
+    return {(kind, "resid_post", layer): lambda rows, layer=layer: np.stack([read_rows(folder, rows, f"activation.resid_post.{layer}.{k}") for k, folder in enumerate((first, last))], axis=1) for layer in layers}
+
+
+def target_features(target: str, clean: Path, draws: Path, contrast: Path, layers: Sequence[int]) -> Features:
+    """Where a target's features are read from: the clean states and gradients (of `clean`), contrast pairs, or pairs of draws."""
     if target == "pair":
-        return {("two draws", "resid_post", layer): _reader(draws, [f"activation.resid_post.{layer}.{k}" for k in (0, 1)], np.stack) for layer in layers}
+        return pair_features("two draws", draws, layers)
     kinds = {"activation": ["activation"]}
     if target != POSITIVE_CONTROL:
         kinds |= {"gradient": ["gradient"], "both": ["activation", "gradient"]}
     sites = SITES if target != POSITIVE_CONTROL else ("resid_post",)
-    return {(name, site, layer): _reader(clean, [f"{kind}.{site}.{layer}.0" for kind in k], np.concatenate) for name, k in kinds.items() for site in sites for layer in layers}
+    found = {(name, site, layer): _reader(clean, [f"{kind}.{site}.{layer}.0" for kind in k], np.concatenate) for name, k in kinds.items() for site in sites for layer in layers}
+    return found | (pair_features("contrast", contrast, layers) if target == "truth" else {})
 
 
 def _reader(folder: Path, names: list[str], join: Callable) -> Callable[[pd.DataFrame], np.ndarray]:

@@ -7,14 +7,14 @@ import pandas as pd
 
 from dlk_utils.generalise import too_few
 from dlk_utils.metrics import auroc, resamples, weighted_auroc
-from dlk_utils.probes import Logistic
+from dlk_utils.probes import STATE_PROBES, Logistic
 from dlk_utils.targets import Features
 
 
 def with_each_mistake(rows: pd.DataFrame, features: Features, *, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
     """`mistake`, what it claims to measure, `estimate`, `low`, `high`, `n`: the first line is as it should be, each other has one mistake.
 
-    `rows` are those of the target truth (`y` is the label), with `role`, `split`, `knows` and `lied`. Intervals resample examples in every line, also where the mistake is to split by row. Empty if there are too few rows of a class.
+    `rows` are those of the target truth (`y` is the label), with `role`, `split`, `answer`, `knows` and `lied`. Intervals resample examples in every line, also where the mistake is to split by row. Empty if there are too few rows of a class.
     """
     keys, found = list(features), []
     stack = lambda some: np.stack([features[k](some) for k in keys])
@@ -36,12 +36,19 @@ def with_each_mistake(rows: pd.DataFrame, features: Features, *, n_boot: int = 1
     add("layer chosen on the test rows", "the same", on_lies[best(probe, lying, label)], lying, label)
     turned = int(np.argmax([abs(auroc(s, label) - 0.5) for s in on_lies]))
     add("layer and sign chosen on the test rows", "the same", on_lies[turned], lying, label, lambda x: np.maximum(x, 1 - x))
+    few = lying[lying.example_id.isin(lying.example_id.drop_duplicates().sample(min(38, lying.example_id.nunique()), random_state=seed))]
+    tries = [s for make in STATE_PROBES.values() for s in make().fit(stack(honest), honest.y.to_numpy()).decision_function(stack(few))]
+    add(f"the best of {len(tries)} probes, on {len(few)} test rows", "the same", max(tries, key=lambda s: auroc(s, few.y.to_numpy())), few, few.y.to_numpy())
     add("tested on honest rows", "truth; but there the answer says it too", probe.decision_function(stack(part("truth", "test")))[chosen], part("truth", "test"), part("truth", "test").y.to_numpy())
 
     shuffled = rows.sample(frac=1, random_state=seed)
     train, test = shuffled.iloc[: int(0.7 * len(rows))], shuffled.iloc[int(0.7 * len(rows)) :]
     by_row = Logistic().fit(stack(train), train.y.to_numpy())
     add("split by row, twins on both sides", "truth, on rows of either kind", by_row.decision_function(stack(test))[chosen], test, test.y.to_numpy())
+
+    train, checked, test = (rows[rows.split == split] for split in ("train", "validation", "test"))
+    word = Logistic().fit(stack(train), train.answer.to_numpy(int))
+    add("the next word taken for the truth", "truth; but choices that begin alike leave nothing else to read", word.decision_function(stack(test))[best(word, checked, checked.answer.to_numpy(int))], test, test.answer.to_numpy(int))
 
     known = rows[rows.knows]
     train, test = known[known.split == "train"], known[known.split == "test"]

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from dlk_utils.evaluate import COLUMNS, REGIMES, TooFewRows, evaluate, make_task
 from dlk_utils.findings import headline, in_words, summary, verdict
 from dlk_utils.metrics import auroc
-from dlk_utils.probes import PAIR_PROBES, STATE_PROBES
+from dlk_utils.probes import MORE_STATE_PROBES, PAIR_PROBES, STACK_PROBES, STATE_PROBES
 
 CONTROLS = {"shuffled labels", "random direction", "first layer", "majority", "own answer", "instruction only", "metadata", "length", "TF-IDF", "TF-IDF, question only"}
 TRUTH = "by example, truth rows"
@@ -119,8 +119,8 @@ def test_too_few_rows_are_refused_with_their_counts():
 def test_the_table_has_every_probe_beside_all_controls(planted):
     assert list(planted.columns) == COLUMNS
     assert set(planted.probe[planted.kind == "control"]) == CONTROLS
-    assert set(planted.probe[planted.kind == "probe"]) == set(STATE_PROBES)
-    assert (planted.kind == "probe").sum() == 3 * len(STATE_PROBES) and (planted.kind == "control").sum() == len(CONTROLS)
+    assert set(planted.probe[planted.kind == "probe"]) == set(STATE_PROBES | MORE_STATE_PROBES | STACK_PROBES)
+    assert (planted.kind == "probe").sum() == 3 * len(STATE_PROBES | MORE_STATE_PROBES) + len(STACK_PROBES) and (planted.kind == "control").sum() == len(CONTROLS)
     assert (planted.low <= planted.estimate).all() and (planted.estimate <= planted.high).all()
     assert (planted.n == 120).all() and (planted.n_train == 120).all()
     assert planted.accuracy.between(0, 1).all()
@@ -131,8 +131,8 @@ def test_one_layer_is_selected_for_each_probe_and_by_validation(planted):
     for _, t in probes.groupby(["feature", "site", "probe"]):
         assert t.selected.sum() == 1
         assert t.validation[t.selected].item() == t.validation.max()
-        assert (t.compared == 3).all()
-    assert set(probes.layer[probes.selected]) == {1}
+        assert (t.compared == len(t)).all() and len(t) == (1 if t.probe.iloc[0] in STACK_PROBES else 3)
+    assert set(probes.layer[probes.selected]) == {1, -1}
 
 
 @pytest.mark.trap(40)

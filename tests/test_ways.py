@@ -1,7 +1,5 @@
 """The ways in: papermill on the real notebooks and the real model, as a user would call it."""
 
-from pathlib import Path
-
 import pytest
 from notebooks import papermill, run, said
 

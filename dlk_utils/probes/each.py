@@ -7,11 +7,12 @@ Source: scikit-learn.
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.neighbors import KNeighborsClassifier
 
-from dlk_utils.probes.linear import doubles
+from dlk_utils.probes.linear import alike, batch
 from dlk_utils.probes.scale import Scale
 
 
@@ -26,18 +27,15 @@ class Each(ClassifierMixin, BaseEstimator):
         self.classes_ = np.unique(np.asarray(y))
         if list(self.classes_) != [0, 1]:
             raise ValueError(f"expected labels 0 and 1, got {list(self.classes_)}")
-        rows = doubles(X)
-        rows = rows if rows.ndim == 3 else rows[None]
+        rows = batch(X, 3)
         self.scale_ = Scale(self.scale).fit(rows)
         self.fitted_ = [clone(self.classifier).fit(x, np.asarray(y)) for x in self.scale_(rows).numpy()]
         return self
 
     def decision_function(self, X: Any) -> Float[np.ndarray, "..."]:
         """Above 0 for class 1."""
-        rows = doubles(X)
-        scaled = self.scale_(rows if rows.ndim == 3 else rows[None]).numpy()
-        scores = np.stack([c.predict_proba(x)[:, 1] - 0.5 for c, x in zip(self.fitted_, scaled, strict=True)])
-        return scores if rows.ndim == 3 else scores[0]
+        scores = [c.predict_proba(x)[:, 1] - 0.5 for c, x in zip(self.fitted_, self.scale_(batch(X, 3)).numpy(), strict=True)]
+        return alike(torch.from_numpy(np.stack(scores)), X, 3)
 
 
 def nearest(k: int = 15) -> Each:

@@ -27,8 +27,17 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         self.scale = scale
 
     def dual(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> tuple[Float[Tensor, "b n"], Float[Tensor, " b"]]:
-        """Coefficients of the rows and the intercept; a method's own part."""
+        """Coefficients of the rows and the intercept: a method's own part, if its weights are a sum over rows."""
         raise NotImplementedError
+
+    def learn(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> None:
+        """Sets `coef_` [b, d] and `intercept_` [b] from scaled rows: a method's own part, if they are not."""
+        a, self.intercept_ = self.dual(X, y)
+        self.coef_ = torch.einsum("bn,bnd->bd", a, X)
+
+    def score(self, X: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
+        """Of scaled rows."""
+        return torch.einsum("bnd,bd->bn", X, self.coef_) + self.intercept_[:, None]
 
     def fit(self, X: Any, y: Any) -> "LinearProbe":
         """`y` holds 0 and 1, both at least once."""
@@ -36,20 +45,14 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         if list(labels) != [0, 1]:
             raise ValueError(f"expected labels 0 and 1, got {list(labels)}")
         self.classes_ = labels
-        rows = doubles(X)
-        rows = rows if rows.ndim == 3 else rows[None]
+        rows = batch(X, 3)
         self.scale_ = Scale(self.scale).fit(rows)
-        scaled = self.scale_(rows)
-        a, self.intercept_ = self.dual(scaled, doubles(y).to(rows.device))
-        self.coef_ = torch.einsum("bn,bnd->bd", a, scaled)
+        self.learn(self.scale_(rows), doubles(y).to(rows.device))
         return self
 
     def decision_function(self, X: Any) -> Float[np.ndarray, "..."]:
         """Above 0 for class 1."""
-        rows = doubles(X)
-        many = rows.ndim == 3
-        scores = torch.einsum("bnd,bd->bn", self.scale_(rows if many else rows[None]), self.coef_) + self.intercept_[:, None]
-        return (scores if many else scores[0]).cpu().numpy()
+        return alike(self.score(self.scale_(batch(X, 3))), X, 3)
 
     def predict(self, X: Any) -> Int[np.ndarray, "..."]:
         """0 or 1."""
@@ -59,6 +62,17 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
 def doubles(x: Any) -> Tensor:
     """A tensor in double precision; an array is copied."""
     return x.double() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, dtype=np.float64))
+
+
+def batch(X: Any, ndim: int) -> Tensor:
+    """In double precision, with a first axis for the batch if `X` has none (if it has fewer than `ndim`)."""
+    rows = doubles(X)
+    return rows if rows.ndim == ndim else rows[None]
+
+
+def alike(scores: Tensor, X: Any, ndim: int) -> Float[np.ndarray, "..."]:
+    """Scores of a batch as an array; of the one member, if `X` had no axis for it."""
+    return (scores if np.ndim(X) == ndim else scores[0]).cpu().numpy()
 
 
 def reweighted(K: Float[Tensor, "b n n"], step: Step, penalty: Float[Tensor, " b"] | float, *, intercept: bool = True, steps: int = 60, tol: float = 1e-8) -> tuple[Float[Tensor, "b n"], Float[Tensor, " b"]]:

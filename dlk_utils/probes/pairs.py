@@ -8,7 +8,7 @@ from jaxtyping import Float
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from dlk_utils.probes.linear import Step, doubles, reweighted
+from dlk_utils.probes.linear import Step, alike, batch, doubles, reweighted
 
 
 class PairProbe(BaseEstimator):
@@ -27,11 +27,11 @@ class PairProbe(BaseEstimator):
 
     def fit(self, X: Any, y: Any) -> "PairProbe":
         """Raises `ValueError` if no answer moved."""
-        rows = doubles(X)
+        rows = batch(X, 4)
         move = doubles(y).to(rows.device)
         if not (move != 0).any():
             raise ValueError("expected rows whose answer moved between the draws, got none")
-        moved = self._difference(rows)
+        moved = rows[:, :, 1] - rows[:, :, 0]
         self.scale_ = (moved**2).mean(1, keepdim=True).sqrt() + 1e-8
         scaled = moved / self.scale_
         a, _ = reweighted(scaled @ scaled.transpose(1, 2), self.loss(move), rows.shape[-1] / self.C, intercept=False)
@@ -40,11 +40,5 @@ class PairProbe(BaseEstimator):
 
     def decision_function(self, X: Any) -> Float[np.ndarray, "..."]:
         """f(x1) - f(x0), [n] or [b, n]."""
-        rows = doubles(X)
-        scores = torch.einsum("bnd,bd->bn", self._difference(rows), self.coef_)
-        return (scores if rows.ndim == 4 else scores[0]).cpu().numpy()
-
-    @staticmethod
-    def _difference(X: Tensor) -> Float[Tensor, "b n d"]:
-        many = X if X.ndim == 4 else X[None]
-        return many[:, :, 1] - many[:, :, 0]
+        rows = batch(X, 4)
+        return alike(torch.einsum("bnd,bd->bn", rows[:, :, 1] - rows[:, :, 0], self.coef_), X, 4)

@@ -1,0 +1,52 @@
+"""Contrast pairs, and the stores of counterfactual passes and weight gradients, on tiny models."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES, LAYERS, close, prompts_that_begin_alike, tiny, tiny_prompts
+
+from dlk_utils.contrast import extract_contrast
+from dlk_utils.extract import forward_states, pad, read_rows
+from dlk_utils.gradients import counterfactual_states, extract_counterfactual, extract_weight_gradients, pooled_weight_gradients
+
+
+def with_choices(rows):
+    return rows.assign(strict_ids=[[[1], [3]] if i % 2 else [[4], [5]] for i in range(len(rows))], choices=[["no", "yes"]] * len(rows), template="t")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("make", [tiny_prompts, prompts_that_begin_alike])
+def test_a_contrast_pair_is_the_state_of_the_prompt_with_the_choice_behind_it(family, make, tmp_path):
+    model, rows = tiny(family), with_choices(make())
+    extract_contrast(model, rows, tmp_path / "store", record={}, sites=["resid_post", "mlp_out"], batch_tokens=64)
+    for k in (0, 1):
+        for i, row in enumerate(rows.itertuples()):
+            alone, _ = forward_states(model, pad([[*row.input_ids, row.strict_ids[k][0]]]), ["resid_post", "mlp_out"])
+            for site, expected in alone.items():
+                for layer in range(LAYERS):
+                    found = read_rows(tmp_path / "store", rows, f"activation.{site}.{layer}.{k}")[i]
+                    torch.testing.assert_close(torch.tensor(found, dtype=expected.dtype), expected[0, layer], **(close(model) if model.dtype == torch.float32 else dict(rtol=1e-5, atol=1e-6)))
+
+
+def test_choices_that_begin_alike_have_no_contrast_pair(tmp_path):
+    rows = with_choices(tiny_prompts()).assign(strict_ids=[[[1, 2], [1, 3]]] * 7)
+    with pytest.raises(ValueError, match="differ in their first token"):
+        extract_contrast(tiny("llama"), rows, tmp_path / "store", record={})
+
+
+def test_the_second_pass_of_a_counterfactual_pair_is_stored_as_it_is_computed(tmp_path):
+    model, rows = tiny("llama"), tiny_prompts()
+    extract_counterfactual(model, rows, tmp_path / "store", record={}, at=1, step=0.2)
+    states, logp = counterfactual_states(model, pad(rows.input_ids), list(rows.choice_ids), ["resid_post"], layer=1, step=0.2)
+    np.testing.assert_allclose(read_rows(tmp_path / "store", rows, "choice_logprobs.1"), logp.numpy(), rtol=1e-5)
+    for layer in range(LAYERS):
+        np.testing.assert_allclose(read_rows(tmp_path / "store", rows, f"activation.resid_post.{layer}.1"), states["resid_post"][:, layer].numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "opt"])
+def test_stored_weight_gradients_are_those_of_the_last_linear_layer_of_the_mlp(family, tmp_path):
+    model, rows = tiny(family), tiny_prompts()
+    name = {"llama": "model.layers.2.mlp.down_proj", "gpt2": "transformer.h.2.mlp.c_proj", "gpt_neox": "gpt_neox.layers.2.mlp.dense_4h_to_h", "opt": "model.decoder.layers.2.fc2"}[family]
+    extract_weight_gradients(model, rows, tmp_path / "store", record={}, layers=[0, 2])
+    expected = torch.cat(pooled_weight_gradients(model, pad(rows.input_ids), list(rows.choice_ids), [name])[name], 1)
+    np.testing.assert_allclose(read_rows(tmp_path / "store", rows, "weight_gradient.mlp_out.2.0"), expected.numpy(), rtol=1e-4, atol=1e-7)
