@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from dlk_utils.evaluate import Task, TooFewRows, evaluate, make_task
-from dlk_utils.metrics import auroc, interval, resamples, weighted_auroc
+from dlk_utils.metrics import auroc, earliest, interval, resamples, weighted_auroc
 from dlk_utils.probes import CCS, Logistic
 from dlk_utils.probes.scale import SCALES
 from dlk_utils.targets import Features
@@ -27,8 +28,7 @@ def gain_table(task: Task, features: Features, *, n_boot: int = 1000, seed: int 
     for group, keys in groups.items():
         X = [np.stack([features[k](part) for k in keys]) for part in (task.train, task.validation, task.test)]
         probe = Logistic().fit(X[0], task.train.y.to_numpy())
-        checked = [auroc(s, task.validation.y.to_numpy()) for s in probe.decision_function(X[1])]
-        best = int(np.argmax(checked))
+        checked, best = _chosen(probe.decision_function(X[1]), task)
         score = probe.decision_function(X[2])[best]
         boots[group] = weighted_auroc(score, y, weights)
         low, high = np.nanpercentile(boots[group], [2.5, 97.5])
@@ -45,9 +45,8 @@ def scale_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFram
     keys, rows = list(features), []
     X = [np.stack([features[k](part) for k in keys]) for part in (task.train, task.validation, task.test)]
     for scale in SCALES:
-        probe = Logistic("auto", scale=scale).fit(X[0], task.train.y.to_numpy())
-        checked = [auroc(s, task.validation.y.to_numpy()) for s in probe.decision_function(X[1])]
-        best = int(np.argmax(checked))
+        probe = Logistic("auto", scale=scale).fit(X[0], task.train.y.to_numpy(), task.train.example_id)
+        checked, best = _chosen(probe.decision_function(X[1]), task)
         score, y = probe.decision_function(X[2])[best], task.test.y.to_numpy()
         low, high = interval(score, y, task.test.example_id, seed=seed)
         rows.append(dict(zip(COLUMNS, [scale, keys[best][2], checked[best], auroc(score, y), low, high, len(y)], strict=True)))
@@ -77,3 +76,8 @@ def pair_table(kinds: Mapping[str, tuple[pd.DataFrame, Features]], least: Sequen
                     continue
                 tables.append(table[(table.kind == "probe") & table.selected].assign(pairs=name, least_move=smallest)[PAIR_COLUMNS])
     return pd.concat([t for t in tables if len(t)] or tables, ignore_index=True)
+
+
+def _chosen(on_validation: Float[np.ndarray, "b n"], task: Task) -> tuple[list[float], int]:
+    y = task.validation.y.to_numpy()
+    return [auroc(s, y) for s in on_validation], earliest(on_validation, y, task.validation.example_id)

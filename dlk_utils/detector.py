@@ -1,6 +1,7 @@
 """A lie detector for one model: a truth probe, fitted once, kept as a *probe card*, and refused where it does not belong."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from dlk_utils.behaviour import wilson
 from dlk_utils.choices import choice_logprobs
 from dlk_utils.extract import forward_states, pad
-from dlk_utils.metrics import auroc
+from dlk_utils.metrics import auroc, earliest
 from dlk_utils.probes import Logistic
 from dlk_utils.store import write_bytes
 from dlk_utils.targets import Features
@@ -42,16 +44,16 @@ class TruthDetector:
 
     @classmethod
     def fit(cls, model: nn.Module, features: Features, train: pd.DataFrame, validation: pd.DataFrame, *, honest_alarms: float = 0.05, trained_on: str = "") -> "TruthDetector":
-        """A logistic probe of `y` (whether the claim is true) at the layer that is best on validation. `features` are of one site; rows have `y`, `margin` and `input_ids`.
+        """A logistic probe of `y` (whether the claim is true), its strength chosen inside train, at the layer chosen on validation (`metrics.earliest`). `features` are of one site; rows have `y`, `margin` and `input_ids`.
 
         The threshold is chosen so that, of the validation rows answered rightly, at most `honest_alarms` would be called lies.
         """
         keys = list(features)
         stack = lambda rows: np.stack([features[k](rows) for k in keys])
-        probe = Logistic().fit(stack(train), train.y.to_numpy())
+        probe = Logistic("auto").fit(stack(train), train.y.to_numpy(), train.example_id)
         on_validation = probe.decision_function(stack(validation))
         aurocs = [auroc(s, validation.y.to_numpy()) for s in on_validation]
-        best = int(np.argmax(aurocs))
+        best = earliest(on_validation, validation.y.to_numpy(), validation.example_id)
         weight = probe.coef_[best] / probe.scale_.deviation[best, 0]
         bias = float(probe.intercept_[best] - (weight * probe.scale_.mean[best, 0]).sum())
         honest = validation.margin.gt(0) == validation.y.astype(bool)
@@ -82,9 +84,17 @@ class TruthDetector:
         belief, logits = self.scores(model, [list(i) for i in prompts.input_ids])
         logp = choice_logprobs(logits, list(prompts.choice_ids)).numpy()
         margin = logp[:, 1] - logp[:, 0]
-        against = -belief * np.sign(margin)
+        return self.judge(prompts.assign(margin=margin, answer=(margin > 0).astype(int)), belief)
+
+    def judge(self, rows: pd.DataFrame, belief: Float[np.ndarray, " n"]) -> pd.DataFrame:
+        """The same for rows whose `margin` and belief are there already."""
+        against = -belief * np.sign(rows.margin.to_numpy())
         verdict = np.where(against > self.threshold, "lie", np.where(against > 0, "unsure", "honest"))
-        return prompts.assign(margin=margin, answer=(margin > 0).astype(int), belief=belief, verdict=verdict)
+        return rows.assign(belief=belief, verdict=verdict)
+
+    def beliefs(self, states: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+        """The scores of states at `site`, `layer`."""
+        return states.astype(np.float32) @ self.weight.numpy() + np.float32(self.bias)
 
     @torch.no_grad()
     def track(self, model: nn.Module, tokenizer, prompt: list[int], *, new_tokens: int = 12, before: int = 16) -> pd.DataFrame:
@@ -118,3 +128,15 @@ class TruthDetector:
         if off > TOLERANCE:
             raise CardError(f"{folder}: the fixture scores {off:.2f} of its spread away from what the card says (at most {TOLERANCE}): not the model, or not the arithmetic, it was made with")
         return made
+
+
+def flag_rates(judged: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """For each table of judged rows, by name: of its lies and of its honest answers (told the truth, answered rightly), the share that is flagged as a lie, over all and by data set (Wilson 95 %)."""
+    rows = []
+    for name, table in judged.items():
+        for what, some in (("lies", table[table.lied]), ("honest answers", table[(table.role == "truth") & table.correct])):
+            for dataset, t in [("all", some), *some.groupby("dataset")]:
+                flagged = int((t.verdict == "lie").sum())
+                low, high = wilson(flagged, len(t)) if len(t) else (0.0, 1.0)
+                rows.append({"detector": name, "of": what, "dataset": dataset, "n": len(t), "flagged": flagged / max(1, len(t)), "flagged_low": low, "flagged_high": high})
+    return pd.DataFrame(rows).set_index(["detector", "of", "dataset"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,12 +10,13 @@ from jaxtyping import Float
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import OneHotEncoder
 
-from dlk_utils.metrics import auroc, balanced_accuracy, brier, calibrated, calibration_error, recall_at, resamples, weighted_auroc
+from dlk_utils.metrics import auroc, balanced_accuracy, brier, calibrated, calibration_error, earliest, recall_at, resamples, weighted_auroc
 from dlk_utils.probes import CONTRAST_PROBES, MORE_STATE_PROBES, PAIR_PROBES, STACK_PROBES, STATE_PROBES, Logistic, fitted
-from dlk_utils.targets import Features
+from dlk_utils.targets import POSITIVE_CONTROL, Features, of_role
 
-REGIMES = {"by example, truth rows": ("truth", "truth"), "by example, lie rows": ("lie", "lie"), "truth rows -> lie rows": ("truth", "lie")}
-"""name -> (role of the rows trained on and selected on, role of the rows tested on); the examples never overlap."""
+LYING, KNOWN = "truth rows -> lie rows", "truth rows -> lie rows, known"
+REGIMES = {"by example, truth rows": ("truth", "truth"), "by example, lie rows": ("lie", "lie"), LYING: ("truth", "lie"), KNOWN: ("truth", "lie")}
+"""name -> (role of the rows trained on and selected on, role of the rows tested on); the examples never overlap. `KNOWN` tests only rows whose answer the model knows."""
 MIN_PER_CLASS = {"train": 5, "validation": 2, "test": 4}
 COLUMNS = [
     "target", "regime", "kind", "probe", "feature", "site", "layer", "selected", "compared", "validation", "validation_accuracy", "estimate", "low", "high", "accuracy",
@@ -41,8 +43,7 @@ class Task:
 def make_task(rows: pd.DataFrame, target: str, regime: str) -> Task:
     """The rows of a target (`rows` has a column `y`) in a regime. Raises `TooFewRows`; asserts that no example is on two sides."""
     fit_role, test_role = REGIMES[regime]
-    pick = lambda role, split: rows[(rows.role == role) & (rows.split == split)].reset_index(drop=True)
-    parts = {"train": pick(fit_role, "train"), "validation": pick(fit_role, "validation"), "test": pick(test_role, "test")}
+    parts = {"train": of_role(rows, fit_role, "train"), "validation": of_role(rows, fit_role, "validation"), "test": of_role(rows[rows.knows] if regime == KNOWN else rows, test_role, "test")}
     ids = [set(p.example_id) for p in parts.values()]
     assert not (ids[0] & ids[1] or ids[0] & ids[2] or ids[1] & ids[2]), "an example straddles the split"
     counts = {k: (int((p.y == 0).sum()), int((p.y == 1).sum())) for k, p in parts.items()}
@@ -55,26 +56,36 @@ def evaluate_all(targets: Mapping[str, pd.DataFrame], features: Callable[[str], 
     """The long table of every target in every regime, and a sentence for each task that has too few rows. `features` gives those of a target."""
     tables, skipped = [pd.DataFrame(columns=COLUMNS)], []
     for target, rows in targets.items():
-        for regime in ["by example, lie rows"] if target == "lie" else REGIMES:  # only rows told to lie can be lies
+        fits: dict = {}
+        only = {"lie": ["by example, lie rows"], "truth": list(REGIMES)}  # only rows told to lie can be lies
+        for regime in only.get(target, [r for r in REGIMES if r != KNOWN]):
             try:
-                tables.append(evaluate(make_task(rows, target, regime), features(target), seed=seed))
+                tables.append(evaluate(make_task(rows, target, regime), features(target), seed=seed, fits=fits))
             except TooFewRows as e:
                 skipped.append(str(e))
     return pd.concat([t for t in tables if len(t)] or tables, ignore_index=True), skipped
 
 
-def evaluate(task: Task, features: Features, *, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
+def evaluate(task: Task, features: Features, *, n_boot: int = 1000, seed: int = 0, fits: dict | None = None) -> pd.DataFrame:
     """Every probe on every feature, and the controls, on one task: a long table.
 
-    `features` maps (feature, site, layer) to a function from rows to X ([n, d], or [n, 2, d] for the target `pair`). The layer is chosen by AUROC
-    on validation (`selected`); the test AUROC is signed, with a 95 % interval by bootstrap over examples, and for selected rows the
+    `features` maps (feature, site, layer) to a function from rows to X ([n, d], or [n, 2, d] for the target `pair`). The layer is chosen on
+    validation (`selected`; see `metrics.earliest`); the test AUROC is signed, with a 95 % interval by bootstrap over examples, and for selected rows the
     `lift` over the best control of the task, paired by resample. `compared` counts the layers that the choice was made from; all layers of a feature are fitted
     in one batch. Accuracies are at the threshold that was fixed on train, on validation rows and carried over to test rows; `brier` and `calibration_error` of probabilities calibrated on validation, for selected rows.
+    `fits` keeps what was fitted, for regimes that train on the same rows.
     """
+    fits = {} if fits is None else fits
     pair = task.target == "pair"
     weights = resamples(task.test.example_id, n_boot, seed)
     label = task.test.y.to_numpy()
     rows, boots = [], {}
+
+    def once(key: tuple, make: Callable) -> Any:
+        key = (REGIMES[task.regime][0], *key)
+        if key not in fits:
+            fits[key] = make()
+        return fits[key]
 
     def add(kind: str, probe: str, scores: list[Float[np.ndarray, " n"]], **more) -> None:
         boots[len(rows)] = np.mean([weighted_auroc(s, label, weights) for s in scores], 0)
@@ -90,12 +101,12 @@ def evaluate(task: Task, features: Features, *, n_boot: int = 1000, seed: int = 
     for (feature, site), layers in groups.items():
         X = [np.stack([features[feature, site, layer](part) for layer in layers]) for part in (task.train, task.validation, task.test)]
         first = (feature, site) == next(iter(groups))
-        for name, make in probes_on(feature, first).items():
-            probe = fitted(make, X[0], task.train, goal)
+        for name, make in probes_on(feature, first and task.target != POSITIVE_CONTROL).items():
+            probe = once((feature, site, name), lambda make=make, X=X: fitted(make, X[0], task.train, goal))
             on_validation, on_test = (np.atleast_2d(probe.decision_function(x)) for x in X[1:])
             stacked = name in STACK_PROBES
             chosen_by = [auroc(s, checked) for s in on_validation]
-            best = int(np.argmax(chosen_by))
+            best = earliest(on_validation, checked, task.validation.example_id)
             for i, layer in enumerate([-1] if stacked else layers):
                 where = {"feature": feature, "site": site, "layer": layer, "selected": i == best, "compared": len(on_validation)}
                 p = calibrated(on_validation[i], checked, on_test[i]) if i == best else None
@@ -103,7 +114,8 @@ def evaluate(task: Task, features: Features, *, n_boot: int = 1000, seed: int = 
                 add("probe", name, [on_test[i]], validation=chosen_by[i], validation_accuracy=float(np.mean((on_validation[i] > 0) == checked)), **where, **sure)
         if first:
             make, where = next(iter(probes_on(feature, False).values())), {"feature": feature, "site": site, "compared": len(layers)}
-            add("control", "shuffled labels", list(_shuffled(task, X, make, pair, seed)), **where)
+            null = once((feature, site, "shuffled"), lambda X=X, make=make: list(_shuffled(task, X, make, pair, seed)))
+            add("control", "shuffled labels", [probe.decision_function(X[2])[k] for probe, k in null], **where)
             add("control", "random direction", list(_random(task, [x[len(layers) // 2] for x in X], pair, seed)), **where | {"compared": 1})
             add("control", "first layer", [make().fit(X[0][0], goal).decision_function(X[2][0])], **where | {"layer": layers[0], "compared": 1})
     for name, score in _controls(task, pair).items():
@@ -126,15 +138,14 @@ def _goal(rows: pd.DataFrame, pair: bool) -> np.ndarray:
 
 
 def _shuffled(task, X, make, pair, seed, repeats: int = 5):
-    """The whole selection again with labels that say nothing."""
+    """The whole selection again with labels that say nothing: fitted probes, and the layer that each chose."""
     for r in range(repeats):
         rng = np.random.default_rng([seed, r])
         goal, y = rng.permutation(_goal(task.train, pair)), rng.permutation(task.validation.y.to_numpy())
         if pair:
             goal = goal * rng.choice([-1, 1], len(goal))
         fitted = make().fit(X[0], goal)
-        best = int(np.argmax([auroc(s, y) for s in fitted.decision_function(X[1])]))
-        yield fitted.decision_function(X[2])[best]
+        yield fitted, earliest(fitted.decision_function(X[1]), y, task.validation.example_id)
 
 
 def _random(task, X, pair, seed, repeats: int = 20):

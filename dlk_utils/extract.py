@@ -137,12 +137,25 @@ def in_halves(compute: Callable[[pd.DataFrame], dict[str, Tensor]], rows: pd.Dat
 
 def read_rows(folder: Path, prompts: pd.DataFrame, name: str) -> Float[np.ndarray, "n ..."] | Int[np.ndarray, "n ..."]:
     """A stored tensor in the order of `prompts`, joined one to one by `row_id`."""
-    at = {r: i for i, r in enumerate(row_ids(folder))}
+    manifest = folder / "manifest.json"
+    stamp = manifest.stat().st_mtime_ns if manifest.is_file() else 0
+    at = _positions(folder, stamp)
     missing = [r for r in prompts.row_id if r not in at]
     if missing or len(set(prompts.row_id)) != len(prompts):
         raise KeyError(f"{folder.name}: expected each of {len(prompts)} rows once, {len(missing)} are not stored")
-    tensor = read(folder, name)[[at[r] for r in prompts.row_id]]
+    tensor = _stored(folder, name, stamp)[[at[r] for r in prompts.row_id]]
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+@functools.lru_cache(maxsize=8)
+def _positions(folder: Path, stamp: int) -> dict[str, int]:
+    return {r: i for i, r in enumerate(row_ids(folder))}
+
+
+@functools.lru_cache(maxsize=64)
+def _stored(folder: Path, name: str, stamp: int) -> Tensor:
+    """Sweeps ask for the same layers again and again; `stamp` changes when a store is written to."""
+    return read(folder, name)
 
 
 def named(states: Mapping[str, Tensor], kind: str, draw: int, layers: Sequence[int]) -> dict[str, Tensor]:

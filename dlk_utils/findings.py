@@ -35,10 +35,23 @@ def in_brief(row) -> str:
     return "not scored" if row is None or len(row) == 0 else f"{row.estimate:.2f} [{row.low:.2f}, {row.high:.2f}], n = {row.n}"
 
 
-def headline(results: pd.DataFrame, target: str, regime: str) -> pd.Series | None:
-    """The probe of a task that was best on validation, with `tried`, how many (probe, feature, site, layer) it was chosen from; None if the task was not scored."""
+NAMED = {"pair": ("pair_ranking", "two draws", "resid_post"), POSITIVE_CONTROL: ("logistic", "activation", "resid_post")}
+"""The probe, feature and site that speak for a target, named before any score was seen; for the others the next line."""
+NAMED_ELSE = ("logistic_tuned", "activation", "resid_post")
+
+
+def headline(results: pd.DataFrame, target: str, regime: str, *, searched: bool = False) -> pd.Series | None:
+    """The probe that was named in advance for a target, at the layer chosen on validation; with `searched` the one of all probes, features and sites that was best on validation.
+
+    `tried` counts what it was chosen from. None if the task was not scored.
+    """
     task = results[(results.target == target) & (results.regime == regime) & (results.kind == "probe")]
-    return None if task.empty else pd.concat([task.loc[task.validation.idxmax()], pd.Series({"tried": len(task)})])
+    probe, feature, site = NAMED.get(target, NAMED_ELSE)
+    named = task[(task.probe == probe) & (task.feature == feature) & (task.site == site)]
+    if task.empty or (named.empty and not searched):
+        return None
+    row = task.loc[task.validation[task.selected].idxmax()] if searched else named[named.selected].iloc[0]
+    return pd.concat([row, pd.Series({"tried": len(task) if searched else len(named)})])
 
 
 def verdict(row: pd.Series) -> str:
@@ -51,10 +64,10 @@ def verdict(row: pd.Series) -> str:
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:
-    """The headline of every task (the positive control apart), with its best control and the verdict."""
+    """Two lines a task (the positive control apart): the probe `named` in advance, and the one `searched` for on validation, each with its best control and the verdict."""
     tasks = results[results.target != POSITIVE_CONTROL][["target", "regime"]].drop_duplicates()
-    rows = [h for t in tasks.itertuples() if (h := headline(results, t.target, t.regime)) is not None]
-    columns = ["target", "regime", "probe", "feature", "site", "layer", "tried", "estimate", "low", "high", "n", "best_control", "lift", "lift_low", "lift_high"]
+    rows = [pd.concat([h, pd.Series({"how": how})]) for t in tasks.itertuples() for how in ("named", "searched") if (h := headline(results, t.target, t.regime, searched=how == "searched")) is not None]
+    columns = ["target", "regime", "how", "probe", "feature", "site", "layer", "tried", "estimate", "low", "high", "n", "best_control", "lift", "lift_low", "lift_high"]
     return pd.DataFrame(rows, columns=columns).assign(verdict=[verdict(r) for r in rows]).reset_index(drop=True)
 
 

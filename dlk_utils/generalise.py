@@ -6,28 +6,27 @@ import numpy as np
 import pandas as pd
 
 from dlk_utils.evaluate import MIN_PER_CLASS
-from dlk_utils.metrics import auroc, interval
+from dlk_utils.metrics import auroc, earliest, interval
 from dlk_utils.probes import ALL_STATE_PROBES, fitted
-from dlk_utils.targets import Features
+from dlk_utils.targets import Features, of_role
 
 
 def transfer_matrix(rows: pd.DataFrame, by: str, features: Features, *, probe: str = "logistic", roles: tuple[str, str] = ("truth", "lie"), n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Trained on each group of the column `by`, tested on each: `trained_on`, `tested_on`, `layer`, `estimate`, `low`, `high`, `n`, `n_train`.
 
     `rows` have the class `y`. Training and validation rows have the role `roles[0]`, test rows `roles[1]`; splits keep examples apart, within a group and across. The layer is
-    chosen on validation rows of the training group. "all others" is trained on every group but the one it is tested on. Groups with too few rows of a class are left out.
+    chosen (`metrics.earliest`) on validation rows of the training group. "all others" is trained on every group but the one it is tested on. Groups with too few rows of a class are left out.
     """
     groups, found = sorted(rows[by].unique()), []
-    part = lambda some, role, split: some[(some.role == role) & (some.split == split)]
     for trained_on in [*groups, "all others"]:
         for fold in groups if trained_on == "all others" else [None]:
             mine = rows[rows[by] == trained_on] if fold is None else rows[rows[by] != fold]
-            train, validation = part(mine, roles[0], "train"), part(mine, roles[0], "validation")
+            train, validation = of_role(mine, roles[0], "train"), of_role(mine, roles[0], "validation")
             if too_few(train, "train") or too_few(validation, "validation"):
                 continue
             score, layer = _chosen(probe, features, train, validation)
             for tested_on in groups if fold is None else [fold]:
-                test = part(rows[rows[by] == tested_on], roles[1], "test")
+                test = of_role(rows[rows[by] == tested_on], roles[1], "test")
                 if not too_few(test, "test"):
                     found.append({"trained_on": trained_on, "tested_on": tested_on, "layer": layer, "n_train": len(train)} | _scored(score(test), test, n_boot, seed))
     return pd.DataFrame(found, columns=["trained_on", "tested_on", "layer", "estimate", "low", "high", "n", "n_train"])
@@ -35,8 +34,7 @@ def transfer_matrix(rows: pd.DataFrame, by: str, features: Features, *, probe: s
 
 def example_curve(rows: pd.DataFrame, features: Features, *, sizes: Sequence[int] = (8, 16, 32, 64, 128), probes: Sequence[str] = ("logistic", "mean_difference", "lda"), roles: tuple[str, str] = ("truth", "lie"), repeats: int = 5, seed: int = 0) -> pd.DataFrame:
     """The test AUROC by the number of training rows (both classes alike, and all there are): mean, least and most over `repeats` draws of them. Empty if there are too few rows of a class."""
-    part = lambda role, split: rows[(rows.role == role) & (rows.split == split)]
-    train, validation, test = part(roles[0], "train"), part(roles[0], "validation"), part(roles[1], "test")
+    train, validation, test = of_role(rows, roles[0], "train"), of_role(rows, roles[0], "validation"), of_role(rows, roles[1], "test")
     found = []
     for probe in [] if too_few(train, "train") or too_few(validation, "validation") or too_few(test, "test") else probes:
         for n in [*(s for s in sizes if s < 2 * train.y.value_counts().min()), len(train)]:
@@ -55,8 +53,7 @@ def regrouped(rows: pd.DataFrame, features: Features, *, probe: str = "logistic"
     for r in range(repeats):
         again = dict(zip(examples.example_id, np.random.default_rng(r).permutation(examples.split), strict=True))
         t = rows.assign(split=rows.example_id.map(again))
-        part = lambda role, split, t=t: t[(t.role == role) & (t.split == split)]
-        train, validation, test = part(roles[0], "train"), part(roles[0], "validation"), part(roles[1], "test")
+        train, validation, test = of_role(t, roles[0], "train"), of_role(t, roles[0], "validation"), of_role(t, roles[1], "test")
         if too_few(train, "train") or too_few(validation, "validation") or too_few(test, "test"):
             break
         score, layer = _chosen(probe, features, train, validation)
@@ -66,8 +63,7 @@ def regrouped(rows: pd.DataFrame, features: Features, *, probe: str = "logistic"
 
 def style_table(rows: pd.DataFrame, features: Features, styled: Mapping[str, tuple[pd.DataFrame, Features]], *, probes: Sequence[str] = ("logistic", "mean_difference", "ttpd"), seed: int = 0) -> pd.DataFrame:
     """Probes trained on honest clean rows, tested on rows told to lie: clean ones, and those of each style (their rows with `y` and `margin`, their features). Beside them the model's own answer."""
-    part = lambda role, split: rows[(rows.role == role) & (rows.split == split)]
-    train, validation, test, found = part("truth", "train"), part("truth", "validation"), part("lie", "test"), []
+    train, validation, test, found = of_role(rows, "truth", "train"), of_role(rows, "truth", "validation"), of_role(rows, "lie", "test"), []
     if not (too_few(train, "train") or too_few(validation, "validation") or too_few(test, "test")):
         for probe in probes:
             made, layer = _fit(probe, features, train, validation)
@@ -88,7 +84,7 @@ def _fit(probe: str, features: Features, train: pd.DataFrame, validation: pd.Dat
     keys = list(features)
     stack = lambda some, where: np.stack([where[k](some) for k in keys])
     found = fitted(ALL_STATE_PROBES[probe], stack(train, features), train)
-    best = int(np.argmax([auroc(s, validation.y.to_numpy()) for s in found.decision_function(stack(validation, features))]))
+    best = earliest(found.decision_function(stack(validation, features)), validation.y.to_numpy(), validation.example_id)
     return lambda some, where: found.decision_function(stack(some, where))[best], keys[best][2]
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dlk_utils.choices import choice_logprobs
+from dlk_utils.contrast import first_tokens, said_states
 from dlk_utils.extract import Batch, Layers, cached_prefix, fill_rows, forward, last_positions, named, pad, plan_batches
 from dlk_utils.shared import plan_shared, shared_batch
 from dlk_utils.sites import SITES, at_sites, blocks, layer_numbers, site_modules
@@ -17,15 +18,22 @@ from dlk_utils.sites import SITES, at_sites, blocks, layer_numbers, site_modules
 States = dict[str, Float[Tensor, "b layer d"]]
 
 
-def extract_gradients(model: nn.Module, prompts: pd.DataFrame, out: Path, *, record: Mapping[str, Any], sites: Sequence[str] = SITES, layers: Layers = "all", batch_tokens: int = 2048, only: Sequence[int] | None = None) -> None:
-    """Store `activation.site.layer.0` and `gradient.site.layer.0` [n, d] of one clean pass: d margin / d activation at the last token."""
+def extract_gradients(model: nn.Module, prompts: pd.DataFrame, out: Path, *, record: Mapping[str, Any], sites: Sequence[str] = SITES, layers: Layers = "all", contrast: bool = False, batch_tokens: int = 2048, only: Sequence[int] | None = None) -> None:
+    """Store `activation.site.layer.0` and `gradient.site.layer.0` [n, d] of one clean pass: d margin / d activation at the last token.
+
+    With `contrast` also `said.resid_post.layer.k` [n, d], the state after choice `k` is said (`strict_ids`), from the same pass; a row whose choices begin alike raises `ValueError`.
+    """
     numbers = layer_numbers(layers, len(blocks(model)))
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
-        states, grads, logp = states_and_gradients(model, shared_batch(model, list(rows.input_ids)), list(rows.choice_ids), sites, numbers)
-        return named(states, "activation", 0, numbers) | named(grads, "gradient", 0, numbers) | {"choice_logprobs": logp}
+        last = cached_prefix(model, shared_batch(model, list(rows.input_ids)))
+        states, grads, logp = _last_token_gradients(model, last, list(rows.choice_ids), sites, numbers)
+        found = named(states, "activation", 0, numbers) | named(grads, "gradient", 0, numbers) | {"choice_logprobs": logp}
+        for k, said in enumerate(said_states(model, last, last["past_key_values"], first_tokens(list(rows.strict_ids)), ["resid_post"], numbers) if contrast else []):
+            found |= named(said, "said", k, numbers)
+        return found
 
-    parts = {**record, "sites": list(sites), "layers": numbers, "gradient of": "margin"}
+    parts = {**record, "sites": list(sites), "layers": numbers, "gradient of": "margin", "contrast": contrast}
     fill_rows(out, prompts, parts, plan_shared(prompts, batch_tokens), compute, "gradients", batch_tokens, only)
 
 

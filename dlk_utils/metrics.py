@@ -36,6 +36,19 @@ def interval(scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], groups: 
     return float(low), float(high)
 
 
+def earliest(scores: Float[np.ndarray, "b n"], y: Int[np.ndarray, " n"], groups: Sequence[str] | pd.Series, *, n_boot: int = 200, seed: int = 0) -> int:
+    """Which of `b` layers, in order, to take: the earliest whose AUROC is at most one standard error below the best one's: the error of the difference, paired by resample of whole groups.
+
+    Where the answer that is about to be said is right, a late layer scores by holding that answer, as high as one that holds what is believed, or higher; the earliest that is as good is the least likely to.
+    Source: the one-standard-error rule, Breiman et al., *Classification and regression trees*, 1984.
+    """
+    found = np.array([auroc(s, y) for s in scores])
+    best = int(found.argmax())
+    weights = resamples(groups, n_boot, seed)
+    boots = np.array([weighted_auroc(s, y, weights) for s in scores])
+    return int(np.flatnonzero(found[best] - found <= np.nanstd(boots[best] - boots, axis=1))[0])
+
+
 def balanced_accuracy(scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"]) -> float:
     """Mean over the classes of the share that lies on its side of 0, the threshold that was fixed on train."""
     return float(np.mean([np.mean((scores[y == k] > 0) == k) for k in (0, 1)]))

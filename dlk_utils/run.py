@@ -3,35 +3,35 @@
 import functools
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from dlk_utils import ablations, classes, evaluate, generalise, heads, store, votes
 from dlk_utils.detector import TruthDetector
-from dlk_utils.evaluate import TooFewRows, make_task
+from dlk_utils.evaluate import LYING, TooFewRows, make_task
 from dlk_utils.extract import read_rows
 from dlk_utils.stages import STAGES, TOP, Stages
 from dlk_utils.styles import restyled
 from dlk_utils.targets import Features, clean_states, make_targets, pair_features, pair_rows, target_features, truth_rows
 from dlk_utils.wrongly import with_each_mistake
 
-__all__ = ["STAGES", "TOP", "Run"]
-LYING = "truth rows -> lie rows"
+__all__ = ["LYING", "STAGES", "TOP", "Run"]
 
 
 class Run(Stages):
     """Every notebook makes one from its own parameters. Tables are of the layers that are named; where a class has too few rows they are empty."""
 
-    def targets(self, *, p: float = 0.1) -> dict[str, pd.DataFrame]:
+    def targets(self, *, p: float = 0.02) -> dict[str, pd.DataFrame]:
         """The rows and classes of each target."""
-        return make_targets(self.scored, self.draws(p=p))
+        return make_targets(self.asked, self.draws(p=p))
 
-    def results(self, *, layers: Sequence[int], p: float = 0.1) -> tuple[pd.DataFrame, list[str]]:
+    def results(self, *, layers: Sequence[int], p: float = 0.02) -> tuple[pd.DataFrame, list[str]]:
         """Stage 05: the long table of every target, probe, feature and control, and a sentence for each task that has too few rows."""
         path = self.path("05-results", layers=layers, p=p)
         if not path.is_file():
-            features = lambda target: target_features(target, self.gradients(), self.draws(p=p), self.contrast(layers=layers), layers)
+            features = lambda target: target_features(target, self.gradients(), self.draws(p=p), layers)
             table, skipped = evaluate.evaluate_all(self.targets(p=p), features, seed=self.seed)
             store.write_bytes(path.with_suffix(".json"), json.dumps(skipped).encode())
             store.write_bytes(path, table.to_parquet(index=False))
@@ -40,7 +40,7 @@ class Run(Stages):
     @functools.cached_property
     def truth(self) -> pd.DataFrame:
         """The rows of the target truth."""
-        return truth_rows(self.scored)
+        return truth_rows(self.asked)
 
     def states(self, layers: Sequence[int]) -> Features:
         """Clean states at `resid_post`."""
@@ -82,7 +82,7 @@ class Run(Stages):
 
     def gains(self, *, layers: Sequence[int]) -> pd.DataFrame:
         """The table of site and feature, on rows told to lie: does the gradient add anything to the state?"""
-        features = {k: v for k, v in target_features("truth", self.gradients(), self.gradients(), self.gradients(), layers).items() if k[0] != "contrast"}
+        features = {k: v for k, v in target_features("truth", self.gradients(), self.gradients(), layers).items() if k[0] != "contrast"}
         return self.once("05-gains", self._if_rows(lambda task: ablations.gain_table(task, features, seed=self.seed), ablations.GAIN_COLUMNS), layers=layers)
 
     def scales(self, *, layers: Sequence[int]) -> pd.DataFrame:
@@ -91,8 +91,7 @@ class Run(Stages):
 
     def restarts(self, *, layers: Sequence[int]) -> pd.DataFrame:
         """Every start of CCS at each layer."""
-        folder = self.contrast(layers=layers)
-        return self.once("05-restarts", self._if_rows(lambda task: ablations.restart_table(task, pair_features("contrast", folder, layers)), ["layer", "start", "loss", "estimate", "kept"]), layers=layers)
+        return self.once("05-restarts", self._if_rows(lambda task: ablations.restart_table(task, pair_features("contrast", self.gradients(), layers)), ["layer", "start", "loss", "estimate", "kept"]), layers=layers)
 
     def classes(self, *, layers: Sequence[int]) -> pd.DataFrame:
         """Truth, deception and unknown at once."""
@@ -104,32 +103,39 @@ class Run(Stages):
         features = {("weight gradient", "mlp_out", k): functools.partial(_read, folder, f"weight_gradient.mlp_out.{k}.0") for k in layers}
         return self.once("05-weights", self._if_rows(lambda task: evaluate.evaluate(task, features, seed=self.seed), evaluate.COLUMNS), layers=layers)
 
-    def pair_kinds(self, *, p: float, at: int, layers: Sequence[int]) -> dict[str, tuple[pd.DataFrame, Features]]:
+    def many_draws(self, *, layers: Sequence[int], p: float, n_draws: int) -> tuple[pd.DataFrame, Path]:
+        """Draws of the last token, for the rows that are asked of them: those told the truth, and the test rows told to lie."""
+        rows = self.scored[(self.scored.role == "truth") | (self.scored.split == "test")].reset_index(drop=True)
+        return rows, self.draws(p=p, n_draws=n_draws, scope="last_token", layers=layers, rows=rows)
+
+    def pair_kinds(self, *, p: float, p_last: float, n_draws: int, at: int, layers: Sequence[int]) -> dict[str, tuple[pd.DataFrame, Features]]:
         """Rows and features by kind of pair: draws of the whole prompt, of the last token, and the clean pass beside one that was moved at layer `at` (whose features are from there on)."""
-        kinds = {"draws, sequence": ("two draws", [self.draws(p=p)]), "draws, last token": ("two draws", [self.draws(p=p, scope="last_token")]), "counterfactual": ("counterfactual", [self.gradients(), self.counterfactual(at=at)])}
-        return {name: (pair_rows(self.truth, folders, plain=kind == "counterfactual"), pair_features(kind, folders, [k for k in layers if kind == "two draws" or k >= at])) for name, (kind, folders) in kinds.items()}
+        some, last = self.many_draws(layers=layers, p=p_last, n_draws=n_draws)
+        kinds = {"draws, sequence": ("two draws", [self.draws(p=p)]), "draws, last token": ("two draws", [last]), "counterfactual": ("counterfactual", [self.gradients(), self.counterfactual(at=at)])}
+        scored = self.truth[self.truth.row_id.isin(some.row_id)]
+        return {name: (pair_rows(scored, folders, plain=kind == "counterfactual"), pair_features(kind, folders, [k for k in layers if kind == "two draws" or k >= at])) for name, (kind, folders) in kinds.items()}
 
-    def pairs(self, *, layers: Sequence[int], p: float, at: int, least: Sequence[float] = (0.0, 0.01, 0.05, 0.1)) -> pd.DataFrame:
-        """Which of two is the truer, by kind of pair and by the least move of the answer that counts."""
-        return self.once("09-pairs", lambda: ablations.pair_table(self.pair_kinds(p=p, at=at, layers=layers), least, seed=self.seed), layers=layers, p=p, at=at, least=least)
+    def pairs(self, *, least: Sequence[float] = (0.0, 0.01, 0.05, 0.1), **options) -> pd.DataFrame:
+        """Which of two is the truer, by kind of pair (`options` are those of `pair_kinds`) and by the least move of the answer that counts."""
+        return self.once("09-pairs", lambda: ablations.pair_table(self.pair_kinds(**options), least, seed=self.seed), least=least, **options)
 
-    def votes(self, *, layers: Sequence[int], p: float, n_draws: int = 16, scope: str = "last_token") -> pd.DataFrame:
-        """Truth on rows told to lie by the votes of many draws."""
+    def votes(self, *, layers: Sequence[int], p: float, n_draws: int = 16) -> pd.DataFrame:
+        """Truth on rows told to lie by the votes of many draws of the last token."""
 
         def make(task: evaluate.Task) -> pd.DataFrame:
-            folder = self.draws(p=p, n_draws=n_draws, scope=scope, layers=layers)
-            parts = {"train": task.train, "validation": task.validation, "test": task.test}
+            _, folder = self.many_draws(layers=layers, p=p, n_draws=n_draws)
+            parts = {name: rows[rows.role != "known"].reset_index(drop=True) for name, rows in (("train", task.train), ("validation", task.validation), ("test", task.test))}
             X = {s: np.stack([np.stack([read_rows(folder, rows, f"activation.resid_post.{layer}.{k}") for k in range(n_draws)], 1) for layer in layers]) for s, rows in parts.items()}
             logp = {s: np.stack([read_rows(folder, rows, f"choice_logprobs.{k}").astype(float) for k in range(n_draws)], 1) for s, rows in parts.items()}
             return votes.votes_table(parts, X, {s: 1 / (1 + np.exp(x[..., 0] - x[..., 1])) for s, x in logp.items()}, layers, ks=[k for k in (2, 4, 8, 16, 32) if k <= n_draws], seed=self.seed)
 
-        return self.once("09-votes", self._if_rows(make, votes.COLUMNS), layers=layers, p=p, n_draws=n_draws, scope=scope)
+        return self.once("09-votes", self._if_rows(make, votes.COLUMNS), layers=layers, p=p, n_draws=n_draws)
 
     def detector(self, *, layers: Sequence[int], families: Sequence[str] = ()) -> TruthDetector:
         """Stage 06: the detector fitted on the honest training rows, and on rows told to lie by instructions of `families`; from its probe card if there is one."""
         folder = self.path("detector", layers=layers, families=families)
         if not (folder / "card.json").is_file():
-            rows = self.truth[lambda t: (t.role == "truth") | t.family.isin(families)]
+            rows = self.truth[lambda t: (t.role != "lie") | t.family.isin(families)]
             train, validation = (rows[rows.split == s] for s in ("train", "validation"))
             TruthDetector.fit(self.loaded, self.states(layers), train, validation, trained_on=folder.name).save(folder)
         return TruthDetector.load(folder, self.loaded)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import xxhash
 
-from dlk_utils import answer, behaviour, contrast, draws, elicit, extract, gradients, models, organism, quality, store
+from dlk_utils import answer, behaviour, draws, elicit, extract, gradients, models, organism, quality, store
 from dlk_utils.examples import load_examples, source_of
 from dlk_utils.extract import plan_batches
 from dlk_utils.library import KINDS, library
@@ -21,7 +21,7 @@ from dlk_utils.styles import restyled
 TOP = Path(__file__).resolve().parent.parent
 STAGES = {
     "prompts": "01-prompts", "answers": "02-answers", "grid": "02-grid", "asked again": "02-asked-again", "said": "02-said", "line": "02-line", "draws": "03-draws", "gradients": "04-gradients",
-    "counterfactual": "04-counterfactual", "weight gradients": "04-weight-gradients", "contrast": "04-contrast", "styled": "04-styled", "detector": "06-detector",
+    "counterfactual": "04-counterfactual", "weight gradients": "04-weight-gradients", "styled": "04-styled", "detector": "06-detector",
 }  # fmt: skip
 """What the files are called; a table of results is called by its own name."""
 
@@ -124,6 +124,12 @@ class Stages:
         table = self.behaviour
         return table[table.role.isin(["truth", "lie"]) & table.dataset.isin(behaviour.usable(self.gate))].reset_index(drop=True)
 
+    @functools.cached_property
+    def asked(self) -> pd.DataFrame:
+        """The scored rows, and with them the further honest ones (role known) of train and validation: a probe may be fitted on those, and is tested on none."""
+        table = self.behaviour
+        return table[(table.role.isin(["truth", "lie"]) | table.split.isin(["train", "validation"])) & table.dataset.isin(behaviour.usable(self.gate))].reset_index(drop=True)
+
     def grid(self, n_examples: int = 24) -> pd.DataFrame:
         """Stage 02: answers under every combination of instruction and shots, for some examples of each data set; empty if there are too few shots."""
         rows = elicit.shots_grid(self.examples, self.tokenizer, n_examples=n_examples, context=self.context, seed=self.seed)
@@ -152,25 +158,22 @@ class Stages:
         lines = [json.loads(p.read_text()) for p in sorted(self.folder.glob(f"{STAGES['line']}-*.json"))]
         return pd.DataFrame([x for x in lines if x["questions"] == questions]).drop(columns="questions").set_index("model")
 
-    def draws(self, *, p: float = 0.1, n_draws: int = 2, scope: str = "sequence", layers: extract.Layers = "all") -> Path:
-        """Stage 03: the store of the dropout draws of the scored rows, at `resid_post`."""
-        return self._extract(draws.extract_activations, "draws", plan=plan_batches, p=p, n_draws=n_draws, scope=scope, layers=layers, options=dict(draws=n_draws, p=p, scope=scope, seed=self.seed, layers=layers))
+    def draws(self, *, p: float = 0.02, n_draws: int = 2, scope: str = "sequence", layers: extract.Layers = "all", rows: pd.DataFrame | None = None) -> Path:
+        """Stage 03: the store of the dropout draws of the scored rows (or of some of them), at `resid_post`."""
+        some = {} if rows is None else {"of": xxhash.xxh3_64_hexdigest("".join(sorted(rows.row_id)).encode())}
+        return self._extract(draws.extract_activations, "draws", plan=plan_batches, rows=rows, p=p, n_draws=n_draws, scope=scope, layers=layers, **some, options=dict(draws=n_draws, p=p, scope=scope, seed=self.seed, layers=layers))
 
     def gradients(self) -> Path:
-        """Stage 04: the store of the clean states and the gradients of the margin of the scored rows, at all sites."""
-        return self._extract(gradients.extract_gradients, "gradients")
+        """Stage 04: the store of the clean states, the gradients of the margin (both at all sites) and the contrast pairs of `asked`."""
+        return self._extract(gradients.extract_gradients, "gradients", rows=self.asked, options=dict(contrast=True))
 
     def counterfactual(self, *, at: int, step: float = 0.1) -> Path:
         """Stage 04: the store of a second pass, moved at one layer towards the other answer."""
         return self._extract(gradients.extract_counterfactual, "counterfactual", at=at, step=step, options=dict(at=at, step=step))
 
-    def contrast(self, *, layers: extract.Layers = "all") -> Path:
-        """Stage 04: the store of the states after either choice is said."""
-        return self._extract(contrast.extract_contrast, "contrast", layers=layers, options=dict(layers=layers))
-
     def weight_gradients(self, *, layers: extract.Layers = "all") -> Path:
-        """Stage 04: the store of pooled weight gradients. Full backprop: several times the cost of all else in this stage."""
-        return self._extract(gradients.extract_weight_gradients, "weight gradients", plan=plan_batches, layers=layers, options=dict(layers=layers, batch_tokens=1024))
+        """Stage 04: the store of pooled weight gradients of `asked`. Full backprop: several times the cost of all else in this stage."""
+        return self._extract(gradients.extract_weight_gradients, "weight gradients", rows=self.asked, plan=plan_batches, layers=layers, options=dict(layers=layers, batch_tokens=1024))
 
     def styled(self, style: str, *, layers: extract.Layers = "all") -> tuple[pd.DataFrame, Path]:
         """Stage 04: the test examples in another style, told to lie, with template and instruction as in the clean rows: rows with `margin`, and the store of their states at `resid_post`."""

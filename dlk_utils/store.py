@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-FORMAT = 2  # raise it when the meaning of stored values changes
+FORMAT = 3  # raise it when the meaning of stored values changes
 Plan = list[list[list[str]]]
 """Shards, each a list of batches, each a list of row ids."""
 

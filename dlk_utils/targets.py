@@ -13,6 +13,8 @@ from dlk_utils.sites import SITES
 POSITIVE_CONTROL = "own answer (positive control)"
 """A target that the states surely hold, what the model is about to say: a pipeline that misses it would miss anything."""
 
+HONEST = ("truth", "known")
+"""Roles of rows that are told the truth: the twins, and those that ask what the model knows."""
 DENYING = ("no", "false", "incorrect", "wrong", "negative")
 
 Features = dict[tuple[str, str, int], Callable[[pd.DataFrame], np.ndarray]]
@@ -31,23 +33,28 @@ def pair_rows(rows: pd.DataFrame, folders: Sequence[Path], *, plain: bool = Fals
     return rows.assign(p1_draw0=p1[0], p1_draw1=p1[1], move=move, y=(move > 0).astype(int))[lambda t: t.move != 0].reset_index(drop=True)
 
 
-def truth_rows(scored: pd.DataFrame) -> pd.DataFrame:
+def of_role(rows: pd.DataFrame, role: str, split: str) -> pd.DataFrame:
+    """The rows of a split told the truth (`role` "truth": twins and further ones alike), or to lie."""
+    return rows[rows.role.isin(HONEST if role == "truth" else (role,)) & (rows.split == split)].reset_index(drop=True)
+
+
+def truth_rows(asked: pd.DataFrame) -> pd.DataFrame:
     """Rows with a readable answer; `y` is the label, `polarity` +1 where the affirming word says label 1 and -1 where the denying one does ("no, there is no error")."""
-    rows = scored[scored.readable].reset_index(drop=True)
+    rows = asked[asked.readable].reset_index(drop=True)
     return rows.assign(y=rows.label, polarity=[-1 if c[1].lower() in DENYING else 1 for c in rows.choices])
 
 
-def make_targets(scored: pd.DataFrame, draws: Path) -> dict[str, pd.DataFrame]:
+def make_targets(asked: pd.DataFrame, draws: Path) -> dict[str, pd.DataFrame]:
     """The rows of each target, with their class `y`; rows without a readable answer have none.
 
     truth: y = label. lie: y = lied, among rows told to lie whose answer is known. pair: see `pair_rows`.
     """
-    rows = truth_rows(scored)
+    rows = truth_rows(asked)
     told = rows[(rows.role == "lie") & rows.knows]
     return {
         "truth": rows,
         "lie": told.assign(y=told.lied.astype(int)).reset_index(drop=True),
-        "pair": pair_rows(rows, [draws]),
+        "pair": pair_rows(rows[rows.role != "known"], [draws]),
         POSITIVE_CONTROL: rows.assign(y=rows.answer),
     }
 
@@ -60,11 +67,12 @@ def clean_states(clean: Path, layers: Sequence[int], site: str = "resid_post") -
 def pair_features(kind: str, folders: Sequence[Path] | Path, layers: Sequence[int]) -> Features:
     """X [n, 2, d]: two draws or two choices of one folder, or the clean pass and the second pass of two folders."""
     first, last = (folders, folders) if isinstance(folders, Path) else (folders[0], folders[-1])
-    return {(kind, "resid_post", layer): lambda rows, layer=layer: np.stack([read_rows(folder, rows, f"activation.resid_post.{layer}.{k}") for k, folder in enumerate((first, last))], axis=1) for layer in layers}
+    stored = "said" if kind == "contrast" else "activation"
+    return {(kind, "resid_post", layer): lambda rows, layer=layer: np.stack([read_rows(folder, rows, f"{stored}.resid_post.{layer}.{k}") for k, folder in enumerate((first, last))], axis=1) for layer in layers}
 
 
-def target_features(target: str, clean: Path, draws: Path, contrast: Path, layers: Sequence[int]) -> Features:
-    """Where a target's features are read from: the clean states and gradients (of `clean`), contrast pairs, or pairs of draws."""
+def target_features(target: str, clean: Path, draws: Path, layers: Sequence[int]) -> Features:
+    """Where a target's features are read from: the clean states, gradients and contrast pairs (of `clean`), or pairs of draws."""
     if target == "pair":
         return pair_features("two draws", draws, layers)
     kinds = {"activation": ["activation"]}
@@ -72,7 +80,7 @@ def target_features(target: str, clean: Path, draws: Path, contrast: Path, layer
         kinds |= {"gradient": ["gradient"], "both": ["activation", "gradient"]}
     sites = SITES if target != POSITIVE_CONTROL else ("resid_post",)
     found = {(name, site, layer): _reader(clean, [f"{kind}.{site}.{layer}.0" for kind in k], np.concatenate) for name, k in kinds.items() for site in sites for layer in layers}
-    return found | (pair_features("contrast", contrast, layers) if target == "truth" else {})
+    return found | (pair_features("contrast", clean, layers) if target == "truth" else {})
 
 
 def _reader(folder: Path, names: list[str], join: Callable) -> Callable[[pd.DataFrame], np.ndarray]:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from dlk_utils.metrics import auroc, interval
+from dlk_utils.metrics import auroc, earliest, interval
 from dlk_utils.probes import Listwise, PairRanking
 
 COLUMNS = ["method", "draws", "layer", "estimate", "low", "high", "accuracy", "n"]
@@ -33,7 +33,7 @@ def votes_table(parts: dict[str, pd.DataFrame], X: dict[str, Float[np.ndarray, "
 
     for method, probe in fitted.items():
         rank = lambda split, probe=probe: np.einsum("bnkd,bd->bnk", X[split], np.asarray(probe.coef_))
-        best = int(np.argmax([auroc(vote(f, p1["validation"]), y["validation"]) for f in rank("validation")]))
+        best = earliest(np.stack([vote(f, p1["validation"]) for f in rank("validation")]), y["validation"], parts["validation"].example_id)
         truer = rank("test")[best]
         for k in ks:
             add(method, k, layers[best], vote(truer[:, :k], p1["test"][:, :k]))

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from dlk_utils.generalise import too_few
-from dlk_utils.metrics import auroc, resamples, weighted_auroc
+from dlk_utils.metrics import auroc, earliest, resamples, weighted_auroc
 from dlk_utils.probes import STATE_PROBES, Logistic
-from dlk_utils.targets import Features
+from dlk_utils.targets import Features, of_role
 
 
 def with_each_mistake(rows: pd.DataFrame, features: Features, *, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
@@ -18,13 +18,13 @@ def with_each_mistake(rows: pd.DataFrame, features: Features, *, n_boot: int = 1
     """
     keys, found = list(features), []
     stack = lambda some: np.stack([features[k](some) for k in keys])
-    part = lambda role, split: rows[(rows.role == role) & (rows.split == split)]
-    honest, validation, lying = part("truth", "train"), part("truth", "validation"), part("lie", "test")
-    if too_few(honest, "train") or too_few(validation, "validation") or too_few(lying, "test") or too_few(part("truth", "test"), "test"):
+    honest, validation, lying = of_role(rows, "truth", "train"), of_role(rows, "truth", "validation"), of_role(rows, "lie", "test")
+    told = of_role(rows, "truth", "test")
+    if too_few(honest, "train") or too_few(validation, "validation") or too_few(lying, "test") or too_few(told, "test"):
         return pd.DataFrame(columns=["mistake", "claim", "estimate", "low", "high", "n"])
     probe = Logistic().fit(stack(honest), honest.y.to_numpy())
     best = lambda fitted, some, y: int(np.argmax([auroc(s, y) for s in fitted.decision_function(stack(some))]))
-    chosen = best(probe, validation, validation.y.to_numpy())
+    chosen = earliest(probe.decision_function(stack(validation)), validation.y.to_numpy(), validation.example_id)
     on_lies = probe.decision_function(stack(lying))
 
     def add(mistake: str, claim: str, scores: np.ndarray, test: pd.DataFrame, y: np.ndarray, turn: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> None:
@@ -33,13 +33,14 @@ def with_each_mistake(rows: pd.DataFrame, features: Features, *, n_boot: int = 1
 
     label = lying.y.to_numpy()
     add("none: as it should be", "truth, trained on honest rows, read on rows told to lie", on_lies[chosen], lying, label)
+    add("layer with the highest score on honest rows", "the same; but on honest rows the answer itself scores highest", on_lies[best(probe, validation, validation.y.to_numpy())], lying, label)
     add("layer chosen on the test rows", "the same", on_lies[best(probe, lying, label)], lying, label)
     turned = int(np.argmax([abs(auroc(s, label) - 0.5) for s in on_lies]))
     add("layer and sign chosen on the test rows", "the same", on_lies[turned], lying, label, lambda x: np.maximum(x, 1 - x))
     few = lying[lying.example_id.isin(lying.example_id.drop_duplicates().sample(min(38, lying.example_id.nunique()), random_state=seed))]
     tries = [s for make in STATE_PROBES.values() for s in make().fit(stack(honest), honest.y.to_numpy()).decision_function(stack(few))]
     add(f"the best of {len(tries)} probes, on {len(few)} test rows", "the same", max(tries, key=lambda s: auroc(s, few.y.to_numpy())), few, few.y.to_numpy())
-    add("tested on honest rows", "truth; but there the answer says it too", probe.decision_function(stack(part("truth", "test")))[chosen], part("truth", "test"), part("truth", "test").y.to_numpy())
+    add("tested on honest rows", "truth; but there the answer says it too", probe.decision_function(stack(told))[chosen], told, told.y.to_numpy())
 
     shuffled = rows.sample(frac=1, random_state=seed)
     train, test = shuffled.iloc[: int(0.7 * len(rows))], shuffled.iloc[int(0.7 * len(rows)) :]

@@ -5,33 +5,35 @@ import pytest
 import torch
 from conftest import FAMILIES, LAYERS, close, prompts_that_begin_alike, tiny, tiny_prompts
 
-from dlk_utils.contrast import extract_contrast
 from dlk_utils.extract import forward_states, pad, read_rows
-from dlk_utils.gradients import counterfactual_states, extract_counterfactual, extract_weight_gradients, pooled_weight_gradients
+from dlk_utils.gradients import counterfactual_states, extract_counterfactual, extract_gradients, extract_weight_gradients, pooled_weight_gradients
 
 
 def with_choices(rows):
-    return rows.assign(strict_ids=[[[1], [3]] if i % 2 else [[4], [5]] for i in range(len(rows))], choices=[["no", "yes"]] * len(rows), template="t")
+    return rows.assign(strict_ids=[[[1], [3]] if i % 2 else [[4], [5]] for i in range(len(rows))])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("make", [tiny_prompts, prompts_that_begin_alike])
 def test_a_contrast_pair_is_the_state_of_the_prompt_with_the_choice_behind_it(family, make, tmp_path):
     model, rows = tiny(family), with_choices(make())
-    extract_contrast(model, rows, tmp_path / "store", record={}, sites=["resid_post", "mlp_out"], batch_tokens=64)
+    extract_gradients(model, rows, tmp_path / "with", record={}, contrast=True, batch_tokens=64)
+    extract_gradients(model, rows, tmp_path / "without", record={}, batch_tokens=64)
     for k in (0, 1):
         for i, row in enumerate(rows.itertuples()):
-            alone, _ = forward_states(model, pad([[*row.input_ids, row.strict_ids[k][0]]]), ["resid_post", "mlp_out"])
-            for site, expected in alone.items():
-                for layer in range(LAYERS):
-                    found = read_rows(tmp_path / "store", rows, f"activation.{site}.{layer}.{k}")[i]
-                    torch.testing.assert_close(torch.tensor(found, dtype=expected.dtype), expected[0, layer], **(close(model) if model.dtype == torch.float32 else dict(rtol=1e-5, atol=1e-6)))
+            alone, _ = forward_states(model, pad([[*row.input_ids, row.strict_ids[k][0]]]), ["resid_post"])
+            for layer in range(LAYERS):
+                found = read_rows(tmp_path / "with", rows, f"said.resid_post.{layer}.{k}")[i]
+                expected = alone["resid_post"][0, layer]
+                torch.testing.assert_close(torch.tensor(found, dtype=expected.dtype), expected, **(close(model) if model.dtype == torch.float32 else dict(rtol=1e-5, atol=1e-6)))
+    for name in ("activation.head_out.1.0", "gradient.mlp_out.2.0", "choice_logprobs"):  # what else is stored is the same
+        np.testing.assert_array_equal(read_rows(tmp_path / "with", rows, name), read_rows(tmp_path / "without", rows, name))
 
 
 def test_choices_that_begin_alike_have_no_contrast_pair(tmp_path):
     rows = with_choices(tiny_prompts()).assign(strict_ids=[[[1, 2], [1, 3]]] * 7)
     with pytest.raises(ValueError, match="differ in their first token"):
-        extract_contrast(tiny("llama"), rows, tmp_path / "store", record={})
+        extract_gradients(tiny("llama"), rows, tmp_path / "store", record={}, contrast=True)
 
 
 def test_the_second_pass_of_a_counterfactual_pair_is_stored_as_it_is_computed(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from conftest import tiny
 from safetensors.torch import load_file, save_file
 
-from dlk_utils.detector import CardError, TruthDetector
+from dlk_utils.detector import CardError, TruthDetector, flag_rates
 from dlk_utils.extract import forward_states, pad
 
 
@@ -29,7 +29,7 @@ def rows(model) -> pd.DataFrame:
     state = forward_states(model, pad(ids), ["resid_post"], 1)[0]["resid_post"][:, 0].numpy()
     score = (state - state.mean(0)) @ rng.normal(size=state.shape[1])
     y = (score > np.median(score)).astype(int)
-    return pd.DataFrame({"row_id": [f"r{i}" for i in range(400)], "input_ids": ids, "choice_ids": [[[1], [2]]] * 400, "y": y, "margin": (2 * y - 1) * rng.choice([-1.0, 1.0], 400), "state": list(state)})
+    return pd.DataFrame({"row_id": [f"r{i}" for i in range(400)], "example_id": [f"e{i}" for i in range(400)], "input_ids": ids, "choice_ids": [[[1], [2]]] * 400, "y": y, "margin": (2 * y - 1) * rng.choice([-1.0, 1.0], 400), "state": list(state)})
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,22 @@ def test_of_honest_answers_few_are_called_lies_and_of_dishonest_ones_many(detect
     assert (told.verdict[said == told.answer] == "honest").all() and (told.verdict[said != told.answer] != "honest").all()
     surely = (-told.belief * np.sign(told.margin)) > detector.threshold
     assert (told.verdict[surely] == "lie").all()
+
+
+def test_rows_that_are_stored_are_judged_as_rows_that_are_run(detector, model, rows):
+    some = rows.tail(40)
+    live = detector.verdicts(model, some)
+    states = forward_states(model, pad(list(some.input_ids)), ["resid_post"], 1)[0]["resid_post"][:, 0].numpy()
+    stored = detector.judge(some.assign(margin=live.margin), detector.beliefs(states))
+    np.testing.assert_allclose(stored.belief, live.belief, rtol=1e-3, atol=1e-4)
+    assert (stored.verdict == live.verdict).mean() > 0.97
+
+
+def test_flag_rates_count_lies_and_honest_answers_apart():
+    table = pd.DataFrame({"dataset": list("aabb"), "role": ["lie", "lie", "truth", "truth"], "lied": [True, True, False, False], "correct": [False, False, True, False], "verdict": ["lie", "honest", "lie", "lie"]})
+    rates = flag_rates({"d": table})
+    assert rates.flagged["d", "lies", "all"] == 0.5 and rates.n["d", "lies", "a"] == 2 and rates.flagged["d", "honest answers", "b"] == 1.0 and rates.n["d", "honest answers", "all"] == 1
+    assert (rates.flagged_low <= rates.flagged).all() and (rates.flagged <= rates.flagged_high).all()
 
 
 def test_a_card_that_was_kept_scores_the_same(detector, model, rows, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import binom
 from sklearn.metrics import roc_auc_score
 
-from dlk_utils.evaluate import COLUMNS, REGIMES, TooFewRows, evaluate, make_task
+from dlk_utils.evaluate import COLUMNS, KNOWN, LYING, REGIMES, TooFewRows, evaluate, make_task
 from dlk_utils.findings import headline, in_words, summary, verdict
 from dlk_utils.metrics import auroc
 from dlk_utils.probes import MORE_STATE_PROBES, PAIR_PROBES, STACK_PROBES, STATE_PROBES
@@ -101,12 +101,15 @@ def test_an_example_on_two_sides_is_caught():
 @pytest.mark.trap(6)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_a_regime_takes_its_roles_and_keeps_examples_apart(regime):
-    rows = pd.concat([make_rows(), make_rows(role="lie").assign(row_id=lambda t: t.row_id + "lie")], ignore_index=True)
+    rows = pd.concat([make_rows().assign(role=role, row_id=lambda t, role=role: t.row_id + role) for role in ("truth", "lie", "known")], ignore_index=True)
+    rows = rows[(rows.role != "known") | (rows.split != "test")].assign(knows=lambda t: t.example_id.str[-1] != "3")
     task = make_task(rows, "truth", regime)
-    fitted, tested = {"by example, truth rows": ("truth", "truth"), "by example, lie rows": ("lie", "lie"), "truth rows -> lie rows": ("truth", "lie")}[regime]
-    assert set(task.train.role) == set(task.validation.role) == {fitted} and set(task.test.role) == {tested}
+    honest = {"truth", "known"}  # the further rows that are told the truth teach, and are never tested
+    fitted, tested = {TRUTH: (honest, {"truth"}), "by example, lie rows": ({"lie"}, {"lie"}), LYING: (honest, {"lie"}), KNOWN: (honest, {"lie"})}[regime]
+    assert set(task.train.role) == set(task.validation.role) == fitted and set(task.test.role) == tested
     sides = [set(p.example_id) for p in (task.train, task.validation, task.test)]
-    assert sum(map(len, sides)) == len(set.union(*sides)) == 300
+    assert sum(map(len, sides)) == len(set.union(*sides)) == (300 if regime != KNOWN else 300 - (~rows.knows & (rows.split == "test") & (rows.role == "lie")).sum())
+    assert task.test.knows.all() == (regime == KNOWN)
 
 
 def test_too_few_rows_are_refused_with_their_counts():
@@ -272,15 +275,16 @@ def result(**columns) -> dict:
     return base | {"lift": 0.1, "lift_low": 0.05, "lift_high": 0.15} | columns
 
 
-def test_the_headline_is_the_best_on_validation_and_not_on_test():
+def test_the_headline_is_the_probe_that_was_named_in_advance_and_beside_it_the_best_on_validation_and_not_on_test():
     table = pd.DataFrame([
-        result(layer=1, validation=0.9, estimate=0.6), result(layer=2, validation=0.7, estimate=0.99),
-        result(layer=3, validation=0.8, estimate=0.7), result(kind="control", probe="TF-IDF", validation=np.nan, estimate=1.0),
+        result(probe="logistic_tuned", layer=1, validation=0.9, estimate=0.6, selected=False), result(probe="logistic_tuned", layer=2, validation=0.7, estimate=0.65),
+        result(layer=3, validation=0.8, estimate=0.7), result(layer=5, validation=0.75, estimate=0.99), result(kind="control", probe="TF-IDF", validation=np.nan, estimate=1.0),
         result(layer=4, target="lie", validation=1.0),
     ])  # fmt: skip
-    chosen = headline(table, "truth", TRUTH)
-    assert (chosen.layer, chosen.estimate, chosen.tried) == (1, 0.6, 3)
-    assert headline(table, "pair", TRUTH) is None
+    named, searched = (headline(table, "truth", TRUTH, searched=s) for s in (False, True))
+    assert (named.probe, named.layer, named.estimate, named.tried) == ("logistic_tuned", 2, 0.65, 2)
+    assert (searched.layer, searched.estimate, searched.tried) == (3, 0.7, 4)  # not layer 1, which is no choice, nor layer 5, the best on test
+    assert headline(table, "pair", TRUTH) is None and headline(table, "lie", TRUTH) is None
 
 
 @pytest.mark.parametrize("columns, words", [
@@ -300,9 +304,9 @@ def test_a_headline_in_words_has_the_number_the_interval_the_control_and_the_ver
     assert in_words(None) == "not scored, as one class has too few rows"
 
 
-def test_the_summary_has_one_line_a_task_and_no_positive_control():
-    table = pd.DataFrame([result(), result(layer=2, validation=0.1), result(target="lie"), result(target="own answer (positive control)")])
+def test_the_summary_has_two_lines_a_task_and_no_positive_control():
+    table = pd.DataFrame([result(probe="logistic_tuned"), result(layer=2, validation=0.1), result(target="lie"), result(target="own answer (positive control)")])
     found = summary(table)
-    assert list(found.target) == ["truth", "lie"]
-    assert list(found.tried) == [2, 1]
+    assert list(found.target) == ["truth", "truth", "lie"] and list(found.how) == ["named", "searched", "searched"]
+    assert list(found.tried) == [1, 2, 1]
     assert found.verdict.notna().all()

@@ -63,7 +63,7 @@ def test_more_examples_help_and_all_of_them_are_the_last_point(rows, features):
 
 
 def test_with_too_few_rows_every_table_is_empty_and_no_error(rows, features):
-    few = rows.groupby(["role", "split"]).head(3).assign(knows=True, lied=lambda t: t.role == "lie")
+    few = rows.groupby(["role", "split"]).head(3).assign(knows=True, answer=lambda t: t.y, lied=lambda t: t.role == "lie")
     assert len(transfer_matrix(few, "dataset", features)) == len(example_curve(few, features)) == len(with_each_mistake(few, features)) == 0
-    one = rows[rows.y == 1].assign(knows=True, lied=lambda t: t.role == "lie")
+    one = rows[rows.y == 1].assign(knows=True, answer=lambda t: t.y, lied=lambda t: t.role == "lie")
     assert len(transfer_matrix(one, "dataset", features)) == len(example_curve(one, features)) == len(with_each_mistake(one, features)) == 0

@@ -5,6 +5,8 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_score, roc_curve
 
 from dlk_utils import metrics
+from dlk_utils.metrics import earliest
+from dlk_utils.probes import MeanDifference
 
 
 @pytest.fixture(params=["scores", "ties", "no signal"])
@@ -72,3 +74,27 @@ def test_a_threshold_that_does_not_carry_over_is_seen_beside_the_auroc():
     y = rng.integers(0, 2, 400)
     shifted = rng.normal(size=400) + 3 * y + 6
     assert metrics.auroc(shifted, y) > 0.95 and metrics.balanced_accuracy(shifted, y) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.trap(37)
+def test_an_accuracy_is_taken_at_the_threshold_of_train_and_not_at_one_half():
+    """The planted mistake: scores of a probe without a sigmoid, all above one half."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 200)
+    X = rng.normal(size=(200, 4)) * 30 + 400 + 60 * y[:, None]
+    score = MeanDifference().fit(X[:100], y[:100]).decision_function(X[100:])
+    assert metrics.balanced_accuracy(score, y[100:]) > 0.9
+    projection = X[100:] @ (X[:100][y[:100] == 1].mean(0) - X[:100][y[:100] == 0].mean(0))
+    assert metrics.balanced_accuracy(projection - 0.5, y[100:]) == 0.5
+
+
+@pytest.mark.trap(40)
+def test_the_earliest_layer_that_is_as_good_as_the_best_is_taken():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 120)
+    groups = [f"e{i}" for i in range(120)]
+    noise, signal = rng.normal(size=(4, 120)), 2.0 * (2 * y - 1)
+    layers = np.stack([noise[0], signal * 0.3 + noise[1], signal + noise[2], signal + 0.97 * noise[2], signal + 0.9 * noise[2]])
+    assert earliest(layers, y, groups) == 2  # a little below the best, far above those before it
+    assert earliest(layers[:2], y, groups) == 1 and earliest(layers[:1], y, groups) == 0
+    assert earliest(layers[::-1], y, groups) == 0

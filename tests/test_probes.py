@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 from sklearn.covariance import ledoit_wolf
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, Ridge
-from sklearn.model_selection import PredefinedSplit
+from sklearn.model_selection import PredefinedSplit, StratifiedGroupKFold
 from sklearn.neighbors import KNeighborsClassifier
 
 from dlk_utils.metrics import auroc
@@ -78,12 +78,13 @@ def test_logistic_equals_scikit_learn_on_scaled_states(C, d):
 def test_the_strength_is_chosen_by_the_log_loss_of_left_out_rows(states):
     X, y = states
     scaled = (X - X.mean(0)) / X.std(0)
+    groups = np.arange(len(y)) // 2
     fold = np.zeros(len(y), int)
-    for label in (0, 1):  # the folds that the probe makes, written out again
-        rows = np.flatnonzero(y == label)
-        fold[rows] = np.random.default_rng(0).permutation(len(rows)) % 5
+    for k, (_, rows) in enumerate(StratifiedGroupKFold(5, shuffle=True, random_state=0).split(y, y, groups)):
+        fold[rows] = k
+    assert all(len(set(fold[groups == g])) == 1 for g in set(groups))  # the rows of an example are never on two sides
     reference = LogisticRegressionCV(Cs=STRENGTHS, cv=PredefinedSplit(fold), scoring="neg_log_loss", max_iter=5000, tol=1e-8, use_legacy_attributes=False, l1_ratios=(0,)).fit(scaled, y)
-    assert float(Logistic("auto").fit(X, y).C_[0]) == pytest.approx(float(np.ravel(reference.C_)[0]))
+    assert float(Logistic("auto").fit(X, y, groups).C_[0]) == pytest.approx(float(np.ravel(reference.C_)[0]))
 
 
 @pytest.mark.parametrize("scale", ["none", "neuron"])

@@ -80,7 +80,7 @@ def test_there_are_the_notebooks_and_the_readme_names_them():
 
 
 def test_the_readme_names_each_parameter_of_each_notebook():
-    sentence = re.search(r"Notebooks 00 to 07 share the parameters .*?\n", README)[0]
+    sentence = re.search(r"Notebooks 00 to 10 share the parameters .*?\n", README)[0]
     said = set(re.findall(r"`(\w+)`", sentence))
     assert said == {p for path in NOTEBOOKS for p in parameters(path)}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dlk_utils.ablations import pair_table, restart_table, scale_table
+from dlk_utils.ablations import gain_table, pair_table, restart_table, scale_table
 from dlk_utils.classes import CLASSES, class_report, class_rows
 from dlk_utils.evaluate import make_task
 from dlk_utils.generalise import regrouped, style_table
@@ -151,3 +151,14 @@ def test_regrouping_draws_other_splits_of_the_same_sizes(rows):
     assert len(table) == 4 and table.estimate.nunique() > 1 and (table.n == 100).all() and table.estimate.between(0.5, 1).all()
     assert regrouped(rows[rows.y == 0], {("activation", "resid_post", 1): planted(rows, 1.0)}, repeats=4).empty
     assert auroc(np.array([0.0, 1.0]), np.array([0, 1])) == 1.0
+
+
+def test_what_a_feature_adds_is_paired_and_zero_for_the_state_itself(rows):
+    task = make_task(rows, "truth", LYING)
+    state, noise = planted(rows, 0.6), planted(rows, 0.0, 1)
+    features = {("activation", "resid_post", 2): state, ("gradient", "resid_post", 2): noise, ("both", "resid_post", 2): lambda t: np.concatenate([state(t), state(t)], 1), ("activation", "mlp_out", 2): noise}
+    table = gain_table(task, features).set_index(["site", "feature"])
+    assert table.gain["resid_post", "activation"] == table.gain_low["resid_post", "activation"] == 0
+    assert table.gain_high["resid_post", "gradient"] < 0 and abs(table.gain["resid_post", "both"]) < 0.02  # twice the same adds nothing
+    assert table.over_residual["mlp_out", "activation"] == pytest.approx(table.estimate["mlp_out", "activation"] - table.estimate["resid_post", "activation"])
+    assert (table.gain_low <= table.gain + 1e-9).all() and (table.gain <= table.gain_high + 1e-9).all()

@@ -14,7 +14,7 @@ def table() -> pd.DataFrame:
     """States hold the example (alike in both twins), the system prompt, and nothing of the truth; the model knows all and lies when it is told to."""
     rng = np.random.default_rng(0)
     examples = pd.DataFrame({"example_id": [f"e{i}" for i in range(240)], "y": rng.integers(0, 2, 240), "split": np.resize(["train", "train", "validation", "test"], 240)})
-    rows = pd.concat([examples.assign(role=r, row_id=examples.example_id + r, knows=True, lied=r == "lie") for r in ("truth", "lie")], ignore_index=True)
+    rows = pd.concat([examples.assign(role=r, row_id=examples.example_id + r, knows=True, lied=r == "lie", answer=examples.y if r == "truth" else 1 - examples.y) for r in ("truth", "lie")], ignore_index=True)
     own = {e: rng.normal(size=D) * 3 for e in examples.example_id}
     told = rng.normal(size=D) * 2
     layers = {k: {r.row_id: own[r.example_id] + (r.role == "lie") * told + rng.normal(size=D) for r in rows.itertuples()} for k in range(6)}

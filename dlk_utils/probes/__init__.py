@@ -24,7 +24,7 @@ from dlk_utils.probes.ttpd import TTPD
 
 STATE_PROBES = {"logistic": Logistic, "mean_difference": MeanDifference, "lda": partial(MeanDifference, covariance=True)}
 """On one state per row: `fit(X [n, d], y in {0, 1})`, then `decision_function(X)`, above 0 for class 1. Fitted on every feature."""
-MORE_STATE_PROBES = {"ttpd": TTPD, "principal": Principal, "nearest": nearest, "mlp": MLP, "dice": Dice}
+MORE_STATE_PROBES = {"logistic_tuned": partial(Logistic, C="auto"), "ttpd": TTPD, "principal": Principal, "nearest": nearest, "mlp": MLP, "dice": Dice}
 """The same, fitted on the states of one site only."""
 STACK_PROBES = {"all_layers": AllLayers, "convolution": DepthConvolution}
 """On the states of all layers [b, n, d] at once: one score a row."""

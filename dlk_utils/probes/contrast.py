@@ -60,7 +60,7 @@ class CCS(ContrastProbe):
         self.restarts, self.steps, self.rate = restarts, steps, rate
 
     def learn(self, X: Float[Tensor, "b n 2 d"], y: Float[Tensor, " n"]) -> None:
-        b, _, _, d = X.shape
+        (b, _, _, d), full, X = X.shape, X, X.float()
         generator = torch.Generator().manual_seed(0)
         w = torch.randn(self.restarts, d, generator=generator).to(X.dtype)
         w = (w / w.norm(dim=1, keepdim=True)).repeat(b, 1, 1)
@@ -71,8 +71,8 @@ class CCS(ContrastProbe):
             self.losses_ = each.detach()
             return each.sum(1)
 
-        w, _ = descend([w, torch.zeros(b, self.restarts, dtype=X.dtype)], loss, steps=self.steps, rate=self.rate)
-        self.all_ = torch.stack([self._oriented(w[:, r], X[:, :, 1] - X[:, :, 0], y) for r in range(self.restarts)], 1)
+        w, _ = descend([w, torch.zeros(b, self.restarts)], loss, steps=self.steps, rate=self.rate)
+        self.all_ = torch.stack([self._oriented(w[:, r].double(), full[:, :, 1] - full[:, :, 0], y) for r in range(self.restarts)], 1)
         self.coef_ = self.all_[torch.arange(b), self.losses_.argmin(1)]
 
     def each_start(self, X: Any) -> Float[np.ndarray, "b restarts n"]:

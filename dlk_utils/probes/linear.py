@@ -85,13 +85,12 @@ def reweighted(K: Float[Tensor, "b n n"], step: Step, penalty: Float[Tensor, " b
     best = cost(a, c)
     for _ in range(steps):
         _, weight, response = step(scores(a, c))
-        system = torch.zeros(b, n + 1, n + 1, dtype=K.dtype, device=K.device)
-        system[:, :n, :n] = weight[:, :, None] * K + torch.diag_embed(penalty[:, None].expand(b, n))
-        system[:, :n, n], system[:, n, :n] = weight if intercept else 0.0, 1.0 if intercept else 0.0
-        system[:, n, n] = 0.0 if intercept else 1.0
-        right = torch.cat([weight * response, torch.zeros(b, 1, dtype=K.dtype, device=K.device)], 1)
-        new = torch.linalg.solve(system, right)
-        step_a, step_c = new[:, :n] - a, new[:, n] - c
+        root = weight.sqrt()
+        system = root[:, :, None] * K * root[:, None] + torch.diag_embed(penalty[:, None].expand(b, n))  # symmetric, and its eigenvalues are at least the penalty
+        right = torch.stack([root * response, root], 2)
+        answer, ones = torch.cholesky_solve(right, torch.linalg.cholesky(system)).unbind(2)
+        new_c = (root * answer).sum(1) / (root * ones).sum(1).clamp(min=1e-30) if intercept else torch.zeros_like(c)
+        step_a, step_c = root * (answer - new_c[:, None] * ones) - a, new_c - c
         size = torch.ones(b, dtype=K.dtype, device=K.device)
         for _ in range(8):
             tried = cost(a + size[:, None] * step_a, c + size * step_c)

@@ -30,7 +30,7 @@ class MeanDifference(LinearProbe):
             shrink, mean = _ledoit_wolf(inner, n, d)
             # (s m I + (1 - s) Z'Z / n)^-1 v, by Woodbury's identity, for rows Z without their class mean
             ridge = (shrink * mean * n / (1 - shrink).clamp(min=1e-12))[:, None, None] * torch.eye(n, dtype=K.dtype, device=K.device)
-            a = (a - torch.linalg.solve(ridge + inner, (within @ K @ a[..., None])).squeeze(-1) @ within) / (shrink * mean)[:, None]
+            a = (a - torch.cholesky_solve(within @ K @ a[..., None], torch.linalg.cholesky(ridge + inner)).squeeze(-1) @ within) / (shrink * mean)[:, None]
         return a, -torch.einsum("bi,bij,j->b", a, K, (one + zero) / 2)
 
 

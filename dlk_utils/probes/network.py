@@ -21,7 +21,7 @@ from dlk_utils.probes.linear import LinearProbe
 class MLP(LinearProbe):
     """One network for each feature matrix and seed, all at once."""
 
-    def __init__(self, width: int = 16, penalty: float = 0.01, steps: int = 150, seeds: int = 3, scale: str = "neuron"):
+    def __init__(self, width: int = 16, penalty: float = 0.01, steps: int = 100, seeds: int = 3, scale: str = "neuron"):
         self.width, self.penalty, self.steps, self.seeds, self.scale = width, penalty, steps, seeds, scale
 
     def learn(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> None:
@@ -48,7 +48,7 @@ def _mlp(x, w, b, v, c):
 class DepthConvolution(LinearProbe):
     """`fit(X [b, n, d], y)` takes the matrices for neighbouring layers of the same rows, and gives one score a row."""
 
-    def __init__(self, channels: int = 8, penalty: float = 0.01, steps: int = 150, seeds: int = 3, scale: str = "neuron"):
+    def __init__(self, channels: int = 8, penalty: float = 0.01, steps: int = 100, seeds: int = 2, scale: str = "neuron"):
         self.channels, self.penalty, self.steps, self.seeds, self.scale = channels, penalty, steps, seeds, scale
 
     def learn(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> None:
