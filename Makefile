@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 NOTEBOOKS := 00_train_liar 01_make_dataset 02_check_lie_rate 03_extract 04_extract_grads 05_probe_ablations 06_detect 07_traps 08_carry_over 09_pairs_and_votes 10_headlines
 PARAMETERS ?=
+SMALL := -p n_examples 24
 PAPERMILL := $(BIN)/papermill --no-progress-bar
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
@@ -50,9 +51,9 @@ test: setup lint  ## everything that CI runs: lint, unit tests, the notebooks ru
 nbval: setup
 	@mkdir -p build/nbval
 	for n in $(NOTEBOOKS); do
-		case $$n in 02*) small="-p n_grid 6";; 03*) small="-p audit_rows 6";; *) small=;; esac
-		echo "papermill $$n -p n_examples 24 $$small"
-		TQDM_DISABLE=1 $(PAPERMILL) notebooks/$$n.ipynb build/nbval/$$n.ipynb -p n_examples 24 $$small > build/nbval/$$n.log 2>&1 || { tail -30 build/nbval/$$n.log; exit 1; }
+		case $$n in 00*) small="-p n_examples 8";; 02*) small="$(SMALL) -p n_grid 4";; 03*) small="$(SMALL) -p audit_rows 4";; 05*|06*|08*) small="$(SMALL) -p layer_stride 10";; 09*|10*) small="$(SMALL) -p layer_stride 10 -p n_draws 4";; *) small="$(SMALL)";; esac
+		echo "papermill $$n $$small"
+		TQDM_DISABLE=1 $(PAPERMILL) notebooks/$$n.ipynb build/nbval/$$n.ipynb $$small > build/nbval/$$n.log 2>&1 || { tail -30 build/nbval/$$n.log; exit 1; }
 	done
 	TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=600 -n 2 --dist loadfile build/nbval
 

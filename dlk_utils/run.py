@@ -111,9 +111,9 @@ class Run(Stages):
     def pair_kinds(self, *, p: float, p_last: float, n_draws: int, at: int, layers: Sequence[int]) -> dict[str, tuple[pd.DataFrame, Features]]:
         """Rows and features by kind of pair: draws of the whole prompt, of the last token, and the clean pass beside one that was moved at layer `at` (whose features are from there on)."""
         some, last = self.many_draws(layers=layers, p=p_last, n_draws=n_draws)
-        kinds = {"draws, sequence": ("two draws", [self.draws(p=p)]), "draws, last token": ("two draws", [last]), "counterfactual": ("counterfactual", [self.gradients(), self.counterfactual(at=at)])}
+        kinds = {"draws, sequence": ("two draws", [self.draws(p=p)]), "draws, by their move": ("two draws / move", [self.draws(p=p)]), "draws, last token": ("two draws", [last]), "counterfactual": ("counterfactual", [self.gradients(), self.counterfactual(at=at)])}
         scored = self.truth[self.truth.row_id.isin(some.row_id)]
-        return {name: (pair_rows(scored, folders, plain=kind == "counterfactual"), pair_features(kind, folders, [k for k in layers if kind == "two draws" or k >= at])) for name, (kind, folders) in kinds.items()}
+        return {name: (pair_rows(scored, folders, plain=kind == "counterfactual"), pair_features(kind, folders, [k for k in layers if kind != "counterfactual" or k >= at])) for name, (kind, folders) in kinds.items()}
 
     def pairs(self, *, least: Sequence[float] = (0.0, 0.01, 0.05, 0.1), **options) -> pd.DataFrame:
         """Which of two is the truer, by kind of pair (`options` are those of `pair_kinds`) and by the least move of the answer that counts."""

@@ -1,6 +1,7 @@
 """What is asked of the states: the rows and the classes of each target, and where its features are read."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +66,15 @@ def clean_states(clean: Path, layers: Sequence[int], site: str = "resid_post") -
 
 
 def pair_features(kind: str, folders: Sequence[Path] | Path, layers: Sequence[int]) -> Features:
-    """X [n, 2, d]: two draws or two choices of one folder, or the clean pass and the second pass of two folders."""
+    """X [n, 2, d]: two draws or two choices of one folder, or the clean pass and the second pass of two folders. "two draws / move": divided by how far the answer moved (|p1_draw1 - p1_draw0|, at least 0.01)."""
     first, last = (folders, folders) if isinstance(folders, Path) else (folders[0], folders[-1])
     stored = "said" if kind == "contrast" else "activation"
-    return {(kind, "resid_post", layer): lambda rows, layer=layer: np.stack([read_rows(folder, rows, f"{stored}.resid_post.{layer}.{k}") for k, folder in enumerate((first, last))], axis=1) for layer in layers}
+
+    def read(rows: pd.DataFrame, layer: int) -> np.ndarray:
+        X = np.stack([read_rows(folder, rows, f"{stored}.resid_post.{layer}.{k}") for k, folder in enumerate((first, last))], axis=1)
+        return X / np.maximum(np.abs(rows.p1_draw1 - rows.p1_draw0), 0.01).to_numpy()[:, None, None] if kind == "two draws / move" else X
+
+    return {(kind, "resid_post", layer): partial(read, layer=layer) for layer in layers}
 
 
 def target_features(target: str, clean: Path, draws: Path, layers: Sequence[int]) -> Features:
