@@ -57,7 +57,7 @@ def evaluate_all(targets: Mapping[str, pd.DataFrame], features: Callable[[str], 
     tables, skipped = [pd.DataFrame(columns=COLUMNS)], []
     for target, rows in targets.items():
         fits: dict = {}
-        only = {"lie": ["by example, lie rows"], "truth": list(REGIMES)}  # only rows told to lie can be lies
+        only = {"lie": ["by example, lie rows"], "truth": list(REGIMES), "pair": ["by example, truth rows", LYING]}  # only rows told to lie can be lies; of those only the test rows are drawn
         for regime in only.get(target, [r for r in REGIMES if r != KNOWN]):
             try:
                 tables.append(evaluate(make_task(rows, target, regime), features(target), seed=seed, fits=fits))

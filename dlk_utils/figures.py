@@ -5,6 +5,7 @@ import hashlib
 import json
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -32,6 +33,13 @@ def use_book_renderer() -> None:
     """Show figures as JupyterLab's own type, as HTML for the book and as PNG for everything else."""
     pio.renderers["book"] = BookRenderer()
     pio.renderers.default = "plotly_mimetype+book"
+
+
+def as_html(fig: go.Figure) -> Any:
+    """A figure as the book shows it, to be glued into another page (a figure displays itself, and leaves nothing to glue)."""
+    from IPython.display import HTML
+
+    return HTML(BookRenderer().to_mimebundle(fig.to_dict())["text/html"])
 
 
 def lie_rate_figure(rates: pd.DataFrame, title: str) -> go.Figure:

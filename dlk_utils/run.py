@@ -3,7 +3,6 @@
 import functools
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,7 +24,7 @@ class Run(Stages):
 
     def targets(self, *, p: float = 0.02) -> dict[str, pd.DataFrame]:
         """The rows and classes of each target."""
-        return make_targets(self.asked, self.draws(p=p))
+        return make_targets(self.asked, self.drawn, self.draws(p=p))
 
     def results(self, *, layers: Sequence[int], p: float = 0.02) -> tuple[pd.DataFrame, list[str]]:
         """Stage 05: the long table of every target, probe, feature and control, and a sentence for each task that has too few rows."""
@@ -103,17 +102,12 @@ class Run(Stages):
         features = {("weight gradient", "mlp_out", k): functools.partial(_read, folder, f"weight_gradient.mlp_out.{k}.0") for k in layers}
         return self.once("05-weights", self._if_rows(lambda task: evaluate.evaluate(task, features, seed=self.seed), evaluate.COLUMNS), layers=layers)
 
-    def many_draws(self, *, layers: Sequence[int], p: float, n_draws: int) -> tuple[pd.DataFrame, Path]:
-        """Draws of the last token, for the rows that are asked of them: those told the truth, and the test rows told to lie."""
-        rows = self.scored[(self.scored.role == "truth") | (self.scored.split == "test")].reset_index(drop=True)
-        return rows, self.draws(p=p, n_draws=n_draws, scope="last_token", layers=layers, rows=rows)
-
     def pair_kinds(self, *, p: float, p_last: float, n_draws: int, at: int, layers: Sequence[int]) -> dict[str, tuple[pd.DataFrame, Features]]:
         """Rows and features by kind of pair: draws of the whole prompt, of the last token, and the clean pass beside one that was moved at layer `at` (whose features are from there on)."""
-        some, last = self.many_draws(layers=layers, p=p_last, n_draws=n_draws)
+        last = self.draws(p=p_last, n_draws=n_draws, scope="last_token", layers=layers)
         kinds = {"draws, sequence": ("two draws", [self.draws(p=p)]), "draws, by their move": ("two draws / move", [self.draws(p=p)]), "draws, last token": ("two draws", [last]), "counterfactual": ("counterfactual", [self.gradients(), self.counterfactual(at=at)])}
-        scored = self.truth[self.truth.row_id.isin(some.row_id)]
-        return {name: (pair_rows(scored, folders, plain=kind == "counterfactual"), pair_features(kind, folders, [k for k in layers if kind != "counterfactual" or k >= at])) for name, (kind, folders) in kinds.items()}
+        rows = self.truth[self.truth.row_id.isin(self.drawn.row_id)]
+        return {name: (pair_rows(rows, folders, plain=kind == "counterfactual"), pair_features(kind, folders, [k for k in layers if kind != "counterfactual" or k >= at])) for name, (kind, folders) in kinds.items()}
 
     def pairs(self, *, least: Sequence[float] = (0.0, 0.01, 0.05, 0.1), **options) -> pd.DataFrame:
         """Which of two is the truer, by kind of pair (`options` are those of `pair_kinds`) and by the least move of the answer that counts."""
@@ -123,7 +117,7 @@ class Run(Stages):
         """Truth on rows told to lie by the votes of many draws of the last token."""
 
         def make(task: evaluate.Task) -> pd.DataFrame:
-            _, folder = self.many_draws(layers=layers, p=p, n_draws=n_draws)
+            folder = self.draws(p=p, n_draws=n_draws, scope="last_token", layers=layers)
             parts = {name: rows[rows.role != "known"].reset_index(drop=True) for name, rows in (("train", task.train), ("validation", task.validation), ("test", task.test))}
             X = {s: np.stack([np.stack([read_rows(folder, rows, f"activation.resid_post.{layer}.{k}") for k in range(n_draws)], 1) for layer in layers]) for s, rows in parts.items()}
             logp = {s: np.stack([read_rows(folder, rows, f"choice_logprobs.{k}").astype(float) for k in range(n_draws)], 1) for s, rows in parts.items()}

@@ -32,7 +32,7 @@ class Stages:
 
     model: str = "smollm2-liar"
     datasets: str = "rotten_tomatoes,cities,categories"
-    n_examples: int = 120
+    n_examples: int = 96
     """Per data set."""
     seed: int = 0
     runs_dir: str | None = None
@@ -125,6 +125,11 @@ class Stages:
         return table[table.role.isin(["truth", "lie"]) & table.dataset.isin(behaviour.usable(self.gate))].reset_index(drop=True)
 
     @functools.cached_property
+    def drawn(self) -> pd.DataFrame:
+        """The scored rows of which draws are taken: those told the truth, to fit and to test on, and the test rows told to lie."""
+        return self.scored[(self.scored.role == "truth") | (self.scored.split == "test")].reset_index(drop=True)
+
+    @functools.cached_property
     def asked(self) -> pd.DataFrame:
         """The scored rows, and with them the further honest ones (role known) of train and validation: a probe may be fitted on those, and is tested on none."""
         table = self.behaviour
@@ -158,10 +163,9 @@ class Stages:
         lines = [json.loads(p.read_text()) for p in sorted(self.folder.glob(f"{STAGES['line']}-*.json"))]
         return pd.DataFrame([x for x in lines if x["questions"] == questions]).drop(columns="questions").set_index("model")
 
-    def draws(self, *, p: float = 0.02, n_draws: int = 2, scope: str = "sequence", layers: extract.Layers = "all", rows: pd.DataFrame | None = None) -> Path:
-        """Stage 03: the store of the dropout draws of the scored rows (or of some of them), at `resid_post`."""
-        some = {} if rows is None else {"of": xxhash.xxh3_64_hexdigest("".join(sorted(rows.row_id)).encode())}
-        return self._extract(draws.extract_activations, "draws", plan=plan_batches, rows=rows, p=p, n_draws=n_draws, scope=scope, layers=layers, **some, options=dict(draws=n_draws, p=p, scope=scope, seed=self.seed, layers=layers))
+    def draws(self, *, p: float = 0.02, n_draws: int = 2, scope: str = "sequence", layers: extract.Layers = "all") -> Path:
+        """Stage 03: the store of the dropout draws of `drawn`, at `resid_post`."""
+        return self._extract(draws.extract_activations, "draws", plan=plan_batches, rows=self.drawn, p=p, n_draws=n_draws, scope=scope, layers=layers, options=dict(draws=n_draws, p=p, scope=scope, seed=self.seed, layers=layers))
 
     def gradients(self) -> Path:
         """Stage 04: the store of the clean states, the gradients of the margin (both at all sites) and the contrast pairs of `asked`."""
@@ -169,7 +173,7 @@ class Stages:
 
     def counterfactual(self, *, at: int, step: float = 0.1) -> Path:
         """Stage 04: the store of a second pass, moved at one layer towards the other answer."""
-        return self._extract(gradients.extract_counterfactual, "counterfactual", at=at, step=step, options=dict(at=at, step=step))
+        return self._extract(gradients.extract_counterfactual, "counterfactual", rows=self.drawn, at=at, step=step, options=dict(at=at, step=step))
 
     def weight_gradients(self, *, layers: extract.Layers = "all") -> Path:
         """Stage 04: the store of pooled weight gradients of `asked`. Full backprop: several times the cost of all else in this stage."""

@@ -45,17 +45,17 @@ def truth_rows(asked: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(y=rows.label, polarity=[-1 if c[1].lower() in DENYING else 1 for c in rows.choices])
 
 
-def make_targets(asked: pd.DataFrame, draws: Path) -> dict[str, pd.DataFrame]:
+def make_targets(asked: pd.DataFrame, drawn: pd.DataFrame, draws: Path) -> dict[str, pd.DataFrame]:
     """The rows of each target, with their class `y`; rows without a readable answer have none.
 
-    truth: y = label. lie: y = lied, among rows told to lie whose answer is known. pair: see `pair_rows`.
+    truth: y = label. lie: y = lied, among rows told to lie whose answer is known. pair: see `pair_rows`, of the rows `drawn`.
     """
     rows = truth_rows(asked)
     told = rows[(rows.role == "lie") & rows.knows]
     return {
         "truth": rows,
         "lie": told.assign(y=told.lied.astype(int)).reset_index(drop=True),
-        "pair": pair_rows(rows[rows.role != "known"], [draws]),
+        "pair": pair_rows(rows[rows.row_id.isin(drawn.row_id)], [draws]),
         POSITIVE_CONTROL: rows.assign(y=rows.answer),
     }
 
