@@ -223,5 +223,5 @@ def _error(x: pd.Series, low: pd.Series, high: pd.Series) -> dict:
 
 def _style(fig: go.Figure, title: str, x: str, y: str, height: int = 420) -> go.Figure:
     lines = textwrap.wrap(title, 90)
-    fig.update_layout(template="plotly_white", title={"text": "<br>".join(lines), "font": {"size": 15}}, height=height, margin={"l": 60, "r": 20, "t": 60, "b": 55})
+    fig.update_layout(template="plotly_white", title={"text": "<br>".join(lines), "font": {"size": 15}}, height=height, margin={"l": 60, "r": 20, "t": 42 + 20 * len(lines), "b": 55})
     return fig.update_xaxes(title_text=x).update_yaxes(title_text=y, automargin=True)
