@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from dlk_utils.evaluate import LYING
 from dlk_utils.targets import POSITIVE_CONTROL
 
 
@@ -19,6 +20,26 @@ REPORTED = (
     ("2023-09-15", "heads, state and gradient, dice loss", ".94 (n = 38)", "38 rows, the best of many"),
 )
 """The work that this grows from, by its own diary: date, what, reported, and what is known to be wrong with it."""
+
+
+def clean_numbers(results: pd.DataFrame, classes: pd.DataFrame, pairs: pd.DataFrame, across: pd.DataFrame) -> dict[str, str]:
+    """What a clean evaluation gives for the lines of `REPORTED`: trained on honest rows, read on rows told to lie, layer chosen on validation (of the classes, F1 on test; across data sets, the least and the most)."""
+    lying = results[(results.regime == LYING) & results.selected & (results.kind == "probe") & (results.target == "truth")]
+    pick = lambda probe, feature, site: in_brief(lying[(lying.probe == probe) & (lying.feature == feature) & (lying.site == site)])
+    ranked = pairs[(pairs.pairs == "draws, sequence") & (pairs.regime == LYING)]
+    pair = lambda probe, least: in_brief(ranked[(ranked.probe == probe) & (ranked.least_move == least)])
+    deception = classes[classes["class"] == "deception"].set_index("method").f1
+    own, apart = across[across.trained_on == across.tested_on], across[(across.trained_on != across.tested_on) & (across.trained_on != "all others")]
+    return {
+        "three classes, F1 of deception": f"F1 {deception['softmax regression']:.2f}; instruction alone {deception['instruction only']:.2f}" if len(deception) else "not scored",
+        "pairs of draws, linear": pair("pair_direction", 0.0),
+        "pairs of draws, ranking, big moves only": pair("pair_ranking", 0.1),
+        "convolution over depth": pick("convolution", "activation", "resid_post"),
+        "heads, state and gradient, linear": pick("logistic", "both", "head_out"),
+        "one data set": "; ".join(f"{r.tested_on} {r.estimate:.2f}" for r in own.itertuples()) or "not scored",
+        "from one data set to another": f"{apart.estimate.min():.2f} to {apart.estimate.max():.2f}" if len(apart) else "not scored",
+        "heads, state and gradient, dice loss": pick("dice", "activation", "resid_post") + " (residual stream)",
+    }
 
 
 def survivors(clean: Mapping[str, str], wrong: Mapping[str, str]) -> pd.DataFrame:

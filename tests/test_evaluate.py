@@ -7,7 +7,7 @@ from scipy.stats import binom
 from sklearn.metrics import roc_auc_score
 
 from dlk_utils.evaluate import COLUMNS, KNOWN, LYING, REGIMES, TooFewRows, evaluate, make_task
-from dlk_utils.findings import headline, in_words, summary, verdict
+from dlk_utils.findings import clean_numbers, headline, in_words, summary, survivors, verdict
 from dlk_utils.metrics import auroc
 from dlk_utils.probes import MORE_STATE_PROBES, PAIR_PROBES, STACK_PROBES, STATE_PROBES
 
@@ -310,3 +310,18 @@ def test_the_summary_has_two_lines_a_task_and_no_positive_control():
     assert list(found.target) == ["truth", "truth", "lie"] and list(found.how) == ["named", "searched", "searched"]
     assert list(found.tried) == [1, 2, 1]
     assert found.verdict.notna().all()
+
+
+def test_what_is_left_of_each_reported_number_is_shown_and_a_wrong_name_is_an_error():
+    rows = [result(regime=LYING, probe=p, feature=f, site=s) for p, f, s in (("convolution", "activation", "resid_post"), ("logistic", "both", "head_out"), ("dice", "activation", "resid_post"))]
+    pairs = pd.DataFrame([{"pairs": "draws, sequence", "regime": LYING, "probe": "pair_direction", "least_move": 0.0, "estimate": 0.5, "low": 0.4, "high": 0.6, "n": 9}])
+    across = pd.DataFrame([{"trained_on": a, "tested_on": b, "estimate": 0.9 if a == b else 0.4} for a in "xy" for b in "xy"])
+    classes = pd.DataFrame({"method": ["softmax regression", "instruction only"], "class": "deception", "f1": [0.7, 0.6]})
+    table = survivors(clean_numbers(pd.DataFrame(rows), classes, pairs, across), {"convolution over depth": "m 0.97"})
+    left = table["here, cleanly"].droplevel("date")
+    assert left["convolution over depth"] == "0.60 [0.55, 0.65], n = 0" and left["pairs of draws, linear"] == "0.50 [0.40, 0.60], n = 9"
+    assert left["pairs of draws, ranking, big moves only"] == "not scored" and left["weight gradients, linear"] == "not measured"
+    assert left["from one data set to another"] == "0.40 to 0.40" and left["one data set"] == "x 0.90; y 0.90"
+    assert (table["here, with the like mistake"] != "").sum() == 1
+    with pytest.raises(KeyError, match="expected names of REPORTED"):
+        survivors({"nothing of the kind": ""}, {})
