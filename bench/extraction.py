@@ -74,8 +74,9 @@ def states(model, rows: pd.DataFrame, rounds: int) -> pd.DataFrame:
         "ours, all four sites": lambda: ours(SITES),
         "ours, all four sites, shared prefixes": lambda: ours_shared(SITES),
         "one at a time, output_hidden_states": lambda: hidden([pad([p]) for p in order]),
-        "padded to 512, output_hidden_states": lambda: hidden(padded(512)),
     }
+    if max(map(len, order)) < 200:  # a look at what it costs, on short prompts alone: minutes
+        ways["padded to 512, output_hidden_states"] = lambda: hidden(padded(512))
     table, gave = timed(ways, rounds)
     reference = gave["one at a time, output_hidden_states"][:, :-1]  # the last has the final norm in it
     table["largest difference"] = [float((gave[w][:, :-1] - reference).abs().max()) if torch.is_tensor(gave[w]) else np.nan for w in ways]
@@ -130,7 +131,7 @@ def store(rounds: int, rows: int = 2048, d: int = 576, layers: int = 30) -> pd.D
     return table.assign(**{"MB": [size * layers / 1e6, size / 1e6], "MB/s": np.array([size * layers, size]) / 1e6 / table.seconds, "bytes on disk / bytes of values": on_disk / (size * layers)})
 
 
-def main(n_examples: int = 24, rounds: int = 3) -> None:
+def main(n_examples: int = 12, rounds: int = 3) -> None:
     model, tokenizer = load_model("smollm2", dtype="float32")
     forward(model, pad([[1, 2, 3]]))
     examples = load_examples("rotten_tomatoes", n_examples)

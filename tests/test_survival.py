@@ -12,7 +12,7 @@ from notebooks import NOTEBOOKS, papermill, run
 
 
 def test_a_kill_during_03_and_a_second_run_give_the_features_of_an_undisturbed_run(tmp_path):
-    options = {"datasets": "rotten_tomatoes", "n_examples": 30, "audit_rows": 4}
+    options = {"datasets": "cities", "n_examples": 64, "audit_rows": 2}  # two shards of draws
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(papermill("03_extract", tmp_path / "a.ipynb", runs_dir=killed, **options), cwd=NOTEBOOKS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(killed.glob("03-draws-*/shard-*.safetensors")):
