@@ -68,15 +68,13 @@ nbval: setup
 
 bench: setup  ## time one way of computing against another, side by side, and write the book's page on speed
 	$(BIN)/python bench/answers.py
-	$(BIN)/python bench/answers.py 12 2
 	$(BIN)/python bench/extraction.py
 	$(BIN)/python bench/probes.py
 	$(BIN)/python bench/page.py
 
 bench-peers: setup  ## the same states by other libraries, in an environment of their own (.venv-peers)
 	@[ -d .venv-peers ] || { $(PYTHON) -m venv .venv-peers; .venv-peers/bin/pip install --quiet -c constraints.txt -e . nnsight==0.8.1 transformer-lens==4.3.0 lmprobe==0.10.3; }
-	.venv-peers/bin/python bench/peers.py 24
-	.venv-peers/bin/python bench/peers.py 24 2
+	.venv-peers/bin/python bench/peers.py
 	$(BIN)/python bench/page.py
 
 organism: setup  ## train the liar again (an hour and a half on two cores) into runs/organisms/ and print its held-out figures

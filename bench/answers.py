@@ -3,24 +3,20 @@
 Prints tokens/s of each, in turns so that a noisy machine disturbs all alike, and the largest difference of their log-probabilities.
 """
 
-import sys
 import time
 
 import numpy as np
 import pandas as pd
-from results import save
+from results import prompt_rows, save
 
 from dlk_utils.choices import choice_logprobs
-from dlk_utils.examples import load_examples
 from dlk_utils.extract import last_logits, pad, plan_batches
 from dlk_utils.models import load_model
-from dlk_utils.prompts import make_prompts
 from dlk_utils.shared import plan_shared, shared_batch
 
 
-def main(n_examples: int = 24, n_shots: int = 0, rounds: int = 3, batch_tokens: int = 2048) -> None:
-    model, tokenizer = load_model("smollm2", dtype="float32")
-    rows = make_prompts(load_examples("rotten_tomatoes", n_examples), tokenizer, n_shots=n_shots).set_index("row_id", drop=False)
+def main(model, tokenizer, kind: str, n_examples: int, rounds: int = 3, batch_tokens: int = 2048) -> None:
+    rows, title = prompt_rows(tokenizer, kind, n_examples)
     alone = lambda ids: last_logits(model, pad(ids))
     ways = {
         "one at a time": ([[r] for r in rows.index], alone),
@@ -37,10 +33,11 @@ def main(n_examples: int = 24, n_shots: int = 0, rounds: int = 3, batch_tokens: 
             seconds[way].append(time.perf_counter() - start)
             logp[way] = np.stack([found[r] for r in rows.index])
     table = pd.DataFrame([{"way": w, "batches": len(ways[w][0]), "tokens/s (median)": tokens / np.median(s), "slowest": tokens / max(s), "fastest": tokens / min(s), "largest difference": np.abs(logp[w] - logp["one at a time"]).max()} for w, s in seconds.items()])
-    title = f"Answers: {len(rows)} prompts of {tokens / len(rows):.0f} tokens, {n_shots or 'no'} shots"
-    save("answers_shots" if n_shots else "answers", title, table.set_index("way"))
+    save(f"answers_{kind}", f"Answers: {title}", table.set_index("way"))
     assert (table["largest difference"] < 1e-4).all(), "expected equal log-probabilities"
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    loaded = load_model("smollm2", dtype="float32")
+    for kind, n_examples in (("plain", 24), ("mixed", 12), ("one", 24)):
+        main(*loaded, kind, n_examples)

@@ -15,23 +15,24 @@ This page is written by those commands; nothing on it is typed.
 :width: 100%
 ```"""
 NOTES = {
-    "peers": "Last-token states of all layers. *Bare forward* takes no states: it is the limit for whatever runs every token of every prompt.",
-    "peers_shots": "With two solved examples before each question. What the prompts of a batch begin with is run once, so that *shared prefixes* can pass the limit of those that run every token.",
-    "states": "Our ways, and the plain ones.",
-    "states_shots": "With two solved examples before each question.",
+    "peers_plain": "Last-token states of all layers. *Bare forward* takes no states: it is the limit for whatever runs every token of every prompt.",
+    "peers_one": "With two solved examples before each question. What the prompts of a batch begin with is run once, so that *shared prefixes* can pass the limit of those that run every token.",
+    "states_plain": "Our ways, and the plain ones.",
+    "states_one": "With two solved examples before each question.",
     "gradients": "Gradients of the margin with respect to the last token's activations, four sites, all layers. *Extra peak* is how much the process's peak memory rises over that of a short pass.",
     "draws": "Dropout draws, in passes: 1 is one plain pass over the same prompts.",
     "store": "What is stored is read back by memory map, one layer at a time.",
-    "probes": "The same logistic regressions by scikit-learn, one after another, and all layers of a site and fold in one batch.",
+    "probes": "The same logistic regressions by scikit-learn, one after another, and all layers of a site and fold in one batch; the differences are from scikit-learn run further, in double precision. A fit of a fixed strength costs scikit-learn little more than the products of rows that ours begins with; what is gained is gained where one set of products serves many fits.",
     "bootstrap": "Intervals by resampling whole examples.",
-    "answers": "Answering alone: log-probabilities of the choices, no states.",
-    "answers_shots": "Answering with two solved examples before each question.",
+    "answers_plain": "Answering alone: log-probabilities of the choices, no states.",
+    "answers_mixed": "Answering with two solved examples before each question, where templates and instructions vary from row to row: few rows of so small a set begin alike.",
+    "answers_one": "Answering with two solved examples before each question.",
 }
 
 
 def figure() -> None:
     """A bar for each way of taking states, one panel for prompts that share little and one for two-shot prompts."""
-    tables = {title: pd.read_csv(RESULTS / f"{name}.csv", index_col=0) for name, title in (("peers", "no shots"), ("peers_shots", "two shots")) if (RESULTS / f"{name}.csv").is_file()}
+    tables = {title: pd.read_csv(RESULTS / f"{name}.csv", index_col=0) for name, title in (("peers_plain", "no shots"), ("peers_one", "two shots")) if (RESULTS / f"{name}.csv").is_file()}
     fig, axes = plt.subplots(1, max(1, len(tables)), figsize=(9, 2.8), sharey=True, squeeze=False)
     for ax, (title, t) in zip(axes[0], tables.items(), strict=False):
         ax.barh(t.index[::-1], t["share of the limit"][::-1], color=["#4C72B0" if w.startswith("ours") else "#999999" for w in t.index[::-1]])

@@ -4,28 +4,25 @@ Each is used as its own documentation says is best for this: nnsight traces a ba
 backend tokenises the same prompts itself, and the last token is kept.
 """
 
-import sys
 from importlib.metadata import version
 
 import torch
 from extraction import timed
-from results import save
+from results import prompt_rows, save
 
-from dlk_utils.examples import load_examples
 from dlk_utils.extract import forward_states, last_logits, pad, plan_batches
 from dlk_utils.models import load_model, resolve
-from dlk_utils.prompts import make_prompts
 from dlk_utils.shared import plan_shared, shared_batch
 
 
-def main(n_examples: int = 12, n_shots: int = 0, rounds: int = 3) -> None:
+def main(kind: str, n_examples: int, rounds: int = 4) -> None:
     import nnsight
     from lmprobe.extraction import ActivationExtractor
     from transformer_lens.model_bridge import TransformerBridge
 
     model, tokenizer = load_model("smollm2", dtype="float32")
     folder = resolve("smollm2").source
-    rows = make_prompts(load_examples("rotten_tomatoes", n_examples), tokenizer, n_shots=n_shots).set_index("row_id", drop=False)
+    rows, title = prompt_rows(tokenizer, kind, n_examples)
     names = [batch for shard in plan_batches(rows, 2048) for batch in shard]
     plan = [pad(list(rows.input_ids[batch])) for batch in names]
     n_layers = model.config.num_hidden_layers
@@ -74,9 +71,9 @@ def main(n_examples: int = 12, n_shots: int = 0, rounds: int = 3) -> None:
         table.loc[way, "least cosine"] = float(torch.cosine_similarity(a, b, dim=-1).min())
     tokens = int(rows.input_ids.map(len).sum())
     table = table.assign(**{"tokens/s": tokens / table.seconds, "share of the limit": table.seconds.iloc[0] / table.seconds})
-    title = f"Beside other libraries: {len(rows)} prompts of {tokens / len(rows):.0f} tokens, {n_shots or 'no'} shots"
-    save("peers_shots" if n_shots else "peers", title, table, **{name: version(name) for name in ("nnsight", "transformer-lens", "lmprobe")})
+    save(f"peers_{kind}", f"Beside other libraries: {title}", table, **{name: version(name) for name in ("nnsight", "transformer-lens", "lmprobe")})
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    for kind, n_examples in (("plain", 12), ("one", 24)):
+        main(kind, n_examples)

@@ -1,4 +1,4 @@
-"""What a benchmark measured, kept beside the machine it was measured on, and the page of the book that shows it."""
+"""The prompts of the benchmarks; what one measured, kept beside the machine it was measured on; and the page of the book that shows it."""
 
 import json
 import platform
@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+
+from dlk_utils.examples import load_examples
+from dlk_utils.prompts import make_prompts
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "book" / "speed.md"
@@ -17,6 +20,17 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
     return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def prompt_rows(tokenizer, kind: str, n_examples: int) -> tuple[pd.DataFrame, str]:
+    """Prompts about short reviews and what they are, for a title: without shots, with two under the "mixed" library, or with two under one template and "one" pair of instructions."""
+    options, said = {
+        "plain": ({}, "no shots"),
+        "mixed": ({"n_shots": 2}, "two shots, all instructions and templates"),
+        "one": ({"n_shots": 2, "n_known": 0, "templates": ["review_sentiment"], "families": ["charity"]}, "two shots, one template and a pair of instructions"),
+    }[kind]
+    rows = make_prompts(load_examples("rotten_tomatoes", n_examples), tokenizer, **options).set_index("row_id", drop=False)
+    return rows, f"{len(rows)} prompts of {rows.input_ids.map(len).mean():.0f} tokens, {said}"
 
 
 def save(name: str, title: str, table: pd.DataFrame, **libraries: str) -> None:

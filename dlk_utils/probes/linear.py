@@ -75,31 +75,38 @@ def alike(scores: Tensor, X: Any, ndim: int) -> Float[np.ndarray, "..."]:
     return (scores if np.ndim(X) == ndim else scores[0]).cpu().numpy()
 
 
-def reweighted(K: Float[Tensor, "b n n"], step: Step, penalty: Float[Tensor, " b"] | float, *, intercept: bool = True, steps: int = 60, tol: float = 1e-8) -> tuple[Float[Tensor, "b n"], Float[Tensor, " b"]]:
-    """The minimum of sum(loss(f)) + penalty / 2 |w|^2 over f = Ka + c, for each of the batch: Newton's steps, each halved until it does not make things worse."""
+def reweighted(
+    K: Float[Tensor, "b n n"], step: Step, penalty: Float[Tensor, " b"] | float, *, intercept: bool = True, start: tuple[Tensor, Tensor] | None = None, steps: int = 60, tol: float = 1e-7
+) -> tuple[Float[Tensor, "b n"], Float[Tensor, " b"]]:
+    """The minimum of sum(loss(f)) + penalty / 2 |w|^2 over f = Ka + c, for each of the batch: Newton's steps, each halved until it does not make things worse.
+
+    It begins at `start` (a, c), such as the minimum under another penalty, and ends when no step gains more than `tol` of the cost: what is left is then about the square of that.
+    """
     b, n = K.shape[:2]
     penalty = torch.as_tensor(penalty, dtype=K.dtype, device=K.device).expand(b)
-    a, c = torch.zeros(b, n, dtype=K.dtype, device=K.device), torch.zeros(b, dtype=K.dtype, device=K.device)
-    scores = lambda a, c: torch.einsum("bij,bj->bi", K, a) + c[:, None]
-    cost = lambda a, c: step(scores(a, c))[0].sum(1) + penalty / 2 * torch.einsum("bi,bij,bj->b", a, K, a)
-    best = cost(a, c)
+    a, c = start or (torch.zeros(b, n, dtype=K.dtype, device=K.device), torch.zeros(b, dtype=K.dtype, device=K.device))
+    products = lambda a: torch.einsum("bij,bj->bi", K, a)
+    cost = lambda a, Ka, c: step(Ka + c[:, None])[0].sum(1) + penalty / 2 * (a * Ka).sum(1)
+    Ka = products(a)
+    best = cost(a, Ka, c)
     for _ in range(steps):
-        _, weight, response = step(scores(a, c))
+        _, weight, response = step(Ka + c[:, None])
         root = weight.sqrt()
-        system = root[:, :, None] * K * root[:, None] + torch.diag_embed(penalty[:, None].expand(b, n))  # symmetric, and its eigenvalues are at least the penalty
-        right = torch.stack([root * response, root], 2)
-        answer, ones = torch.cholesky_solve(right, torch.linalg.cholesky(system)).unbind(2)
+        system = K * root[:, :, None] * root[:, None]
+        system.diagonal(dim1=1, dim2=2).add_(penalty[:, None])  # symmetric, and its eigenvalues are at least the penalty
+        answer, ones = torch.cholesky_solve(torch.stack([root * response, root], 2), torch.linalg.cholesky(system)).unbind(2)
         new_c = (root * answer).sum(1) / (root * ones).sum(1).clamp(min=1e-30) if intercept else torch.zeros_like(c)
-        step_a, step_c = root * (answer - new_c[:, None] * ones) - a, new_c - c
-        size = torch.ones(b, dtype=K.dtype, device=K.device)
+        move, move_c = root * (answer - new_c[:, None] * ones) - a, new_c - c
+        Kmove = products(move)
+        size = torch.ones_like(c)
         for _ in range(8):
-            tried = cost(a + size[:, None] * step_a, c + size * step_c)
-            worse = tried > best + 1e-12 * best.abs()
+            tried = cost(a + size[:, None] * move, Ka + size[:, None] * Kmove, c + size * move_c)
+            worse = tried > best + 100 * torch.finfo(K.dtype).eps * best.abs()
             if not worse.any():
                 break
             size = torch.where(worse, size / 2, size)
         size = torch.where(worse, torch.zeros_like(size), size)
-        a, c, gained = a + size[:, None] * step_a, c + size * step_c, best - tried
+        a, Ka, c, gained = a + size[:, None] * move, Ka + size[:, None] * Kmove, c + size * move_c, best - tried
         best = torch.where(worse, best, tried)
         if (gained <= tol * best.abs().clamp(min=1e-12)).all():
             break

@@ -41,12 +41,14 @@ class Logistic(LinearProbe):
         return reweighted(K, logistic_loss(y), 1 / self.C_)
 
     def _chosen(self, K: Float[Tensor, "b n n"], y: Float[Tensor, " n"]) -> Float[Tensor, " b"]:
-        left_out = torch.zeros(len(STRENGTHS), len(K), dtype=K.dtype, device=K.device)
+        K, y = K.float(), y.float()  # a choice among tens does not need doubles
+        left_out = torch.zeros(len(STRENGTHS), len(K), device=K.device)
         labels = y.cpu().numpy()
         for parts in StratifiedGroupKFold(self.folds, shuffle=True, random_state=0).split(labels, labels, self.groups_):
             train, test = (torch.as_tensor(part, device=K.device) for part in parts)
+            inner, across, found = K[:, train[:, None], train], K[:, test[:, None], train], None
             for i, C in enumerate(STRENGTHS):
-                a, c = reweighted(K[:, train[:, None], train], logistic_loss(y[train]), 1 / C)
-                f = torch.einsum("bij,bj->bi", K[:, test[:, None], train], a) + c[:, None]
+                found = reweighted(inner, logistic_loss(y[train]), 1 / C, start=found, tol=1e-4)
+                f = torch.einsum("bij,bj->bi", across, found[0]) + found[1][:, None]
                 left_out[i] += logistic_loss(y[test])(f)[0].sum(1)
-        return torch.tensor(STRENGTHS, dtype=K.dtype, device=K.device)[left_out.argmin(0)]
+        return torch.tensor(STRENGTHS, dtype=torch.float64, device=K.device)[left_out.argmin(0)]
