@@ -9,7 +9,18 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 NOTEBOOKS := 00_train_liar 01_make_dataset 02_check_lie_rate 03_extract 04_extract_grads 05_probe_ablations 06_detect 07_traps 08_carry_over 09_pairs_and_votes 10_headlines
 PARAMETERS ?=
+ORDER := run-09_pairs_and_votes $(NOTEBOOKS:%=run-%)
+TO := book/notebooks
+# The small size that the check runs, and what a notebook takes besides.
 SMALL := -p n_examples 24
+SMALL_00_train_liar := -p n_examples 8
+SMALL_02_check_lie_rate := -p n_grid 4
+SMALL_03_extract := -p audit_rows 4
+SMALL_05_probe_ablations := -p layer_stride 10
+SMALL_06_detect := -p layer_stride 10
+SMALL_08_carry_over := -p layer_stride 10
+SMALL_09_pairs_and_votes := -p layer_stride 10 -p n_draws 4
+SMALL_10_headlines := -p layer_stride 10 -p n_draws 4
 PAPERMILL := $(BIN)/papermill --no-progress-bar
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
@@ -35,23 +46,24 @@ $(VENV)/made: pyproject.toml constraints.txt
 book: setup  ## run the notebooks and build the HTML book: _build/html/index.html
 	@mkdir -p book/notebooks book/_assets build
 	cp $$($(BIN)/python -c "import importlib.util as u; print(u.find_spec('plotly').submodule_search_locations[0])")/package_data/plotly.min.js book/_assets/
-	$(MAKE) --no-print-directory -j 2 $(NOTEBOOKS:%=run-%)
+	$(MAKE) --no-print-directory -j 2 $(ORDER)
 	rm -rf _build  # a page that once failed to build is not looked at again by an incremental build
 	$(BIN)/jupyter-book build book -W --keep-going > build/book.log 2>&1 || { tail -40 build/book.log; exit 1; }
 	echo "open _build/html/index.html"
 
-# Two at a time, where one does not need the other's files; each may use all cores, but waits without holding one (two that spin share them badly).
+# Two at a time, where one does not need the other's files, 09 as early as can be, for it is long; each may use all cores, but waits without holding one (two that spin share them badly).
+run-%: parameters = $(strip $(PARAMETERS) $(if $(CHECK),$(SMALL) $(SMALL_$*)))
 run-%:
-	@echo "$* $(PARAMETERS)"
-	(cd notebooks && OMP_WAIT_POLICY=PASSIVE $(PAPERMILL) $*.ipynb ../build/$*.ipynb $(PARAMETERS)) > build/$*.log 2>&1 || { tail -30 build/$*.log; exit 1; }
-	mv build/$*.ipynb book/notebooks/$*.ipynb
+	@echo "$* $(parameters)"
+	(cd notebooks && OMP_WAIT_POLICY=PASSIVE $(PAPERMILL) $*.ipynb ../build/$*.ipynb $(parameters)) > build/$*.log 2>&1 || { tail -30 build/$*.log; exit 1; }
+	mv build/$*.ipynb $(TO)/$*.ipynb
 
 run-02_check_lie_rate: run-01_make_dataset
 run-03_extract run-04_extract_grads: run-02_check_lie_rate
-run-05_probe_ablations: run-03_extract run-04_extract_grads
+run-05_probe_ablations run-09_pairs_and_votes: run-03_extract run-04_extract_grads
 run-06_detect run-08_carry_over: run-04_extract_grads
-run-07_traps run-09_pairs_and_votes: run-05_probe_ablations
-run-10_headlines: run-08_carry_over run-09_pairs_and_votes
+run-07_traps: run-05_probe_ablations
+run-10_headlines: run-05_probe_ablations run-08_carry_over run-09_pairs_and_votes
 
 test: setup lint  ## everything that CI runs: lint, unit tests, the notebooks run twice and compared
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 12
@@ -59,11 +71,7 @@ test: setup lint  ## everything that CI runs: lint, unit tests, the notebooks ru
 
 nbval: setup
 	@mkdir -p build/nbval
-	for n in $(NOTEBOOKS); do
-		case $$n in 00*) small="-p n_examples 8";; 02*) small="$(SMALL) -p n_grid 4";; 03*) small="$(SMALL) -p audit_rows 4";; 05*|06*|08*) small="$(SMALL) -p layer_stride 10";; 09*|10*) small="$(SMALL) -p layer_stride 10 -p n_draws 4";; *) small="$(SMALL)";; esac
-		echo "papermill $$n $$small"
-		TQDM_DISABLE=1 $(PAPERMILL) notebooks/$$n.ipynb build/nbval/$$n.ipynb $$small > build/nbval/$$n.log 2>&1 || { tail -30 build/nbval/$$n.log; exit 1; }
-	done
+	TQDM_DISABLE=1 $(MAKE) --no-print-directory -j 2 CHECK=1 TO=build/nbval $(ORDER)
 	TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=600 -n 2 --dist loadfile build/nbval
 
 bench: setup  ## time one way of computing against another, side by side, and write the book's page on speed

@@ -42,6 +42,12 @@ def save(name: str, title: str, table: pd.DataFrame, **libraries: str) -> None:
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
+def markdown(table: pd.DataFrame) -> str:
+    """With three digits, and nothing where there is no value."""
+    digits = lambda x: ("" if pd.isna(x) else f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}") if isinstance(x, float) else x
+    return table.map(digits).rename_axis(table.index.name or " ").to_markdown(disable_numparse=True, colalign=["left", *["right"] * table.shape[1]])
+
+
 def page(intro: str, notes: dict[str, str]) -> None:
     """Write `book/speed.md` from all that is kept; `notes` has what there is to say of each table, in the order of the page."""
     parts = [intro]
@@ -50,5 +56,5 @@ def page(intro: str, notes: dict[str, str]) -> None:
             record = json.loads((RESULTS / f"{name}.json").read_text())
             table = pd.read_csv(RESULTS / f"{name}.csv", index_col=0)
             versions = ", ".join(f"{k} {v}" for k, v in record.items() if k not in ("title", "machine"))
-            parts.append(f"## {record['title']}\n\n{note}\n\n{table.to_markdown(floatfmt='.3g')}\n\n*{record['machine']}, {versions}.*")
+            parts.append(f"## {record['title']}\n\n{note}\n\n{markdown(table)}\n\n*{record['machine']}, {versions}.*")
     PAGE.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
