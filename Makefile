@@ -46,7 +46,7 @@ $(VENV)/made: pyproject.toml constraints.txt
 book: setup  ## run the notebooks and build the HTML book: _build/html/index.html
 	@mkdir -p book/notebooks book/_assets build
 	cp $$($(BIN)/python -c "import importlib.util as u; print(u.find_spec('plotly').submodule_search_locations[0])")/package_data/plotly.min.js book/_assets/
-	$(MAKE) --no-print-directory -j 2 $(ORDER)
+	$(MAKE) -s -j 2 $(ORDER)
 	rm -rf _build  # a page that once failed to build is not looked at again by an incremental build
 	$(BIN)/jupyter-book build book -W --keep-going > build/book.log 2>&1 || { tail -40 build/book.log; exit 1; }
 	echo "open _build/html/index.html"
@@ -71,7 +71,7 @@ test: setup lint  ## everything that CI runs: lint, unit tests, the notebooks ru
 
 nbval: setup
 	@mkdir -p build/nbval
-	TQDM_DISABLE=1 $(MAKE) --no-print-directory -j 2 CHECK=1 TO=build/nbval $(ORDER)
+	TQDM_DISABLE=1 $(MAKE) -s -j 2 CHECK=1 TO=build/nbval $(ORDER)
 	TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=600 -n 2 --dist loadfile build/nbval
 
 bench: setup  ## time one way of computing against another, side by side, and write the book's page on speed
