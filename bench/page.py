@@ -29,7 +29,7 @@ NOTES = {
     "draws": "Dropout draws, in passes: 1 is one plain pass over the same prompts.",
     "store": "What is stored is read back by memory map, one layer at a time.",
     "probes": "The same logistic regressions by scikit-learn, one after another, and all layers of a site and fold in one batch; the differences are from scikit-learn run further, in double precision. What is gained is gained where one set of products of rows serves many fits.",
-    "probes_profile": "By torch's profiler, of one fold. Products of rows are what a fixed strength begins with, before any fit; scikit-learn has done a whole fit of these few rows in about that time.",
+    "probes_profile": "By torch's profiler, of one fold: Newton's steps (a Cholesky decomposition of each probe's system), and the products of rows that they begin from.",
     "bootstrap": "Intervals by resampling whole examples.",
     "answers_plain": "Answering alone: log-probabilities of the choices, no states.",
     "answers_mixed": "Answering with two solved examples before each question, where templates and instructions vary from row to row: few rows of so small a set begin alike.",
