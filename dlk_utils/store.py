@@ -91,7 +91,8 @@ def read(folder: Path, name: str) -> Tensor:
             if end - begin != n * one[:1].nbytes:
                 raise StoreError(f"{folder.name}, shard {i}, {name}: expected {n * one[:1].nbytes} bytes, got {end - begin}")
             f.seek(8 + len(header) + begin)
-            f.readinto(raw[start : start + end - begin])
+            if f.readinto(raw[start : start + end - begin]) != end - begin:
+                raise StoreError(f"{folder.name}, shard {i}, {name}: the file ends early; run the extraction again")
             start += end - begin
     return found
 

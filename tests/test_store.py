@@ -179,3 +179,11 @@ def test_a_fingerprint_changes_with_any_part_and_with_the_format(monkeypatch):
     assert before == fingerprint(dict(reversed(parts.items())))
     monkeypatch.setattr(store, "FORMAT", store.FORMAT + 1)
     assert fingerprint(parts) != before
+
+
+def test_a_shard_that_ends_early_is_not_read_as_if_it_were_whole(tmp_path):
+    fill(tmp_path, {}, [[["a"]], [["b"]]], lambda ids: {"x": torch.ones(1, 8)})
+    shard = tmp_path / "shard-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-4])
+    with pytest.raises(StoreError, match="shard 1, x: the file ends early"):
+        read(tmp_path, "x")
