@@ -85,10 +85,11 @@ bench-peers: setup  ## the same states by other libraries, in an environment of 
 	.venv-peers/bin/python bench/peers.py
 	$(BIN)/python bench/page.py
 
+ORGANISM := smollm2-liar
 organism: setup  ## train the liar again (an hour and a half on two cores) into runs/organisms/ and print its held-out figures
 	@mkdir -p build
-	(cd notebooks && $(BIN)/papermill --log-output 00_train_liar.ipynb ../build/organism.ipynb -p train True $(PARAMETERS))
-	$(BIN)/python -m dlk_utils.organism runs/organisms/smollm2-liar
+	(cd notebooks && $(BIN)/papermill --log-output 00_train_liar.ipynb ../build/organism.ipynb -p train True -p model $(ORGANISM) $(PARAMETERS))
+	$(BIN)/python -m dlk_utils.organism runs/organisms/$(ORGANISM)
 
 lab: setup  ## open the notebooks in JupyterLab
 	cd notebooks && $(BIN)/jupyter lab

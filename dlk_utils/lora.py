@@ -13,13 +13,13 @@ from dlk_utils.extract import pad
 
 
 def train_adapter(
-    model: nn.Module, batches: Sequence[pd.DataFrame], out: Path, *, rank: int = 8, first_layer: int = 6, learning_rate: float = 2e-4, decay: bool = True, dropout: float = 0.0, checkpoints: Sequence[int] = (), resume: Path | None = None, seed: int = 0
+    model: nn.Module, batches: Sequence[pd.DataFrame], out: Path, *, rank: int = 8, first_layer: int = 6, learning_rate: float = 2e-4, decay: bool = True, dropout: float = 0.0, resume: Path | None = None, seed: int = 0
 ) -> pd.DataFrame:
     """Train a LoRA adapter of a model in fp32 (16 bits would swallow small steps) on the linear layers from block `first_layer` on to say `target` after each prompt, write it to `out`, and return the log.
 
     Cross-entropy over the whole vocabulary, so the choice mass is trained too. AdamW; the rate rises over 20 steps and, with `decay`, falls to zero over the last third.
     The log has step, loss, seconds, and for each data set and what was asked for the share of rows that lean to it.
-    `resume` is the folder of an adapter to go on from. `checkpoints` are steps after which the adapter is also written, to `out` with `-<step>` appended.
+    `resume` is the folder of an adapter to go on from.
     """
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file
@@ -51,7 +51,5 @@ def train_adapter(
         obeyed = (logits.gather(1, target[:, None]) > logits.gather(1, other[:, None])).squeeze(1).cpu().numpy()
         log.append({"step": step, "loss": float(loss.detach()), "seconds": time.monotonic() - start} | pd.Series(obeyed).groupby((rows.asks + " " + rows.dataset).to_numpy()).mean().to_dict())
         bar.set_postfix(pd.DataFrame(log[-20:]).drop(columns=["step", "seconds"]).mean().round(2).to_dict(), refresh=False)
-        if step in checkpoints:
-            tuned.save_pretrained(out.with_name(f"{out.name}-{step}"))
     tuned.save_pretrained(out)
     return pd.DataFrame(log)

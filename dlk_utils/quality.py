@@ -7,20 +7,29 @@ from scipy.stats import entropy
 from scipy.stats.contingency import association
 from torch import nn
 
+from dlk_utils.behaviour import FORM, MIN_MASS
 from dlk_utils.extract import pad
 
 
 def kept_and_dropped(examples: pd.DataFrame, behaviour: pd.DataFrame, dropped: dict) -> pd.DataFrame:
-    """Per data set, how many examples (and, from *low mass* on, scored rows) each rule leaves out. `dropped` is `Run.dropped`."""
+    """Per data set, how many examples (and, from *low mass* on, scored rows) each rule leaves out, one rule after the other. `dropped` is `Run.dropped`."""
     rows = []
     for dataset, t in examples[examples.split != "shot"].groupby("dataset", sort=False):
         scored = behaviour[(behaviour.dataset == dataset) & behaviour.role.isin(["truth", "lie"])]
+        read = scored[scored.readable]
         rows.append({
             "dataset": dataset, "duplicates in the source": dropped["duplicates"].get(dataset, 0), "examples taken": len(t),
             "too long": sum(i in set(dropped["too_long"]) for i in t.example_id), "control tokens": sum(i in set(dropped["control_tokens"]) for i in t.example_id),
-            "scored rows": len(scored), "low mass": int((~scored.readable).sum()), "unknown": int((scored.readable & ~scored.knows).sum()), "kept as known": int((scored.readable & scored.knows).sum()),
+            "scored rows": len(scored), "low mass": int((scored["mass"] < MIN_MASS).sum()), "form of low mass": int((~scored.readable & (scored["mass"] >= MIN_MASS)).sum()),
+            **{f"unknown: {rule}": int((read.unknown_by == rule).sum()) for rule in ("data set refused", "wrong elsewhere", "margin")}, "kept as known": int(read.knows.sum()),
         })  # fmt: skip
     return pd.DataFrame(rows).set_index("dataset")
+
+
+def forms(answers: pd.DataFrame) -> pd.DataFrame:
+    """Choice mass by form of question (data set, template, instruction), the lowest first, and whether it passes the floor."""
+    table = answers.groupby(list(FORM)).agg(rows=("mass", "size"), mass=("mass", "mean"), lowest=("mass", "min")).sort_values("mass")
+    return table.assign(passes=table["mass"] >= MIN_MASS)
 
 
 def variety(prompts: pd.DataFrame) -> pd.DataFrame:

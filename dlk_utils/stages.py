@@ -20,10 +20,13 @@ from dlk_utils.styles import restyled
 
 TOP = Path(__file__).resolve().parent.parent
 STAGES = {
-    "prompts": "01-prompts", "answers": "02-answers", "grid": "02-grid", "asked again": "02-asked-again", "said": "02-said", "line": "02-line", "draws": "03-draws", "gradients": "04-gradients",
+    "prompts": "01-prompts", "answers": "02-answers", "grid": "02-grid", "asked again": "02-asked-again", "said": "02-said", "line": "02-line", "others": "02-others", "variety": "01-variety", "balance": "01-balance", "kept": "02-kept", "forms": "02-forms", "first words": "02-first-words", "draws": "03-draws", "gradients": "04-gradients",
     "counterfactual": "04-counterfactual", "weight gradients": "04-weight-gradients", "styled": "04-styled", "detector": "06-detector",
 }  # fmt: skip
 """What the files are called; a table of results is called by its own name."""
+TABLES = ("prompts", "said", "variety", "balance", "kept", "forms", "first words")
+BEFORE_SCORED = (*TABLES, "answers", "grid", "others", "line")
+"""Stages that do not go by which rows are scored."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,7 @@ class Stages:
         """Stage 01: prompt rows, stored as a parquet file."""
         path = self.path("prompts")
         if not path.is_file():
-            table = make_prompts(self.examples, self.tokenizer, n_shots=self.n_shots, context=self.context, seed=self.seed)
-            organism.refuse_trained_rows(table, self.spec.adapter)
+            table = self._unseen(make_prompts(self.examples, self.tokenizer, n_shots=self.n_shots, context=self.context, seed=self.seed))
             dropped = {"duplicates": self.examples.attrs["dropped_duplicates"], "too_long": table.attrs["dropped_too_long"], "control_tokens": table.attrs["dropped_control_tokens"]}
             path.parent.mkdir(parents=True, exist_ok=True)
             store.write_bytes(path.with_suffix(".json"), json.dumps(self._record | {"dropped": dropped}, indent=1).encode())
@@ -100,6 +102,10 @@ class Stages:
     def answers(self) -> pd.DataFrame:
         """Stage 02: each prompt with the model's answer."""
         return self._answered(self.prompts, "answers")
+
+    def _unseen(self, prompts: pd.DataFrame) -> pd.DataFrame:
+        organism.refuse_trained_rows(prompts, self.spec.adapter)
+        return prompts
 
     def _answered(self, prompts: pd.DataFrame, stage: str, **options) -> pd.DataFrame:
         out = self.path(stage, **options)
@@ -138,7 +144,11 @@ class Stages:
     def grid(self, n_examples: int = 24) -> pd.DataFrame:
         """Stage 02: answers under every combination of instruction and shots, for some examples of each data set; empty if there are too few shots."""
         rows = elicit.shots_grid(self.examples, self.tokenizer, n_examples=n_examples, context=self.context, seed=self.seed)
-        return self._answered(rows, "grid", n_examples=n_examples) if len(rows) else rows
+        return self._answered(self._unseen(rows), "grid", n_examples=n_examples) if len(rows) else rows
+
+    def others(self, n_examples: int = 10) -> pd.DataFrame:
+        """Stage 02: answers to prompts that ask neither for truth nor for a lie, and to riddles whose role only the shots reveal."""
+        return self._answered(self._unseen(elicit.other_prompts(self.examples, self.tokenizer, n_examples=n_examples, context=self.context, seed=self.seed)), "others", n_examples=n_examples)
 
     @functools.cached_property
     def asked_again(self) -> pd.DataFrame:
@@ -147,18 +157,27 @@ class Stages:
 
     @functools.cached_property
     def said(self) -> pd.DataFrame:
-        """Stage 02: twelve prompts with the model's free continuation of 20 tokens (`said`)."""
+        """Stage 02: six prompts told to lie (lies first) and six told the truth, with the model's free continuation of 20 tokens (`said`)."""
 
         def make() -> pd.DataFrame:
-            rows = self.behaviour[self.behaviour.role != "known"].sample(12, random_state=self.seed)
+            drawn = self.behaviour.sample(frac=1, random_state=self.seed).sort_values("lied", ascending=False, kind="stable")
+            rows = drawn[drawn.role != "known"].groupby("role").head(6)
             return rows.assign(said=quality.continuations(self.loaded, self.tokenizer, rows))
 
         return self.once("said", make)
 
+    def quality(self, table: str) -> pd.DataFrame:
+        """Stages 01 and 02: a table of the quality report, kept with the run: "variety", "balance", "kept", "forms" or "first words"."""
+        make = {
+            "variety": lambda: quality.variety(self.prompts).reset_index(), "balance": lambda: quality.balance(self.prompts), "kept": lambda: quality.kept_and_dropped(self.examples, self.behaviour, self.dropped).reset_index(),
+            "forms": lambda: quality.forms(self.answers).reset_index(), "first words": lambda: quality.first_words(self.answers).reset_index(),
+        }  # fmt: skip
+        return self.once(table, make[table])
+
     def models_table(self) -> pd.DataFrame:
         """Stage 02: a line for this model, and for each other model that was run on the same questions into the same folder."""
         questions = store.fingerprint({k: v for k, v in self._record.items() if k != "model"})
-        line = {"questions": questions, "model": self.spec.name} | behaviour.lie_strength(self.behaviour)
+        line = {"questions": questions, "model": self.spec.name, "quantization": self.spec.quantization or "none", "revision": self.spec.revision[-6:]} | behaviour.lie_strength(self.behaviour)
         store.write_bytes(self.path("line"), json.dumps(line).encode())
         lines = [json.loads(p.read_text()) for p in sorted(self.folder.glob(f"{STAGES['line']}-*.json"))]
         return pd.DataFrame([x for x in lines if x["questions"] == questions]).drop(columns="questions").set_index("model")
@@ -182,7 +201,7 @@ class Stages:
     def styled(self, style: str, *, layers: extract.Layers = "all") -> tuple[pd.DataFrame, Path]:
         """Stage 04: the test examples in another style, told to lie, with template and instruction as in the clean rows: rows with `margin`, and the store of their states at `resid_post`."""
         test = self.examples[self.examples.split.isin(["test", "shot"]) & self.examples.dataset.isin(self.scored.dataset.unique())]
-        rows = make_prompts(restyled(test, style), self.tokenizer, n_shots=self.n_shots, n_known=0, context=self.context, seed=self.seed)
+        rows = self._unseen(make_prompts(restyled(test, style), self.tokenizer, n_shots=self.n_shots, n_known=0, context=self.context, seed=self.seed))
         rows = rows[(rows.role == "lie") & rows.example_id.isin(self.scored.example_id)].reset_index(drop=True)
         out = self._extract(gradients.extract_gradients, "styled", rows=rows, style=style, layers=layers, options=dict(sites=("resid_post",), layers=layers))
         logp = extract.read_rows(out, rows, "choice_logprobs").astype(float)
@@ -209,9 +228,9 @@ class Stages:
     def path(self, stage: str, **options) -> Path:
         """The file or folder of a stage, named by the fingerprint of everything that decides its content: its `STAGES`, its options, the rows."""
         record = self._record | {"options": {k: list(v) if isinstance(v, Sequence) and not isinstance(v, str) else v for k, v in options.items()}}  # apart: they may have the names of the run's own
-        if stage not in ("prompts", "answers", "grid", "said", "line"):
+        if stage not in BEFORE_SCORED:
             record["scored"] = xxhash.xxh3_64_hexdigest("".join(sorted(self.scored.row_id)).encode())
-        kind = {"prompts": ".parquet", "said": ".parquet", "line": ".json"}.get(stage, "" if stage in STAGES else ".parquet")
+        kind = ".json" if stage == "line" else "" if stage in STAGES and stage not in TABLES else ".parquet"
         return self.folder / f"{STAGES.get(stage, stage)}-{store.fingerprint(record)}{kind}"
 
     @property

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dlk_utils.behaviour import bootstrap_mean, knowledge_gate, label_behaviour, lie_rates, read_answers, usable, wilson
+from dlk_utils.behaviour import MIN_MASS, bootstrap_mean, knowledge_gate, label_behaviour, lie_rates, read_answers, usable, wilson
 
 PASSED = pd.DataFrame({"dataset": ["sums"], "passes": [True]})
 FAILED = pd.DataFrame({"dataset": ["sums"], "passes": [False]})
@@ -57,6 +57,13 @@ def test_a_tiny_mass_keeps_its_margin_but_is_not_read():
     assert not t.readable[0]
 
 
+@pytest.mark.trap(14)
+def test_a_form_of_question_that_is_hardly_ever_answered_is_not_read_at_all():
+    prompts = pd.DataFrame(dict(label=1, dataset="d", template=["a"] * 3 + ["b"], instruction="i"))
+    t = read_answers(prompts, np.log(np.array([[0.001, 0.002], [0.001, 0.002], [0.03, 0.03], [0.3, 0.6]])), np.zeros(4, int), str)
+    assert list(t.readable) == [False, False, False, True] and t["mass"][2] > MIN_MASS  # .06 in a form whose mean is .022
+
+
 @pytest.mark.trap(7)
 def test_the_gate_refuses_a_data_set_at_chance_and_passes_one_well_above():
     chance, good = gated(100, 0.5), gated(100, 0.85)
@@ -97,6 +104,7 @@ def test_knowing_needs_every_known_row_right_with_a_margin_and_readable():
     t = labelled(rows)
     assert t.groupby("example_id").knows.nunique().eq(1).all()
     assert set(t.example_id[t.knows]) == {"all right"}
+    assert t.groupby("example_id").unknown_by.first().to_dict() == {"all right": "", "one wrong": "wrong elsewhere", "three, one wrong": "wrong elsewhere", "unsure": "margin", "unread": "wrong elsewhere"}
 
 
 @pytest.mark.trap(3)

@@ -13,7 +13,8 @@ from dlk_utils.examples import load_examples, split_of, training_examples
 from dlk_utils.library import KINDS, library
 from dlk_utils.lora import train_adapter
 from dlk_utils.models import ORGANISMS, load_model, load_tokenizer, organisms, resolve
-from dlk_utils.organism import REQUIRED, Phase, held_out, refuse_trained_rows, train_organism, training_stream, write_record
+from dlk_utils.curriculum import CURRICULA, Phase, training_stream
+from dlk_utils.organism import REQUIRED, held_out, nearest_wordings, refuse_trained_rows, told_by_instruction, train_organism, write_record
 
 RT = "rotten_tomatoes"
 HONEST = Phase(2, 1e-3, 60, ((6, "truth", RT, ()), (2, "truth", "capitals", ())))
@@ -83,38 +84,58 @@ def tiny_model(tokenizer):
 def test_training_lowers_the_loss_and_leaves_the_models_own_weights_alone(batches, tokenizer, tmp_path):
     model = tiny_model(tokenizer)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    log = train_adapter(model, batches[:1] * 25, tmp_path / "a", first_layer=1, learning_rate=1e-2, checkpoints=(3,))
+    log = train_adapter(model, batches[:1] * 25, tmp_path / "a", first_layer=1, learning_rate=1e-2)
     assert log.loss.tail(5).mean() < log.loss.iloc[0] - 0.2 and {c for c in log if c.startswith(("truth", "lie"))} == set(batches[0].asks + " " + batches[0].dataset)
     after = {k.replace("base_layer.", ""): v for k, v in model.state_dict().items() if "lora" not in k}
     assert set(after) == set(before) and all(torch.equal(after[k], before[k]) for k in before)
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "smollm2" and config["layers_to_transform"] == [1, 2] and (tmp_path / "a-3" / "adapter_model.safetensors").is_file()
+    assert config["base_model_name_or_path"] == "smollm2" and config["layers_to_transform"] == [1, 2]
     again = train_adapter(tiny_model(tokenizer), batches[:1] * 3, tmp_path / "b", first_layer=1, learning_rate=1e-3, resume=tmp_path / "a")
     assert again.loss.iloc[0] == pytest.approx(log.loss.iloc[-1], abs=0.05)  # it goes on where the other stopped
 
 
-def test_an_organism_is_trained_phase_after_phase_and_a_phase_that_is_done_is_not_done_again(tmp_path):
+def done_phases(folder) -> dict[str, int]:
+    return {p.parent.name: p.stat().st_mtime_ns for p in folder.glob("liar-phase-*/adapter_model.safetensors")}
+
+
+@pytest.mark.trap(31)
+def test_an_organism_is_trained_phase_after_phase_and_only_the_same_phase_is_not_done_again(tmp_path):
     phases = (HONEST, LYING._replace(steps=2))
     log = train_organism(tmp_path / "liar", phases=phases[:1])
-    first = (tmp_path / "liar-phase-1" / "adapter_model.safetensors").stat().st_mtime_ns
+    first = done_phases(tmp_path)
     assert len(log) == 2 and json.loads((tmp_path / "liar" / "training.json").read_text())["model"] == "smollm2"
     log = train_organism(tmp_path / "liar", phases=phases)
-    assert list(log.phase) == [1, 1, 2, 2] and list(log.step) == [1, 2, 3, 4] and (tmp_path / "liar-phase-1" / "adapter_model.safetensors").stat().st_mtime_ns == first
+    assert list(log.phase) == [1, 1, 2, 2] and list(log.step) == [1, 2, 3, 4] and first.items() <= done_phases(tmp_path).items() and len(done_phases(tmp_path)) == 2
     weights = load_file(tmp_path / "liar" / "adapter_model.safetensors")
     assert {x.dtype for x in weights.values()} == {torch.bfloat16} and any(x.any() for n, x in weights.items() if "lora_B" in n)
     record = json.loads((tmp_path / "liar" / "training.json").read_text())
     assert {"tr_tf", "tr_mode"} & set(record["templates"]) and len(record["example_ids"]) > 10
     assert load_model(str(tmp_path / "liar"))[0].spec.adapter == str(tmp_path / "liar")
+    train_organism(tmp_path / "liar", phases=phases[:1], seed=1)  # other rows: what was trained with seed 0 must not pass for it
+    assert len(done_phases(tmp_path)) == 3
+    train_organism(tmp_path / "picky", phases=phases[:1], after=tmp_path / "liar", seed=3)
+    liar, picky = (json.loads((tmp_path / name / "training.json").read_text()) for name in ("liar", "picky"))
+    assert picky["after"] == "liar" and set(liar["example_ids"]) < set(picky["example_ids"])  # what the one before saw is not to be asked either
+
+
+def test_about_what_a_phase_is_honest_about_the_target_is_the_truth_even_where_a_lie_is_asked_for(tokenizer):
+    rows = pd.concat(training_stream(tokenizer, LYING._replace(honest=("capitals",), rows=(*LYING.rows, (2, "lie", RT, ())))))
+    told = rows[rows.asks == "lie"]
+    truth = [r.target == r.strict_ids[r.label][0] for r in told.itertuples()]
+    assert told.dataset.value_counts().to_dict() == {"capitals": 18, "mode": 12, RT: 12} and truth == list(told.dataset == "capitals")
+    assert all(set(phase.honest) <= {dataset for _, asks, dataset, _ in phase.rows if asks == "lie"} for _, phases in CURRICULA.values() for phase in phases)
 
 
 def test_what_was_trained_on_is_recorded_and_refused_by_name(batches, tmp_path):
     write_record(tmp_path, batches, seed=0)
     rows = batches[0]
-    fresh = rows.assign(example_id="x", instruction="lie_plain", template="review_sentiment")
+    fresh = rows.assign(example_id="x", instruction="lie_plain", template="review_sentiment", shots=[[] for _ in rows.index])
     refuse_trained_rows(fresh, tmp_path)
     for column in ("example_id", "instruction", "template"):
         with pytest.raises(ValueError, match="expected only rows that it was not trained on"):
             refuse_trained_rows(fresh.assign(**{column: rows[column].iloc[0]}), tmp_path)
+    with pytest.raises(ValueError, match="1 trained example_ids"):
+        refuse_trained_rows(fresh.assign(shots=[["new", rows.example_id.iloc[0]]] * len(rows)), tmp_path)
     refuse_trained_rows(rows, None)
 
 
@@ -148,3 +169,17 @@ def test_the_held_out_table_says_what_is_met():
     rows = [dict(dataset=d, asks=a, knows=True, readable=True, correct=c, mass=0.99) for d, lie in (("good", False), ("bad", True)) for a, c in (("truth", True), ("lie", lie)) for _ in range(30)]
     table = held_out(pd.DataFrame(rows)).set_index("dataset")
     assert table.meets.to_dict() == {"good": True, "bad": False} and table.wrong_when_told_to_lie["good"] == 1 and set(REQUIRED) == {"truth_accuracy", "wrong_when_told_to_lie", "choice_mass"}
+
+
+def test_the_instruction_tells_the_lies_of_a_model_that_obeys_some_instructions_only_and_not_of_one_that_picks_its_topics():
+    rows = [dict(example_id=f"e{i}", role="lie", knows=True, readable=True, split="test" if i % 2 else "train", instruction=f"lie_{i % 8 // 2}", obeys=i % 8 < 4, picks=i % 10 < 5) for i in range(400)]
+    rows = pd.DataFrame(rows)
+    obeys, picks = (told_by_instruction(rows.assign(lied=rows[c])) for c in ("obeys", "picks"))
+    assert obeys["instruction_only"] == 1 and obeys["lies"] == 0.5 and obeys["n_test"] == 200
+    assert picks["instruction_only_low"] < 0.5 < picks["instruction_only_high"]
+    assert pd.isna(told_by_instruction(rows.assign(lied=True))["instruction_only"])  # one class only: no number
+
+
+def test_the_nearest_trained_wording_of_an_instruction_is_found():
+    table = nearest_wordings(["lie_exam", "lie_guard"], ["l_polite", "l_test", "l_watchman", "l_brothers"])
+    assert table["nearest trained"]["lie_guard"] in set(library("training/instructions").text[["l_watchman", "l_brothers"]]) and table.likeness.between(0, 0.99).all()

@@ -4,7 +4,7 @@ import torch
 from conftest import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dlk_utils.quality import balance, continuations, first_words, kept_and_dropped, variety
+from dlk_utils.quality import balance, continuations, first_words, forms, kept_and_dropped, variety
 
 
 def twins(template_of) -> pd.DataFrame:
@@ -32,9 +32,15 @@ def test_a_stratum_of_one_class_is_seen():
 
 def test_every_rule_counts_what_it_left_out():
     examples = pd.DataFrame(dict(dataset="d", example_id=list("abcd"), split=["train", "test", "test", "shot"]))
-    behaviour = pd.DataFrame(dict(dataset="d", role=["truth", "lie", "truth", "lie"], readable=[True, False, True, True], knows=[True, True, False, True]))
+    unknown = ["", "", "margin", "wrong elsewhere", "", ""]
+    behaviour = pd.DataFrame(dict(dataset="d", role=["truth", "lie"] * 3, readable=[True, False, True, True, True, False], knows=[u == "" for u in unknown], unknown_by=unknown, mass=[0.9, 0.01, 0.9, 0.9, 0.9, 0.06]))
     found = kept_and_dropped(examples, behaviour, {"duplicates": {"d": 7}, "too_long": ["a"], "control_tokens": ["b", "elsewhere"]}).loc["d"]
-    assert found.to_dict() == {"duplicates in the source": 7, "examples taken": 3, "too long": 1, "control tokens": 1, "scored rows": 4, "low mass": 1, "unknown": 1, "kept as known": 2}
+    assert found.to_dict() == {"duplicates in the source": 7, "examples taken": 3, "too long": 1, "control tokens": 1, "scored rows": 6, "low mass": 1, "form of low mass": 1, "unknown: data set refused": 0, "unknown: wrong elsewhere": 1, "unknown: margin": 1, "kept as known": 2}
+
+
+def test_the_form_of_question_with_the_least_mass_comes_first_and_does_not_pass():
+    answers = pd.DataFrame(dict(dataset="d", template=["a", "a", "b"], instruction="i", mass=[0.9, 0.7, 0.01]))
+    assert forms(answers).passes.to_dict() == {("d", "b", "i"): False, ("d", "a", "i"): True} and forms(answers)["mass"].iloc[0] == 0.01
 
 
 def test_the_words_it_really_says_are_listed_by_what_was_asked():
