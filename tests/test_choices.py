@@ -90,6 +90,11 @@ def test_the_token_that_a_template_without_a_prefix_writes_is_among_those_of_its
         assert row.prefix == "" and row.prompt.endswith("[assistant]\n")
         assert spaced.convert_ids_to_tokens([ids for [ids] in row.strict_ids]) == ["no", "yes"]
         assert all(set(written) < set(ids) for written, ids in zip(row.strict_ids, row.choice_ids, strict=True))
+    other = {"no": spaced.convert_tokens_to_ids(["a"]), "yes": spaced.convert_tokens_to_ids(["b"])}  # no spelling of either, and yet written
+    monkeypatch.setattr("dlk_utils.prompts.written_tokens", lambda tokenizer, prompt, choice: other[choice])
+    for row in make_prompts(pd.DataFrame([example]), spaced).itertuples():
+        assert row.strict_ids == list(other.values())
+        assert all(set(written) < set(ids) for written, ids in zip(row.strict_ids, row.choice_ids, strict=True))
 
 
 def test_the_token_that_is_written_counts_and_is_refused_where_the_other_choice_has_it(tokenizer):
