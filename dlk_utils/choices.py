@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,14 +13,16 @@ class ChoiceError(ValueError):
     """Two choices that a model's next token cannot tell apart."""
 
 
-def choice_ids(tokenizer, choices: Sequence[str], *, where: str = "these choices") -> tuple[list[int], list[int]]:
+def choice_ids(tokenizer, choices: Sequence[str], written: Sequence[Sequence[int]] | None = None, *, where: str = "these choices") -> tuple[list[int], list[int]]:
     """First-token ids of the spelling variants of two choices.
 
-    The word as given and with a space before it always count; lower case and capitalised only if they are one token
-    (the first piece of a rarer spelling could begin any word). Raises `ChoiceError` when the two sets share a token:
-    such a pair reads the model's next word, not its choice.
+    The word as given, after a space and on a new line always counts, and so does the token with which it begins where it is `written`
+    (the tokens of each choice after its prompt); lower case and capitalised only if they are one token (the first piece of a rarer
+    spelling could begin any word). Raises `ChoiceError` when the two sets share a token: such a pair reads the model's next word, not
+    its choice.
     """
-    sets = [sorted(_variants(tokenizer, c)) for c in choices]
+    begun = [spelt(tokenizer, w)[:1] for w in written] if written else [[] for _ in choices]
+    sets = [sorted(_variants(tokenizer, c) | set(b)) for c, b in zip(choices, begun, strict=True)]
     shared = set(sets[0]) & set(sets[1])
     if len(choices) != 2 or shared or not all(sets):
         tokens = ", ".join(repr(tokenizer.decode([i])) for i in sorted(shared)) or "none"
@@ -30,8 +33,10 @@ def choice_ids(tokenizer, choices: Sequence[str], *, where: str = "these choices
 def whole_choices(tokenizer, choices: Sequence[str], written: Sequence[Sequence[int]], *, where: str = "these choices") -> list[list[list[int]]]:
     """Token sequences of each choice, first the one written, then other spellings: for choices that only differ further on.
 
-    Raises `ChoiceError` if one choice's tokens begin the other's, whose probability would then include it.
+    Raises `ChoiceError` if a choice is blank, or if one choice's tokens begin the other's, whose probability would then include it.
     """
+    if not all(spelt(tokenizer, w) for w in written):
+        raise ChoiceError(f"{where}: expected two choices with a word in each, got {list(choices)}")
     variants = [[list(w)] for w in written]
     for found, word in zip(variants, choices, strict=True):
         for spelling in (word.lower(), word[:1].upper() + word[1:]):
@@ -44,6 +49,14 @@ def whole_choices(tokenizer, choices: Sequence[str], written: Sequence[Sequence[
     return variants
 
 
+def refuse_whole(rows: pd.DataFrame, what: str) -> None:
+    """Raises `ChoiceError`, by template, if `rows` has choices that are scored by all their tokens: the margin at the next token says nothing of them."""
+    whole = rows[rows.choice_tokens.notna()] if "choice_tokens" in rows else rows.head(0)
+    if len(whole):
+        names = ", ".join(sorted(whole.template.unique())) if "template" in whole else "unnamed"
+        raise ChoiceError(f"{what}: expected choices that differ in their first token, got {len(whole)} of {len(rows)} rows whose choices are scored whole (templates: {names}); only 01 and 02 work with those, so use templates whose choices begin differently")
+
+
 def choice_logprobs(logits: Float[Tensor, "n vocab"], ids: Sequence) -> Float[Tensor, "n 2"]:
     """Log-probability of each choice at the next token: log-sum-exp over its variants, in fp32, with no epsilon.
 
@@ -54,10 +67,15 @@ def choice_logprobs(logits: Float[Tensor, "n vocab"], ids: Sequence) -> Float[Te
     return torch.stack([torch.stack([logp[i, list(s)].logsumexp(0) for s in sets]) for i, sets in enumerate(ids)])
 
 
+def spelt(tokenizer, ids: Sequence[int]) -> list[int]:
+    """Token ids without those that are white space alone."""
+    return [i for i in ids if tokenizer.decode([i]).strip()]
+
+
 @functools.lru_cache(maxsize=4096)
 def _variants(tokenizer, word: str) -> frozenset[int]:
-    encode = lambda text: [i for i in tokenizer(text, add_special_tokens=False).input_ids if tokenizer.decode([i]).strip()]
-    sure = [word, " " + word]
+    encode = lambda text: spelt(tokenizer, tokenizer(text, add_special_tokens=False).input_ids)
+    sure = [word, " " + word, "\n" + word]
     rare = [s + w for w in (word.lower(), word.capitalize()) for s in ("", " ")]
     found = [encode(v) for v in sure] + [ids for ids in map(encode, rare) if len(ids) == 1]
     return frozenset(ids[0] for ids in found if ids)

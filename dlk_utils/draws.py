@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dlk_utils.behaviour import bootstrap_mean
-from dlk_utils.choices import choice_logprobs
+from dlk_utils.choices import choice_logprobs, refuse_whole
 from dlk_utils.dropout import INJECTED, DeadDropout, draw_seed, mc_dropout
 from dlk_utils.extract import Batch, Layers, cached_prefix, fill_rows, forward_states, last_logits, named, pad, plan_batches
 from dlk_utils.sites import blocks, layer_numbers
@@ -27,8 +27,9 @@ def extract_activations(
 ) -> None:  # fmt: skip
     """Store `activation.site.layer.draw` [n, d] and `choice_logprobs.draw` [n, 2] for `draws` dropout draws of each prompt.
 
-    The masks depend on (row, draw) alone. `places` are where `mc_dropout` acts. Raises `DeadDropout` if two draws of a row are equal.
+    The masks depend on (row, draw) alone. `places` are where `mc_dropout` acts. Raises `DeadDropout` if two draws of a row are equal, `ChoiceError` if choices are scored whole.
     """
+    refuse_whole(prompts, "dropout draws")
     if draws < 2:
         raise ValueError(f"draws: expected at least 2, got {draws}")
     numbers = layer_numbers(layers, len(blocks(model)))
@@ -88,6 +89,7 @@ def dropout_audit(model: nn.Module, prompts: pd.DataFrame, *, p: float = 0.1, se
 def move_table(model: nn.Module, prompts: pd.DataFrame, *, ps: Sequence[float] = (0.02, 0.05, 0.1, 0.2, 0.4), scopes: Sequence[str] = SCOPES, seed: int = 0) -> pd.DataFrame:
     """For each scope and p, over a few prompts: how far two draws move the last layer's state (relative to its norm) and the probability of choice 1
     (the mean, with a 95 % bootstrap interval), and how often they disagree about the answer."""
+    refuse_whole(prompts, "dropout draws")
     batch, rows = pad(prompts.input_ids, device=model.device), []
     seeds = [[draw_seed(r, k, seed) for r in prompts.row_id] for k in (0, 1)]
     for scope in scopes:
@@ -104,6 +106,7 @@ def move_table(model: nn.Module, prompts: pd.DataFrame, *, ps: Sequence[float] =
 def spread_table(model: nn.Module, prompts: pd.DataFrame, *, n_draws: int = 16, p: float = 0.1, scopes: Sequence[str] = SCOPES, seed: int = 0) -> pd.DataFrame:
     """For each scope and the first 2, 4, ... `n_draws` draws of a few prompts: the range of the probability of choice 1 (its mean, with a 95 % bootstrap interval),
     and how far its mean over the draws lies from that of the plain pass."""
+    refuse_whole(prompts, "dropout draws")
     batch, rows, examples = pad(prompts.input_ids, device=model.device), [], prompts.example_id.to_numpy()
     p1 = lambda logits: torch.diff(choice_logprobs(logits, list(prompts.choice_ids)).double())[:, 0].sigmoid().cpu().numpy()
     plain, seeds = p1(last_logits(model, batch)), [[draw_seed(r, k, seed) for r in prompts.row_id] for k in range(n_draws)]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dlk_utils.choices import choice_logprobs
+from dlk_utils.choices import choice_logprobs, refuse_whole
 from dlk_utils.contrast import first_tokens, said_states
 from dlk_utils.extract import Batch, Layers, cached_prefix, fill_rows, forward, last_positions, named, pad, plan_batches
 from dlk_utils.shared import plan_shared, shared_batch
@@ -21,8 +21,9 @@ States = dict[str, Float[Tensor, "b layer d"]]
 def extract_gradients(model: nn.Module, prompts: pd.DataFrame, out: Path, *, record: Mapping[str, Any], sites: Sequence[str] = SITES, layers: Layers = "all", contrast: bool = False, batch_tokens: int = 2048, only: Sequence[int] | None = None) -> None:
     """Store `activation.site.layer.0` and `gradient.site.layer.0` [n, d] of one clean pass: d margin / d activation at the last token.
 
-    With `contrast` also `said.resid_post.layer.k` [n, d], the state after choice `k` is said (`strict_ids`), from the same pass; a row whose choices begin alike raises `ValueError`.
+    With `contrast` also `said.resid_post.layer.k` [n, d], the state after choice `k` is said (`strict_ids`), from the same pass; a row whose choices begin alike raises `ValueError`, one whose choices are scored whole `ChoiceError`.
     """
+    refuse_whole(prompts, "gradients")
     numbers = layer_numbers(layers, len(blocks(model)))
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
@@ -39,6 +40,7 @@ def extract_gradients(model: nn.Module, prompts: pd.DataFrame, out: Path, *, rec
 
 def extract_counterfactual(model: nn.Module, prompts: pd.DataFrame, out: Path, *, record: Mapping[str, Any], at: int, step: float = 0.1, layers: Layers = "all", batch_tokens: int = 2048, only: Sequence[int] | None = None) -> None:
     """Store `activation.resid_post.layer.1` [n, d] and `choice_logprobs.1` [n, 2] of the second pass of `counterfactual_states`, moved at layer `at`: the other half of a pair with the clean pass."""
+    refuse_whole(prompts, "counterfactual pass")
     numbers = layer_numbers(layers, len(blocks(model)))
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
@@ -50,6 +52,7 @@ def extract_counterfactual(model: nn.Module, prompts: pd.DataFrame, out: Path, *
 
 def extract_weight_gradients(model: nn.Module, prompts: pd.DataFrame, out: Path, *, record: Mapping[str, Any], layers: Layers = "all", batch_tokens: int = 1024, only: Sequence[int] | None = None) -> None:
     """Store `weight_gradient.mlp_out.layer.0` [n, out + in]: of each row's margin, to the weight of the MLP's last linear layer, averaged over inputs and over outputs (`pooled_weight_gradients`)."""
+    refuse_whole(prompts, "weight gradients")
     numbers = layer_numbers(layers, len(blocks(model)))
     names = {id(m): name for name, m in model.named_modules()}
     last = [names[id([m for m in mlp.modules() if hasattr(m, "weight") and m.weight.dim() == 2][-1])] for mlp in (site_modules(model, "mlp_out")[k] for k in numbers)]

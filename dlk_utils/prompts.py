@@ -11,7 +11,7 @@ import jinja2
 import pandas as pd
 from tqdm import tqdm
 
-from dlk_utils.choices import ChoiceError, choice_ids, whole_choices
+from dlk_utils.choices import ChoiceError, choice_ids, spelt, whole_choices
 from dlk_utils.examples import DataError, example_id
 from dlk_utils.library import library, render
 
@@ -119,14 +119,14 @@ def _row(tokenizer, example, *, role, instruction, template, shots, shots_say) -
     where = f"{example.dataset}, template {template.name}, example {example.text[:40]!r}"
     written = [written_tokens(tokenizer, prompt, c) for c in choices]
     whole = whole_choices(tokenizer, choices, written, where=where) if template.scoring == "whole" else None
-    firsts = [w[:1] for w in written] if whole else [list(c) for c in choice_ids(tokenizer, choices, where=where)]
+    firsts = [w[:1] for w in written] if whole else [list(c) for c in choice_ids(tokenizer, choices, written, where=where)]
     key = (example.example_id, role, instruction.name, template.name, hashlib.sha256(prompt.encode()).hexdigest())
     return dict(
         row_id=row_id(*key), example_id=example.example_id, dataset=example.dataset, split=example.split,
         role=role, instruction=instruction.name, family=instruction.family, asks=instruction.asks, template=template.name,
         shots=[s.example_id for s in shots], shots_say=shots_say if shots else "none", text=example.text, choices=choices, label=example.label,
         wanted=-1 if wanted is None else wanted(example.label), messages=json.dumps(messages), prefix=template.prefix, prompt=prompt, input_ids=input_ids,
-        choice_ids=firsts, strict_ids=[[next(t for t in w if tokenizer.decode([t]).strip())] for w in written], choice_tokens=whole,
+        choice_ids=firsts, strict_ids=[spelt(tokenizer, w)[:1] for w in written], choice_tokens=whole,
     )  # fmt: skip
 
 

@@ -113,6 +113,18 @@ def test_the_scored_row_is_no_evidence_of_knowing():
     assert of(t, "a", "truth").knows and not of(t, "b", "truth").knows
 
 
+@pytest.mark.trap(4)
+def test_what_is_known_of_a_row_in_one_data_set_says_nothing_of_the_row_of_that_number_in_another():
+    known = {"sums": [True, False, True, False, False], "towns": [False, True, True, False, True]}  # by row number, which starts again
+    parts = [pd.DataFrame([r for i, k in enumerate(ks) for r in example(f"{name} {i}", known=(True, k), dataset=name)]) for name, ks in known.items()]
+    gate = pd.DataFrame({"dataset": list(known), "passes": True})
+    assert list(parts[0].index) == list(parts[1].index)
+    for answers in (pd.concat(parts), pd.concat(parts[::-1]), pd.concat(parts).sort_index(kind="stable")):
+        t = label_behaviour(answers, gate)
+        assert t.groupby("example_id").knows.unique().map(list).to_dict() == {f"{name} {i}": [k] for name, ks in known.items() for i, k in enumerate(ks)}
+        assert set(t.example_id[t.lied]) == set(t.example_id[t.knows])
+
+
 def test_nothing_is_known_in_a_data_set_that_fails_the_gate():
     t = labelled(example("a") + example("b"), FAILED)
     assert not t.knows.any() and not t.lied.any()

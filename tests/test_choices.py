@@ -1,12 +1,19 @@
 """Choices: two words that a next token can tell apart, and the log-probability that each gets."""
 
+import string
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from dlk_utils.choices import ChoiceError, choice_ids, choice_logprobs
+from dlk_utils.examples import example_id
+from dlk_utils.library import KINDS, library, read_templates
 from dlk_utils.models import load_tokenizer, resolve
-from dlk_utils.library import library
+from dlk_utils.prompts import make_prompts
 
 torch.set_num_threads(1)
 IDS = [([3, 7], [5]), ([0], [1, 2, 9]), ([4, 8], [6, 10])]
@@ -20,6 +27,18 @@ def tokenizer():
 @pytest.fixture
 def logits() -> torch.Tensor:
     return torch.randn(3, 11, generator=torch.Generator().manual_seed(0)) * 4
+
+
+@pytest.fixture(scope="module")
+def spaced():
+    """A tokenizer in the manner of SentencePiece: a text begins with a space of its own, so that "yes" by itself is " yes", and on a new line it is not."""
+    pieces = [("n", "o"), ("\u2581", "no"), ("y", "e"), ("ye", "s"), ("\u2581", "yes")]
+    symbols = ["<unk>", "\u2581", *string.printable, *("".join(p) for p in pieces)]
+    inner = Tokenizer(models.BPE({c: i for i, c in enumerate(symbols)}, pieces, unk_token="<unk>"))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    made = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+    made.chat_template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}[assistant]{{ '\\n' }}"
+    return made
 
 
 def lse(x: np.ndarray) -> float:
@@ -55,8 +74,41 @@ def test_a_rarer_spelling_counts_only_if_it_is_one_token(tokenizer):
     assert set(spelt) <= {"negative", "Negative"}, spelt
 
 
+def test_the_word_on_a_new_line_counts_where_it_is_a_token_of_its_own(spaced):
+    bare, after_space = spaced.convert_tokens_to_ids(["yes", "\u2581yes"])
+    assert spaced("yes").input_ids == [after_space] and spaced("\nyes").input_ids[-1] == bare
+    assert set(choice_ids(spaced, ["no", "yes"])[1]) == {bare, after_space}
+
+
+def test_the_token_that_a_template_without_a_prefix_writes_is_among_those_of_its_choice(spaced, tmp_path, monkeypatch):
+    path = tmp_path / "mine.yaml"
+    path.write_text("dataset: mine\ntemplates:\n  1: !Template\n    name: bare\n    answer_choices: no ||| yes\n    jinja: '{{ text }} Is it? ||| {{ answer_choices[label] }}'\n")
+    mine = read_templates(path)
+    monkeypatch.setattr("dlk_utils.prompts.library", lambda name: library(name) if name.endswith("instructions") else mine)
+    example = dict(example_id=example_id("a"), dataset="own", kind="claim", text="A cat barks.", choice_0="", choice_1="", label=0, split="test")
+    for row in make_prompts(pd.DataFrame([example]), spaced).itertuples():
+        assert row.prefix == "" and row.prompt.endswith("[assistant]\n")
+        assert spaced.convert_ids_to_tokens([ids for [ids] in row.strict_ids]) == ["no", "yes"]
+        assert all(set(written) < set(ids) for written, ids in zip(row.strict_ids, row.choice_ids, strict=True))
+    other = {"no": spaced.convert_tokens_to_ids(["a"]), "yes": spaced.convert_tokens_to_ids(["b"])}  # no spelling of either, and yet written
+    monkeypatch.setattr("dlk_utils.prompts.written_tokens", lambda tokenizer, prompt, choice: other[choice])
+    for row in make_prompts(pd.DataFrame([example]), spaced).itertuples():
+        assert row.strict_ids == list(other.values())
+        assert all(set(written) < set(ids) for written, ids in zip(row.strict_ids, row.choice_ids, strict=True))
+
+
+def test_the_token_that_is_written_counts_and_is_refused_where_the_other_choice_has_it(tokenizer):
+    blank, one, other = (tokenizer(t, add_special_tokens=False).input_ids for t in ("\n", "zebra", "lion"))
+    plain, found = choice_ids(tokenizer, ["no", "yes"]), choice_ids(tokenizer, ["no", "yes"], [one, blank + other])
+    assert found == tuple(sorted({*p, *w[:1]}) for p, w in zip(plain, (one, other), strict=True))
+    with pytest.raises(ChoiceError, match="here: expected two choices that differ"):
+        choice_ids(tokenizer, ["no", "yes"], [one, blank + one], where="here")
+    with pytest.raises(ChoiceError, match="differ"):
+        choice_ids(tokenizer, ["no", "yes"], [plain[1][:1], other])
+
+
 @pytest.mark.trap(13)
-@pytest.mark.parametrize("kind", ["review", "claim", "question"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_template_of_the_library_has_disjoint_choices(tokenizer, kind):
     for template in library(kind).itertuples():
         words = [c.replace("{{ choice_0 }}", "Rome").replace("{{ choice_1 }}", "Paris") for c in template.choices]

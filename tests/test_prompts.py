@@ -9,7 +9,7 @@ import pytest
 from conftest import TURNS, byte_tokenizer
 
 from dlk_utils.examples import DataError, example_id, load_examples
-from dlk_utils.library import library
+from dlk_utils.library import KINDS, library
 from dlk_utils.models import load_tokenizer, resolve
 from dlk_utils.prompts import encode_prompt, make_prompts, render_chat
 
@@ -358,3 +358,16 @@ def test_questions_with_their_own_choices_say_which_index_is_which(tokenizer):
             assert [shown[c] for c in row.choices] == ["Rome", "Paris"]
         if suggested := re.search(r"Suggested answer: (\w+)", row.prompt):
             assert row.choices[1] == ("yes" if suggested[1] == "Paris" else "no")
+
+
+@pytest.mark.trap(13)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_choice_ids_of_each_row_spell_its_own_choices_and_no_token_is_in_both(tokenizer, kind):
+    examples = frame((kind, "It rains in Oslo.", "Rome", "Paris", 1, "train"), (kind, "It snows in Lima.", "Oslo", "Lima", 0, "test"))
+    parts = [make_prompts(examples, tokenizer, templates=[name], n_known=0) for name in library(kind).name]
+    assert len({tuple(c) for t in parts for c in t.choices}) >= 2  # or pooling them would change nothing
+    for row in pd.concat([*parts, make_prompts(examples, tokenizer)]).itertuples():
+        assert not set(row.choice_ids[0]) & set(row.choice_ids[1])
+        for choice, ids in zip(row.choices, row.choice_ids, strict=True):
+            spelt = [tokenizer.decode([i]).strip().lower() for i in ids]
+            assert spelt and all(s and choice.lower().startswith(s) for s in spelt), (row.template, choice, spelt)
