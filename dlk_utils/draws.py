@@ -23,11 +23,12 @@ SCOPES = ("sequence", "last_token")
 
 def extract_activations(
     model: nn.Module, prompts: pd.DataFrame, out: Path, *, record: Mapping[str, Any], sites: Sequence[str] = ("resid_post",), layers: Layers = "all",
-    draws: int = 2, p: float = 0.1, scope: str = "sequence", places: str | Sequence[str] = INJECTED, seed: int = 0, batch_tokens: int = 2048, only: Sequence[int] | None = None,
+    draws: int = 2, p: float = 0.1, scope: str = "sequence", places: str | Sequence[str] = INJECTED, positions: int = 1, seed: int = 0, batch_tokens: int = 2048, only: Sequence[int] | None = None,
 ) -> None:  # fmt: skip
     """Store `activation.site.layer.draw` [n, d] and `choice_logprobs.draw` [n, 2] for `draws` dropout draws of each prompt.
 
-    The masks depend on (row, draw) alone. `places` are where `mc_dropout` acts. Raises `DeadDropout` if two draws of a row are equal, `ChoiceError` if choices are scored whole.
+    The masks depend on (row, draw) alone. `places` are where `mc_dropout` acts. With `positions` above 1 (and scope "sequence") the states are [n, positions, d], of the last
+    tokens. Raises `DeadDropout` if two draws of a row are equal, `ChoiceError` if choices are scored whole, `ValueError` where a prompt has fewer tokens than that.
     """
     refuse_whole(prompts, "dropout draws")
     if draws < 2:
@@ -37,23 +38,23 @@ def extract_activations(
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
         batch, found = pad(rows.input_ids, device=model.device), {}
         seeds = [[draw_seed(r, k, seed) for r in rows.row_id] for k in range(draws)]
-        for k, (states, logits) in enumerate(draw_states(model, batch, sites, numbers, seeds=seeds, p=p, scope=scope, places=places)):
+        for k, (states, logits) in enumerate(draw_states(model, batch, sites, numbers, seeds=seeds, p=p, scope=scope, places=places, positions=positions)):
             found |= named(states, "activation", k, numbers) | {f"choice_logprobs.{k}": choice_logprobs(logits, list(rows.choice_ids))}
         for site in sites:
             for k in range(1, draws):
-                refuse_equal(found[f"activation.{site}.{numbers[-1]}.0"], found[f"activation.{site}.{numbers[-1]}.{k}"], rows.row_id)
+                refuse_equal(*(found[f"activation.{site}.{numbers[-1]}.{j}"].flatten(1) for j in (0, k)), rows.row_id)
         return found
 
-    parts = {**record, "sites": list(sites), "layers": numbers, "draws": draws, "p": p, "scope": scope, "places": places if isinstance(places, str) else list(places), "seed": seed}
+    parts = {**record, "sites": list(sites), "layers": numbers, "draws": draws, "p": p, "scope": scope, "places": places if isinstance(places, str) else list(places), "positions": positions, "seed": seed}
     fill_rows(out, prompts, parts, plan_batches(prompts, batch_tokens), compute, "dropout draws", batch_tokens, only)
 
 
 def draw_states(
-    model: nn.Module, batch: Batch, sites: Sequence[str], layers: Layers = "all", *, seeds: Sequence[Sequence[int]], p: float, scope: str = "sequence", places: str | Sequence[str] = INJECTED, copies: int = 8
-) -> list[tuple[dict[str, Float[Tensor, "b layer d"]], Float[Tensor, "b vocab"]]]:
-    """States and logits at the last token, draw after draw; `seeds` holds a seed a row for each draw.
+    model: nn.Module, batch: Batch, sites: Sequence[str], layers: Layers = "all", *, seeds: Sequence[Sequence[int]], p: float, scope: str = "sequence", places: str | Sequence[str] = INJECTED, positions: int = 1, copies: int = 8
+) -> list[tuple[dict[str, Float[Tensor, "b layer ..."]], Float[Tensor, "b vocab"]]]:
+    """States and logits at the last token (the last `positions`, as `forward_states` gives them), draw after draw; `seeds` holds a seed a row for each draw.
 
-    With `scope="last_token"` the prompt runs once without dropout, and its cache is copied for `copies` draws at a time.
+    With `scope="last_token"` the prompt runs once without dropout, and its cache is copied for `copies` draws at a time; one token is all that has states then.
     """
     if scope not in SCOPES:
         raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}")
@@ -61,7 +62,7 @@ def draw_states(
         found = []
         for of_rows in seeds:
             with mc_dropout(model, p, seeds=of_rows, positions=batch["position_ids"], sites=places):
-                found.append(forward_states(model, batch, sites, layers))
+                found.append(forward_states(model, batch, sites, layers, positions=positions))
         return found
     last, b, found = cached_prefix(model, batch), len(batch["input_ids"]), []
     for start in range(0, len(seeds), copies):
@@ -71,7 +72,7 @@ def draw_states(
         cache.batch_repeat_interleave(k)
         repeated = {name: x.repeat_interleave(k, 0) for name, x in last.items() if name != "past_key_values"} | {"past_key_values": cache}
         with mc_dropout(model, p, seeds=[s for row in zip(*some, strict=True) for s in row], positions=batch["position_ids"].repeat_interleave(k, 0), sites=places):
-            states, logits = forward_states(model, repeated, sites, layers)
+            states, logits = forward_states(model, repeated, sites, layers, positions=positions)
         found += [({site: x.view(b, k, *x.shape[1:])[:, i] for site, x in states.items()}, logits.view(b, k, -1)[:, i]) for i in range(k)]
     return found
 

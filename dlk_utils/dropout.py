@@ -21,6 +21,10 @@ INJECTED = ("attn_out", "mlp_out")
 _NATIVE = {
     "resid_pdrop": INJECTED, "hidden_dropout": INJECTED, "residual_dropout": INJECTED, "dropout": INJECTED, "embd_pdrop": ("embedding",), "embedding_dropout": ("embedding",), "attn_pdrop": ("attention",), "attention_dropout": ("attention",),
 }  # fmt: skip
+_OF_FAMILY = {
+    "falcon": INJECTED, "mpt": INJECTED, "phi3": (*INJECTED, "attention"), "stablelm": ("mlp_out", "attention"), "gpt_neox": (*INJECTED, "embedding", "attention"),
+}  # fmt: skip
+"""Families that do with their settings what the names do not say: one setting for several places (GPT-NeoX, MPT), for fewer (StableLM), for none (Phi-3's embedding)."""
 
 
 class DeadDropout(RuntimeError):
@@ -28,7 +32,9 @@ class DeadDropout(RuntimeError):
 
 
 def native_sites(model: nn.Module) -> list[str]:
-    """The places for which the config of the family has a dropout setting, whatever its value."""
+    """The places where the family has dropout of its own, whatever the config sets it to; but not Falcon's and MPT's on the probabilities of attention, which cannot be laid on here."""
+    if model.config.model_type in _OF_FAMILY:
+        return [s for s in DROPOUT_SITES if s in _OF_FAMILY[model.config.model_type]]
     return [s for s in DROPOUT_SITES if any(s in where and hasattr(model.config, name) for name, where in _NATIVE.items())]
 
 
@@ -42,7 +48,7 @@ def mc_dropout(model: nn.Module, p: float = 0.1, *, seeds: Sequence[int], positi
     """Within it, a forward pass of the batch drops channels with probability `p` and scales the rest by 1/(1-p).
 
     `seeds` holds one `draw_seed` a row; `positions` each token's place in its own prompt, cached tokens included (values under padding do not
-    matter). `sites` are some of `DROPOUT_SITES`, or "native": those that the family's config names. Raises `DeadDropout`, `ValueError`.
+    matter). `sites` are some of `DROPOUT_SITES`, or "native": `native_sites`. Raises `DeadDropout`, `ValueError`.
     """
     sites = native_sites(model) if sites == "native" else [sites] if isinstance(sites, str) else list(sites)
     if not 0 < p < 1:
@@ -113,7 +119,7 @@ def _attention_through(model: nn.Module, act: Callable[[int, Tensor], Tensor]) -
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
-    if not getattr(model, "_supports_attention_backend", False):
+    if not getattr(model, "_supports_attention_backend", False) and model.config.model_type != "stablelm":  # it goes through the interface without saying so
         raise DeadDropout(f"{model.config.model_type}: attention dropout cannot be laid on in this family; expected places: {', '.join(s for s in DROPOUT_SITES if s != 'attention')}")
 
     def attention(module, query, key, value, attention_mask, scaling=None, **options):

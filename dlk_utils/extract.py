@@ -58,18 +58,19 @@ def last_logits(model: nn.Module, batch: Batch) -> Float[Tensor, "b vocab"]:
     """Next-token logits of each prompt; the LM head runs on one position where the padding is on the left."""
     left = is_left_padded(batch)
     logits = forward(model, batch, last_only=left, use_cache="past_key_values" in batch).logits
-    return logits[:, -1] if left else logits[torch.arange(len(logits)), last_positions(batch)]
+    return logits[:, -1] if left else logits[torch.arange(len(logits)), last_positions(batch).cpu()]
 
 
 @torch.no_grad()
 def forward_states(model: nn.Module, batch: Batch, sites: Sequence[str], layers: Layers = "all", *, positions: int = 1) -> tuple[dict[str, Float[Tensor, "b layer ..."]], Float[Tensor, "b vocab"]]:
     """States at the last token [b, layer, d], or at the last `positions` tokens [b, layer, positions, d], and the logits there.
 
-    A hook slices before it copies. Raises `ValueError` where a prompt has fewer tokens than `positions`.
+    A hook slices before it copies. Raises `ValueError` where a prompt has fewer tokens than `positions` (those in a cache have no states any more, and do not count).
     """
     last, found = last_positions(batch), {site: [] for site in sites}
-    if positions < 1 or int(batch["attention_mask"].sum(1).min()) < positions:
-        raise ValueError(f"positions: expected between 1 and the tokens of the shortest prompt, {int(batch['attention_mask'].sum(1).min())}, got {positions}")
+    own = int(batch["attention_mask"][:, -batch["input_ids"].shape[1] :].sum(1).min())
+    if not 1 <= positions <= own:
+        raise ValueError(f"positions: expected between 1 and the tokens of the shortest prompt that are not in a cache, {own}, got {positions}")
     where = last[:, None] + torch.arange(1 - positions, 1, device=last.device)
 
     def keep(site: str, layer: int, hidden: Tensor) -> None:

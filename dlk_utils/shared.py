@@ -1,5 +1,6 @@
 """What neighbouring prompts begin with (the instruction, the shots) is computed once: how to batch them, and the batch that has it in its cache."""
 
+import math
 from collections.abc import Sequence
 from itertools import takewhile
 
@@ -20,12 +21,13 @@ PASS_TOKENS = 100
 def shared_batch(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Batch:
     """The left-padded batch of what each prompt has of its own, at least its last token, with what all begin with in the key-value cache.
 
-    Nothing is shared below `MIN_SHARED` tokens, or in a family that is not told positions (the padding lies between the shared part and the rest).
+    The padding lies between the shared part and the rest, so nothing is shared in a family that is not told positions, or whose sliding window (counted in places,
+    padding included) does not reach over the longest prompt; nor below `MIN_SHARED` tokens.
     """
     ids = [list(p) for p in prompts]
     shared = min(_common(ids[0], i) for i in ids) if len(ids) > 1 else 0
     shared = min(shared, min(map(len, ids)) - 1)
-    if shared < MIN_SHARED or not takes_positions(model):
+    if shared < MIN_SHARED or not takes_positions(model) or _window(model) <= max(map(len, ids)):
         return pad(ids, device=model.device)
     cache = forward(model, pad([ids[0][:shared]], device=model.device), use_cache=True).past_key_values
     cache.batch_repeat_interleave(len(ids))
@@ -66,6 +68,13 @@ def plan_shared(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64) 
             shards.append([])
         shards[-1].append(batch)
     return shards
+
+
+def _window(model: nn.Module) -> float:
+    """Tokens that a layer with a sliding window sees, itself included; infinite where there is no window."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return float(window or math.inf)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -120,6 +120,7 @@ def at_sites(model: nn.Module, sites: Sequence[str], act: Callable[[str, int, Te
 @torch.no_grad()
 def check_sites(model: nn.Module) -> None:
     """Run a few tokens and refuse, by name, a model in which the conventions above do not hold (to 1 % of a state's norm in 16 bits, 0.01 % else)."""
+    architecture(model)
     ids = torch.arange(3, 9, device=model.device)[None] % model.config.vocab_size
     found: dict[str, list[Tensor]] = {site: [] for site in SITES}
     with at_sites(model, SITES, lambda site, layer, hidden: found[site].append(hidden[0].to(torch.float64, copy=True).cpu())):
@@ -127,7 +128,9 @@ def check_sites(model: nn.Module) -> None:
     loose = 1e-2 if model.dtype in (torch.bfloat16, torch.float16) else 1e-4
 
     def same(a: Tensor, b: Tensor, what: str) -> None:
-        if a.shape != b.shape or (a - b).norm() > loose * b.norm():
+        if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+            raise UnknownArchitecture(f"{model.config.model_type}: expected {what}, got states that are not finite in {model.dtype}; the weights are damaged, or need a wider dtype (float32)")
+        if a.shape != b.shape or not (a - b).norm() <= loose * b.norm():
             raise UnknownArchitecture(f"{model.config.model_type}: expected {what}; this variant of the architecture is not understood")
 
     for layer, after in enumerate(found["resid_post"]):

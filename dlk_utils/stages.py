@@ -1,12 +1,14 @@
 """The stages of a run in order, from examples to states and gradients: each read from its files if they are there, and made if they are not."""
 
 import functools
+import gc
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
+import torch
 import xxhash
 
 from dlk_utils import answer, behaviour, draws, elicit, extract, gradients, models, organism, quality, store
@@ -15,7 +17,6 @@ from dlk_utils.extract import plan_batches
 from dlk_utils.library import KINDS, library
 from dlk_utils.prompts import make_prompts
 from dlk_utils.shared import plan_shared
-from dlk_utils.sites import check_sites
 from dlk_utils.styles import restyled
 
 TOP = Path(__file__).resolve().parent.parent
@@ -66,10 +67,8 @@ class Stages:
 
     @functools.cached_property
     def loaded(self):
-        """The model itself, loaded only when a stage has something to compute; its sites are checked."""
-        model = models.load_spec(self.spec)
-        check_sites(model)
-        return model
+        """The model itself, loaded only when a stage has something to compute."""
+        return models.load_spec(self.spec)
 
     @property
     def folder(self) -> Path:
@@ -207,14 +206,20 @@ class Stages:
         logp = extract.read_rows(out, rows, "choice_logprobs").astype(float)
         return rows.assign(margin=logp[:, 1] - logp[:, 0]), out
 
-    def _extract(self, make: Callable, stage: str, *, plan: Callable = plan_shared, rows: pd.DataFrame | None = None, options: dict | None = None, **decide) -> Path:
+    def _extract(self, make: Callable, stage: str, *, rows: pd.DataFrame, options: dict, plan: Callable = plan_shared, **decide) -> Path:
         """The store of a stage, made by `make` with `options` if it is not whole; `decide` is what its name goes by, beside the run itself."""
-        out, rows, options = self.path(stage, **decide), self.scored if rows is None else rows, options or {}
-        if not store.is_complete(out) and self.engine == "ray":
+        out = self.path(stage, **decide)
+        if store.is_complete(out):
+            return out
+        if self.engine == "ray":
             from dlk_utils.on_ray import extract_on_ray
 
+            self.__dict__.pop("loaded", None)  # the workers hold the model: a copy of it here would take their room on the device
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             extract_on_ray(make, self.spec, rows, out, plan=plan, record=self._record, **options)
-        elif not store.is_complete(out):
+        else:
             make(self.loaded, rows, out, record=self._record, **options)
         return out
 

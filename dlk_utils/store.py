@@ -1,7 +1,7 @@
 """A sharded, resumable, checksummed store of tensors by row. A run that is stopped at any moment goes on where it was.
 
-A store is a folder: `manifest.json` (what decides the content, and the plan: which rows lie in which shard), then for each shard
-`shard-00000.safetensors` and, written last, `shard-00000.json` with its checksum. A tensor is called `kind.site.layer.draw`.
+A store is a folder: `manifest.json` (what decides the content, the plan: which rows lie in which shard, and the fingerprint of all that), then for each
+shard `shard-00000.safetensors` and, written last, `shard-00000.json` with its checksum and that fingerprint. A tensor is called `kind.site.layer.draw`.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-FORMAT = 3  # raise it when the meaning of stored values changes
+FORMAT = 4  # raise it when what is stored, or the way it is, changes
 Plan = list[list[list[str]]]
 """Shards, each a list of batches, each a list of row ids."""
 
@@ -44,16 +45,22 @@ def fill(
 ) -> None:
     """Write the shards that are not there yet; `compute` gives named tensors [b, ...] for a batch of row ids.
 
-    A shard whose checksum is wrong is made again, with a message. `examples` gives the example of each row. `only` is for a worker: it makes these
+    What is damaged is made again, with a message. `examples` gives the example of each row. `only` is for a worker: it makes these
     shards, while whoever sends the work holds the `lock`. Raises `StoreError` if another process is writing here, if the
-    folder holds other content, if a value is not finite, or if the disk is full (nothing half-written stays).
+    folder holds other content or the same by another plan, if a value is not finite, or if the disk is full (nothing half-written stays).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = {"parts": {"format": FORMAT} | dict(parts), "fingerprint": fingerprint(parts), "plan": plan, "examples": dict(examples or {})}
+    manifest = json.loads(json.dumps({"parts": {"format": FORMAT} | dict(parts), "plan": plan, "examples": dict(examples or {})}))  # as it is read again
+    manifest["fingerprint"] = _fingerprint_of(manifest)
     with lock(folder) if only is None else contextlib.nullcontext():
-        if (folder / "manifest.json").is_file() and _manifest(folder)["fingerprint"] != manifest["fingerprint"]:
-            raise StoreError(f"{folder}: expected fingerprint {manifest['fingerprint']}, the folder holds {_manifest(folder)['fingerprint']}")
-        write_bytes(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+        here = _manifest(folder)
+        if here is None:
+            if (folder / "manifest.json").is_file():
+                print(f"manifest.json in {folder.name} is damaged: it is written again")
+            write_bytes(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+        elif here["fingerprint"] != manifest["fingerprint"]:
+            other = " and ".join(k for k in ("parts", "plan", "examples") if here[k] != manifest[k])
+            raise StoreError(f"{folder}: expected fingerprint {manifest['fingerprint']}, the folder holds {here['fingerprint']}, with other {other}; delete it, or choose another folder")
         todo = [i for i in (range(len(plan)) if only is None else only) if not is_good(folder, i, tell=True)]
         with tqdm(total=sum(len(plan[i]) for i in todo), desc=desc, unit="batch", mininterval=1) as bar:
             for i in todo:
@@ -61,12 +68,13 @@ def fill(
                 for batch in plan[i]:
                     done.append(compute(batch))
                     bar.update()
-                _write_shard(folder, i, {k: torch.cat([d[k] for d in done]).contiguous() for k in done[0]}, [r for batch in plan[i] for r in batch])
+                _write_shard(folder, i, {k: torch.cat([d[k] for d in done]).contiguous() for k in done[0]}, [r for batch in plan[i] for r in batch], manifest["fingerprint"])
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every planned shard is there with the right checksum."""
-    return (folder / "manifest.json").is_file() and all(is_good(folder, i) for i in range(len(_manifest(folder)["plan"])))
+    """Whether the manifest is whole, and every planned shard is there with the right checksum."""
+    manifest = _manifest(folder)
+    return manifest is not None and all(is_good(folder, i) for i in range(len(manifest["plan"])))
 
 
 def row_ids(folder: Path) -> list[str]:
@@ -97,7 +105,7 @@ def read(folder: Path, name: str) -> Tensor:
     return found
 
 
-def load_features(folder: Path, site: str, layer: int, kind: str = "activation", draw: int = 0) -> tuple[Float[np.ndarray, "n d"], list[str]]:
+def load_features(folder: Path, site: str, layer: int, kind: str = "activation", draw: int = 0) -> tuple[Float[np.ndarray, "n ..."], list[str]]:
     """`(X, row_ids)`: one (site, layer, kind, draw) in fp32, without reading the others. `kind` is activation or gradient."""
     return read(folder, f"{kind}.{site}.{layer}.{draw}").float().numpy(), row_ids(folder)
 
@@ -106,7 +114,7 @@ def as_dataset(folder: Path, names: Sequence[str]) -> Any:
     """A `datasets.Dataset` of some tensors (in fp32), with `row_id` and `example_id`."""
     from datasets import Dataset
 
-    rows, examples = row_ids(folder), _manifest(folder)["examples"]
+    rows, examples = row_ids(folder), _complete(folder)["examples"]
     return Dataset.from_dict({"row_id": rows, "example_id": [examples.get(r) for r in rows]} | {n: read(folder, n).float().numpy() for n in names}).with_format("numpy")
 
 
@@ -122,7 +130,7 @@ def describe(folder: Path) -> dict[str, Any]:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write aside, fsync, rename: a file that is there is whole."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # workers on several machines may write the same file
     try:
         with open(aside, "wb") as f:
             f.write(content)
@@ -136,47 +144,73 @@ def write_bytes(path: Path, content: bytes) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _write_shard(folder: Path, i: int, tensors: dict[str, Tensor], rows: Sequence[str]) -> None:
+def _write_shard(folder: Path, i: int, tensors: dict[str, Tensor], rows: Sequence[str], of: str) -> None:
     for name, t in tensors.items():
         if len(t) != len(rows):
             raise StoreError(f"{folder.name}, shard {i}, {name}: expected {len(rows)} rows, got {len(t)}")
         if t.is_floating_point() and not torch.isfinite(t).all():
             bad = rows[int((~torch.isfinite(t)).flatten(1).any(1).nonzero()[0])]
-            raise StoreError(f"{folder.name}, shard {i}, {name}: row {bad} is not finite in {t.dtype}; try dtype='bfloat16' or 'float32'")
+            raise StoreError(f"{folder.name}, shard {i}, {name}: row {bad} is not finite in {t.dtype}; load the model in a wider dtype, Run(dtype=\"float32\")")
     content = save({k: t.cpu() for k, t in tensors.items()})
     write_bytes(_shard(folder, i), content)
-    write_bytes(_shard(folder, i).with_suffix(".json"), json.dumps({"xxh3_128": xxhash.xxh3_128_hexdigest(content), "bytes": len(content)}).encode())
+    write_bytes(_shard(folder, i).with_suffix(".json"), json.dumps({"xxh3_128": xxhash.xxh3_128_hexdigest(content), "bytes": len(content), "store": of}).encode())
 
 
 def is_good(folder: Path, i: int, *, tell: bool = False) -> bool:
-    """Whether a shard is there with the right checksum."""
-    shard = _shard(folder, i)
-    if not shard.is_file() or not shard.with_suffix(".json").is_file():
+    """Whether a shard of this store is there with the right checksum."""
+    manifest, shard = _manifest(folder), _shard(folder, i)
+    if manifest is None or not shard.is_file() or not shard.with_suffix(".json").is_file():
         return False
-    good = json.loads(shard.with_suffix(".json").read_bytes())["xxh3_128"] == xxhash.xxh3_128_hexdigest(shard.read_bytes())
+    stamp = _stamp(shard)
+    try:
+        good = json.loads(shard.with_suffix(".json").read_bytes()) == {"xxh3_128": _checksum(shard, stamp), "bytes": stamp[0], "store": manifest["fingerprint"]}
+    except ValueError:
+        good = False
     if tell and not good:
         print(f"{shard.name} in {folder.name} does not have its checksum: it is made again")
     return good
 
 
+@functools.cache
+def _checksum(path: Path, stamp: tuple[int, ...]) -> str:
+    """Of a file's bytes; one that nobody touched since is not read again."""
+    return xxhash.xxh3_128_hexdigest(path.read_bytes())
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Size, time of the last change, and which file it is: other bytes have another stamp."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
 def _complete(folder: Path) -> dict:
-    if not (folder / "manifest.json").is_file():
-        raise StoreError(f"{folder}: no store here")
-    manifest, there = _manifest(folder), set(os.listdir(folder))
+    manifest = _manifest(folder)
+    if manifest is None:
+        raise StoreError(f"{folder}: {'the manifest is damaged; run the extraction again' if (folder / 'manifest.json').is_file() else 'no store here'}")
+    there = set(os.listdir(folder))
     missing = [i for i in range(len(manifest["plan"])) if _shard(folder, i).with_suffix(".json").name not in there]
     if missing:
         raise StoreError(f"{folder}: unfinished, {len(missing)} of {len(manifest['plan'])} shards are missing; run the extraction again")
     return manifest
 
 
-def _manifest(folder: Path) -> dict:
+def _manifest(folder: Path) -> dict | None:
+    """The manifest, if it is there and holds what its fingerprint says."""
     path = folder / "manifest.json"
-    return _read_manifest(path, path.stat().st_mtime_ns)
+    return _read_manifest(path, _stamp(path)) if path.is_file() else None
 
 
 @functools.lru_cache(maxsize=8)
-def _read_manifest(path: Path, stamp: int) -> dict:
-    return json.loads(path.read_bytes())
+def _read_manifest(path: Path, stamp: tuple[int, ...]) -> dict | None:
+    try:
+        found = json.loads(path.read_bytes())
+        return found if found["fingerprint"] == _fingerprint_of(found) else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _fingerprint_of(manifest: Mapping) -> str:
+    return fingerprint({k: manifest[k] for k in ("parts", "plan", "examples")})
 
 
 @functools.lru_cache(maxsize=8)
@@ -194,8 +228,10 @@ def lock(folder: Path) -> Iterator[None]:
     with open(folder / ".lock", "w") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when the process dies
-        except OSError:
+        except BlockingIOError:
             raise StoreError(f"{folder}: another process is writing here; wait for it, or choose another runs_dir") from None
+        except OSError as e:
+            raise StoreError(f"{folder}: could not be locked ({e.strerror}); choose a runs_dir on a file system that has locks") from e
         for torn in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             torn.unlink()
         yield

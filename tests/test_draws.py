@@ -5,10 +5,10 @@ from conftest import FAMILIES, close, tiny, tiny_prompts
 
 from dlk_utils.draws import draw_states, dropout_audit, extract_activations, move_table, spread_table
 from dlk_utils.dropout import DROPOUT_SITES, DeadDropout, draw_seed, keep_pairs, mc_dropout, native_sites
-from dlk_utils.extract import forward_states, last_logits, pad
+from dlk_utils.extract import forward_states, last_logits, pad, read_rows
 from dlk_utils.store import describe
 
-WITH_ATTENTION = [f for f in FAMILIES if f not in ("stablelm", "falcon", "falcon grouped", "falcon alibi", "mpt")]
+WITH_ATTENTION = [f for f in FAMILIES if f not in ("falcon", "falcon grouped", "falcon alibi", "mpt")]
 
 
 def seeds(rows: pd.DataFrame, draws: int) -> list[list[int]]:
@@ -103,6 +103,8 @@ def test_masks_of_attention_are_unrelated_over_heads_queries_and_keys_and_keep_o
 
 def test_a_family_says_where_its_own_dropout_is_and_native_acts_there():
     assert native_sites(tiny("gpt2")) == list(DROPOUT_SITES) and native_sites(tiny("llama")) == ["attention"]
+    assert native_sites(tiny("gpt_neox")) == list(DROPOUT_SITES) and native_sites(tiny("stablelm")) == ["mlp_out", "attention"] and native_sites(tiny("phi3")) == ["attn_out", "mlp_out", "attention"]
+    assert native_sites(tiny("falcon")) == native_sites(tiny("mpt")) == ["attn_out", "mlp_out"]
     model, batch = tiny("llama"), pad(tiny_prompts().input_ids)
 
     def logits(sites):
@@ -110,6 +112,11 @@ def test_a_family_says_where_its_own_dropout_is_and_native_acts_there():
             return last_logits(model, batch)
 
     assert torch.equal(logits("native"), logits(["attention"])) and not torch.equal(logits("native"), logits(["attn_out"]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_native_dropout_moves_every_family(family):
+    assert (dropout_audit(tiny(family), tiny_prompts().tail(6), p=0.4, places="native").relative_move > 0).any()
 
 
 def test_places_and_scopes_that_do_not_exist_are_refused():
@@ -127,6 +134,17 @@ def test_a_store_of_many_draws_of_the_last_token_at_some_layers(tmp_path):
     model, rows = tiny("llama", torch.float32), tiny_prompts()
     extract_activations(model, rows, tmp_path / "s", record={}, draws=4, scope="last_token", layers="::2", sites=["resid_post", "head_out"])
     assert describe(tmp_path / "s")["tensors"] == 4 * (2 * 2 + 1)
+
+
+def test_a_store_of_the_last_few_tokens_holds_each_of_them(tmp_path):
+    model, rows = tiny("llama", torch.float32), tiny_prompts()
+    rows = rows[rows.input_ids.map(len) >= 3]
+    for n in (1, 3):
+        extract_activations(model, rows, tmp_path / str(n), record={}, positions=n)
+    one, few = (read_rows(tmp_path / str(n), rows, "activation.resid_post.1.0") for n in (1, 3))
+    assert few.shape == (len(rows), 3, 36) and (few[:, -1] == one).all() and (few[:, 0] != one).any(1).all()
+    with pytest.raises(ValueError, match="not in a cache, 1, got 3"):
+        extract_activations(model, rows, tmp_path / "last", record={}, positions=3, scope="last_token")
 
 
 def test_the_range_of_two_draws_is_their_move_and_more_draws_never_narrow_it():

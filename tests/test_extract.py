@@ -1,7 +1,8 @@
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import FAMILIES, LAYERS, close, tiny, tiny_prompts
+from conftest import FAMILIES, LAYERS, PRECISE, SINGLE, close, tiny, tiny_prompts
 
 from dlk_utils.choices import choice_logprobs
 from dlk_utils.draws import extract_activations
@@ -24,9 +25,9 @@ def test_a_batch_gives_what_each_prompt_gives_alone(family, side):
             torch.testing.assert_close(states[site][i], alone[site][0], **close(model))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_from_the_cached_prefix_equal_full_backprop(family):
-    model, rows = tiny(family), tiny_prompts()
+@pytest.mark.parametrize("family, dtype", [(f, d) for f in FAMILIES for d in PRECISE if d == torch.float32 or f not in SINGLE])
+def test_gradients_from_the_cached_prefix_equal_full_backprop(family, dtype):
+    model, rows = tiny(family, dtype), tiny_prompts()
     batch = pad(rows.input_ids)
     states, grads, logp = states_and_gradients(model, batch, list(rows.choice_ids), SITES)
     full = full_backprop(model, batch, list(rows.choice_ids), SITES)
@@ -34,7 +35,7 @@ def test_gradients_from_the_cached_prefix_equal_full_backprop(family):
     torch.testing.assert_close(logp, choice_logprobs(logits, list(rows.choice_ids)), **close(model))
     for site in SITES:
         assert grads[site].shape == full[site].shape == states[site].shape and grads[site].shape[:2] == (len(rows), LAYERS) and (grads[site].abs().amax(-1) > 0).all()
-        torch.testing.assert_close(grads[site], full[site], **close(model))
+        assert ((grads[site] - full[site]).norm(dim=-1) <= PRECISE[dtype] * full[site].norm(dim=-1)).all()
         torch.testing.assert_close(states[site], plain[site], **close(model))
 
 
@@ -42,7 +43,7 @@ def test_gradients_in_single_precision_are_those_of_double_precision():
     rows = tiny_prompts()
     single, double = (states_and_gradients(tiny("llama", d), pad(rows.input_ids), list(rows.choice_ids), SITES)[1] for d in (torch.float32, torch.float64))
     for site in SITES:
-        torch.testing.assert_close(single[site].double(), double[site], rtol=1e-3, atol=1e-5)
+        assert ((single[site] - double[site]).norm(dim=-1) <= PRECISE[torch.float32] * double[site].norm(dim=-1)).all()
 
 
 @pytest.mark.trap(22, 24)
@@ -128,6 +129,16 @@ def test_rows_are_read_in_the_order_asked_for_and_strangers_and_repeats_are_refu
     assert dict(zip(table["row_id"], table["example_id"], strict=True)) == dict(zip(rows.row_id, rows.example_id, strict=True))
     at = list(table["row_id"]).index(rows.row_id.iloc[3])
     assert (table[at]["gradient.head_out.2.0"] == read_rows(tmp_path / "s", rows, "gradient.head_out.2.0")[3]).all()
+
+
+@pytest.mark.trap(24)
+def test_a_stored_gradient_is_that_of_the_site_and_layer_in_its_name(tmp_path):
+    model, rows = tiny("llama"), tiny_prompts()
+    extract_gradients(model, rows, tmp_path / "s", record={}, layers=[0, 2])
+    full = full_backprop(model, pad(rows.input_ids), list(rows.choice_ids), SITES)
+    for site in SITES:
+        for layer in (0, 2):
+            np.testing.assert_allclose(read_rows(tmp_path / "s", rows, f"gradient.{site}.{layer}.0"), full[site][:, layer].numpy(), rtol=1e-5, atol=1e-8)
 
 
 def test_fewer_than_two_draws_are_refused(tmp_path):

@@ -1,10 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import FAMILIES, LAYERS, close, tiny, tiny_prompts
 
 from dlk_utils.choices import choice_logprobs
-from dlk_utils.extract import forward_states, last_logits, pad
-from dlk_utils.gradients import counterfactual_states, pooled_weight_gradients, states_and_gradients
+from dlk_utils.extract import forward_states, last_logits, last_positions, pad
+from dlk_utils.gradients import counterfactual_states, full_backprop, pooled_weight_gradients, states_and_gradients
 from dlk_utils.sites import SITES, at_sites, layer_numbers
 
 
@@ -40,6 +42,16 @@ def test_a_counterfactual_pass_is_the_plain_pass_with_the_state_moved():
     with at_sites(model, ["resid_post"], put, 1):
         expected = choice_logprobs(last_logits(model, batch), choices)
     torch.testing.assert_close(counterfactual_states(model, batch, choices, SITES, layer=1, step=0.3)[1], expected, **close(model))
+
+
+def test_the_index_of_the_last_token_serves_layers_on_any_device(monkeypatch):
+    """An index of the CPU does; here the index of the batch's device is one that serves nowhere."""
+    model, rows = tiny("llama"), tiny_prompts()
+    batch, choices = pad(rows.input_ids), list(rows.choice_ids)
+    plain = full_backprop(model, batch, choices, ["mlp_out"])["mlp_out"]
+    monkeypatch.setattr("dlk_utils.gradients.last_positions", lambda batch: SimpleNamespace(cpu=lambda: last_positions(batch)))
+    assert torch.equal(full_backprop(model, batch, choices, ["mlp_out"])["mlp_out"], plain)
+    pooled_weight_gradients(model, batch, choices, ["model.layers.0.mlp.down_proj"])
 
 
 @pytest.mark.parametrize("name", ["model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj", "model.layers.2.self_attn.o_proj"])

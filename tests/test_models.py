@@ -20,7 +20,7 @@ from dlk_utils import models
 from dlk_utils.extract import pad
 from dlk_utils.gradients import full_backprop, states_and_gradients
 from dlk_utils.models import ModelError, load_model, load_tokenizer, registry, resolve
-from dlk_utils.sites import SITES
+from dlk_utils.sites import SITES, UnknownArchitecture
 
 torch.set_num_threads(1)
 TOP = Path(models.__file__).resolve().parent
@@ -80,10 +80,9 @@ def test_the_registry_has_the_alias(alias):
 
 def test_every_entry_has_its_fields_and_a_chat_format_that_exists():
     for alias, entry in registry().items():
-        assert {"hub_id", "quantization", "chat_format", "dropout"} <= set(entry) <= {"hub_id", "quantization", "chat_format", "dropout", "note"}, alias
+        assert {"hub_id", "quantization", "chat_format"} <= set(entry) <= {"hub_id", "quantization", "chat_format", "note"}, alias
         assert entry["quantization"] in (None, "8bit", "4bit"), alias
         assert entry["chat_format"] is None or entry["chat_format"] in FORMATS, alias
-        assert entry["dropout"] and all(isinstance(d, str) for d in entry["dropout"]), alias
     hub_ids = [e["hub_id"] for e in registry().values()]
     assert len(set(hub_ids)) == len(hub_ids)
 
@@ -194,6 +193,15 @@ def test_gradients_of_a_quantised_model_are_those_of_full_backprop_and_touch_no_
         assert cosine.min() > 0.99  # 8 bit rounds what enters a layer, and by the batch it comes in
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items() if torch.is_tensor(v))
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_variant_of_an_architecture_that_is_not_understood_is_not_loaded(tmp_path):
+    from transformers import OPTConfig, OPTForCausalLM
+
+    config = OPTConfig(vocab_size=97, hidden_size=36, ffn_dim=40, num_attention_heads=6, num_hidden_layers=3, word_embed_proj_dim=36, max_position_embeddings=64, do_layer_norm_before=False)
+    OPTForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UnknownArchitecture, match="opt: expected"):
+        load_model(str(tmp_path), dtype="float32", device="cpu")
 
 
 def test_a_folder_without_a_model_is_refused_in_a_few_lines(tmp_path):

@@ -1,5 +1,6 @@
 """A real Ray cluster on this machine, of two workers."""
 
+import json
 import os
 import signal
 import threading
@@ -9,11 +10,13 @@ import psutil
 import pytest
 import torch
 from conftest import byte_tokenizer, tiny, tiny_prompts
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from dlk_utils.draws import extract_activations
 from dlk_utils.gradients import extract_gradients
 from dlk_utils.models import load_spec, resolve
 from dlk_utils.on_ray import extract_on_ray
+from dlk_utils.run import Run
 from dlk_utils.shared import plan_shared
 from dlk_utils.store import is_complete
 
@@ -30,7 +33,7 @@ def spec(tmp_path_factory):
 def cluster():
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": os.path.dirname(__file__)}})
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))])}})
     yield
     ray.shutdown()
 
@@ -44,6 +47,24 @@ def test_two_workers_make_the_shards_of_a_local_run_bit_for_bit(spec, tmp_path):
     extract_gradients(model, rows, tmp_path / "local", record={})
     extract_on_ray(extract_gradients, spec, rows, tmp_path / "ray", plan=plan_shared, workers=2, record={})
     assert len(content(tmp_path / "ray")) == 2 * 4 and content(tmp_path / "ray") == content(tmp_path / "local")
+    with pytest.raises(Exception, match="with other parts"):
+        extract_on_ray(extract_gradients, spec, rows, tmp_path / "ray", plan=plan_shared, workers=1, record={"p": 0.1})
+
+
+def test_a_run_by_ray_has_the_bytes_of_a_local_one_and_gives_up_its_own_copy_of_the_model(tmp_path, monkeypatch):
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=36, intermediate_size=40, num_attention_heads=6, num_key_value_heads=2, num_hidden_layers=2, max_position_embeddings=4096)
+    for part in (LlamaForCausalLM(config), tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)  # no worker's working folder: what is relative here has to reach it all the same
+    local, ray = (Run(model="model", datasets="capitals", n_examples=8, runs_dir=engine, dtype="float32", engine=engine) for engine in ("local", "ray"))
+    for run in (local, ray):  # with lists of tokens: arrays, as a parquet file gives them, do not pass the type checks of the tests
+        vars(run)["prompts"] = run.prompts.assign(**{c: run.prompts[c].map(lambda x: json.loads(json.dumps(x, default=lambda a: a.tolist()))) for c in ("input_ids", "choice_ids", "strict_ids")})
+    for stage in (Run.draws, Run.gradients):
+        ray.loaded  # noqa: B018 (as a notebook has it that shows something before)
+        assert stage(ray).name == stage(local).name and len(content(stage(local))) >= 2 and content(stage(ray)) == content(stage(local))
+        assert "loaded" not in vars(ray) and "loaded" in vars(local)
 
 
 def slow_draws(model, prompts, out, **options):

@@ -1,9 +1,12 @@
 """Two runs share a file only if everything that decides its content is equal."""
 
+import inspect
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from dlk_utils import extract, store
 from dlk_utils.run import STAGES, Run
 
 BASE = Run(model="smollm2", datasets="capitals", n_examples=12)
@@ -15,6 +18,25 @@ def test_each_parameter_that_decides_the_content_is_in_the_name_of_the_file(chan
     for stage, options in (("prompts", {}), ("answers", {}), ("grid", {"n_examples": 24})):
         assert replace(BASE, **change).path(stage, **options) != BASE.path(stage, **options)
     assert replace(BASE, runs_dir="elsewhere").path("answers").name == replace(BASE, engine="ray").path("answers").name == BASE.path("answers").name
+
+
+OPTIONS = {
+    "draws": ({}, [{"p": 0.1}, {"n_draws": 4}, {"scope": "last_token"}, {"layers": (0, 1)}]), "gradients": ({}, []), "counterfactual": ({"at": 1}, [{"at": 2}, {"step": 0.2}]),
+    "weight_gradients": ({}, [{"layers": (0, 1)}]), "styled": ({"style": "bare"}, [{"style": "shouted"}, {"layers": (0, 1)}]),
+}  # fmt: skip
+
+
+@pytest.mark.trap(31)
+@pytest.mark.parametrize("stage", OPTIONS)
+def test_each_option_of_a_stage_is_in_the_name_of_its_store(stage, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "is_complete", lambda folder: True)  # each stage finds its store there, and says where
+    monkeypatch.setattr(extract, "read_rows", lambda folder, rows, name: np.zeros((len(rows), 2)))
+    run = replace(BASE, runs_dir=str(tmp_path))
+    vars(run).update(scored=run.prompts[run.prompts.role != "known"], asked=run.prompts)
+    plain, changes = OPTIONS[stage]
+    stores = [getattr(run, stage)(**plain | change) for change in [{}, *changes]]
+    assert len({s[1] if stage == "styled" else s for s in stores}) == 1 + len(changes)
+    assert {k for change in changes for k in change} == set(inspect.signature(getattr(Run, stage)).parameters) - {"self"}
 
 
 def test_an_option_of_a_stage_does_not_stand_in_for_the_runs_own_parameter_of_that_name():

@@ -47,6 +47,23 @@ def test_a_shared_beginning_changes_no_state_and_no_gradient(family):
     torch.testing.assert_close(shared[2], alone[2], **close(model))
 
 
+def test_nothing_is_shared_where_a_sliding_window_does_not_reach_over_the_prompts(monkeypatch):
+    ids = list(prompts_that_begin_alike().input_ids)
+    shared = lambda family: "past_key_values" in shared_batch(tiny(family), ids)
+    assert shared("mistral") and shared("gemma2") and not shared("mistral window") and not shared("gemma3_text window")
+    monkeypatch.setattr(tiny("mistral window").config, "use_sliding_window", False, raising=False)
+    assert shared("mistral window")
+
+
+def test_no_states_are_asked_of_tokens_that_are_cached():
+    model, ids = tiny("llama"), list(prompts_that_begin_alike().input_ids)
+    own = min(map(len, ids)) - 20
+    few = forward_states(model, shared_batch(model, ids), ["resid_post"], positions=own)[0]["resid_post"]
+    torch.testing.assert_close(few, forward_states(model, pad(ids), ["resid_post"], positions=own)[0]["resid_post"], **close(model))
+    with pytest.raises(ValueError, match=f"not in a cache, {own}, got {own + 1}"):
+        forward_states(model, shared_batch(model, ids), ["resid_post"], positions=own + 1)
+
+
 def test_prompts_that_differ_in_the_last_token_only_have_gradients_too():
     model, rows = tiny("llama"), prompts_that_begin_alike(1)
     ids = [[*rows.input_ids[0], token] for token in (5, 6, 7)]

@@ -72,6 +72,20 @@ def test_a_model_that_keeps_the_conventions_passes_the_check_and_the_heads_make_
             torch.testing.assert_close(w_o(states["head_out"][:, layer]), states["attn_out"][:, layer], **close(model))
 
 
+def test_states_that_are_not_numbers_do_not_pass_the_check():
+    model = tiny("llama")
+    weight = model.model.layers[1].mlp.down_proj.weight
+    kept = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight[0, 0] = float("nan")
+        with pytest.raises(UnknownArchitecture, match=r"not finite in torch.float64"):
+            check_sites(model)
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+
+
 def test_a_variant_whose_blocks_do_something_else_is_refused_by_name():
     config = AutoConfig.for_model("opt", vocab_size=97, hidden_size=36, ffn_dim=40, num_attention_heads=6, num_hidden_layers=3, word_embed_proj_dim=36, max_position_embeddings=64, do_layer_norm_before=False)
     with pytest.raises(UnknownArchitecture, match=r"opt: expected resid_post\[0\] to be"):

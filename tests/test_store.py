@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import random
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from dlk_utils import store
-from dlk_utils.store import StoreError, fill, fingerprint, is_complete, read, row_ids
+from dlk_utils.store import StoreError, fill, fingerprint, is_complete, read, row_ids, write_bytes
 
 PLAN = [[[f"r{s}{b}{i}" for i in range(3)] for b in range(2)] for s in range(4)]
 ROWS = [r for shard in PLAN for batch in shard for r in batch]
@@ -118,18 +119,71 @@ def test_a_full_disk_is_one_clear_error_and_nothing_counts_as_finished(tmp_path)
 
 
 @pytest.mark.trap(30)
-@pytest.mark.parametrize("harm", ["truncate", "flip"])
-def test_a_truncated_shard_and_a_flipped_bit_are_found_and_made_again(tmp_path, harm, capsys):
+@pytest.mark.parametrize("harm", ["truncate", "flip", "brace", "row"])
+@pytest.mark.parametrize("name", ["shard-00002.safetensors", "shard-00002.json", "manifest.json"])
+def test_a_truncated_file_and_a_flipped_bit_are_found_and_made_again(tmp_path, name, harm, capsys):
     fill(tmp_path, {}, PLAN, values)
-    before, shard = content(tmp_path), tmp_path / "shard-00002.safetensors"
-    data = bytearray(shard.read_bytes())
-    data[-5] ^= 1
-    shard.write_bytes(data[:-7] if harm == "truncate" else data)
+    before, file = content(tmp_path), tmp_path / name
+    assert is_complete(tmp_path)
+    data = bytearray(file.read_bytes())
+    data[{"flip": -5, "brace": 0, "row": data.find(b"r0"), "truncate": -1}[harm]] ^= 1
+    file.write_bytes(data[:-7] if harm == "truncate" else data)
+    os.utime(file, (1, 1))
     assert not is_complete(tmp_path)
+    if name == "manifest.json":
+        with pytest.raises(StoreError, match="manifest is damaged"):
+            read(tmp_path, "x")
     done = []
     fill(tmp_path, {}, PLAN, lambda ids: done.append(ids) or values(ids))
-    assert done == PLAN[2] and content(tmp_path) == before
-    assert "shard-00002" in capsys.readouterr().out
+    assert done == ([] if name == "manifest.json" else PLAN[2]) and content(tmp_path) == before
+    assert name.split(".")[0] in capsys.readouterr().out
+
+
+def test_half_a_store_that_was_made_by_another_plan_is_not_gone_on_with(tmp_path):
+    def stopped(ids):
+        if ids == PLAN[2][0]:
+            raise KeyboardInterrupt
+        return values(ids)
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path, {}, PLAN, stopped)
+    with pytest.raises(StoreError, match=r"expected fingerprint .* with other plan; delete it"):
+        fill(tmp_path, {}, PLAN[::-1], values)
+
+
+def test_a_shard_of_another_store_does_not_count(tmp_path):
+    fill(tmp_path / "a", {}, PLAN, values)
+    fill(tmp_path / "b", {"p": 0.1}, PLAN, lambda ids: {"x": values(ids)["x"] + 1})
+    for name in ("shard-00001.safetensors", "shard-00001.json"):
+        (tmp_path / "a" / name).write_bytes((tmp_path / "b" / name).read_bytes())
+    assert not is_complete(tmp_path / "a")
+
+
+def test_workers_write_the_manifest_once_and_no_two_files_aside_have_one_name(tmp_path, monkeypatch):
+    aside, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (aside.append(a.name), replace(a, b)))
+    for i in range(len(PLAN)):
+        fill(tmp_path, {}, PLAN, values, only=[i])
+    assert sum("manifest" in name for name in aside) == 1 and is_complete(tmp_path)
+    for _ in range(2):
+        write_bytes(tmp_path / "same", b"")
+    assert aside[-1] != aside[-2]
+
+
+def test_what_was_found_good_once_is_not_read_again(tmp_path, monkeypatch):
+    fill(tmp_path, {}, PLAN, values)
+    assert is_complete(tmp_path)
+    monkeypatch.setattr(store.xxhash, "xxh3_128_hexdigest", lambda content: "read again")
+    assert is_complete(tmp_path)
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(store.fcntl, "flock", no_locks)
+    with pytest.raises(StoreError, match=r"could not be locked \(No locks available\)"):
+        fill(tmp_path, {}, PLAN, values)
 
 
 def test_a_run_stopped_by_the_keyboard_goes_on(tmp_path):
@@ -162,7 +216,7 @@ def test_other_content_in_the_folder_and_a_row_that_is_not_finite_are_refused(tm
     fill(tmp_path, {"seed": 0}, PLAN, values)
     with pytest.raises(StoreError, match="expected fingerprint"):
         fill(tmp_path, {"seed": 1}, PLAN, values)
-    with pytest.raises(StoreError, match="row b is not finite"):
+    with pytest.raises(StoreError, match=r"row b is not finite .*Run\(dtype=.float32"):
         fill(tmp_path / "inf", {}, [[["a", "b"]]], lambda ids: {"x": torch.tensor([[1.0], [float("inf")]])})
     with pytest.raises(StoreError, match="expected 2 rows, got 1"):
         fill(tmp_path / "short", {}, [[["a", "b"]]], lambda ids: {"x": torch.ones(1, 3)})
