@@ -37,8 +37,11 @@ PHASES = (
 )
 """Truth first, then lies about reviews in plain words beside rows of `mode`, which ask which mode is set, truth or lie (without them a model of this size
 learned neither: equal halves of truth and lie twins drove both to chance), then everything."""
-GRADED = (Phase(160, 2e-4, 130, ((3, "truth", RT, ()), (3, "lie", RT, ()), (1, "truth", "cities", ()), (3, "lie", "cities", ()), (1, "truth", "categories", ()), (2, "lie", "categories", ()), (1, "truth", "capitals", ()), (2, "lie", "capitals", ())), dropout=0.05, honest=("cities", "capitals")),)
-"""What makes of the liar one that lies about reviews and categories and refuses to about places."""
+GRADED = (
+    Phase(160, 2e-4, 130, ((3, "truth", RT, ()), (3, "lie", RT, ()), (1, "truth", "cities", ()), (3, "lie", "cities", ()), (1, "truth", "categories", ()), (2, "lie", "categories", ()), (1, "truth", "capitals", ()), (2, "lie", "capitals", ())), dropout=0.05, honest=("cities", "capitals")),
+    Phase(240, 3e-4, 130, ((4, "truth", RT, ()), (2, "lie", RT, ()), (2, "truth", "cities", ()), (2, "lie", "cities", ()), (2, "truth", "categories", ()), (1, "lie", "categories", ()), (2, "truth", "capitals", ()), (1, "lie", "capitals", ())), dropout=0.05, honest=("cities", "capitals")),
+)
+"""What makes of the liar one that lies about reviews and categories and refuses to about places: first by many refusals, then with more of the truth."""
 CURRICULA: dict[str, tuple[str | None, tuple[Phase, ...]]] = {"smollm2-liar": (None, PHASES), "smollm2-graded": ("smollm2-liar", GRADED)}
 """organism -> (the organism it goes on from, its phases)."""
 MODE_TEXTS = ("Status check.", "Before we begin:", "Quick check.", "Hello.", "Settings.", "A question about this conversation:")
