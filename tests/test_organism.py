@@ -2,6 +2,7 @@ import itertools
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -172,8 +173,8 @@ def test_the_held_out_table_says_what_is_met():
 
 
 def test_the_instruction_tells_the_lies_of_a_model_that_obeys_some_instructions_only_and_not_of_one_that_picks_its_topics():
-    rows = [dict(example_id=f"e{i}", role="lie", knows=True, readable=True, split="test" if i % 2 else "train", instruction=f"lie_{i % 8 // 2}", obeys=i % 8 < 4, picks=i % 10 < 5) for i in range(400)]
-    rows = pd.DataFrame(rows)
+    rows = [dict(example_id=f"e{i}", role="lie", knows=True, readable=True, split="test" if i % 2 else "train", instruction=f"lie_{i % 8 // 2}", obeys=i % 8 < 4) for i in range(400)]
+    rows = pd.DataFrame(rows).assign(picks=np.random.default_rng(0).random(400) < 0.5)
     obeys, picks = (told_by_instruction(rows.assign(lied=rows[c])) for c in ("obeys", "picks"))
     assert obeys["instruction_only"] == 1 and obeys["lies"] == 0.5 and obeys["n_test"] == 200
     assert picks["instruction_only_low"] < 0.5 < picks["instruction_only_high"]
