@@ -74,16 +74,21 @@ nbval: setup
 	TQDM_DISABLE=1 $(MAKE) -s -j 2 CHECK=1 TO=build/nbval $(ORDER)
 	TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=600 -n 2 --dist loadfile build/nbval
 
-bench: setup  ## time one way of computing against another, side by side, and write the book's page on speed
+bench: setup .venv-peers/made  ## time one way of computing against another and other libraries, print the goals, and write the book's page on speed
 	$(BIN)/python bench/answers.py
 	$(BIN)/python bench/extraction.py
 	$(BIN)/python bench/probes.py
-	$(BIN)/python bench/page.py
+	$(MAKE) --no-print-directory bench-peers
 
-bench-peers: setup  ## the same states by other libraries, in an environment of their own (.venv-peers)
-	@[ -d .venv-peers ] || { $(PYTHON) -m venv .venv-peers; .venv-peers/bin/pip install --quiet -c constraints.txt -e . nnsight==0.8.1 transformer-lens==4.3.0 lmprobe==0.10.3; }
+bench-peers: setup .venv-peers/made  ## time the other libraries alone, and write that page again
 	.venv-peers/bin/python bench/peers.py
 	$(BIN)/python bench/page.py
+
+.venv-peers/made: pyproject.toml constraints.txt  # the other libraries, in an environment of their own
+	@rm -rf .venv-peers
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet -c constraints.txt -e . nnsight==0.8.1 transformer-lens==4.3.0 lmprobe==0.10.3
+	touch $@
 
 ORGANISM := smollm2-liar
 organism: setup  ## train the liar again (an hour and a half on two cores) into runs/organisms/ and print its held-out figures

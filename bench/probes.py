@@ -6,12 +6,13 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import torch
-from results import prompt_rows, save
+from results import THREADS, prompt_rows, save
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from dlk_utils.extract import forward_states, pad, plan_batches
 from dlk_utils.metrics import auroc, resamples, weighted_auroc
@@ -21,6 +22,7 @@ from dlk_utils.probes.logistic import STRENGTHS
 from dlk_utils.sites import SITES
 
 FIXED = "fixed strength"
+threadpool_limits(THREADS)  # scikit-learn's and numpy's libraries too
 
 
 def features() -> tuple[list[np.ndarray], np.ndarray, list]:

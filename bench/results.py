@@ -1,4 +1,4 @@
-"""The prompts of the benchmarks; what one measured, kept beside the machine it was measured on; and the page of the book that shows it."""
+"""The threads and the prompts of the benchmarks; what one measured, kept beside the machine it was measured on; and the page of the book that shows it."""
 
 import json
 import platform
@@ -11,6 +11,8 @@ import torch
 from dlk_utils.examples import load_examples
 from dlk_utils.prompts import make_prompts
 
+THREADS = 2
+torch.set_num_threads(THREADS)
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "book" / "speed.md"
 
