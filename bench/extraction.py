@@ -254,7 +254,7 @@ def draws(model, rows: pd.DataFrame, rounds: int, n: int, scopes: Sequence[str])
     for scope, k in ((scope, k) for scope in scopes for k in (2, 8, 32)):
         asked[way := f"{k} draws, {scope}"] = k, scope
         ways[way] = lambda k=k, scope=scope: drawn(k, scope)
-    table, gave = timed(ways, rounds, once=["32 draws, sequence"])
+    table, gave = timed(ways, rounds)
     for way, (k, scope) in asked.items():
         pairs = []
         for row, i in ((0, 0), (n - 1, k - 1)):
