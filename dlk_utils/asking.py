@@ -81,7 +81,7 @@ class Asking:
         path = self.path("prompts")
         if not path.is_file():
             table = self._unseen(make_prompts(self.examples, self.tokenizer, n_shots=self.n_shots, context=self.context, seed=self.seed))
-            dropped = {"duplicates": self.examples.attrs["dropped_duplicates"], "too_long": table.attrs["dropped_too_long"], "control_tokens": table.attrs["dropped_control_tokens"]}
+            dropped = {"duplicates": self.examples.attrs["dropped_duplicates"], "too_long": table.attrs["dropped_too_long"], "control_tokens": table.attrs["dropped_control_tokens"], "choices_alike": table.attrs["choices_alike"]}
             path.parent.mkdir(parents=True, exist_ok=True)
             store.write_bytes(path.with_suffix(".json"), json.dumps(self._record | {"dropped": dropped}, indent=1).encode())
             store.write_bytes(path, table.to_parquet(index=False))
@@ -89,7 +89,7 @@ class Asking:
 
     @property
     def dropped(self) -> dict:
-        """What stage 01 left out: `duplicates` (a count per data set), `too_long` and `control_tokens` (example ids)."""
+        """What stage 01 left out: `duplicates` (a count per data set), `too_long` and `control_tokens` (example ids); and `choices_alike`, the examples for which some templates were left out."""
         return json.loads((self.prompts, self.path("prompts").with_suffix(".json"))[1].read_text())["dropped"]
 
     @functools.cached_property
@@ -136,7 +136,8 @@ class Asking:
     @functools.cached_property
     def asked_again(self) -> pd.DataFrame:
         """Stage 02: the scored rows of the test split, a third of them, asked whether their answer was true."""
-        return self._answered(elicit.follow_ups(self.scored[self.scored.split == "test"], self.tokenizer), "asked again")
+        rows = elicit.follow_ups(self.scored[self.scored.split == "test"], self.tokenizer)
+        return self._answered(rows, "asked again") if len(rows) else rows
 
     @functools.cached_property
     def said(self) -> pd.DataFrame:
@@ -197,9 +198,7 @@ class Asking:
 
     @functools.cached_property
     def _config(self):
-        from transformers import AutoConfig
-
-        return AutoConfig.from_pretrained(self.spec.source)
+        return models.load_config(self.spec)
 
     @functools.cached_property
     def _record(self) -> dict:

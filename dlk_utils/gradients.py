@@ -85,7 +85,7 @@ def full_backprop(model: nn.Module, batch: Batch, choice_ids: Sequence, sites: S
     found: dict[str, list[Tensor]] = {site: [] for site in sites}
     last, rows = last_positions(batch).cpu(), torch.arange(len(batch["input_ids"]))  # layers may lie on several devices: an index of the CPU fits all
     with torch.enable_grad(), at_sites(model, sites, lambda site, layer, hidden: found[site].append(hidden), layers):
-        logp = choice_logprobs(forward(model, batch, last_only=False, use_cache=False).logits[rows, last], choice_ids)
+        logp = choice_logprobs(forward(model, _embedded(model, batch), last_only=False, use_cache=False).logits[rows, last], choice_ids)
         grads = iter(torch.autograd.grad((logp[:, 1] - logp[:, 0]).sum(), [h for site in sites for h in found[site]]))
     return {site: torch.stack([next(grads)[rows, last].cpu() for _ in found[site]], 1) for site in sites}
 
@@ -126,7 +126,7 @@ def pooled_weight_gradients(model: nn.Module, batch: Batch, choice_ids: Sequence
     handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in modules]
     try:
         with torch.enable_grad():
-            logp = choice_logprobs(forward(model, batch, last_only=False, use_cache=False).logits[torch.arange(len(batch["input_ids"])), last_positions(batch).cpu()], choice_ids)
+            logp = choice_logprobs(forward(model, _embedded(model, batch), last_only=False, use_cache=False).logits[torch.arange(len(batch["input_ids"])), last_positions(batch).cpu()], choice_ids)
             grads = torch.autograd.grad((logp[:, 1] - logp[:, 0]).sum(), [seen[n][1] for n in modules])
     finally:
         for handle in handles:
@@ -140,7 +140,6 @@ def pooled_weight_gradients(model: nn.Module, batch: Batch, choice_ids: Sequence
 
 
 def _last_token_gradients(model: nn.Module, last: Batch, choice_ids: Sequence, sites: Sequence[str], layers: Layers) -> tuple[States, States, Float[Tensor, "b 2"]]:
-    embedded = model.get_input_embeddings()(last["input_ids"]).detach().requires_grad_()
     found: dict[str, list[Tensor]] = {site: [] for site in sites}
     values: dict[str, list[Tensor]] = {site: [] for site in sites}
 
@@ -148,8 +147,13 @@ def _last_token_gradients(model: nn.Module, last: Batch, choice_ids: Sequence, s
         found[site].append(hidden)
         values[site].append(hidden.detach()[:, -1].to("cpu", copy=True))  # now: Falcon adds to it in place
 
-    batch = {k: v for k, v in last.items() if k != "input_ids"} | {"inputs_embeds": embedded}
     with torch.enable_grad(), at_sites(model, sites, keep, layers):
-        logp = choice_logprobs(forward(model, batch, use_cache=True).logits[:, -1], choice_ids)
+        logp = choice_logprobs(forward(model, _embedded(model, last), use_cache=True).logits[:, -1], choice_ids)
         grads = iter(torch.autograd.grad((logp[:, 1] - logp[:, 0]).sum(), [h for site in sites for h in found[site]]))
     return {s: torch.stack(values[s], 1) for s in sites}, {s: torch.stack([next(grads)[:, -1].cpu() for _ in found[s]], 1) for s in sites}, logp.detach().cpu()
+
+
+def _embedded(model: nn.Module, batch: Batch) -> Batch:
+    """The batch with embeddings in place of tokens. The graph begins there, whether or not a weight (quantised, frozen by an adapter) asks for a gradient."""
+    embedded = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
+    return {k: v for k, v in batch.items() if k != "input_ids"} | {"inputs_embeds": embedded}

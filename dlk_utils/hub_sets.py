@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face hub (or of a local folder in the hub's layout) as binary questions, by `hub_sets.yaml`."""
 
 import functools
+import json
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 import xxhash
 import yaml
 
+from dlk_utils import hub
 from dlk_utils.examples import DataError, example_id
 from dlk_utils.library import render
 
@@ -20,26 +22,36 @@ def hub_sets() -> dict[str, dict]:
 
 
 def hub_source(name: str) -> dict[str, str]:
-    """Where the rows come from: hub id and commit, or a hash of the local folder's files."""
+    """Where the rows come from: hub id and commit, or a hash of the local folder's files; and by what rule of `hub_sets.yaml` they become questions."""
+    entry = _entry(name) or {}
+    rule = {"rule": json.dumps(entry, sort_keys=True)}
     if Path(name).is_dir():
         digest = xxhash.xxh3_128()
         for path in sorted(p for p in Path(name).rglob("*") if p.is_file()):
             digest.update(str(path.relative_to(name)).encode() + path.read_bytes())
-        return {"folder": Path(name).name, "xxh3_128": digest.hexdigest()}
-    return {"hub": hub_sets().get(name, {}).get("hub_id", name)}
+        return {"folder": Path(name).name, "xxh3_128": digest.hexdigest()} | rule
+    try:
+        return {"hub": entry["hub_id"], "commit": hub.commit(entry["hub_id"], "dataset")} | rule
+    except Exception:  # what cannot be reached cannot be read either, and `read_hub` says so
+        return {"hub": entry.get("hub_id", name), "commit": "unknown"} | rule
+
+
+def _entry(name: str) -> dict | None:
+    return hub_sets().get(Path(name).name if Path(name).is_dir() else name)
 
 
 def read_hub(name: str, embedded: list[str]) -> pd.DataFrame:
     """Rows `kind, text, choice_0, choice_1, label` of a set of `hub_sets.yaml`, given by name or as a local folder of that name."""
     import datasets
 
-    entry = hub_sets().get(Path(name).name if Path(name).is_dir() else name)
+    entry = _entry(name)
     offline = f"offline there are {', '.join(embedded)} and your own .csv or .jsonl; from the hub, or from a local folder so named, {', '.join(hub_sets())}"
     if entry is None:
         raise DataError(f"unknown data set {name!r}; {offline}")
     try:
         folder = Path(name).is_dir()
-        table = datasets.load_dataset(name if folder else entry["hub_id"], None if folder else entry.get("config"), split=entry["split"])
+        where = {"path": name} if folder else {"path": entry["hub_id"], "name": entry.get("config"), "revision": hub.commit(entry["hub_id"], "dataset")}
+        table = datasets.load_dataset(**where, split=entry["split"])
     except Exception as e:
         raise DataError(f"{name}: could not be read ({type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else ''}); {offline}") from None
     return pd.DataFrame([_row(name, entry, dict(r)) for r in table]).query("label >= 0").reset_index(drop=True)

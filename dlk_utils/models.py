@@ -20,6 +20,7 @@ import xxhash
 import yaml
 from safetensors import SafetensorError
 
+from dlk_utils import hub
 from dlk_utils.sites import check_sites
 
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -47,9 +48,9 @@ class ModelSpec:
     """Folder of a LoRA adapter on top; its hash is in `revision`."""
 
     def record(self) -> dict:
-        """What a manifest stores (a local folder by its name: its content is in `revision`)."""
+        """What a manifest stores (a local folder by its name: its content is in `revision`; a chat format by its text)."""
         names = {k: Path(v).name if v and Path(v).is_dir() else v for k, v in (("source", self.source), ("adapter", self.adapter))}
-        return asdict(self) | names
+        return asdict(self) | names | {"chat_format": self.chat_format and chat_formats()[self.chat_format]}
 
 
 def cache_dir() -> Path:
@@ -66,6 +67,12 @@ def organisms() -> list[str]:
 def registry() -> dict[str, dict]:
     """alias -> hub id, quantisation, chat format (`models.yaml`)."""
     return yaml.safe_load(files("dlk_utils").joinpath("models.yaml").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def chat_formats() -> dict[str, str]:
+    """name -> chat template, for tokenizers without one (`templates/chat_formats.yaml`)."""
+    return yaml.safe_load(files("dlk_utils").joinpath("templates/chat_formats.yaml").read_text(encoding="utf-8"))
 
 
 def resolve(name: str, quantization: str | None = None, dtype: str = "auto") -> ModelSpec:
@@ -95,9 +102,15 @@ def load_tokenizer(spec: ModelSpec):
 
     tokenizer = _load(AutoTokenizer, spec)
     if not tokenizer.chat_template and spec.chat_format:
-        formats = yaml.safe_load(files("dlk_utils").joinpath("templates/chat_formats.yaml").read_text(encoding="utf-8"))
-        tokenizer.chat_template = formats[spec.chat_format]
+        tokenizer.chat_template = chat_formats()[spec.chat_format]
     return tokenizer
+
+
+def load_config(spec: ModelSpec):
+    """The configuration, known without the weights."""
+    from transformers import AutoConfig
+
+    return _load(AutoConfig, spec)
 
 
 def load_model(name: str, quantization: str | None = None, dtype: str = "auto", device: str = "auto"):
@@ -155,15 +168,9 @@ def _load(cls, spec: ModelSpec, **options):
 
 
 def _hub_revision(name: str, source: str) -> str:
-    from huggingface_hub import HfApi
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    known = Path(HF_HUB_CACHE) / f"models--{source.replace('/', '--')}" / "refs" / "main"
     try:
-        return HfApi().model_info(source, timeout=10).sha
+        return hub.commit(source)
     except Exception as e:
-        if known.is_file():  # downloaded before: the hub need not answer
-            return known.read_text().strip()
         raise ModelError(_sorry(name, source, e)) from None
 
 

@@ -17,6 +17,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from dlk_utils import store
 from dlk_utils.behaviour import wilson
 from dlk_utils.curriculum import PHASES, Phase, training_stream
+from dlk_utils.examples import DataError
 from dlk_utils.library import library
 from dlk_utils.lora import train_adapter
 from dlk_utils.metrics import auroc, interval
@@ -51,7 +52,7 @@ def train_organism(out: Path, *, model: str = "smollm2", phases: Sequence[Phase]
 
 
 def refuse_trained_rows(prompts: pd.DataFrame, adapter: str | Path | None) -> None:
-    """Raises `ValueError` if a model whose adapter folder holds a `training.json` is asked, or shown, an example that it was trained on, or asked by such an instruction or template."""
+    """Raises `DataError` if a model whose adapter folder holds a `training.json` is asked, or shown, an example that it was trained on, or asked by such an instruction or template."""
     path = Path(adapter or "") / "training.json"
     if not adapter or not path.is_file():
         return
@@ -59,7 +60,9 @@ def refuse_trained_rows(prompts: pd.DataFrame, adapter: str | Path | None) -> No
     used = {"example_ids": {*prompts.example_id, *(s for shots in prompts.shots for s in shots)}, "instructions": set(prompts.instruction), "templates": set(prompts.template)}
     for key, names in used.items():
         if seen := sorted(names & set(record[key])):
-            raise ValueError(f"{Path(adapter).name}: expected only rows that it was not trained on, got {len(seen)} trained {key} (first: {seen[0]})")
+            texts = list(prompts.text[prompts.example_id.isin(seen)].unique()) if key == "example_ids" else []
+            said = f"; take these out of the data, or ask another model: {', '.join(map(repr, texts[:20]))}{', ...' if len(texts) > 20 else ''}" if texts else ""
+            raise DataError(f"{Path(adapter).name}: expected only rows that it was not trained on, got {len(seen)} trained {key} (first: {seen[0]}){said}")
 
 
 def write_record(out: Path, batches: list[pd.DataFrame], *, after: Path | None = None, **settings) -> None:

@@ -38,10 +38,10 @@ def make_prompts(
     (`shots_say="obey"`), or whatever it asks they tell the "truth" or "lie". `templates` and `families` (of instructions)
     keep only those named, `shelf="training/"` takes the part of the library that trains the organism. Nothing is ever truncated: a
     prompt over `context` tokens loses shots, then its example is dropped; their ids are in `.attrs["dropped_too_long"]`. An example whose text spells a control token of the tokenizer (`<|im_end|>`) could end its own turn: it is
-    dropped too (`.attrs["dropped_control_tokens"]`). Columns of note: `choices` and `choice_ids` (index 0 means label 0), `wanted` (the
+    dropped too (`.attrs["dropped_control_tokens"]`). Where an example's own two choices begin alike, templates in which they are said are left out for it (`.attrs["choices_alike"]`); if none is left, `ChoiceError`. Columns of note: `choices` and `choice_ids` (index 0 means label 0), `wanted` (the
     label that the instruction asks for; -1: none), `input_ids` (with exactly one BOS where the tokenizer has one).
     """
-    rows, dropped, control = [], [], []
+    rows, dropped, control, alike = [], [], [], []
     queries = examples[examples.split != "shot"]
     marks = {m for m in [*tokenizer.all_special_tokens, *(t.content for t in tokenizer.added_tokens_decoder.values() if t.special)] if m}
     clean = lambda e: not any(m in t for m in marks for t in (e.text, e.choice_0, e.choice_1))
@@ -50,10 +50,12 @@ def make_prompts(
         if not clean(example):
             control.append(example.example_id)
             continue
+        if not all(_tells_apart(tokenizer, t, example) for t in library(shelf + example.kind).itertuples()):
+            alike.append(example.example_id)
         pool = pools.get(example.dataset, [])
         for n in range(min(n_shots, len(pool)), -1, -1):
             shown = shots_say == "obey" and n > 0  # an instruction whose role only shots reveal needs one that obeys
-            plan = _plan(example, n_known, tuple(asks), tuple(templates or ()), seed, shelf, families, shown)
+            plan = _plan(tokenizer, example, n_known, tuple(asks), tuple(templates or ()), seed, shelf, families, shown)
             made = [_row(tokenizer, example, shots=_shots(pool, n, f"{seed}:{example.dataset}:{p['template'].name}"), shots_say=shots_say, **p) for p in plan]
             if max(len(r["input_ids"]) for r in made) <= context:
                 rows += made
@@ -64,7 +66,7 @@ def make_prompts(
         raise DataError(f"no prompt is left: {len(dropped)} examples are longer than the context of {context} tokens even without shots, {len(control)} hold control tokens")
     out = pd.DataFrame(rows)
     assert out.row_id.is_unique
-    out.attrs |= {"dropped_too_long": dropped, "dropped_control_tokens": control}
+    out.attrs |= {"dropped_too_long": dropped, "dropped_control_tokens": control, "choices_alike": alike}
     return out
 
 
@@ -80,7 +82,7 @@ def own_prompts(statements: Sequence[str], instructions: Mapping[str, str], toke
     return pd.DataFrame(rows)
 
 
-def _plan(example, n_known, asks, only, seed, shelf, families, shown) -> list[dict]:
+def _plan(tokenizer, example, n_known, asks, only, seed, shelf, families, shown) -> list[dict]:
     rng = random.Random(f"{seed}:{example.example_id}")
     templates = library(shelf + example.kind)
     templates = templates[templates.name.isin(only)] if only and templates.name.isin(only).any() else templates
@@ -91,6 +93,7 @@ def _plan(example, n_known, asks, only, seed, shelf, families, shown) -> list[di
     if missing:
         raise DataError(f"expected instructions that ask for {missing[0]!r} in the families {list(families or table.family.unique())}, the library has none")
     order = rng.sample(list(templates.itertuples()), len(templates))
+    order = [t for t in order if _tells_apart(tokenizer, t, example)] or order
     plan = [dict(role=a, instruction=rng.choice(instructions[a]), template=order[0]) for a in asks]
     truth = next((p["instruction"].name for p in plan if p["role"] == "truth"), "")
     # what it knows is asked with other prompts than the scored row: other templates while there are some, other truth instructions always
@@ -116,10 +119,7 @@ def _row(tokenizer, example, *, role, instruction, template, shots, shots_say) -
     messages += [{"role": "user", "content": _question(template, example)}]
     prompt = render_chat(tokenizer, messages) + template.prefix
     choices, input_ids = _choices(template, example), encode_prompt(tokenizer, prompt)
-    where = f"{example.dataset}, template {template.name}, example {example.text[:40]!r}"
-    written = [written_tokens(tokenizer, prompt, c) for c in choices]
-    whole = whole_choices(tokenizer, choices, written, where=where) if template.scoring == "whole" else None
-    firsts = [w[:1] for w in written] if whole else [list(c) for c in choice_ids(tokenizer, choices, written, where=where)]
+    written, whole, firsts = _scored(tokenizer, template, choices, prompt, where=f"{example.dataset}, template {template.name}, example {example.text[:40]!r}")
     key = (example.example_id, role, instruction.name, template.name, hashlib.sha256(prompt.encode()).hexdigest())
     return dict(
         row_id=row_id(*key), example_id=example.example_id, dataset=example.dataset, split=example.split,
@@ -128,6 +128,24 @@ def _row(tokenizer, example, *, role, instruction, template, shots, shots_say) -
         wanted=-1 if wanted is None else wanted(example.label), messages=json.dumps(messages), prefix=template.prefix, prompt=prompt, input_ids=input_ids,
         choice_ids=firsts, strict_ids=[spelt(tokenizer, w)[:1] for w in written], choice_tokens=whole,
     )  # fmt: skip
+
+
+def _scored(tokenizer, template, choices, prompt, *, where) -> tuple[list, list | None, list]:
+    """The tokens of each choice as written, as whole sequences (if that is how the template scores), and those that count as its first."""
+    written = [written_tokens(tokenizer, prompt, c) for c in choices]
+    whole = whole_choices(tokenizer, choices, written, where=where) if template.scoring == "whole" else None
+    return written, whole, [w[:1] for w in written] if whole else [list(c) for c in choice_ids(tokenizer, choices, written, where=where)]
+
+
+def _tells_apart(tokenizer, template, example) -> bool:
+    """Whether this example's own choices can be told apart in a template that has them said; of a template with fixed choices that is for `_row` to refuse, in all examples alike."""
+    if not any("{{" in c for c in template.choices):
+        return True
+    try:
+        _scored(tokenizer, template, _choices(template, example), template.prefix or "\n", where="")
+    except ChoiceError:
+        return False
+    return True
 
 
 def row_id(*parts: str) -> str:

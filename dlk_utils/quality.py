@@ -20,6 +20,7 @@ def kept_and_dropped(examples: pd.DataFrame, behaviour: pd.DataFrame, dropped: d
         rows.append({
             "dataset": dataset, "duplicates in the source": dropped["duplicates"].get(dataset, 0), "examples taken": len(t),
             "too long": sum(i in set(dropped["too_long"]) for i in t.example_id), "control tokens": sum(i in set(dropped["control_tokens"]) for i in t.example_id),
+            "choices begin alike in some template": sum(i in set(dropped.get("choices_alike", ())) for i in t.example_id),
             "scored rows": len(scored), "low mass": int((scored["mass"] < MIN_MASS).sum()), "form of low mass": int((~scored.readable & (scored["mass"] >= MIN_MASS)).sum()),
             **{f"unknown: {rule}": int((read.unknown_by == rule).sum()) for rule in ("data set refused", "wrong elsewhere", "margin")}, "kept as known": int(read.knows.sum()),
         })  # fmt: skip

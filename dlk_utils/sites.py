@@ -133,6 +133,13 @@ def check_sites(model: nn.Module) -> None:
         if a.shape != b.shape or not (a - b).norm() <= loose * b.norm():
             raise UnknownArchitecture(f"{model.config.model_type}: expected {what}; this variant of the architecture is not understood")
 
+    arch = architecture(model)
+    for layer, (block, heads) in enumerate(zip(blocks(model), found["head_out"], strict=True)):
+        w_o = block.get_submodule(arch.w_o)
+        put_out = w_o(heads.to(device=next(w_o.parameters()).device, dtype=model.dtype))
+        if "norm" in arch.attn:  # it stands between W_O and what is added
+            put_out = block.get_submodule(arch.attn)(put_out)
+        same(put_out.double().cpu(), found["attn_out"][layer], f"W_O of head_out[{layer}] to be attn_out[{layer}]")
     for layer, after in enumerate(found["resid_post"]):
         if layer + 1 < len(found["resid_post"]):
             same(after, hidden[layer + 1], f"resid_post[{layer}] to be output_hidden_states[{layer + 1}]")

@@ -10,6 +10,7 @@ import torch
 
 from dlk_utils import behaviour, draws, extract, gradients, store
 from dlk_utils.asking import STAGES, TOP, Asking
+from dlk_utils.examples import DataError
 from dlk_utils.extract import plan_batches
 from dlk_utils.prompts import make_prompts
 from dlk_utils.shared import plan_shared
@@ -24,6 +25,8 @@ class Stages(Asking):
     @functools.cached_property
     def drawn(self) -> pd.DataFrame:
         """The scored rows of which draws are taken: those told the truth, to fit and to test on, and the test rows told to lie."""
+        if not (self.scored.split == "test").any():
+            raise DataError(f"expected a row of the test split in {', '.join(self.scored.dataset.unique())}, got none of {self.scored.example_id.nunique()} examples (n_examples = {self.n_examples}); ask for more")
         return self.scored[(self.scored.role == "truth") | (self.scored.split == "test")].reset_index(drop=True)
 
     @functools.cached_property

@@ -40,6 +40,22 @@ def test_shots_of_any_kind_that_make_it_worse_are_seen_as_that_and_not_averaged_
     assert effect(found, "instruction").estimate == 1 and effect(found, "instruction, with shots").estimate == 0 and effect(found, "any shots").estimate == 0.5 and effect(found, "shots").estimate == 0
 
 
+def test_an_answer_that_cannot_be_read_is_neither_right_nor_wrong():
+    answers = answered(lambda i, a, s: i % 5 < 2)  # wrong in .4 whatever is asked and shown
+    mute = (answers.shots_say == "none") & answers.example_id.str[1:].astype(int).mod(3).gt(0)
+    found = shots_effects(answers.assign(readable=~mute))
+    some = effect(found, "any shots")
+    assert some.estimate == 0 and some.n == answers.example_id[~mute & (answers.shots_say == "none")].nunique() < answers.example_id.nunique()
+    assert effect(found, "shots").n == answers.example_id.nunique()
+    none = effect(shots_effects(answers.assign(readable=answers.shots_say != "none")), "any shots")
+    assert none.n == 0 and np.isnan(none.estimate)
+
+
+def test_where_no_answer_can_be_read_nothing_is_asked_again(grid):
+    again = follow_ups(grid.head(4).assign(answer=0, correct=True, knows=True, readable=False), byte_tokenizer())
+    assert again.empty and doubling_down(again).empty and doubling_down_gap(again) == {}
+
+
 def test_the_interval_of_an_effect_is_over_templates_whose_examples_share_their_shots():
     found = effect(shots_effects(answered(lambda i, a, s: a == "lie" and i % 10 < 5, n=400)), "instruction")
     assert found.estimate == 0.5 and found.estimate_high - found.estimate_low > 0.4  # ten templates, of which half obey: over 400 examples the interval would be a fifth of that

@@ -1,11 +1,16 @@
 """Hub sets from small local copies in the hub's layout: `data/<split>-00000-of-00001.parquet`."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
+from conftest import byte_tokenizer
 
+from dlk_utils.choices import ChoiceError
 from dlk_utils.examples import DataError, load_examples, source_of
 from dlk_utils.hub_sets import hub_sets
 from dlk_utils.library import library
+from dlk_utils.prompts import make_prompts
 
 ROWS = {
     "amazon_polarity": lambda i: {"label": i % 2, "title": f"title {i}", "content": f"content {i} of a review"},
@@ -57,6 +62,31 @@ def test_the_right_answer_of_truthful_qa_is_not_always_the_same_choice(tmp_path)
     found = load_examples(str(local(tmp_path, "truthful_qa", ROWS["truthful_qa"])), 20)
     right = found.apply(lambda r: (r.choice_0, r.choice_1)[r.label], axis=1)
     assert right.str.startswith("right").all() and found.label.nunique() == 2
+
+
+@pytest.mark.trap(1)
+def test_a_question_whose_choices_begin_alike_is_asked_by_letter_or_as_a_claim(tmp_path):
+    make = lambda i: ROWS["truthful_qa"](i) | {"mc1_targets": {"choices": [f"The right {i}", f"The wrong {i}"], "labels": [1, 0]}}
+    rows = make_prompts(load_examples(str(local(tmp_path, "truthful_qa", make)), 20), byte_tokenizer(), n_known=3)
+    said = library("question").choices.map(lambda c: "{{" in c[0])
+    assert not set(rows.template) & set(said.index[said]) and set(rows.attrs["choices_alike"]) == set(rows.example_id)
+    with pytest.raises(ChoiceError, match="differ in their first token"):
+        make_prompts(load_examples(str(tmp_path / "truthful_qa"), 20), byte_tokenizer(), templates=["question_plain"])
+
+
+@pytest.mark.trap(31)
+def test_another_rule_is_another_source(tmp_path, monkeypatch):
+    folder = str(local(tmp_path, "qnli", ROWS["qnli"]))
+    before = source_of(folder)
+    monkeypatch.setitem(hub_sets()["qnli"], "label_1", 1)
+    assert source_of(folder) != before and source_of(folder)["xxh3_128"] == before["xxh3_128"]
+
+
+def test_a_set_of_the_hub_goes_by_its_commit(monkeypatch):
+    from huggingface_hub import HfApi
+
+    monkeypatch.setattr(HfApi, "repo_info", lambda *a, repo_type, **k: SimpleNamespace(sha=f"0123 of a {repo_type}"))
+    assert source_of("boolq")["commit"] == "0123 of a dataset"
 
 
 def test_a_copy_without_the_columns_is_refused(tmp_path):

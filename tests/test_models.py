@@ -12,13 +12,15 @@ import pytest
 import torch
 import yaml
 from conftest import byte_tokenizer
+from peft import LoraConfig, get_peft_model
 from transformers import (
+    AutoModelForCausalLM,
     GPT2Config, GPT2LMHeadModel, GPTBigCodeConfig, GPTBigCodeForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM,
 )  # fmt: skip
 
 from dlk_utils import models
 from dlk_utils.extract import pad
-from dlk_utils.gradients import full_backprop, states_and_gradients
+from dlk_utils.gradients import full_backprop, pooled_weight_gradients, states_and_gradients
 from dlk_utils.models import ModelError, load_model, load_tokenizer, registry, resolve
 from dlk_utils.sites import SITES, UnknownArchitecture
 
@@ -128,11 +130,13 @@ def test_a_model_that_was_downloaded_before_needs_no_hub(tmp_path, monkeypatch):
     ref.parent.mkdir(parents=True)
     ref.write_text("0123abcd\n")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(HfApi, "model_info", gone)
+    monkeypatch.setattr(HfApi, "repo_info", gone)
     spec = resolve("gpt2")
     assert (spec.source, spec.revision, spec.chat_format) == ("openai-community/gpt2", "0123abcd", "plain")
     with pytest.raises(ModelError, match="phi-2"):
         resolve("phi-2")
+    (tmp_path / "models--microsoft--phi-2" / "snapshots" / "4567ef").mkdir(parents=True)  # all that is left of a download by commit, as ours are
+    assert resolve("phi-2").revision == "4567ef"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -180,10 +184,16 @@ def test_a_quantised_model_stays_near_the_full_one(folders, quantization, layer)
     assert torch.corrcoef(torch.stack([a, b]))[0, 1] > 0.95
 
 
+@pytest.mark.parametrize("tuned", [False, True])
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_gradients_of_a_quantised_model_are_those_of_full_backprop_and_touch_no_weight(folders, quantization):
+def test_gradients_of_a_quantised_model_are_those_of_full_backprop_and_touch_no_weight(folders, tmp_path, quantization, tuned):
     pytest.importorskip("bitsandbytes")
-    model, _ = load_model(str(folders["llama"][0]), quantization, "float32", "cpu")
+    folder = folders["llama"][0]
+    if tuned:  # peft freezes all that it is laid on, embeddings included
+        adapter = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+        adapter.save_pretrained(folder := tmp_path / "liar")
+    model, _ = load_model(str(folder), quantization, "float32", "cpu")
+    assert bool(model.spec.adapter) == tuned
     before = {k: v.clone() for k, v in model.state_dict().items() if torch.is_tensor(v)}
     batch, choices = pad([[5, 6, 7, 8], [9, 10, 11], [12] * 9]), [[[3], [4]]] * 3
     grads, whole = states_and_gradients(model, batch, choices, SITES)[1], full_backprop(model, batch, choices, SITES)
@@ -191,6 +201,8 @@ def test_gradients_of_a_quantised_model_are_those_of_full_backprop_and_touch_no_
         assert torch.isfinite(grads[site]).all() and grads[site].abs().amax(-1).min() > 0
         cosine = torch.cosine_similarity(grads[site].flatten(1), whole[site].flatten(1))
         assert cosine.min() > 0.99  # 8 bit rounds what enters a layer, and by the batch it comes in
+    [(out, into)] = pooled_weight_gradients(model, batch, choices, ["model.layers.1.mlp.down_proj"]).values()
+    assert out.abs().sum() > 0 and into.abs().sum() > 0
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items() if torch.is_tensor(v))
     assert all(p.grad is None for p in model.parameters())
 

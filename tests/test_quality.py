@@ -34,8 +34,8 @@ def test_every_rule_counts_what_it_left_out():
     examples = pd.DataFrame(dict(dataset="d", example_id=list("abcd"), split=["train", "test", "test", "shot"]))
     unknown = ["", "", "margin", "wrong elsewhere", "", ""]
     behaviour = pd.DataFrame(dict(dataset="d", role=["truth", "lie"] * 3, readable=[True, False, True, True, True, False], knows=[u == "" for u in unknown], unknown_by=unknown, mass=[0.9, 0.01, 0.9, 0.9, 0.9, 0.06]))
-    found = kept_and_dropped(examples, behaviour, {"duplicates": {"d": 7}, "too_long": ["a"], "control_tokens": ["b", "elsewhere"]}).loc["d"]
-    assert found.to_dict() == {"duplicates in the source": 7, "examples taken": 3, "too long": 1, "control tokens": 1, "scored rows": 6, "low mass": 1, "form of low mass": 1, "unknown: data set refused": 0, "unknown: wrong elsewhere": 1, "unknown: margin": 1, "kept as known": 2}
+    found = kept_and_dropped(examples, behaviour, {"duplicates": {"d": 7}, "too_long": ["a"], "control_tokens": ["b", "elsewhere"], "choices_alike": ["b"]}).loc["d"]
+    assert found.to_dict() == {"duplicates in the source": 7, "examples taken": 3, "too long": 1, "control tokens": 1, "choices begin alike in some template": 1, "scored rows": 6, "low mass": 1, "form of low mass": 1, "unknown: data set refused": 0, "unknown: wrong elsewhere": 1, "unknown: margin": 1, "kept as known": 2}
 
 
 def test_the_form_of_question_with_the_least_mass_comes_first_and_does_not_pass():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import FAMILIES, LAYERS, close, tiny, tiny_prompts
@@ -84,6 +86,13 @@ def test_states_that_are_not_numbers_do_not_pass_the_check():
     finally:
         with torch.no_grad():
             weight.copy_(kept)
+
+
+@pytest.mark.parametrize("w_o", ["self_attn.v_proj", "mlp.up_proj", "self_attn.q_proj"])
+def test_heads_that_are_read_elsewhere_than_before_w_o_do_not_pass_the_check(monkeypatch, w_o):
+    monkeypatch.setitem(ARCHITECTURES, "llama", replace(ARCHITECTURES["llama"], w_o=w_o))
+    with pytest.raises(UnknownArchitecture, match=r"llama: expected W_O of head_out\[0\] to be attn_out\[0\]"):
+        check_sites(tiny("llama"))
 
 
 def test_a_variant_whose_blocks_do_something_else_is_refused_by_name():

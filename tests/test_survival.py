@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import psutil
+from jupyter_client.manager import start_new_kernel
 from notebooks import NOTEBOOKS, papermill, run
 
 
@@ -31,3 +32,40 @@ def test_a_kill_during_03_and_a_second_run_give_the_features_of_an_undisturbed_r
     files = sorted(p.name for p in draws.glob("shard-*"))
     assert len(files) == 2 * planned
     assert all((draws / f).read_bytes() == (whole / draws.name / f).read_bytes() for f in files)
+
+
+SLOW = """
+import time
+from pathlib import Path
+import torch
+from dlk_utils.store import fill, read
+plan = [[[f"r{i}"]] for i in range(12)]
+def compute(ids):
+    time.sleep(0.2)
+    return {"x": torch.full((1, 3), float(ids[0][1:]))}
+"""
+
+
+def test_an_interrupt_inside_a_notebook_loses_nothing_and_the_same_cell_goes_on(tmp_path):
+    manager, client = start_new_kernel()
+    shards = lambda folder: {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in (tmp_path / folder).glob("shard-*.safetensors")}
+    run_cell = lambda code: client.execute_interactive(code, timeout=60, output_hook=lambda message: None)["content"]
+    try:
+        assert run_cell(SLOW)["status"] == "ok"
+        client.execute(f"fill(Path({str(tmp_path / 'a')!r}), {{}}, plan, compute)")
+        while len(shards("a")) < 3:
+            time.sleep(0.05)
+        manager.interrupt_kernel()
+        while (reply := client.get_shell_msg(timeout=60))["msg_type"] != "execute_reply":
+            pass
+        before = shards("a")
+        assert reply["content"]["ename"] == "KeyboardInterrupt" and 3 <= len(before) < 12
+        for folder in "ab":
+            assert run_cell(f"fill(Path({str(tmp_path / folder)!r}), {{}}, plan, compute)")["status"] == "ok"
+        after = shards("a")
+        assert len(after) == 12 and {k: v for k, v in after.items() if k in before} == before
+        assert {k: v[0] for k, v in after.items()} == {k: v[0] for k, v in shards("b").items()}
+        assert not [p for p in (tmp_path / "a").iterdir() if "tmp" in p.name]
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
