@@ -38,6 +38,6 @@ def main(model, tokenizer, kind: str, n_examples: int, rounds: int = 3, batch_to
 
 
 if __name__ == "__main__":
-    loaded = load_model("smollm2", dtype="float32")
+    loaded = load_model("smollm2", dtype="float32", device="cpu")
     for kind, n_examples in (("plain", 24), ("mixed", 12), ("one", 24)):
         main(*loaded, kind, n_examples)

@@ -222,7 +222,7 @@ def memory(lengths=(64, 256, 1024), rows: int = 4) -> pd.DataFrame:
 
 def print_peak(way: str, length: int, rows: int) -> None:
     """Print how many bytes the process's memory rises, at its peak, over that after one short pass."""
-    model, _ = load_model("smollm2", dtype="float32")
+    model, _ = load_model("smollm2", dtype="float32", device="cpu")
     run = gradient_ways(model, rows, length)[way]
     gradient_ways(model, rows, 8)["states alone"]()
     process, done, peak = psutil.Process(), threading.Event(), [0]
@@ -284,9 +284,9 @@ def store(rounds: int, rows: int = 10_000, d: int = 576, layers: int = 30) -> pd
     return table.assign(**{"MB": [size * layers / 1e6, size / 1e6], "MB/s": np.array([size * layers, size]) / 1e6 / table.seconds, "bytes on disk / bytes of values": [on_disk / (size * layers), np.nan], "bytes per example": [on_disk / rows, size / rows]})
 
 
-def main(*only: str, rounds: int = 4) -> None:
+def main(*only: str, rounds: int = 3) -> None:
     """All tables, or those named."""
-    model, tokenizer = load_model("smollm2", dtype="float32")
+    model, tokenizer = load_model("smollm2", dtype="float32", device="cpu")
     forward(model, pad([[1, 2, 3]]))
     plain, one = prompt_rows(tokenizer, "plain", 12), prompt_rows(tokenizer, "one", 24)
     tables = {

@@ -9,7 +9,7 @@ INTRO = """# How fast is it?
 
 `make bench` measures each way of computing against the others in one run: the same model (`smollm2`), the same token ids, fp32, in turns, so that whatever else the machine does
 disturbs all alike, and in an order drawn anew each round. Seconds are medians over the rounds, with the fastest and the slowest. Beside each speed stands how far the values are from the reference: a speed counts only if they are the same.
-This page is written by that command; no figure on it is typed.
+This page is written by that command; no figure on it is typed. All of it was measured on the processor that each table names: it says nothing of how fast anything is on a GPU.
 
 ## What we wanted to reach
 

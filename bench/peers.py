@@ -15,19 +15,19 @@ from dlk_utils.models import load_model, resolve
 from dlk_utils.shared import plan_shared, shared_batch
 
 
-def main(kind: str, n_examples: int, rounds: int = 4) -> None:
+def main(kind: str, n_examples: int, rounds: int = 3) -> None:
     import nnsight
     from lmprobe.extraction import ActivationExtractor
     from transformer_lens.model_bridge import TransformerBridge
 
-    model, tokenizer = load_model("smollm2", dtype="float32")
+    model, tokenizer = load_model("smollm2", dtype="float32", device="cpu")
     folder = resolve("smollm2").source
     rows, title = prompt_rows(tokenizer, kind, n_examples)
     names = [batch for shard in plan_batches(rows, 2048) for batch in shard]
     plan = [pad(list(rows.input_ids[batch])) for batch in names]
     n_layers = model.config.num_hidden_layers
     wanted = [f"blocks.{k}.hook_resid_post" for k in range(n_layers)]
-    traced = nnsight.TransformersModel(load_model("smollm2", dtype="float32")[0], tokenizer=tokenizer)
+    traced = nnsight.TransformersModel(load_model("smollm2", dtype="float32", device="cpu")[0], tokenizer=tokenizer)
     bridge = TransformerBridge.boot_transformers(folder, dtype=torch.float32, device="cpu")
     extractor = ActivationExtractor(folder, device="cpu", layers="all", batch_size=64, dtype=torch.float32)
 

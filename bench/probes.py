@@ -27,7 +27,7 @@ threadpool_limits(THREADS)  # scikit-learn's and numpy's libraries too
 
 def features() -> tuple[list[np.ndarray], np.ndarray, list]:
     """For each site the states [layer, n, d]; labels; and the train and test rows of five folds, examples kept together."""
-    model, tokenizer = load_model("smollm2-liar", dtype="float32")
+    model, tokenizer = load_model("smollm2-liar", dtype="float32", device="cpu")
     rows = prompt_rows(tokenizer, "plain", 60)[0]
     order = [r for shard in plan_batches(rows, 2048) for batch in shard for r in batch]
     found = [forward_states(model, pad(list(rows.input_ids[batch])), SITES)[0] for shard in plan_batches(rows, 2048) for batch in shard]
