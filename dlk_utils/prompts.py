@@ -50,12 +50,13 @@ def make_prompts(
         if not clean(example):
             control.append(example.example_id)
             continue
-        if not all(_tells_apart(tokenizer, t, example) for t in library(shelf + example.kind).itertuples()):
+        unfit = {t.name for t in library(shelf + example.kind).itertuples() if not _tells_apart(tokenizer, t, example)}
+        if unfit:
             alike.append(example.example_id)
         pool = pools.get(example.dataset, [])
         for n in range(min(n_shots, len(pool)), -1, -1):
             shown = shots_say == "obey" and n > 0  # an instruction whose role only shots reveal needs one that obeys
-            plan = _plan(tokenizer, example, n_known, tuple(asks), tuple(templates or ()), seed, shelf, families, shown)
+            plan = _plan(example, n_known, tuple(asks), tuple(templates or ()), seed, shelf, families, shown, unfit)
             made = [_row(tokenizer, example, shots=_shots(pool, n, f"{seed}:{example.dataset}:{p['template'].name}"), shots_say=shots_say, **p) for p in plan]
             if max(len(r["input_ids"]) for r in made) <= context:
                 rows += made
@@ -82,7 +83,7 @@ def own_prompts(statements: Sequence[str], instructions: Mapping[str, str], toke
     return pd.DataFrame(rows)
 
 
-def _plan(tokenizer, example, n_known, asks, only, seed, shelf, families, shown) -> list[dict]:
+def _plan(example, n_known, asks, only, seed, shelf, families, shown, unfit) -> list[dict]:
     rng = random.Random(f"{seed}:{example.example_id}")
     templates = library(shelf + example.kind)
     templates = templates[templates.name.isin(only)] if only and templates.name.isin(only).any() else templates
@@ -93,7 +94,7 @@ def _plan(tokenizer, example, n_known, asks, only, seed, shelf, families, shown)
     if missing:
         raise DataError(f"expected instructions that ask for {missing[0]!r} in the families {list(families or table.family.unique())}, the library has none")
     order = rng.sample(list(templates.itertuples()), len(templates))
-    order = [t for t in order if _tells_apart(tokenizer, t, example)] or order
+    order = [t for t in order if t.name not in unfit] or order
     plan = [dict(role=a, instruction=rng.choice(instructions[a]), template=order[0]) for a in asks]
     truth = next((p["instruction"].name for p in plan if p["role"] == "truth"), "")
     # what it knows is asked with other prompts than the scored row: other templates while there are some, other truth instructions always

@@ -1,5 +1,7 @@
 import itertools
 import json
+import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dlk_utils.examples import load_examples, split_of, training_examples
 from dlk_utils.library import KINDS, library
 from dlk_utils.lora import train_adapter
-from dlk_utils.models import ORGANISMS, load_model, load_tokenizer, organisms, resolve
-from dlk_utils.curriculum import CURRICULA, Phase, training_stream
-from dlk_utils.organism import REQUIRED, held_out, nearest_wordings, refuse_trained_rows, told_by_instruction, train_organism, write_record
+from dlk_utils.models import ORGANISMS, ModelError, load_model, load_tokenizer, organisms, resolve
+from dlk_utils.curriculum import CURRICULA, GRADED, PHASES, Phase, training_stream
+from dlk_utils.organism import REQUIRED, held_out, nearest_wordings, organism_of, refuse_trained_rows, told_by_instruction, train_again, train_organism, write_record
 
 RT = "rotten_tomatoes"
 HONEST = Phase(2, 1e-3, 60, ((6, "truth", RT, ()), (2, "truth", "capitals", ())))
@@ -135,6 +137,8 @@ def test_what_was_trained_on_is_recorded_and_refused_by_name(batches, tmp_path):
     for column in ("example_id", "instruction", "template"):
         with pytest.raises(ValueError, match="expected only rows that it was not trained on"):
             refuse_trained_rows(fresh.assign(**{column: rows[column].iloc[0]}), tmp_path)
+    with pytest.raises(ValueError, match=f"take these out of the data, or ask another model: {re.escape(repr(rows.text.iloc[0]))}$"):
+        refuse_trained_rows(rows.head(1).assign(instruction="lie_plain", template="review_sentiment", shots=[[]]), tmp_path)
     with pytest.raises(ValueError, match="1 trained example_ids"):
         refuse_trained_rows(fresh.assign(shots=[["new", rows.example_id.iloc[0]]] * len(rows)), tmp_path)
     refuse_trained_rows(rows, None)
@@ -184,3 +188,13 @@ def test_the_instruction_tells_the_lies_of_a_model_that_obeys_some_instructions_
 def test_the_nearest_trained_wording_of_an_instruction_is_found():
     table = nearest_wordings(["lie_exam", "lie_guard"], ["l_polite", "l_test", "l_watchman", "l_brothers"])
     assert table["nearest trained"]["lie_guard"] in set(library("training/instructions").text[["l_watchman", "l_brothers"]]) and table.likeness.between(0, 0.99).all()
+
+
+def test_an_organism_is_found_by_name_or_folder_and_for_any_other_model_the_liar_is_shown(tmp_path):
+    assert organism_of("smollm2-graded") == ("smollm2-graded", ORGANISMS / "smollm2-graded", GRADED)
+    shutil.copytree(ORGANISMS / "smollm2-graded", tmp_path / "smollm2-graded")
+    assert organism_of(str(tmp_path / "smollm2-graded")) == (str(tmp_path / "smollm2-graded"), tmp_path / "smollm2-graded", GRADED)
+    for other in ("smollm2", str(tmp_path)):
+        assert organism_of(other) == ("smollm2-liar", ORGANISMS / "smollm2-liar", PHASES)
+    with pytest.raises(ModelError, match="organism: expected one of smollm2-liar, smollm2-graded, got 'smollm2'"):
+        train_again("smollm2", tmp_path)

@@ -38,7 +38,7 @@ SLOW = """
 import time
 from pathlib import Path
 import torch
-from dlk_utils.store import fill, read
+from dlk_utils.store import fill
 plan = [[[f"r{i}"]] for i in range(12)]
 def compute(ids):
     time.sleep(0.2)
