@@ -52,7 +52,7 @@ def test_an_interrupt_inside_a_notebook_loses_nothing_and_the_same_cell_goes_on(
     run_cell = lambda code: client.execute_interactive(code, timeout=60, output_hook=lambda message: None)["content"]
     try:
         assert run_cell(SLOW)["status"] == "ok"
-        client.execute(f"fill(Path({str(tmp_path / 'a')!r}), {{}}, plan, compute)")
+        client.execute(f"fill(Path({str(tmp_path / 'a')!r}), {{}}, plan, compute)", stop_on_error=False)  # else the kernel drops what comes right after the interrupt
         while len(shards("a")) < 3:
             time.sleep(0.05)
         manager.interrupt_kernel()
