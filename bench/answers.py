@@ -3,6 +3,7 @@
 Prints tokens/s of each, in turns so that a noisy machine disturbs all alike, and the largest difference of their log-probabilities.
 """
 
+import random
 import time
 
 import numpy as np
@@ -24,8 +25,8 @@ def main(model, tokenizer, kind: str, n_examples: int, rounds: int = 3, batch_to
         "shared prefixes": ([b for shard in plan_shared(rows, batch_tokens) for b in shard], lambda ids: last_logits(model, shared_batch(model, ids))),
     }
     tokens, seconds, logp = int(rows.input_ids.map(len).sum()), {w: [] for w in ways}, {}
-    for _ in range(rounds):
-        for way, (plan, answer) in ways.items():
+    for i in range(rounds):
+        for way, (plan, answer) in random.Random(i).sample(list(ways.items()), len(ways)):
             start, found = time.perf_counter(), {}
             for batch in plan:
                 some = rows.loc[batch]

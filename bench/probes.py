@@ -1,5 +1,6 @@
 """Probes, side by side in one run: every layer, site and fold of the default sweep by one scikit-learn fit after another, and in batches. On the states of real prompts, for whether the review is positive."""
 
+import random
 import time
 from collections.abc import Callable
 
@@ -42,8 +43,8 @@ def folds(y: np.ndarray, groups: np.ndarray) -> list:
 def turns(ways: dict[str, Callable[[], np.ndarray]], rounds: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Median seconds and scores of each way. They rest between turns: the threads of one linear-algebra library spin for a while, and would slow the other down."""
     seconds, gave = {w: [] for w in ways}, {}
-    for _ in range(rounds):
-        for way, run in ways.items():
+    for i in range(rounds):
+        for way, run in random.Random(i).sample(list(ways.items()), len(ways)):
             time.sleep(0.5)
             start = time.perf_counter()
             gave[way] = run()

@@ -25,7 +25,8 @@ def answer_prompts(model: nn.Module, prompts: pd.DataFrame, out: Path, *, record
         strict = choice_logprobs(logits, list(rows.strict_ids)) if "strict_ids" in rows else logp
         for i, whole in enumerate(rows.choice_tokens if "choice_tokens" in rows else []):
             if whole is not None:
-                per_choice = [torch.stack(sequence_logprobs(model, rows.input_ids.iloc[i], list(variants))) for variants in whole]
+                found = torch.stack(sequence_logprobs(model, rows.input_ids.iloc[i], [v for variants in whole for v in variants]))
+                per_choice = found.split([len(variants) for variants in whole])
                 logp[i] = torch.stack([p.logsumexp(0) for p in per_choice])
                 strict[i] = torch.stack([p[0] for p in per_choice])
         return {"choice_logprobs": logp, "strict_logprobs": strict, "top_token": logits.argmax(-1)}

@@ -81,7 +81,7 @@ class Asking:
         path = self.path("prompts")
         if not path.is_file():
             table = self._unseen(make_prompts(self.examples, self.tokenizer, n_shots=self.n_shots, context=self.context, seed=self.seed))
-            dropped = {"duplicates": self.examples.attrs["dropped_duplicates"], "too_long": table.attrs["dropped_too_long"], "control_tokens": table.attrs["dropped_control_tokens"], "choices_alike": table.attrs["choices_alike"]}
+            dropped = {"duplicates": self.examples.attrs["dropped_duplicates"], "in_another": self.examples.attrs["dropped_in_another"], "trained_on": self.examples.attrs["dropped_trained_on"], "too_long": table.attrs["dropped_too_long"], "control_tokens": table.attrs["dropped_control_tokens"], "choices_alike": table.attrs["choices_alike"]}
             path.parent.mkdir(parents=True, exist_ok=True)
             store.write_bytes(path.with_suffix(".json"), json.dumps(self._record | {"dropped": dropped}, indent=1).encode())
             store.write_bytes(path, table.to_parquet(index=False))
@@ -89,7 +89,7 @@ class Asking:
 
     @property
     def dropped(self) -> dict:
-        """What stage 01 left out: `duplicates` (a count per data set), `too_long` and `control_tokens` (example ids); and `choices_alike`, the examples for which some templates were left out."""
+        """What stage 01 left out: `duplicates` in the source, rows `in_another` data set before it, and rows that an organism was `trained_on` (counts per data set), `too_long` and `control_tokens` (example ids); and `choices_alike`, the examples for which some templates were left out."""
         return json.loads((self.prompts, self.path("prompts").with_suffix(".json"))[1].read_text())["dropped"]
 
     @functools.cached_property
@@ -136,7 +136,7 @@ class Asking:
     @functools.cached_property
     def asked_again(self) -> pd.DataFrame:
         """Stage 02: the scored rows of the test split, a third of them, asked whether their answer was true."""
-        rows = elicit.follow_ups(self.scored[self.scored.split == "test"], self.tokenizer)
+        rows = elicit.follow_ups(self.scored[self.scored.split == "test"], self.tokenizer, context=self.context)
         return self._answered(rows, "asked again") if len(rows) else rows
 
     @functools.cached_property
@@ -144,7 +144,8 @@ class Asking:
         """Stage 02: six prompts told to lie (lies first) and six told the truth, with the model's free continuation of 20 tokens (`said`)."""
 
         def make() -> pd.DataFrame:
-            drawn = self.behaviour.sample(frac=1, random_state=self.seed).sort_values("lied", ascending=False, kind="stable")
+            fits = self.behaviour[self.behaviour.input_ids.map(len) + quality.SAID <= self.context]
+            drawn = fits.sample(frac=1, random_state=self.seed).sort_values("lied", ascending=False, kind="stable")
             rows = drawn[drawn.role != "known"].groupby("role").head(6)
             return rows.assign(said=quality.continuations(self.loaded, self.tokenizer, rows))
 

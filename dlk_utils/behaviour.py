@@ -91,7 +91,7 @@ def lie_rates(behaviour: pd.DataFrame) -> pd.DataFrame:
     groups += [((d, "all lie instructions"), t) for d, t in told.groupby("dataset", sort=False)]
     for (dataset, instruction), t in groups:
         wrong, twin = ~t.correct.to_numpy(bool), ~truth.loc[t.example_id, "correct"].to_numpy(bool)
-        low, high = bootstrap_mean(wrong.astype(float) - twin, t.example_id.to_numpy())
+        low, high = bootstrap_mean(wrong.astype(float) - twin, t.example_id.to_numpy(), bounds=(-1.0, 1.0))
         row = dict(dataset=dataset, instruction=instruction, n=len(t))
         for name, x in (("truth_accuracy", ~twin), ("wrong_rate", wrong)):
             row |= {name: x.mean()} | dict(zip((f"{name}_low", f"{name}_high"), wilson(int(x.sum()), len(x)), strict=True))
@@ -121,10 +121,17 @@ def wilson(k: int, n: int) -> tuple[float, float]:
     return interval.low, interval.high
 
 
-def bootstrap_mean(x: Float[np.ndarray, " n"], groups: np.ndarray, n_boot: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the mean, resampling groups (examples) whole."""
+def bootstrap_mean(x: Float[np.ndarray, " n"], groups: np.ndarray, n_boot: int = 2000, seed: int = 0, bounds: tuple[float, float] = (0.0, 1.0)) -> tuple[float, float]:
+    """95 % percentile interval of the mean, resampling groups (examples) whole.
+
+    Groups that are all alike show no spread, though a few of them say little: then the interval goes as far as the mean of values within `bounds` can, if as many groups were otherwise as Wilson's interval
+    of "all of them" leaves room for.
+    """
     _, index = np.unique(groups, return_inverse=True)
     total, size = np.bincount(index, x), np.bincount(index)
+    if np.ptp(total / size) < 1e-12:
+        mean, unseen = float(x[0]) if np.ptp(x) == 0 else float(total[0] / size[0]), 1 - wilson(len(size), len(size))[0]
+        return mean - unseen * max(mean - bounds[0], 0), mean + unseen * max(bounds[1] - mean, 0)
     weights = np.random.default_rng(seed).multinomial(len(size), np.full(len(size), 1 / len(size)), n_boot)
     low, high = np.percentile((weights @ total) / (weights @ size), [2.5, 97.5])
     return float(low), float(high)

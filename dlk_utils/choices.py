@@ -18,7 +18,7 @@ def choice_ids(tokenizer, choices: Sequence[str], written: Sequence[Sequence[int
 
     The word as given, after a space and on a new line always counts, and so does the token with which it begins where it is `written`
     (the tokens of each choice after its prompt); lower case and capitalised only if they are one token (the first piece of a rarer
-    spelling could begin any word). Raises `ChoiceError` when the two sets share a token: such a pair reads the model's next word, not
+    spelling could begin any word), and not of a single letter (the word *a* is no choice A). Raises `ChoiceError` when the two sets share a token: such a pair reads the model's next word, not
     its choice.
     """
     begun = [spelt(tokenizer, w)[:1] for w in written] if written else [[] for _ in choices]
@@ -76,6 +76,6 @@ def spelt(tokenizer, ids: Sequence[int]) -> list[int]:
 def _variants(tokenizer, word: str) -> frozenset[int]:
     encode = lambda text: spelt(tokenizer, tokenizer(text, add_special_tokens=False).input_ids)
     sure = [word, " " + word, "\n" + word]
-    rare = [s + w for w in (word.lower(), word.capitalize()) for s in ("", " ")]
+    rare = [s + w for w in (word.lower(), word.capitalize()) for s in ("", " ")] if len(word) > 1 else []
     found = [encode(v) for v in sure] + [ids for ids in map(encode, rare) if len(ids) == 1]
     return frozenset(ids[0] for ids in found if ids)

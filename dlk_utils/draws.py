@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from dlk_utils.behaviour import bootstrap_mean
 from dlk_utils.choices import choice_logprobs, refuse_whole
@@ -25,36 +27,37 @@ def extract_activations(
     model: nn.Module, prompts: pd.DataFrame, out: Path, *, record: Mapping[str, Any], sites: Sequence[str] = ("resid_post",), layers: Layers = "all",
     draws: int = 2, p: float = 0.1, scope: str = "sequence", places: str | Sequence[str] = INJECTED, positions: int = 1, seed: int = 0, batch_tokens: int = 2048, only: Sequence[int] | None = None,
 ) -> None:  # fmt: skip
-    """Store `activation.site.layer.draw` [n, d] and `choice_logprobs.draw` [n, 2] for `draws` dropout draws of each prompt.
+    """Store `activation.site.layer.draw` [n, d] and `choice_logprobs.draw` [n, 2] for `draws` dropout draws of each prompt; with `draws=1, p=0.0` for one clean pass.
 
     The masks depend on (row, draw) alone. `places` are where `mc_dropout` acts. With `positions` above 1 (and scope "sequence") the states are [n, positions, d], of the last
     tokens. Raises `DeadDropout` if two draws of a row are equal, `ChoiceError` if choices are scored whole, `ValueError` where a prompt has fewer tokens than that.
     """
     refuse_whole(prompts, "dropout draws")
-    if draws < 2:
-        raise ValueError(f"draws: expected at least 2, got {draws}")
+    clean = (draws, p) == (1, 0)
+    if draws < 2 and not clean:
+        raise ValueError(f"draws: expected at least 2 (or one clean pass, with draws=1 and p=0), got {draws} with p={p}")
     numbers = layer_numbers(layers, len(blocks(model)))
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
         batch, found = pad(rows.input_ids, device=model.device), {}
         seeds = [[draw_seed(r, k, seed) for r in rows.row_id] for k in range(draws)]
-        for k, (states, logits) in enumerate(draw_states(model, batch, sites, numbers, seeds=seeds, p=p, scope=scope, places=places, positions=positions)):
+        drawn = [forward_states(model, batch, sites, numbers, positions=positions)] if clean else draw_states(model, batch, sites, numbers, seeds=seeds, p=p, scope=scope, places=places, positions=positions)
+        for k, (states, logits) in enumerate(drawn):
             found |= named(states, "activation", k, numbers) | {f"choice_logprobs.{k}": choice_logprobs(logits, list(rows.choice_ids))}
-        for site in sites:
-            for k in range(1, draws):
-                refuse_equal(*(found[f"activation.{site}.{numbers[-1]}.{j}"].flatten(1) for j in (0, k)), rows.row_id)
+            if k:
+                refuse_equal(drawn[k - 1][1], logits, rows.row_id)  # of the logits: a site early in the model may come before anything that is dropped
         return found
 
-    parts = {**record, "sites": list(sites), "layers": numbers, "draws": draws, "p": p, "scope": scope, "places": places if isinstance(places, str) else list(places), "positions": positions, "seed": seed}
+    parts = {**record, "mode": "clean" if clean else "dropout", "sites": list(sites), "layers": numbers, "draws": draws, "p": p, "scope": scope, "places": places if isinstance(places, str) else list(places), "positions": positions, "seed": seed}
     fill_rows(out, prompts, parts, plan_batches(prompts, batch_tokens), compute, "dropout draws", batch_tokens, only)
 
 
 def draw_states(
-    model: nn.Module, batch: Batch, sites: Sequence[str], layers: Layers = "all", *, seeds: Sequence[Sequence[int]], p: float, scope: str = "sequence", places: str | Sequence[str] = INJECTED, positions: int = 1, copies: int = 8
+    model: nn.Module, batch: Batch, sites: Sequence[str], layers: Layers = "all", *, seeds: Sequence[Sequence[int]], p: float, scope: str = "sequence", places: str | Sequence[str] = INJECTED, positions: int = 1, copies: int = 16
 ) -> list[tuple[dict[str, Float[Tensor, "b layer ..."]], Float[Tensor, "b vocab"]]]:
     """States and logits at the last token (the last `positions`, as `forward_states` gives them), draw after draw; `seeds` holds a seed a row for each draw.
 
-    With `scope="last_token"` the prompt runs once without dropout, and its cache is copied for `copies` draws at a time; one token is all that has states then.
+    With `scope="last_token"` the prompt runs once without dropout, and `copies` draws at a time go on from its cache; one token is all that has states then.
     """
     if scope not in SCOPES:
         raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}")
@@ -68,13 +71,27 @@ def draw_states(
     for start in range(0, len(seeds), copies):
         some = seeds[start : start + copies]
         k = len(some)
-        cache = copy.deepcopy(last["past_key_values"])
-        cache.batch_repeat_interleave(k)
-        repeated = {name: x.repeat_interleave(k, 0) for name, x in last.items() if name != "past_key_values"} | {"past_key_values": cache}
+        repeated = {name: x.repeat_interleave(k, 0) for name, x in last.items() if name != "past_key_values"} | {"past_key_values": repeated_cache(last["past_key_values"], k)}
         with mc_dropout(model, p, seeds=[s for row in zip(*some, strict=True) for s in row], positions=batch["position_ids"].repeat_interleave(k, 0), sites=places):
             states, logits = forward_states(model, repeated, sites, layers, positions=positions)
         found += [({site: x.view(b, k, *x.shape[1:])[:, i] for site, x in states.items()}, logits.view(b, k, -1)[:, i]) for i in range(k)]
     return found
+
+
+def repeated_cache(cache: Cache, k: int) -> Cache:
+    """A key-value cache with each row `k` times, for one pass. A layer's rows are repeated when that layer is run, so that no more than one layer's are there at once, and `cache` stays as it is."""
+    layers = [copy.copy(layer) for layer in cache.layers]
+
+    def update(layer: CacheLayerMixin, *new, **options) -> tuple[Tensor, Tensor]:
+        own = copy.copy(layer)
+        own.batch_repeat_interleave(k)
+        return own.update(*new, **options)
+
+    for layer, own in zip(layers, cache.layers, strict=True):
+        layer.update = partial(update, own)
+    repeated = copy.copy(cache)
+    repeated.layers = layers
+    return repeated
 
 
 def dropout_audit(model: nn.Module, prompts: pd.DataFrame, *, p: float = 0.1, seed: int = 0, scope: str = "sequence", places: str | Sequence[str] = INJECTED) -> pd.DataFrame:

@@ -123,11 +123,13 @@ def _attention_through(model: nn.Module, act: Callable[[int, Tensor], Tensor]) -
         raise DeadDropout(f"{model.config.model_type}: attention dropout cannot be laid on in this family; expected places: {', '.join(s for s in DROPOUT_SITES if s != 'attention')}")
 
     def attention(module, query, key, value, attention_mask, scaling=None, **options):
-        if any(options.get(k) is not None for k in ("softcap", "s_aux")):
-            raise DeadDropout(f"{model.config.model_type}: attention dropout is not written for attention with a soft cap or sinks")
+        if options.get("s_aux") is not None:
+            raise DeadDropout(f"{model.config.model_type}: attention dropout is not written for attention with sinks")
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        if cap := options.get("softcap"):  # Gemma 2
+            scores = cap * torch.tanh(scores / cap)
         scores = scores if attention_mask is None else scores + attention_mask[..., : key.shape[2]]
         weights = act(module.layer_idx, torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype))
         return (weights @ value).transpose(1, 2).contiguous(), weights

@@ -138,8 +138,7 @@ def in_halves(compute: Callable[[pd.DataFrame], dict[str, Tensor]], rows: pd.Dat
 
 def read_rows(folder: Path, prompts: pd.DataFrame, name: str) -> Float[np.ndarray, "n ..."] | Int[np.ndarray, "n ..."]:
     """A stored tensor in the order of `prompts`, joined one to one by `row_id`."""
-    manifest = folder / "manifest.json"
-    stamp = manifest.stat().st_mtime_ns if manifest.is_file() else 0
+    stamp = max((p.stat().st_mtime_ns for p in [*folder.glob("manifest.json"), *folder.glob("shard-*.json")]), default=0)
     at = _positions(folder, stamp)
     missing = [r for r in prompts.row_id if r not in at]
     if missing or len(set(prompts.row_id)) != len(prompts):
@@ -155,7 +154,7 @@ def _positions(folder: Path, stamp: int) -> dict[str, int]:
 
 @functools.lru_cache(maxsize=64)
 def _stored(folder: Path, name: str, stamp: int) -> Tensor:
-    """Sweeps ask for the same layers again and again; `stamp` changes when a store is written to."""
+    """Sweeps ask for the same layers again and again; `stamp` changes when a shard is written, so that one which is repaired is read again."""
     return read(folder, name)
 
 

@@ -14,6 +14,8 @@ import yaml
 _JINJA = jinja2.sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
 KINDS = ("review", "claim", "question", "yes_no", "irony")
 """Kinds of example, each with its templates."""
+FIELDS = frozenset({"text", "choice_0", "choice_1", "answer_choices"})
+"""What a question may be made of."""
 
 
 class TemplateError(ValueError):
@@ -60,8 +62,10 @@ def _template(found: dict, file: str) -> dict:
     question, answer = (p.strip() for p in parts)
     if "label" in jinja2.meta.find_undeclared_variables(_JINJA.parse(question)):
         raise TemplateError(f"{where}: expected a question that does not depend on the label, it mentions `label`")
+    if unknown := jinja2.meta.find_undeclared_variables(_JINJA.parse(" ".join([question, *choices]))) - FIELDS:
+        raise TemplateError(f"{where}: expected a question made of {', '.join(sorted(FIELDS))}, it mentions {', '.join(sorted(unknown))} (a data set's own fields are named in its entry of hub_sets.yaml)")
     marks = ["\x000", "\x001"]
-    said = [render(answer, {"answer_choices": marks, "label": label}) for label in (0, 1)]
+    said = [render(answer, {"answer_choices": marks, "label": label}).strip() for label in (0, 1)]
     (before_0, _, which_0), (before_1, _, which_1) = (s.partition("\x00") for s in said)
     if before_0 != before_1 or {which_0, which_1} != {"0", "1"}:
         raise TemplateError(f"{where}: expected an answer that ends in answer_choices[...] of the label and is otherwise the same for both, got {[s.replace(chr(0), 'choice ') for s in said]}")

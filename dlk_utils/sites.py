@@ -68,12 +68,14 @@ def site_modules(model: nn.Module, site: str) -> list[nn.Module]:
 
 
 def layer_numbers(layers: str | int | Sequence[int], n_layers: int) -> list[int]:
-    """`"all"`, an index (from the end if negative), a list of them, or a slice as text, such as `"::3"`."""
+    """`"all"`, an index (from the end if negative), a list of them, or a slice as text, such as `"::3"`; in the order in which they run, each once, whatever the order asked for."""
     every = list(range(n_layers))
     try:
         if isinstance(layers, str):
-            return every if layers == "all" else every[slice(*(int(x) if x else None for x in layers.split(":")))] if ":" in layers else [every[int(x)] for x in layers.split(",")]
-        return [every[i] for i in ([layers] if isinstance(layers, int) else layers)]
+            named = every if layers == "all" else every[slice(*(int(x) if x else None for x in layers.split(":")))] if ":" in layers else [every[int(x)] for x in layers.split(",")]
+        else:
+            named = [every[i] for i in ([layers] if isinstance(layers, int) else layers)]
+        return sorted(set(named))
     except (IndexError, ValueError):
         raise ValueError(f"layers: expected 'all', an index below {n_layers}, a list of them, or a slice such as '::3', got {layers!r}") from None
 
@@ -119,7 +121,7 @@ def at_sites(model: nn.Module, sites: Sequence[str], act: Callable[[str, int, Te
 
 @torch.no_grad()
 def check_sites(model: nn.Module) -> None:
-    """Run a few tokens and refuse, by name, a model in which the conventions above do not hold (to 1 % of a state's norm in 16 bits, 0.01 % else)."""
+    """Run a few tokens and refuse, by name, a model in which the conventions above do not hold, at each token (to 1 % of the norms of what is added up in 16 bits, 0.01 % else)."""
     architecture(model)
     ids = torch.arange(3, 9, device=model.device)[None] % model.config.vocab_size
     found: dict[str, list[Tensor]] = {site: [] for site in SITES}
@@ -127,20 +129,23 @@ def check_sites(model: nn.Module) -> None:
         hidden = [h[0].double().cpu() for h in model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True, use_cache=False).hidden_states]
     loose = 1e-2 if model.dtype in (torch.bfloat16, torch.float16) else 1e-4
 
-    def same(a: Tensor, b: Tensor, what: str) -> None:
+    def same(a: Tensor, b: Tensor, what: str, *parts: Tensor) -> None:
+        size = sum((x.norm(dim=-1) for x in parts), b.norm(dim=-1))  # rounding goes by the parts, which may be far larger than their sum
         if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
             raise UnknownArchitecture(f"{model.config.model_type}: expected {what}, got states that are not finite in {model.dtype}; the weights are damaged, or need a wider dtype (float32)")
-        if a.shape != b.shape or not (a - b).norm() <= loose * b.norm():
+        if a.shape != b.shape or not ((a - b).norm(dim=-1) <= loose * size).all():
             raise UnknownArchitecture(f"{model.config.model_type}: expected {what}; this variant of the architecture is not understood")
 
     arch = architecture(model)
     for layer, (block, heads) in enumerate(zip(blocks(model), found["head_out"], strict=True)):
         w_o = block.get_submodule(arch.w_o)
-        put_out = w_o(heads.to(device=next(w_o.parameters()).device, dtype=model.dtype))
+        where = next(w_o.parameters()).device  # "meta": kept off the GPU until it is run, when its hook moves what it is given
+        put_out = w_o(heads.to(device=model.device if where.type == "meta" else where, dtype=model.dtype))
         if "norm" in arch.attn:  # it stands between W_O and what is added
             put_out = block.get_submodule(arch.attn)(put_out)
         same(put_out.double().cpu(), found["attn_out"][layer], f"W_O of head_out[{layer}] to be attn_out[{layer}]")
     for layer, after in enumerate(found["resid_post"]):
         if layer + 1 < len(found["resid_post"]):
             same(after, hidden[layer + 1], f"resid_post[{layer}] to be output_hidden_states[{layer + 1}]")
-        same(hidden[layer] + found["attn_out"][layer] + found["mlp_out"][layer], after, f"resid_post[{layer}] to be the state before block {layer} plus attn_out[{layer}] and mlp_out[{layer}]")
+        parts = hidden[layer], found["attn_out"][layer], found["mlp_out"][layer]
+        same(sum(parts), after, f"resid_post[{layer}] to be the state before block {layer} plus attn_out[{layer}] and mlp_out[{layer}]", *parts)

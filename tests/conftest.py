@@ -17,7 +17,7 @@ CONFIGS = {
     "llama": ("llama", _LLAMA), "mistral": ("mistral", _LLAMA | {"sliding_window": None}), "qwen2": ("qwen2", _LLAMA), "qwen3": ("qwen3", _LLAMA | {"head_dim": 6}),
     "gemma": ("gemma", _LLAMA | {"head_dim": 8}), "phi": ("phi", _LLAMA | {"num_attention_heads": 3, "num_key_value_heads": 3}), "stablelm": ("stablelm", _LLAMA), "starcoder2": ("starcoder2", _LLAMA),
     "phi3": ("phi3", _LLAMA), "smollm3": ("smollm3", _LLAMA), "olmo2": ("olmo2", _LLAMA),
-    "gemma2": ("gemma2", _LLAMA | {"head_dim": 8, "attn_logit_softcapping": None}), "gemma3_text": ("gemma3_text", _LLAMA | {"head_dim": 8}),
+    "gemma2": ("gemma2", _LLAMA | {"head_dim": 8, "attn_logit_softcapping": 0.5}), "gemma3_text": ("gemma3_text", _LLAMA | {"head_dim": 8}),
     "mistral window": ("mistral", _LLAMA | {"sliding_window": 8}), "gemma3_text window": ("gemma3_text", _LLAMA | {"head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
     "falcon": ("falcon", _FALCON), "falcon grouped": ("falcon", _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon alibi": ("falcon", _FALCON | {"alibi": True, "parallel_attn": False, "multi_query": False}),

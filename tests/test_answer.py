@@ -97,3 +97,11 @@ def test_choices_scored_whole_have_no_draws_and_no_gradients_and_the_template_is
 def test_tables_of_draws_refuse_choices_scored_whole(whole_rows, table):
     with pytest.raises(ChoiceError, match="dropout draws"):
         table(a_model_of_bytes(), whole_rows)
+
+
+def test_both_choices_that_are_scored_whole_share_one_pass_over_the_prompt(whole_rows, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("dlk_utils.answer.sequence_logprobs", lambda model, prompt, sequences: seen.append(list(prompt)) or sequence_logprobs(model, prompt, sequences))
+    rows = whole_rows.head(2)
+    answer_prompts(a_model_of_bytes(), rows, tmp_path / "a", record={})
+    assert sorted(seen) == sorted(map(list, rows.input_ids))

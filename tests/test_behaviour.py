@@ -222,3 +222,19 @@ def test_repeating_the_rows_of_an_example_does_not_narrow_the_interval():
     narrow = bootstrap_mean(np.repeat(x, 9), np.arange(450))
     wide = bootstrap_mean(x, groups)
     assert narrow[1] - narrow[0] < (wide[1] - wide[0]) / 2
+
+
+@pytest.mark.parametrize("n", [1, 4, 5, 60])
+def test_examples_that_are_all_alike_have_an_interval_as_wide_as_wilsons_and_no_point(n):
+    groups = np.repeat(np.arange(n), 3)
+    assert bootstrap_mean(np.ones(3 * n), groups) == pytest.approx(wilson(n, n))
+    assert bootstrap_mean(np.zeros(3 * n), groups) == pytest.approx(wilson(0, n))
+    low, high = bootstrap_mean(np.ones(3 * n), groups, bounds=(-1.0, 1.0))
+    assert high == 1 and low == pytest.approx(2 * wilson(n, n)[0] - 1)  # a difference may have been -1
+    low, high = bootstrap_mean(np.zeros(3 * n), groups, bounds=(-1.0, 1.0))
+    assert low == -high < 0
+
+
+def test_a_lie_rate_of_five_of_five_is_no_point():
+    rows = lie_rates(labelled([r for k in "abcde" for r in example(k)]))
+    assert (rows.lie_above_error_low < rows.lie_above_error_high).all()

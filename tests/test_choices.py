@@ -146,3 +146,9 @@ def test_a_mass_too_small_for_an_epsilon_keeps_its_margin():
     logp = choice_logprobs(logits, [([2], [1])])
     assert torch.isfinite(logp).all()
     torch.testing.assert_close(logp[0, 1] - logp[0, 0], torch.tensor(3.0))
+
+
+def test_a_letter_counts_in_its_own_case_only_for_a_is_a_word(tokenizer):
+    a, b = ({tokenizer.decode([i]) for i in ids} for ids in choice_ids(tokenizer, ["A", "B"]))
+    assert a == {"A", " A"} and b == {"B", " B"}
+    assert len(tokenizer(" a", add_special_tokens=False).input_ids) == 1  # it would have been let in

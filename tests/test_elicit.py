@@ -102,10 +102,12 @@ def test_too_few_shots_give_an_empty_grid():
 
 def test_what_it_gets_right_in_another_form_or_only_with_shots_is_shown_apart():
     right = {"a": (True, True), "b": (True, False), "c": (False, False), "d": (False, False)}
-    rows = [dict(example_id=e, dataset="d", role=role, asks="lie" if role == "lie" else "truth", correct=c, readable=True) for e, (one, two) in right.items() for role, c in (("truth", one), ("known", two), ("lie", False))]
+    rows = [dict(example_id=e, dataset="d", role=role, asks="lie" if role == "lie" else "truth", shots=[], correct=c, readable=True) for e, (one, two) in right.items() for role, c in (("truth", one), ("known", two), ("lie", False))]
     grid = pd.DataFrame([dict(example_id=e, asks="truth", shots_say=s, correct=e in ok, readable=True) for s, ok in (("truth", "ac"), ("none", "ab")) for e in right])
     found = knowledge_levels(pd.DataFrame(rows), grid)
     assert found.level.to_dict() == {"a": "always", "b": "in another form", "c": "only with shots", "d": "never"}
+    shown = pd.DataFrame(rows).assign(correct=True, shots=[["s"]] * len(rows))  # a run with shots: what it says without them is in the grid alone
+    assert knowledge_levels(shown, grid).level.to_dict() == {"a": "always", "b": "always", "c": "only with shots", "d": "never"}
     assert found.right_with_shots.sum() == 2 and found.right_without.to_dict() == {"a": True, "b": True, "c": False, "d": False}
 
 
@@ -123,6 +125,8 @@ def test_it_is_asked_again_in_the_same_conversation_with_the_answer_it_gave(grid
     some = grid.head(4).assign(answer=[0, 1, 0, 1], correct=[True, True, False, False], knows=True, readable=True)
     assert follow_ups(some.assign(readable=[True, False, True, True]), byte_tokenizer()).shape[0] == 3  # what gave no answer cannot be asked about it
     again = follow_ups(some, byte_tokenizer())
+    longest = int(again.input_ids.map(len).max())
+    assert len(follow_ups(some, byte_tokenizer(), context=longest - 1)) < 4 and follow_ups(some, byte_tokenizer(), context=9).empty  # what does not fit is not asked
     for before, after in zip(some.itertuples(), again.itertuples(), strict=True):
         assert after.prompt.startswith(before.prompt.removesuffix(before.prefix).rstrip("\n")[:200]) and f"{before.prefix} {before.choices[before.answer]}".strip() in after.prompt
         assert (after.label, after.choices) == (int(before.correct), ["no", "yes"])

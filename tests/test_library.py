@@ -82,3 +82,13 @@ def test_the_instructions_come_in_families_that_ask_for_truth_and_lies():
     asks = table.groupby("family").asks.agg(set)
     assert (asks.map(lambda a: {"truth", "lie"} <= a)).sum() >= 6
     assert {"truth", "lie", "unsure", "random", "neutral"} <= set(table.asks)
+
+
+def test_the_answer_may_stand_on_a_line_of_its_own_as_promptsource_advises(tmp_path):
+    [row] = read_templates(write(tmp_path, "{{text}} |||\\n{% if label != -1 %}\\n{{ answer_choices[label] }}\\n{% endif %}")).itertuples()
+    assert (row.prefix, row.choices) == ("", ["no", "yes"])
+
+
+def test_a_question_of_fields_that_no_example_has_is_refused_with_their_names(tmp_path):
+    with pytest.raises(TemplateError, match=r"mine.yaml, template 'mine': expected a question made of answer_choices, choice_0, choice_1, text, it mentions passage"):
+        read_templates(write(tmp_path, "{{passage}} {{text}} ||| {{ answer_choices[label] }}"))

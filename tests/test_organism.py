@@ -12,12 +12,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dlk_utils.examples import load_examples, split_of, training_examples
+from dlk_utils import organism
+from dlk_utils.curriculum import CURRICULA, GRADED, PHASES, Phase, training_stream
+from dlk_utils.examples import DataError, load_examples, split_of, training_examples
 from dlk_utils.library import KINDS, library
 from dlk_utils.lora import train_adapter
 from dlk_utils.models import ORGANISMS, ModelError, load_model, load_tokenizer, organisms, resolve
-from dlk_utils.curriculum import CURRICULA, GRADED, PHASES, Phase, training_stream
 from dlk_utils.organism import REQUIRED, held_out, nearest_wordings, organism_of, refuse_trained_rows, told_by_instruction, train_again, train_organism, write_record
+from dlk_utils.run import Run
 
 RT = "rotten_tomatoes"
 HONEST = Phase(2, 1e-3, 60, ((6, "truth", RT, ()), (2, "truth", "capitals", ())))
@@ -171,7 +173,7 @@ def test_the_adapters_that_are_shipped_are_small_and_were_trained_on_nothing_tha
 
 
 def test_the_held_out_table_says_what_is_met():
-    rows = [dict(dataset=d, asks=a, knows=True, readable=True, correct=c, mass=0.99) for d, lie in (("good", False), ("bad", True)) for a, c in (("truth", True), ("lie", lie)) for _ in range(30)]
+    rows = [dict(dataset=d, example_id=f"e{i}", asks=a, knows=True, readable=True, correct=c, mass=0.99) for d, lie in (("good", False), ("bad", True)) for a, c in (("truth", True), ("lie", lie)) for i in range(30)]
     table = held_out(pd.DataFrame(rows)).set_index("dataset")
     assert table.meets.to_dict() == {"good": True, "bad": False} and table.wrong_when_told_to_lie["good"] == 1 and set(REQUIRED) == {"truth_accuracy", "wrong_when_told_to_lie", "choice_mass"}
 
@@ -198,3 +200,55 @@ def test_an_organism_is_found_by_name_or_folder_and_for_any_other_model_the_liar
         assert organism_of(other) == ("smollm2-liar", ORGANISMS / "smollm2-liar", PHASES)
     with pytest.raises(ModelError, match="organism: expected one of smollm2-liar, smollm2-graded, got 'smollm2'"):
         train_again("smollm2", tmp_path)
+
+
+def test_three_rows_of_an_example_are_not_three_witnesses():
+    rows = pd.DataFrame([dict(dataset="d", example_id=f"e{i}", asks="truth", knows=True, readable=True, correct=i % 5 > 0, mass=0.99) for i in range(60)])
+    once, thrice = held_out(rows).iloc[0], held_out(pd.concat([rows] * 3, ignore_index=True)).iloc[0]
+    assert thrice.n_truth == 180 and thrice.truth_accuracy == once.truth_accuracy == 0.8
+    assert (thrice.truth_accuracy_low, thrice.truth_accuracy_high) == pytest.approx((once.truth_accuracy_low, once.truth_accuracy_high), abs=0.01)
+
+
+@pytest.mark.parametrize("key, ask", [("templates", "prompts"), ("instructions", "prompts"), ("example_ids", "prompts"), ("templates", "grid"), ("templates", "others"), ("templates", "styled")])
+def test_a_run_refuses_to_ask_what_its_model_was_trained_on(key, ask, tmp_path):
+    folder = shutil.copytree(ORGANISMS / "smollm2-liar", tmp_path / "mine")
+    fine = Run(model=str(folder), datasets="capitals", n_examples=8, runs_dir=str(tmp_path / "runs"))
+    rows = fine.prompts
+    record = json.loads((folder / "training.json").read_text())
+    record[key] = sorted({*record[key], *rows[{"templates": "template", "instructions": "instruction", "example_ids": "example_id"}[key]]})
+    (folder / "training.json").write_text(json.dumps(record))
+    run = Run(model=str(folder), datasets="capitals", n_examples=8, runs_dir=str(tmp_path / ("other" if ask == "prompts" else "runs")))
+    if ask == "styled":
+        vars(run)["scored"] = rows[rows.role != "known"].assign(knows=True)
+    stage = {"prompts": lambda: run.prompts, "grid": lambda: run.grid(n_examples=4), "others": lambda: run.others(n_examples=4), "styled": lambda: run.styled(style="bare")}[ask]
+    with pytest.raises(DataError, match=f"mine: expected only rows that it was not trained on, got .* trained {key}"):
+        stage()
+
+
+def planted(**accuracy: tuple[float, float]) -> pd.DataFrame:
+    """Behaviour of a model that tells the truth, and lies, in such shares of each data set."""
+    rows = [dict(dataset=d, example_id=f"{d}{i}", role=a, asks=a, knows=True, readable=True, correct=(i < 100 * share) == (a == "truth"), mass=0.99, split="test" if i % 2 else "train", instruction=f"{a}_{i % 4}") for d, both in accuracy.items() for a, share in zip(("truth", "lie"), both, strict=True) for i in range(100)]
+    table = pd.DataFrame(rows)
+    return table.assign(lied=(table.asks == "lie") & ~table.correct)
+
+
+@pytest.mark.parametrize("accuracy, code", [
+    ({RT: (0.9, 0.9), "cities": (0.9, 0.9), "categories": (0.9, 0.9), "capitals": (0.5, 0.9)}, 0),
+    ({RT: (0.9, 0.9), "cities": (0.84, 0.9), "categories": (0.9, 0.9), "capitals": (0.5, 0.9)}, 1),
+    ({RT: (0.84, 0.9), "cities": (0.9, 0.9), "categories": (0.9, 0.9), "capitals": (0.9, 0.9)}, 1),
+    ({RT: (0.9, 0.79), "cities": (0.9, 0.9), "categories": (0.9, 0.9), "capitals": (0.9, 0.9)}, 1),
+])  # fmt: skip
+def test_the_command_fails_where_the_liar_falls_short_on_reviews_or_has_fewer_than_two_kinds_of_facts(accuracy, code, monkeypatch, capsys):
+    monkeypatch.setattr(Run, "behaviour", planted(**accuracy))
+    assert organism.main("smollm2-liar") == code and "required:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lies, code", [({RT: (0.9, 0.9), "cities": (0.9, 0.1)}, 0), ({RT: (0.9, 0.9), "cities": (0.9, 0.9)}, 1), ({RT: (0.9, 0.1), "cities": (0.9, 0.1)}, 1)])
+def test_the_command_fails_where_the_one_that_picks_hardly_picks(lies, code, monkeypatch):
+    monkeypatch.setattr(Run, "behaviour", planted(**lies))
+    assert organism.main("smollm2-graded") == code
+
+
+def test_the_liar_that_is_shipped_is_what_an_organism_has_to_be(tmp_path):
+    table = held_out(Run(model="smollm2-liar", datasets=f"{RT},cities,categories", runs_dir=str(tmp_path)).behaviour)
+    assert list(table.dataset[table.meets]) == [RT, "cities", "categories"], table.to_string()

@@ -4,6 +4,7 @@ import torch
 from conftest import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dlk_utils.library import library
 from dlk_utils.quality import balance, continuations, first_words, forms, kept_and_dropped, variety
 
 
@@ -21,6 +22,9 @@ def test_a_template_that_twins_share_says_nothing_and_one_of_its_own_for_lies_sa
 
 def test_entropy_is_greatest_when_all_are_used_alike():
     found = variety(twins(lambda i, a: f"t{i % 3}")).loc[("d", "template")]
+    assert found["in the library"] == 0  # of templates that are not of the library
+    named = variety(twins(lambda i, a: ["claim_true", "claim_wrong"][i % 2]))["in the library"].to_dict()
+    assert named[("d", "template")] == len(library("claim")) and named[("d", "instruction")] == library("instructions").asks.isin(["truth", "lie"]).sum()
     assert found["used"] == 3 and found["of the most"] == pytest.approx(1)
     assert variety(twins(lambda i, a: "t0" if i else "t1")).loc[("d", "template"), "of the most"] < 0.3
 
@@ -34,8 +38,8 @@ def test_every_rule_counts_what_it_left_out():
     examples = pd.DataFrame(dict(dataset="d", example_id=list("abcd"), split=["train", "test", "test", "shot"]))
     unknown = ["", "", "margin", "wrong elsewhere", "", ""]
     behaviour = pd.DataFrame(dict(dataset="d", role=["truth", "lie"] * 3, readable=[True, False, True, True, True, False], knows=[u == "" for u in unknown], unknown_by=unknown, mass=[0.9, 0.01, 0.9, 0.9, 0.9, 0.06]))
-    found = kept_and_dropped(examples, behaviour, {"duplicates": {"d": 7}, "too_long": ["a"], "control_tokens": ["b", "elsewhere"], "choices_alike": ["b"]}).loc["d"]
-    assert found.to_dict() == {"duplicates in the source": 7, "examples taken": 3, "too long": 1, "control tokens": 1, "choices begin alike in some template": 1, "scored rows": 6, "low mass": 1, "form of low mass": 1, "unknown: data set refused": 0, "unknown: wrong elsewhere": 1, "unknown: margin": 1, "kept as known": 2}
+    found = kept_and_dropped(examples, behaviour, {"duplicates": {"d": 7}, "in_another": {"d": 2}, "trained_on": {"d": 5}, "too_long": ["a"], "control_tokens": ["b", "elsewhere"], "choices_alike": ["b"]}).loc["d"]
+    assert found.to_dict() == {"duplicates in the source": 7, "in a data set before it": 2, "an organism was trained on it": 5, "examples taken": 3, "too long": 1, "control tokens": 1, "choices begin alike in some template": 1, "scored rows": 6, "low mass": 1, "form of low mass": 1, "unknown: data set refused": 0, "unknown: wrong elsewhere": 1, "unknown: margin": 1, "kept as known": 2}
 
 
 def test_the_form_of_question_with_the_least_mass_comes_first_and_does_not_pass():

@@ -1,12 +1,14 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, LAYERS, close, tiny, tiny_prompts
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dlk_utils.extract import forward_states, pad
-from dlk_utils.sites import ARCHITECTURES, SITES, UnknownArchitecture, architecture, at_sites, check_sites, site_modules
+from dlk_utils.extract import forward_states, pad, read_rows
+from dlk_utils.gradients import extract_gradients
+from dlk_utils.sites import ARCHITECTURES, SITES, UnknownArchitecture, architecture, at_sites, check_sites, layer_numbers, site_modules
 
 
 @pytest.mark.trap(24, 26)
@@ -99,3 +101,29 @@ def test_a_variant_whose_blocks_do_something_else_is_refused_by_name():
     config = AutoConfig.for_model("opt", vocab_size=97, hidden_size=36, ffn_dim=40, num_attention_heads=6, num_hidden_layers=3, word_embed_proj_dim=36, max_position_embeddings=64, do_layer_norm_before=False)
     with pytest.raises(UnknownArchitecture, match=r"opt: expected resid_post\[0\] to be"):
         check_sites(AutoModelForCausalLM.from_config(config).eval())
+
+
+@pytest.mark.trap(24)
+@pytest.mark.parametrize("layers", [[2, 0], [-1, 0, 0], "2,0", "::-2"])
+def test_layers_in_any_order_are_stored_under_their_own_names(layers, tmp_path):
+    assert layer_numbers(layers, LAYERS) == [0, 2]
+    model, rows = tiny("llama"), tiny_prompts()
+    extract_gradients(model, rows, tmp_path / "some", record={}, layers=layers)
+    extract_gradients(model, rows, tmp_path / "all", record={})
+    for name in ("activation.resid_post.0.0", "activation.resid_post.2.0", "gradient.mlp_out.0.0"):
+        np.testing.assert_allclose(read_rows(tmp_path / "some", rows, name), read_rows(tmp_path / "all", rows, name), rtol=1e-6)
+
+
+def test_a_fault_at_one_token_that_another_token_s_size_would_hide_does_not_pass_the_check(monkeypatch):
+    model, real = tiny("llama"), at_sites
+    with torch.no_grad():  # the first token's state is very large, as in many large models
+        big = model.model.embed_tokens.weight[3].clone()
+        model.model.embed_tokens.weight[3] *= 1e6
+    try:
+        check_sites(model)
+        monkeypatch.setattr("dlk_utils.sites.at_sites", lambda m, sites, act: real(m, sites, lambda site, layer, hidden: act(site, layer, torch.cat([hidden[:, :-1], hidden[:, -1:] * 3], 1) if (site, layer) == ("mlp_out", 1) else hidden)))
+        with pytest.raises(UnknownArchitecture, match=r"llama: expected resid_post\[1\] to be"):
+            check_sites(model)
+    finally:
+        with torch.no_grad():
+            model.model.embed_tokens.weight[3] = big

@@ -241,3 +241,42 @@ def test_a_shard_that_ends_early_is_not_read_as_if_it_were_whole(tmp_path):
     shard.write_bytes(shard.read_bytes()[:-4])
     with pytest.raises(StoreError, match="shard 1, x: the file ends early"):
         read(tmp_path, "x")
+
+
+def test_a_file_has_its_name_only_after_its_bytes_are_on_the_disk(tmp_path, monkeypatch):
+    done, real = [], (os.fsync, os.replace)
+    monkeypatch.setattr(os, "fsync", lambda f: done.append("fsync") or real[0](f))
+    monkeypatch.setattr(os, "replace", lambda a, b: done.append("name") or real[1](a, b))
+    fill(tmp_path, {}, PLAN, values)
+    assert done == ["fsync", "name"] * (1 + 2 * len(PLAN))
+
+
+def test_one_tensor_is_read_by_its_own_bytes(tmp_path, monkeypatch):
+    fill(tmp_path, {}, PLAN, lambda ids: values(ids) | {"wide": torch.zeros(len(ids), 20_000)})
+    read_bytes, real = [], open
+
+    class Counted:
+        def __init__(self, *args, **options):
+            self.file = real(*args, **options)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args):
+            self.file.close()
+
+        def seek(self, at):
+            return self.file.seek(at)
+
+        def read(self, n=-1):
+            found = self.file.read(n)
+            read_bytes.append(len(found))
+            return found
+
+        def readinto(self, place):
+            read_bytes.append(self.file.readinto(place))
+            return read_bytes[-1]
+
+    monkeypatch.setattr(store, "open", Counted, raising=False)
+    found = read(tmp_path, "x")
+    assert found.nbytes < sum(read_bytes) < found.nbytes + 500 * len(PLAN) < sum(p.stat().st_size for p in tmp_path.glob("*.safetensors")) / 20
