@@ -2,6 +2,8 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -249,6 +251,16 @@ def test_the_command_fails_where_the_one_that_picks_hardly_picks(lies, code, mon
     assert organism.main("smollm2-graded") == code
 
 
+SHIPPED = """
+import sys
+from dlk_utils.organism import held_out
+from dlk_utils.run import Run
+table = held_out(Run(model="smollm2-liar", datasets="rotten_tomatoes,cities,categories", runs_dir=sys.argv[1]).behaviour)
+print(table.to_string())
+assert table.meets.all() and len(table) == 3
+"""
+
+
 def test_the_liar_that_is_shipped_is_what_an_organism_has_to_be(tmp_path):
-    table = held_out(Run(model="smollm2-liar", datasets=f"{RT},cities,categories", runs_dir=str(tmp_path)).behaviour)
-    assert list(table.dataset[table.meets]) == [RT, "cities", "categories"], table.to_string()
+    done = subprocess.run([sys.executable, "-c", SHIPPED, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-600:]
