@@ -130,7 +130,7 @@ def bootstrap_mean(x: Float[np.ndarray, " n"], groups: np.ndarray, n_boot: int =
     _, index = np.unique(groups, return_inverse=True)
     total, size = np.bincount(index, x), np.bincount(index)
     if np.ptp(total / size) < 1e-12:
-        mean, unseen = float(x[0]) if np.ptp(x) == 0 else float(total[0] / size[0]), 1 - wilson(len(size), len(size))[0]
+        mean, unseen = float(x.mean()), 1 - wilson(len(size), len(size))[0]
         return mean - unseen * max(mean - bounds[0], 0), mean + unseen * max(bounds[1] - mean, 0)
     weights = np.random.default_rng(seed).multinomial(len(size), np.full(len(size), 1 / len(size)), n_boot)
     low, high = np.percentile((weights @ total) / (weights @ size), [2.5, 97.5])
