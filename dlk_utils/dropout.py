@@ -44,10 +44,10 @@ def draw_seed(row_id: str, draw: int, seed: int = 0) -> int:
 
 
 @contextlib.contextmanager
-def mc_dropout(model: nn.Module, p: float = 0.1, *, seeds: Sequence[int], positions: Int[Tensor, "b t"], sites: str | Sequence[str] = INJECTED) -> Iterator[None]:
+def mc_dropout(model: nn.Module, p: float = 0.1, *, seeds: Sequence[int] | Int[Tensor, "b k"], positions: Int[Tensor, "b t"], sites: str | Sequence[str] = INJECTED) -> Iterator[None]:
     """Within it, a forward pass of the batch drops channels with probability `p` and scales the rest by 1/(1-p).
 
-    `seeds` holds one `draw_seed` a row; `positions` each token's place in its own prompt, cached tokens included (values under padding do not
+    `seeds` holds one `draw_seed` a row, or one for each of the row's tokens that are run; `positions` each token's place in its own prompt, cached tokens included (values under padding do not
     matter). `sites` are some of `DROPOUT_SITES`, or "native": `native_sites`. Raises `DeadDropout`, `ValueError`.
     """
     sites = native_sites(model) if sites == "native" else [sites] if isinstance(sites, str) else list(sites)
@@ -55,9 +55,9 @@ def mc_dropout(model: nn.Module, p: float = 0.1, *, seeds: Sequence[int], positi
         raise ValueError(f"dropout p: expected 0 < p < 1, got {p}")
     if not sites or not set(sites) <= set(DROPOUT_SITES):
         raise ValueError(f"dropout sites: expected some of {', '.join(DROPOUT_SITES)}, or 'native', got {sites}")
-    base = torch.tensor(list(seeds), dtype=torch.int32, device=positions.device)
+    base = torch.as_tensor(seeds if isinstance(seeds, Tensor) else list(seeds)).to(positions.device, torch.int32).view(len(seeds), -1)
 
-    def place(site: str, layer: int) -> Int[Tensor, " b"]:
+    def place(site: str, layer: int) -> Int[Tensor, "b k"]:
         return _mix(base.clone() ^ (1 + layer * len(DROPOUT_SITES) + DROPOUT_SITES.index(site)))
 
     def drop(site: str, layer: int, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
@@ -77,20 +77,20 @@ def mc_dropout(model: nn.Module, p: float = 0.1, *, seeds: Sequence[int], positi
         yield
 
 
-def keep_mask(seeds: Int[Tensor, " b"], positions: Int[Tensor, "b t"], d: int, p: float) -> Bool[Tensor, "b t d"]:
-    """Which channels stay: a counter-based generator (murmur3's finaliser), 16 bits a channel, so `p` is exact to 1/65536."""
-    tokens = _mix(seeds[:, None] ^ _mix(positions.to(torch.int32) + 1))
+def keep_mask(seeds: Int[Tensor, "b k"], positions: Int[Tensor, "b t"], d: int, p: float) -> Bool[Tensor, "b t d"]:
+    """Which channels stay: a counter-based generator (murmur3's finaliser) on the row's seed (k = 1) or each token's, 16 bits a channel, so `p` is exact to 1/65536."""
+    tokens = _mix(seeds ^ _mix(positions.to(torch.int32) + 1))
     channels = torch.arange(1, (d + 1) // 2 + 1, dtype=torch.int32, device=seeds.device) * -1640531535  # spread by the golden ratio
     bits = _mix(tokens[:, :, None] ^ channels).view(torch.int16)[..., :d]
     return bits >= round(p * 65536) - 32768
 
 
-def keep_pairs(seeds: Int[Tensor, " b"], positions: Int[Tensor, "b t"], heads: int, queries: int, p: float) -> Bool[Tensor, "b h q t"]:
+def keep_pairs(seeds: Int[Tensor, "b k"], positions: Int[Tensor, "b t"], heads: int, queries: int, p: float) -> Bool[Tensor, "b h q t"]:
     """Which attention probabilities stay, by head, place of the query (the last `queries` positions) and place of the key."""
-    tokens = _mix(seeds[:, None] ^ _mix(positions.to(torch.int32) + 1))
+    tokens = _mix(seeds ^ _mix(positions[:, -queries:].to(torch.int32) + 1))
     head = torch.arange(1, heads + 1, dtype=torch.int32, device=seeds.device) * -1640531535
     keys = _mix((positions.to(torch.int32) + 1)[:, None] ^ head[:, None])
-    return (_mix(tokens[:, None, -queries:, None] ^ keys[:, :, None, :]) & 0xFFFF) >= round(p * 65536)
+    return (_mix(tokens[:, None, :, None] ^ keys[:, :, None, :]) & 0xFFFF) >= round(p * 65536)
 
 
 def _mix(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:

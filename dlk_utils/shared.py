@@ -27,7 +27,7 @@ def shared_batch(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Batch:
     ids = [list(p) for p in prompts]
     shared = min(_common(ids[0], i) for i in ids) if len(ids) > 1 else 0
     shared = min(shared, min(map(len, ids)) - 1)
-    if shared < MIN_SHARED or not takes_positions(model) or _window(model) <= max(map(len, ids)):
+    if shared < MIN_SHARED or not takes_positions(model) or window(model) <= max(map(len, ids)):
         return pad(ids, device=model.device)
     cache = forward(model, pad([ids[0][:shared]], device=model.device), use_cache=True).past_key_values
     cache.batch_repeat_interleave(len(ids))
@@ -70,11 +70,11 @@ def plan_shared(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64) 
     return shards
 
 
-def _window(model: nn.Module) -> float:
+def window(model: nn.Module) -> float:
     """Tokens that a layer with a sliding window sees, itself included; infinite where there is no window."""
     config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    return float(window or math.inf)
+    places = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return float(places or math.inf)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

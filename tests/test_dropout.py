@@ -38,15 +38,15 @@ def test_a_draw_does_not_depend_on_batch_size_order_or_padding(family, side):
 def test_masks_are_the_same_bits_for_either_padding_side_and_any_batch():
     rows, seeds = tiny_prompts(), torch.arange(7, dtype=torch.int32) * 977
     left, right = (pad(rows.input_ids, side=s) for s in ("left", "right"))
-    a, b = keep_mask(seeds, left["position_ids"], 36, 0.1), keep_mask(seeds, right["position_ids"], 36, 0.1)
+    a, b = keep_mask(seeds[:, None], left["position_ids"], 36, 0.1), keep_mask(seeds[:, None], right["position_ids"], 36, 0.1)
     for i, n in enumerate(rows.input_ids.map(len)):
-        alone = keep_mask(seeds[i : i + 1], torch.arange(n)[None], 36, 0.1)[0]
+        alone = keep_mask(seeds[i : i + 1, None], torch.arange(n)[None], 36, 0.1)[0]
         assert torch.equal(a[i, -n:], b[i, :n]) and torch.equal(alone, b[i, :n])
 
 
 @pytest.mark.parametrize("p", [0.02, 0.1, 0.5])
 def test_the_share_that_is_kept_is_one_minus_p_and_masks_of_rows_tokens_and_channels_are_unrelated(p):
-    keep = keep_mask(torch.arange(40, dtype=torch.int32), torch.arange(50).expand(40, 50), 100, p).double()
+    keep = keep_mask(torch.arange(40, dtype=torch.int32)[:, None], torch.arange(50).expand(40, 50), 100, p).double()
     assert abs(float(keep.mean()) - (1 - p)) < 4 * np.sqrt(p * (1 - p) / keep.numel())
     centred = (keep - keep.mean()) / keep.std()
     for a, b in [(centred[1:], centred[:-1]), (centred[:, 1:], centred[:, :-1]), (centred[..., 1:], centred[..., :-1])]:
