@@ -269,15 +269,16 @@ def store(rounds: int, rows: int = 10_000, d: int = 576, layers: int = 30) -> pd
     """Write features in bf16, then read one layer of all rows: MB/s, and bytes on disk against bytes of values."""
     name = "activation.resid_post.7.0"
     with tempfile.TemporaryDirectory() as tmp:
-        plan = [[[f"r{i}" for i in range(s, min(s + 64, rows))]] for s in range(0, rows, 64)]
+        plan = [[[f"{i:016x}" for i in range(s, min(s + 64, rows))]] for s in range(0, rows, 64)]
+        examples = {r: r for [batch] in plan for r in batch}
         values = {f"activation.resid_post.{k}.0": torch.randn(64, d).bfloat16() for k in range(layers)}
-        write = lambda folder: fill(folder, {}, plan, lambda ids: {k: v[: len(ids)] for k, v in values.items()})
+        write = lambda folder: fill(folder, {}, plan, lambda ids: {k: v[: len(ids)] for k, v in values.items()}, examples=examples)
         write(Path(tmp) / "0")
         n = iter(range(1, rounds + 1))
         writing, _ = timed({"write all": lambda: write(Path(tmp) / str(next(n)))}, rounds)
         reading, gave = timed({"read one layer": lambda: read(Path(tmp) / "0", name)}, 5 * rounds)  # milliseconds each
         size = rows * d * 2
-        on_disk = sum(p.stat().st_size for p in (Path(tmp) / "0").glob("shard-*.safetensors"))
+        on_disk = sum(p.stat().st_size for p in (Path(tmp) / "0").iterdir())
     written = torch.cat([values[name][: len(batch)] for [batch] in plan])
     table = pd.concat([writing, reading])
     table.loc["read one layer", "largest difference"] = float((gave["read one layer"] - written).abs().max())

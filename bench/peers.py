@@ -1,7 +1,7 @@
 """Last-token states of all layers by other libraries, beside ours: the same model folder, the same token ids, fp32, in turns. Needs an environment of its own (`make bench-peers`).
 
-Each is used as its own documentation says is best for this: nnsight traces a batch and saves one slice a layer; transformer-lens caches `resid_post` alone, at the last position; lmprobe's local
-backend tokenises the same prompts itself, and the last token is kept.
+Each is used as its own documentation says is best for this: nnsight traces a batch, saves one slice a layer and stops after the last; transformer-lens caches `resid_post` alone, at the last position, with the
+logits of that position only; lmprobe's local backend tokenises the same prompts itself, and the last token is kept (it has no way to leave the LM head out).
 """
 
 from importlib.metadata import version
@@ -32,14 +32,15 @@ def main(kind: str, n_examples: int, rounds: int = 3) -> None:
     extractor = ActivationExtractor(folder, device="cpu", layers="all", batch_size=64, dtype=torch.float32)
 
     def by_nnsight(b):
-        with torch.no_grad(), traced.trace({"input_ids": b["input_ids"], "attention_mask": b["attention_mask"], "position_ids": b["position_ids"]}):
+        with torch.no_grad(), traced.trace({"input_ids": b["input_ids"], "attention_mask": b["attention_mask"], "position_ids": b["position_ids"]}) as tracer:
             found = nnsight.save([])
             for layer in traced.model.layers:
                 found.append(layer.output[:, -1])
+            tracer.stop()
         return torch.stack(list(found), 1)
 
     def by_lens(b):
-        _, cache = bridge.run_with_cache(b["input_ids"], attention_mask=b["attention_mask"], names_filter=wanted, pos_slice=-1, return_type=None)
+        _, cache = bridge.run_with_cache(b["input_ids"], attention_mask=b["attention_mask"], names_filter=wanted, pos_slice=-1, return_type=None, logits_to_keep=1)
         return torch.stack([cache[name].reshape(len(b["input_ids"]), -1) for name in wanted], 1)
 
     def by_lmprobe(batch):

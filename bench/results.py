@@ -13,6 +13,7 @@ from dlk_utils.prompts import make_prompts
 
 THREADS = 2
 torch.set_num_threads(THREADS)
+SAME = 0.99999
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "book" / "speed.md"
 
@@ -36,7 +37,10 @@ def prompt_rows(tokenizer, kind: str, n_examples: int) -> tuple[pd.DataFrame, st
 
 
 def save(name: str, title: str, table: pd.DataFrame, **libraries: str) -> None:
-    """Print a table and keep it; `libraries` are others that took part, with their versions."""
+    """Print a table and keep it; `libraries` are others that took part, with their versions. Raises `ValueError` where a way did not give the values of the reference: its speed does not count."""
+    cosine = table["least cosine"].dropna() if "least cosine" in table else pd.Series(dtype=float)
+    if (cosine < SAME).any():
+        raise ValueError(f"{title}: expected every way to give the same values (cosine at least {SAME}), got {cosine[cosine < SAME].to_dict()}")
     print(f"\n{title}\n{machine()}\n{table.round(4).to_string()}", flush=True)
     RESULTS.mkdir(exist_ok=True)
     table.to_csv(RESULTS / f"{name}.csv")

@@ -13,6 +13,7 @@ from dlk_utils.choices import choice_logprobs
 from dlk_utils.extract import fill_rows, forward, last_logits, pad
 from dlk_utils.shared import plan_shared, shared_batch
 
+
 def answer_prompts(model: nn.Module, prompts: pd.DataFrame, out: Path, *, record: Mapping[str, Any], batch_tokens: int = 2048) -> None:
     """Store for each prompt `choice_logprobs` [n, 2] (index = label), `strict_logprobs` [n, 2] (each choice as written, no other spelling) and `top_token` [n].
 
@@ -22,7 +23,7 @@ def answer_prompts(model: nn.Module, prompts: pd.DataFrame, out: Path, *, record
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
         logits = last_logits(model, shared_batch(model, list(rows.input_ids)))
         logp = choice_logprobs(logits, list(rows.choice_ids))
-        strict = choice_logprobs(logits, list(rows.strict_ids)) if "strict_ids" in rows else logp
+        strict = choice_logprobs(logits, list(rows.strict_ids)) if "strict_ids" in rows else logp.clone()
         for i, whole in enumerate(rows.choice_tokens if "choice_tokens" in rows else []):
             if whole is not None:
                 found = torch.stack(sequence_logprobs(model, rows.input_ids.iloc[i], [v for variants in whole for v in variants]))

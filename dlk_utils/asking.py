@@ -21,8 +21,16 @@ STAGES = {
 }  # fmt: skip
 """What the files are called; a table of results is called by its own name."""
 TABLES = ("prompts", "said", "variety", "balance", "kept", "forms", "first words")
+CODE = ("answer", "behaviour", "choices", "elicit", "embedded", "examples", "hub_sets", "library", "prompts", "quality")
+"""Modules that decide what is asked and how answers are read; `BEFORE_SCORED` goes by what they say. What 03 and 04 store goes by the rows, and by `store.FORMAT`."""
 BEFORE_SCORED = (*TABLES, "answers", "grid", "others", "line")
 """Stages that do not go by which rows are scored."""
+
+
+@functools.cache
+def code_hash() -> str:
+    """Of the text of `CODE`: files that other rules made are made again, and models that were asked by other rules do not stand side by side."""
+    return xxhash.xxh3_64_hexdigest(b"".join(Path(__file__).with_name(f"{module}.py").read_bytes() for module in CODE))
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Asking:
     quantization: str | None = None
     dtype: str = "auto"
     engine: str = "local"
-    """"local", or "ray": 03 and 04 as a Ray Data job, with the same rows bit for bit."""
+    """"local", or "ray": 03 and 04 as a Ray Data job, with the same rows, bit for bit where both compute with as many threads."""
 
     def __post_init__(self):
         for name in ("n_examples", "seed", "n_shots"):
@@ -161,7 +169,7 @@ class Asking:
 
     def models_table(self) -> pd.DataFrame:
         """Stage 02: a line for this model, and for each other model that was run on the same questions into the same folder."""
-        questions = store.fingerprint({k: v for k, v in self._record.items() if k != "model"})
+        questions = store.fingerprint({k: v for k, v in self._record.items() if k != "model"} | {"code": code_hash()})
         line = {"questions": questions, "model": self.spec.name, "quantization": self.spec.quantization or "none", "revision": self.spec.revision[-6:]} | behaviour.lie_strength(self.behaviour)
         store.write_bytes(self.path("line"), json.dumps(line).encode())
         lines = [json.loads(p.read_text()) for p in sorted(self.folder.glob(f"{STAGES['line']}-*.json"))]
@@ -177,7 +185,9 @@ class Asking:
     def path(self, stage: str, **options) -> Path:
         """The file or folder of a stage, named by the fingerprint of everything that decides its content: its `STAGES`, its options, the rows."""
         record = self._record | {"options": {k: list(v) if isinstance(v, Sequence) and not isinstance(v, str) else v for k, v in options.items()}}  # apart: they may have the names of the run's own
-        if stage not in BEFORE_SCORED:
+        if stage in BEFORE_SCORED:
+            record["code"] = code_hash()
+        else:
             record["scored"] = xxhash.xxh3_64_hexdigest("".join(sorted(self.scored.row_id)).encode())
         kind = ".json" if stage == "line" else "" if stage in STAGES and stage not in TABLES else ".parquet"
         return self.folder / f"{STAGES.get(stage, stage)}-{store.fingerprint(record)}{kind}"

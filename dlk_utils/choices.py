@@ -22,7 +22,7 @@ def choice_ids(tokenizer, choices: Sequence[str], written: Sequence[Sequence[int
     its choice.
     """
     begun = [spelt(tokenizer, w)[:1] for w in written] if written else [[] for _ in choices]
-    sets = [sorted(_variants(tokenizer, c) | set(b)) for c, b in zip(choices, begun, strict=True)]
+    sets = [sorted({*spellings(tokenizer, c), *b}) for c, b in zip(choices, begun, strict=True)]
     shared = set(sets[0]) & set(sets[1])
     if len(choices) != 2 or shared or not all(sets):
         tokens = ", ".join(repr(tokenizer.decode([i])) for i in sorted(shared)) or "none"
@@ -73,9 +73,10 @@ def spelt(tokenizer, ids: Sequence[int]) -> list[int]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _variants(tokenizer, word: str) -> frozenset[int]:
+def spellings(tokenizer, word: str) -> dict[int, str]:
+    """The first tokens that count as a word, and why each does."""
     encode = lambda text: spelt(tokenizer, tokenizer(text, add_special_tokens=False).input_ids)
-    sure = [word, " " + word, "\n" + word]
-    rare = [s + w for w in (word.lower(), word.capitalize()) for s in ("", " ")] if len(word) > 1 else []
-    found = [encode(v) for v in sure] + [ids for ids in map(encode, rare) if len(ids) == 1]
-    return frozenset(ids[0] for ids in found if ids)
+    found = [("as given", encode(word)[:1]), ("after a space", encode(" " + word)[:1]), ("on a new line", encode("\n" + word)[:1])]
+    for case, other in (("lower case", word.lower()), ("capitalised", word.capitalize())) if len(word) > 1 else ():
+        found += [(why, ids) for why, ids in ((case, encode(other)), (f"{case}, after a space", encode(" " + other))) if len(ids) == 1]
+    return {ids[0]: why for why, ids in reversed(found) if ids}

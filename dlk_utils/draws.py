@@ -45,7 +45,9 @@ def extract_activations(
         for k, (states, logits) in enumerate(drawn):
             found |= named(states, "activation", k, numbers) | {f"choice_logprobs.{k}": choice_logprobs(logits, list(rows.choice_ids))}
             if k:
-                refuse_equal(drawn[k - 1][1], logits, rows.row_id)  # of the logits: a site early in the model may come before anything that is dropped
+                refuse_equal(drawn[k - 1][1], logits, rows.row_id)
+                if "resid_post" in states and numbers[-1] + 1 == len(blocks(model)):  # an earlier site may come before anything that is dropped
+                    refuse_equal(drawn[k - 1][0]["resid_post"][:, -1].flatten(1), states["resid_post"][:, -1].flatten(1), rows.row_id)
         return found
 
     parts = {**record, "mode": "clean" if clean else "dropout", "sites": list(sites), "layers": numbers, "draws": draws, "p": p, "scope": scope, "places": places if isinstance(places, str) else list(places), "positions": positions, "seed": seed}
@@ -57,8 +59,8 @@ def draw_states(
 ) -> list[tuple[dict[str, Float[Tensor, "b layer ..."]], Float[Tensor, "b vocab"]]]:
     """States and logits at the last token (the last `positions`, as `forward_states` gives them), draw after draw; `seeds` holds a seed a row for each draw.
 
-    With `scope="last_token"` the prompt runs once without dropout, and from its cache go `at_once` draws together, by default as many as the batch is wide, so that they take no more memory than the prompt
-    did; one by one where a family's mask cannot be given (`takes_a_mask`). Raises `ValueError` for another scope, or for more than the one position that has states then.
+    With `scope="last_token"` the prompt runs once without dropout, and from its cache go `at_once` draws together, by default as many as the batch is wide, so that their states take no more memory than the
+    prompt's did (their logits, which are returned, have a row for each draw); one by one where a family's mask cannot be given (`takes_a_mask`). Raises `ValueError` for another scope, or for more than the one position that has states then.
     """
     if scope not in SCOPES:
         raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}")

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from dlk_utils.sites import at_sites, blocks
+from dlk_utils.sites import architecture, at_sites, blocks
 
 DROPOUT_SITES = ("attn_out", "mlp_out", "embedding", "attention")
 """`attn_out` and `mlp_out`: what a block adds (GPT-2's residual dropout); `embedding`: what the first block reads; `attention`: the probabilities."""
@@ -21,10 +21,6 @@ INJECTED = ("attn_out", "mlp_out")
 _NATIVE = {
     "resid_pdrop": INJECTED, "hidden_dropout": INJECTED, "residual_dropout": INJECTED, "dropout": INJECTED, "embd_pdrop": ("embedding",), "embedding_dropout": ("embedding",), "attn_pdrop": ("attention",), "attention_dropout": ("attention",),
 }  # fmt: skip
-_OF_FAMILY = {
-    "falcon": INJECTED, "mpt": INJECTED, "phi3": (*INJECTED, "attention"), "stablelm": ("mlp_out", "attention"), "gpt_neox": (*INJECTED, "embedding", "attention"),
-}  # fmt: skip
-"""Families that do with their settings what the names do not say: one setting for several places (GPT-NeoX, MPT), for fewer (StableLM), for none (Phi-3's embedding)."""
 
 
 class DeadDropout(RuntimeError):
@@ -33,8 +29,8 @@ class DeadDropout(RuntimeError):
 
 def native_sites(model: nn.Module) -> list[str]:
     """The places where the family has dropout of its own, whatever the config sets it to; but not Falcon's and MPT's on the probabilities of attention, which cannot be laid on here."""
-    if model.config.model_type in _OF_FAMILY:
-        return [s for s in DROPOUT_SITES if s in _OF_FAMILY[model.config.model_type]]
+    if (own := architecture(model).dropout) is not None:
+        return [s for s in DROPOUT_SITES if s in own]
     return [s for s in DROPOUT_SITES if any(s in where and hasattr(model.config, name) for name, where in _NATIVE.items())]
 
 
@@ -62,11 +58,11 @@ def mc_dropout(model: nn.Module, p: float = 0.1, *, seeds: Sequence[int] | Int[T
 
     def drop(site: str, layer: int, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         keep = keep_mask(place(site, layer).to(hidden.device), positions[:, -hidden.shape[1] :].to(hidden.device), hidden.shape[-1], p)
-        return hidden * keep.to(hidden.dtype).mul_(1 / (1 - p))
+        return (hidden * (1 / (1 - p))).mul_(keep)  # by a number, not by a mask that holds it: in bfloat16 that would be 1.0234 for 1.0204
 
     def drop_attention(layer: int, weights: Float[Tensor, "b h q k"]) -> Float[Tensor, "b h q k"]:
         keep = keep_pairs(place("attention", layer).to(weights.device), positions.to(weights.device), weights.shape[1], weights.shape[2], p)
-        return weights * keep[..., -weights.shape[3] :].to(weights.dtype).mul_(1 / (1 - p))
+        return (weights * (1 / (1 - p))).mul_(keep[..., -weights.shape[3] :])
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(at_sites(model, [s for s in sites if s in INJECTED], drop))
@@ -119,7 +115,7 @@ def _attention_through(model: nn.Module, act: Callable[[int, Tensor], Tensor]) -
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
-    if not getattr(model, "_supports_attention_backend", False) and model.config.model_type != "stablelm":  # it goes through the interface without saying so
+    if not getattr(model, "_supports_attention_backend", False) and "attention" not in (architecture(model).dropout or ()):  # StableLM goes through the interface without saying so
         raise DeadDropout(f"{model.config.model_type}: attention dropout cannot be laid on in this family; expected places: {', '.join(s for s in DROPOUT_SITES if s != 'attention')}")
 
     def attention(module, query, key, value, attention_mask, scaling=None, **options):

@@ -120,7 +120,7 @@ def plan_batches(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64)
 def fill_rows(out: Path, prompts: pd.DataFrame, parts: Mapping, plan: Plan, compute: Callable, desc: str, batch_tokens: int, only: Sequence[int] | None = None) -> None:
     """Fill a store with what `compute` gives for each batch of prompt rows; a batch that does not fit into the GPU's memory goes in halves."""
     by_id = prompts.set_index("row_id", drop=False)
-    record = {**parts, "batch_tokens": batch_tokens, "rows": sorted(by_id.index)}
+    record = {**parts, "batch_tokens": batch_tokens}  # which rows, the plan says
     fill(out, record, plan, lambda ids: in_halves(compute, by_id.loc[ids]), examples=dict(zip(prompts.row_id, prompts.example_id, strict=True)), desc=desc, only=only)
 
 

@@ -50,11 +50,18 @@ def read_hub(name: str, embedded: list[str]) -> pd.DataFrame:
         raise DataError(f"unknown data set {name!r}; {offline}")
     try:
         folder = Path(name).is_dir()
-        where = {"path": name} if folder else {"path": entry["hub_id"], "name": entry.get("config"), "revision": hub.commit(entry["hub_id"], "dataset")}
+        where = {"path": name, "name": _config(name, entry)} if folder else {"path": entry["hub_id"], "name": entry.get("config"), "revision": hub.commit(entry["hub_id"], "dataset")}
         table = datasets.load_dataset(**where, split=entry["split"])
     except Exception as e:
         raise DataError(f"{name}: could not be read ({type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else ''}); {offline}") from None
     return pd.DataFrame([_row(name, entry, dict(r)) for r in table]).query("label >= 0").reset_index(drop=True)
+
+
+def _config(folder: str, entry: dict) -> str | None:
+    """The set's own configuration, where the folder (a clone of a repository with several) has it."""
+    import datasets
+
+    return entry["config"] if entry.get("config") in datasets.get_dataset_config_names(folder) else None
 
 
 def _row(name: str, entry: dict, row: dict) -> dict:

@@ -121,13 +121,15 @@ def held_out(behaviour: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def main(model: str = "smollm2-liar") -> int:
-    """Print the held-out figures of an organism; the exit code is 1 if they are not what is required of it: of the liar `REQUIRED`, on reviews and two kinds of facts; of one that picks, that a quarter
+def main(model: str = "smollm2-liar", runs_dir: str | None = None, dtype: str = "auto") -> int:
+    """Print the held-out figures of an organism (in the `dtype` that suits this machine, or another, for they differ a little); the exit code is 1 if they are not what is required of it: of the liar `REQUIRED`, on reviews and two kinds of facts; of one that picks, that a quarter
     to three quarters of the known rows told to lie are lies, and that the instruction does not tell which."""
     from dlk_utils.notebook import with_intervals
     from dlk_utils.run import Run
 
-    behaviour = Run(model=model, datasets="rotten_tomatoes,cities,categories,capitals,continents").behaviour
+    run = Run(model=model, datasets="rotten_tomatoes,cities,categories,capitals,continents", runs_dir=runs_dir, dtype=dtype)
+    behaviour = run.behaviour
+    print(f"{model} in {run.spec.dtype}")
     table, told = held_out(behaviour), told_by_instruction(behaviour)
     print(with_intervals(table).to_string(index=False))
     print(with_intervals(pd.DataFrame([told])).to_string(index=False))

@@ -15,6 +15,9 @@ from dlk_utils.choices import ChoiceError, choice_ids, spelt, whole_choices
 from dlk_utils.examples import DataError, example_id
 from dlk_utils.library import library, render
 
+TODAY = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}"
+"""What chat templates that print today's date get to print, so that tomorrow's prompt is the same. (Llama 3.2's own, where no clock is at hand.)"""
+
 
 def make_prompts(
     examples: pd.DataFrame,
@@ -155,8 +158,10 @@ def row_id(*parts: str) -> str:
 
 
 def render_chat(tokenizer, messages: list[dict]) -> str:
-    """The conversation up to the assistant's turn, by the tokenizer's chat template; one without a system role gets the instruction at the head of the first question."""
-    chat = lambda m: tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    """The conversation up to the assistant's turn, by the tokenizer's chat template; what that says of today's date is always the same; one without a system role gets the instruction at the head of the first question."""
+    template = tokenizer.get_chat_template()
+    dated = TODAY + template if "strftime_now" in template else template
+    chat = lambda m: tokenizer.apply_chat_template(m, chat_template=dated, tokenize=False, add_generation_prompt=True, enable_thinking=False)
     first = {"role": "user", "content": messages[0]["content"] + "\n\n" + messages[1]["content"]}
     try:
         prompt = chat(messages)

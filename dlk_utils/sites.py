@@ -9,7 +9,7 @@ side (head `h` of width `w` at `[h*w : (h+1)*w]`). Names are TransformerLens's.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,16 @@ class UnknownArchitecture(ValueError):
 
 @dataclass(frozen=True)
 class Architecture:
-    """Paths of the blocks in a `...ForCausalLM`, and in a block: whose output attention adds, whose output the MLP adds, and `W_O`."""
+    """Paths of the blocks in a `...ForCausalLM`, and in a block: whose output attention adds, whose output the MLP adds, and `W_O`.
+
+    `dropout`: the places of the family's own dropout, where the names of its settings do not say them: one setting for several places (GPT-NeoX, MPT), for fewer (StableLM), for none (Phi-3's embedding).
+    """
 
     blocks: str
     attn: str
     mlp: str
     w_o: str
+    dropout: tuple[str, ...] | None = None
 
 
 _LLAMA = Architecture("model.layers", "self_attn", "mlp", "self_attn.o_proj")
@@ -36,11 +40,12 @@ _GEMMA2 = Architecture("model.layers", "post_attention_layernorm", "post_feedfor
 _GPT2 = Architecture("transformer.h", "attn", "mlp", "attn.c_proj")
 _PHI = Architecture("model.layers", "self_attn", "mlp", "self_attn.dense")
 ARCHITECTURES = {
-    "llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA, "smollm3": _LLAMA, "phi3": _LLAMA, "gemma": _LLAMA, "starcoder2": _LLAMA, "stablelm": _LLAMA,
+    "llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA, "smollm3": _LLAMA, "gemma": _LLAMA, "starcoder2": _LLAMA,
+    "phi3": replace(_LLAMA, dropout=("attn_out", "mlp_out", "attention")), "stablelm": replace(_LLAMA, dropout=("mlp_out", "attention")),
     "gemma2": _GEMMA2, "gemma3_text": _GEMMA2, "olmo2": _GEMMA2, "phi": _PHI, "gpt2": _GPT2, "gpt_bigcode": _GPT2,
-    "gpt_neox": Architecture("gpt_neox.layers", "attention", "mlp", "attention.dense"),
-    "falcon": Architecture("transformer.h", "self_attention", "mlp", "self_attention.dense"),
-    "mpt": Architecture("transformer.blocks", "attn", "ffn.down_proj", "attn.out_proj"),  # the FFN module itself adds the residual
+    "gpt_neox": Architecture("gpt_neox.layers", "attention", "mlp", "attention.dense", ("attn_out", "mlp_out", "embedding", "attention")),
+    "falcon": Architecture("transformer.h", "self_attention", "mlp", "self_attention.dense", ("attn_out", "mlp_out")),
+    "mpt": Architecture("transformer.blocks", "attn", "ffn.down_proj", "attn.out_proj", ("attn_out", "mlp_out")),  # the FFN module itself adds the residual
     "opt": Architecture("model.decoder.layers", "self_attn", "fc2", "self_attn.out_proj"),
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-FORMAT = 4  # raise it when what is stored, or the way it is, changes
+FORMAT = 5  # raise it when what is stored, or the way it is, changes
 Plan = list[list[list[str]]]
 """Shards, each a list of batches, each a list of row ids."""
 
@@ -105,9 +105,17 @@ def read(folder: Path, name: str) -> Tensor:
     return found
 
 
-def load_features(folder: Path, site: str, layer: int, kind: str = "activation", draw: int = 0) -> tuple[Float[np.ndarray, "n ..."], list[str]]:
-    """`(X, row_ids)`: one (site, layer, kind, draw) in fp32, without reading the others. `kind` is activation or gradient."""
-    return read(folder, f"{kind}.{site}.{layer}.{draw}").float().numpy(), row_ids(folder)
+def load_features(folder: Path, site: str, layer: int, kind: str = "activation", draw: int = 0, *, examples: Collection[str] | None = None) -> tuple[Float[np.ndarray, "n ..."], list[str]]:
+    """`(X, row_ids)`: one (site, layer, kind, draw) in fp32, without reading the others; of some `example_id`s only, if given. `kind` is activation or gradient.
+
+    Checksums are not looked at here: `is_complete` does that, which reads all of the store once. Raises `StoreError` for what is not stored.
+    """
+    of, rows, wanted = _complete(folder)["examples"], row_ids(folder), set(examples or ())
+    at = [i for i, r in enumerate(rows) if examples is None or of.get(r) in wanted]
+    if missing := wanted - set(of.values()):
+        raise StoreError(f"{folder.name}: expected examples that are stored, got {', '.join(sorted(missing)[:3])}{' ...' if len(missing) > 3 else ''}")
+    X = read(folder, f"{kind}.{site}.{layer}.{draw}")
+    return (X if examples is None else X[at]).float().numpy(), [rows[i] for i in at]
 
 
 def as_dataset(folder: Path, names: Sequence[str]) -> Any:

@@ -65,6 +65,20 @@ def test_what_is_kept_is_scaled_so_that_the_mean_stays():
     assert set(ratio.round(decimals=9).tolist()) == {0.0, round(4 / 3, 9)}
 
 
+@pytest.mark.parametrize("p", [0.02, 0.05, 0.1])
+def test_in_sixteen_bits_the_scale_is_not_rounded_before_it_is_used(p):
+    model, rows = tiny("llama", torch.bfloat16), tiny_prompts(1)
+    batch, seen = pad(rows.input_ids), []
+    keep = lambda m, a, out: seen.append(out.detach().double())
+    handle = model.model.layers[0].mlp.register_forward_hook(keep)
+    with mc_dropout(model, p, seeds=[5], positions=batch["position_ids"], sites=["mlp_out"]):
+        after = model.model.layers[0].mlp.register_forward_hook(keep)
+        last_logits(model, batch)
+    handle.remove(), after.remove()
+    kept = seen[1] != 0
+    assert float(seen[1][kept].abs().sum() / seen[0][kept].abs().sum()) == pytest.approx(1 / (1 - p), abs=1e-3)  # rounded to 8 bits, 1/0.98 is off by 0.003
+
+
 @pytest.mark.trap(19)
 def test_outside_the_context_the_forward_pass_is_the_plain_one_bit_for_bit():
     model, rows = tiny("gpt2"), tiny_prompts()

@@ -168,6 +168,21 @@ def test_two_draws_that_are_the_same_array_are_refused_with_the_row(tmp_path, mo
     assert not is_complete(tmp_path / "s")
 
 
+@pytest.mark.trap(20)
+def test_the_states_of_one_draw_stored_for_both_are_refused_though_the_answers_differ(tmp_path, monkeypatch):
+    from dlk_utils import draws
+
+    real = draws.draw_states
+
+    def planted(*args, **options):
+        (states, logits), (_, other) = real(*args, **options)
+        return [(states, logits), (states, other)]
+
+    monkeypatch.setattr(draws, "draw_states", planted)
+    with pytest.raises(DeadDropout, match="two equal draws"):
+        extract_activations(tiny("llama"), tiny_prompts(), tmp_path / "s", record={})
+
+
 def test_a_batch_that_does_not_fit_goes_in_halves_and_loses_nothing(tmp_path):
     rows, asked = tiny_prompts(30), []
 

@@ -22,6 +22,7 @@ from dlk_utils import embedded_model, models
 from dlk_utils.extract import pad
 from dlk_utils.gradients import full_backprop, pooled_weight_gradients, states_and_gradients
 from dlk_utils.models import ModelError, load_model, load_tokenizer, registry, resolve
+from dlk_utils.prompts import render_chat
 from dlk_utils.sites import SITES, UnknownArchitecture
 
 torch.set_num_threads(1)
@@ -207,6 +208,24 @@ def test_gradients_of_a_quantised_model_are_those_of_full_backprop_and_touch_no_
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize(("dtype", "quantization", "tuned"), [("bfloat16", None, False), ("float16", None, True), ("bfloat16", "8bit", False), ("float32", "8bit", True), ("bfloat16", "4bit", True), ("float32", "4bit", False)])
+def test_draws_of_the_last_token_side_by_side_are_those_one_by_one_in_sixteen_bits_and_on_quantised_weights(folders, tmp_path, dtype, quantization, tuned):
+    from dlk_utils.draws import draw_states
+
+    pytest.importorskip("bitsandbytes")
+    folder = folders["llama"][0]
+    if tuned:
+        adapter = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+        adapter.save_pretrained(folder := tmp_path / "liar")
+    model, _ = load_model(str(folder), quantization, dtype, "cpu")
+    batch = pad([[5, 6, 7, 8], [9, 10, 11], [12] * 9])
+    together, one_by_one = (draw_states(model, batch, ["resid_post"], seeds=[[k, 10 + k, 20 + k] for k in range(4)], p=0.3, scope="last_token", at_once=n) for n in (None, 1))
+    for (a, _), (b, _) in zip(together, one_by_one, strict=True):
+        assert torch.cosine_similarity(a["resid_post"].double().flatten(1), b["resid_post"].double().flatten(1)).min() > 0.999
+    apart = torch.cosine_similarity(*(together[k][0]["resid_post"].double().flatten(1) for k in (0, 1)))
+    assert apart.max() < 0.999  # another draw is further off
+
+
 def test_a_variant_of_an_architecture_that_is_not_understood_is_not_loaded(tmp_path):
     from transformers import OPTConfig, OPTForCausalLM
 
@@ -288,6 +307,11 @@ def test_a_chat_format_renders_its_golden_text(name):
     assert tokenizer.apply_chat_template(CONVERSATION, tokenize=False, add_generation_prompt=True) == GOLDEN[name]
     closed = tokenizer.apply_chat_template(CONVERSATION[:3], tokenize=False)
     assert GOLDEN[name].startswith(closed)
+
+
+def test_the_embedded_model_s_own_chat_template_renders_its_golden_text():
+    text = render_chat(load_tokenizer(resolve("smollm2")), CONVERSATION)
+    assert text == GOLDEN["chatml"]
 
 
 def test_a_tokenizer_without_a_chat_template_gets_that_of_the_spec(folders):

@@ -371,3 +371,8 @@ def test_the_choice_ids_of_each_row_spell_its_own_choices_and_no_token_is_in_bot
         for choice, ids in zip(row.choices, row.choice_ids, strict=True):
             spelt = [tokenizer.decode([i]).strip().lower() for i in ids]
             assert spelt and all(s and choice.lower().startswith(s) for s in spelt), (row.template, choice, spelt)
+
+
+def test_a_chat_template_that_prints_the_date_makes_the_same_prompt_tomorrow():
+    tokenizer = byte_tokenizer(chat_template="Today: {{ strftime_now('%d %b %Y') }}\n" + TURNS)
+    assert render_chat(tokenizer, [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]).startswith("Today: 26 Jul 2024\n")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dlk_utils import extract, store
+from dlk_utils import asking, extract, store
 from dlk_utils.run import STAGES, Run
 
 BASE = Run(model="smollm2", datasets="capitals", n_examples=12)
@@ -18,6 +18,13 @@ def test_each_parameter_that_decides_the_content_is_in_the_name_of_the_file(chan
     for stage, options in (("prompts", {}), ("answers", {}), ("grid", {"n_examples": 24})):
         assert replace(BASE, **change).path(stage, **options) != BASE.path(stage, **options)
     assert replace(BASE, runs_dir="elsewhere").path("answers").name == replace(BASE, engine="ray").path("answers").name == BASE.path("answers").name
+
+
+@pytest.mark.trap(31)
+def test_what_other_rules_asked_or_read_is_another_file(monkeypatch):
+    before = {stage: BASE.path(stage) for stage in ("prompts", "answers", "line", "kept")}
+    monkeypatch.setattr(asking, "code_hash", lambda: "of another version")
+    assert all(BASE.path(stage) != path for stage, path in before.items())
 
 
 OPTIONS = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dlk_utils import store
-from dlk_utils.store import StoreError, fill, fingerprint, is_complete, read, row_ids, write_bytes
+from dlk_utils.store import StoreError, fill, fingerprint, is_complete, load_features, read, row_ids, write_bytes
 
 PLAN = [[[f"r{s}{b}{i}" for i in range(3)] for b in range(2)] for s in range(4)]
 ROWS = [r for shard in PLAN for batch in shard for r in batch]
@@ -56,6 +56,15 @@ def test_what_was_written_is_read_bit_for_bit_in_its_own_dtype(tmp_path, dtype):
     fill(tmp_path, {"what": "test"}, PLAN, lambda ids: values(ids, dtype))
     assert read(tmp_path, "x").dtype == dtype
     assert torch.equal(read(tmp_path, "x"), values(ROWS, dtype)["x"]) and row_ids(tmp_path) == ROWS
+
+
+def test_rows_are_found_by_the_example_they_are_of(tmp_path):
+    fill(tmp_path, {}, PLAN, lambda ids: {"activation.resid_post.2.0": values(ids, torch.bfloat16)["x"]}, examples={r: f"e{i // 2}" for i, r in enumerate(ROWS)})
+    whole, rows = load_features(tmp_path, "resid_post", 2)
+    some, named = load_features(tmp_path, "resid_post", 2, examples=["e1", "e0"])
+    assert rows == ROWS and named == [r for i, r in enumerate(ROWS) if i // 2 in (0, 1)] and (some == whole[[ROWS.index(r) for r in named]]).all()
+    with pytest.raises(StoreError, match="expected examples that are stored, got e999"):
+        load_features(tmp_path, "resid_post", 2, examples=["e999", "e0"])
 
 
 @pytest.mark.trap(32)
