@@ -25,7 +25,7 @@ This page is written by that command; no figure on it is typed. All of it was me
 :width: 100%
 ```"""
 NOTES = {
-    "peers_plain": "Last-token states of all layers. *Bare forward* takes no states: it is the limit for whatever runs every token of every prompt, so that nothing can be faster than the fastest of the others by more than that one is slower than the limit. nnsight is stopped after the last layer and transformer-lens keeps the logits of one position, as ours does; until both were asked to, they ran the LM head on every token, and ours looked a quarter faster than they are.",
+    "peers_plain": "Last-token states of all layers. *Bare forward* takes no states: it is the limit for whatever runs every token of every prompt, so that nothing can be faster than the fastest of the others by more than that one is slower than the limit. nnsight is stopped after the last layer and transformer-lens keeps the logits of one position, as ours does; asked in the plainest way, they run the LM head on every token, as lmprobe does here.",
     "peers_one": "With two solved examples before each question. What the prompts of a batch begin with is run once, so that *shared prefixes* can pass the limit of those that run every token.",
     "states_plain": "Our ways, and the plain ones; the one padded to 512, which takes long, was timed once. Values are compared with those of one prompt at a time, of all layers but the last, which that way gives after the final norm.",
     "states_one": "With two solved examples before each question.",
@@ -46,7 +46,7 @@ and ours, at {ours:.2f} bare forwards, is {measured:.2f} times as fast here. (Th
     "probes_profile": "By torch's profiler, of one fold: Newton's steps (a Cholesky decomposition of each probe's system), and the products of rows that they begin from.",
     "bootstrap": "Intervals by resampling whole examples.",
     "answers_plain": "Answering alone: log-probabilities of the choices, no states.",
-    "answers_mixed": "Answering with two solved examples before each question, where templates and instructions vary from row to row: few rows of so small a set begin alike.",
+    "answers_mixed": "Answering with two solved examples before each question, where templates and instructions vary from row to row: few rows of so small a set begin alike, and the further passes cost as much as sharing saves, or more.",
     "answers_one": "Answering with two solved examples before each question. What a batch begins with is run once for that batch, so several times where a template's rows do not fit into one.",
 }
 
