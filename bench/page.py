@@ -8,7 +8,7 @@ from results import PAGE, RESULTS, markdown, page
 INTRO = """# How fast is it?
 
 `make bench` measures each way of computing against the others in one run: the same model (`smollm2`), the same token ids, fp32, in turns, so that whatever else the machine does
-disturbs all alike, and in an order drawn anew each round. Seconds are medians over three rounds (over two, where they take long: 1,024 tokens, and probes whose strength is chosen), with the fastest and the slowest. Beside each speed stands how far the values are from the reference: the command fails if they are not the same (a cosine under 0.99999).
+disturbs all alike, and in an order drawn anew each round. Seconds are medians over three rounds (over two, where they take long: 1,024 tokens, and probes whose strength is chosen; the intervals were timed once), with the fastest and the slowest. Beside each speed stands how far the values are from the reference: where states, gradients, draws or answers are not the same, the command fails (a cosine under 0.99999, or 1e-4 in log-probability).
 This page is written by that command; no figure on it is typed. All of it was measured on the processor that each table names: it says nothing of how fast anything is on a GPU.
 
 ## What we wanted to reach

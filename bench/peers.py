@@ -1,7 +1,7 @@
 """Last-token states of all layers by other libraries, beside ours: the same model folder, the same token ids, fp32, in turns. Needs an environment of its own (`make bench-peers`).
 
 Each is used as its own documentation says is best for this: nnsight traces a batch, saves one slice a layer and stops after the last; transformer-lens caches `resid_post` alone, at the last position, with the
-logits of that position only; lmprobe's local backend tokenises the same prompts itself, and the last token is kept (it has no way to leave the LM head out).
+logits of that position only; lmprobe's local backend tokenises the same prompts itself, runs the whole model, and the last token is kept.
 """
 
 from importlib.metadata import version
