@@ -94,7 +94,7 @@ ORGANISM := smollm2-liar
 organism: setup  ## train the liar again (about two hours on two cores) into runs/organisms/ and print its held-out figures
 	@mkdir -p build
 	(cd notebooks && $(BIN)/papermill --log-output 00_train_liar.ipynb ../build/organism.ipynb -p train True -p model $(ORGANISM) $(PARAMETERS))
-	$(BIN)/python -m dlk_utils.organism runs/organisms/$(ORGANISM)
+	$(BIN)/python -m dlk_utils.organisms runs/organisms/$(ORGANISM)
 
 lab: setup  ## open the notebooks in JupyterLab
 	cd notebooks && $(BIN)/jupyter lab

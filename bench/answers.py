@@ -10,19 +10,24 @@ import numpy as np
 import pandas as pd
 from results import prompt_rows, save
 
-from dlk_utils.choices import choice_logprobs
-from dlk_utils.extract import last_logits, pad, plan_batches
-from dlk_utils.models import load_model
-from dlk_utils.shared import plan_shared, shared_batch
+from dlk_utils.extract.answers import choice_logprobs
+from dlk_utils.extract.batches import last_logits, pad, plan_batches
+from dlk_utils.extract.packing import plan_shared, shared_batch
+from dlk_utils.models.loading import load_model
 
 
-def main(model, tokenizer, kind: str, n_examples: int, rounds: int = 3, batch_tokens: int = 2048) -> None:
+def main(
+    model, tokenizer, kind: str, n_examples: int, rounds: int = 3, batch_tokens: int = 2048
+) -> None:
     rows, title = prompt_rows(tokenizer, kind, n_examples)
     alone = lambda ids: last_logits(model, pad(ids))
     ways = {
         "one at a time": ([[r] for r in rows.index], alone),
         "padded batches": ([b for shard in plan_batches(rows, batch_tokens) for b in shard], alone),
-        "shared prefixes": ([b for shard in plan_shared(rows, batch_tokens) for b in shard], lambda ids: last_logits(model, shared_batch(model, ids))),
+        "shared prefixes": (
+            [b for shard in plan_shared(rows, batch_tokens) for b in shard],
+            lambda ids: last_logits(model, shared_batch(model, ids)),
+        ),
     }
     tokens, seconds, logp = int(rows.input_ids.map(len).sum()), {w: [] for w in ways}, {}
     for i in range(rounds):
@@ -30,10 +35,30 @@ def main(model, tokenizer, kind: str, n_examples: int, rounds: int = 3, batch_to
             start, found = time.perf_counter(), {}
             for batch in plan:
                 some = rows.loc[batch]
-                found |= dict(zip(batch, choice_logprobs(answer([list(i) for i in some.input_ids]), list(some.choice_ids)).numpy(), strict=True))
+                found |= dict(
+                    zip(
+                        batch,
+                        choice_logprobs(
+                            answer([list(i) for i in some.input_ids]), list(some.choice_ids)
+                        ).numpy(),
+                        strict=True,
+                    )
+                )
             seconds[way].append(time.perf_counter() - start)
             logp[way] = np.stack([found[r] for r in rows.index])
-    table = pd.DataFrame([{"way": w, "batches": len(ways[w][0]), "tokens/s (median)": tokens / np.median(s), "slowest": tokens / max(s), "fastest": tokens / min(s), "largest difference": np.abs(logp[w] - logp["one at a time"]).max()} for w, s in seconds.items()])
+    table = pd.DataFrame(
+        [
+            {
+                "way": w,
+                "batches": len(ways[w][0]),
+                "tokens/s (median)": tokens / np.median(s),
+                "slowest": tokens / max(s),
+                "fastest": tokens / min(s),
+                "largest difference": np.abs(logp[w] - logp["one at a time"]).max(),
+            }
+            for w, s in seconds.items()
+        ]
+    )
     save(f"answers_{kind}", f"Answers: {title}", table.set_index("way"))
     assert (table["largest difference"] < 1e-4).all(), "expected equal log-probabilities"
 

@@ -55,56 +55,185 @@ def goals() -> pd.DataFrame:
     """Each ratio that the design asks for, and what was measured; also printed."""
     t = {p.stem: pd.read_csv(p, index_col=0) for p in RESULTS.glob("*.csv")}
     peers = ["nnsight", "transformer-lens", "lmprobe"]
-    seconds, peak, passes = t["gradients"].seconds, t["memory"]["ours / full backprop"], t["draws"].passes
+    seconds, peak, passes = (
+        t["gradients"].seconds,
+        t["memory"]["ours / full backprop"],
+        t["draws"].passes,
+    )
     parts = t["gradients_profile"]
     free = lambda way: seconds[f"{way}, 4 x 256"] / seconds["bare forward, 4 x 256"]
     beside = lambda name, way: t[name].seconds[peers].min() / t[name].seconds[way]
     rows = [
-        ("states, all four sites: share of the bare pass, no shots", 0.95, t["states_plain"]["share of the limit"]["ours, all four sites"]),
-        ("states, all four sites: share of the bare pass, two shots", 0.95, t["states_one"]["share of the limit"]["ours, all four sites"]),
-        ("times as fast as the fastest other library, no shots", 1.2, beside("peers_plain", "ours"), beside("peers_plain", "bare forward (the limit)")),
-        ("times as fast as the fastest other library, two shots", 2, beside("peers_one", "ours, shared prefixes")),
-        ("gradients of all sites, in times of the states alone, 4 x 64", -1.25, seconds["ours, 4 x 64"] / seconds["states alone, 4 x 64"], 1 + parts["backward and the rest"]["the last token's products alone, 4 x 64"] / parts.seconds["bare forward, 4 x 64"]),
-        ("gradients of all sites, in times of the states alone, 32 x 64", -1.25, seconds["ours, 32 x 64"] / seconds["states alone, 32 x 64"]),
-        ("gradients of all sites, in times of the states alone, 4 x 256", -1.25, seconds["ours, 4 x 256"] / seconds["states alone, 4 x 256"]),
-        ("times as fast as full backprop to the activations alone, 4 x 256", 2.5, seconds["full backprop, 4 x 256"] / seconds["ours, 4 x 256"], free("full backprop")),
-        ("times as fast as full backprop by `backward()`, 4 x 256", 2.5, seconds["full backprop, weights too, 4 x 256"] / seconds["ours, 4 x 256"], free("full backprop, weights too")),
+        (
+            "states, all four sites: share of the bare pass, no shots",
+            0.95,
+            t["states_plain"]["share of the limit"]["ours, all four sites"],
+        ),
+        (
+            "states, all four sites: share of the bare pass, two shots",
+            0.95,
+            t["states_one"]["share of the limit"]["ours, all four sites"],
+        ),
+        (
+            "times as fast as the fastest other library, no shots",
+            1.2,
+            beside("peers_plain", "ours"),
+            beside("peers_plain", "bare forward (the limit)"),
+        ),
+        (
+            "times as fast as the fastest other library, two shots",
+            2,
+            beside("peers_one", "ours, shared prefixes"),
+        ),
+        (
+            "gradients of all sites, in times of the states alone, 4 x 64",
+            -1.25,
+            seconds["ours, 4 x 64"] / seconds["states alone, 4 x 64"],
+            1
+            + parts["backward and the rest"]["the last token's products alone, 4 x 64"]
+            / parts.seconds["bare forward, 4 x 64"],
+        ),
+        (
+            "gradients of all sites, in times of the states alone, 32 x 64",
+            -1.25,
+            seconds["ours, 32 x 64"] / seconds["states alone, 32 x 64"],
+        ),
+        (
+            "gradients of all sites, in times of the states alone, 4 x 256",
+            -1.25,
+            seconds["ours, 4 x 256"] / seconds["states alone, 4 x 256"],
+        ),
+        (
+            "times as fast as full backprop to the activations alone, 4 x 256",
+            2.5,
+            seconds["full backprop, 4 x 256"] / seconds["ours, 4 x 256"],
+            free("full backprop"),
+        ),
+        (
+            "times as fast as full backprop by `backward()`, 4 x 256",
+            2.5,
+            seconds["full backprop, weights too, 4 x 256"] / seconds["ours, 4 x 256"],
+            free("full backprop, weights too"),
+        ),
         ("extra peak memory, in times of full backprop's, 4 x 256", -0.25, peak["4 x 256"]),
         ("extra peak memory, in times of full backprop's, 4 x 1,024", -0.25, peak["4 x 1,024"]),
-        ("32 draws of the last token, in passes, 24 prompts", -2, passes["32 draws, last_token, 24 prompts"]),
-        ("8 draws of the whole prompt, in times of 8 passes", -1.1, passes["8 draws, sequence, 24 prompts"] / 8),
-        ("32 draws of the whole prompt, in times of 32 passes", -1.1, passes["32 draws, sequence, 24 prompts"] / 32),
+        (
+            "32 draws of the last token, in passes, 24 prompts",
+            -2,
+            passes["32 draws, last_token, 24 prompts"],
+        ),
+        (
+            "8 draws of the whole prompt, in times of 8 passes",
+            -1.1,
+            passes["8 draws, sequence, 24 prompts"] / 8,
+        ),
+        (
+            "32 draws of the whole prompt, in times of 32 passes",
+            -1.1,
+            passes["32 draws, sequence, 24 prompts"] / 32,
+        ),
         ("one layer of 10,000 rows, MB/s", 1000, t["store"]["MB/s"]["read one layer"]),
-        ("bytes on disk, in times of the values'", -1.02, t["store"]["bytes on disk / bytes of values"]["write all"]),
-        ("probes: times as fast as scikit-learn, strength chosen inside train", 10, t["probes"]["times as fast"]["batched, strength chosen inside train"]),
-        ("probes: times as fast as scikit-learn, fixed strength", 10, t["probes"]["times as fast"]["batched, fixed strength"]),
-        ("intervals of 500 probes by 1,000 resamples, seconds", -10, t["bootstrap"].seconds["all resamples of a probe at once"]),
+        (
+            "bytes on disk, in times of the values'",
+            -1.02,
+            t["store"]["bytes on disk / bytes of values"]["write all"],
+        ),
+        (
+            "probes: times as fast as scikit-learn, strength chosen inside train",
+            10,
+            t["probes"]["times as fast"]["batched, strength chosen inside train"],
+        ),
+        (
+            "probes: times as fast as scikit-learn, fixed strength",
+            10,
+            t["probes"]["times as fast"]["batched, fixed strength"],
+        ),
+        (
+            "intervals of 500 probes by 1,000 resamples, seconds",
+            -10,
+            t["bootstrap"].seconds["all resamples of a probe at once"],
+        ),
     ]  # a goal below zero: at most
     reached = lambda goal, found: found <= -goal if goal < 0 else found >= goal
-    table = pd.DataFrame([(what, f"at {'most' if goal < 0 else 'least'} {abs(goal):,}", found, "yes" if reached(goal, found) else "**no**", *(possible or [np.nan])) for what, goal, found, *possible in rows], columns=["what", "to reach", "measured", "reached", "possible"])
+    table = pd.DataFrame(
+        [
+            (
+                what,
+                f"at {'most' if goal < 0 else 'least'} {abs(goal):,}",
+                found,
+                "yes" if reached(goal, found) else "**no**",
+                *(possible or [np.nan]),
+            )
+            for what, goal, found, *possible in rows
+        ],
+        columns=["what", "to reach", "measured", "reached", "possible"],
+    )
     print("\nWhat we wanted to reach\n" + table.round(3).to_string(index=False, na_rep=""))
     return table.set_index("what")
 
 
 def notes() -> dict[str, str]:
     """`NOTES`, with the figures that some of them explain."""
-    t, peak, passes = (pd.read_csv(RESULTS / f"{name}.csv", index_col=0) for name in ("gradients_profile", "memory", "draws"))
+    t, peak, passes = (
+        pd.read_csv(RESULTS / f"{name}.csv", index_col=0)
+        for name in ("gradients_profile", "memory", "draws")
+    )
     passes, above = passes.passes, pd.read_csv(RESULTS / "gradients.csv", index_col=0).seconds
     at = lambda way, column="seconds", shape="4 x 64": t[column][f"{way}, {shape}"]
     wide = lambda way, column="seconds": at(way, column, "4 x 256")
-    token, back, least, bare = at("ours", "with a graph"), at("ours", "backward and the rest"), at("the last token's products alone"), wide("bare forward")
-    small = {"rows": 4, "prefix": at("ours", "without a graph"), "token": token, "back": back, "added": (token + back) / at("bare forward"), "least": least, "share": least / at("bare forward"), "bound": 1 + least / at("bare forward"), "bound_back": 1 + at("the last token's products alone", "backward and the rest") / at("bare forward"), "weights": at("the last token's products alone", "MB of weights")}
-    large = {"r_above": above["full backprop, 4 x 256"] / above["bare forward, 4 x 256"], "forward": wide("full backprop", "with a graph"), "backward": wide("full backprop", "backward and the rest"), "r": wide("full backprop") / bare, "r_head": wide("full backprop, head at the last token") / bare, "ours": wide("ours") / bare, "measured": wide("full backprop") / wide("ours")}
+    token, back, least, bare = (
+        at("ours", "with a graph"),
+        at("ours", "backward and the rest"),
+        at("the last token's products alone"),
+        wide("bare forward"),
+    )
+    small = {
+        "rows": 4,
+        "prefix": at("ours", "without a graph"),
+        "token": token,
+        "back": back,
+        "added": (token + back) / at("bare forward"),
+        "least": least,
+        "share": least / at("bare forward"),
+        "bound": 1 + least / at("bare forward"),
+        "bound_back": 1
+        + at("the last token's products alone", "backward and the rest") / at("bare forward"),
+        "weights": at("the last token's products alone", "MB of weights"),
+    }
+    large = {
+        "r_above": above["full backprop, 4 x 256"] / above["bare forward, 4 x 256"],
+        "forward": wide("full backprop", "with a graph"),
+        "backward": wide("full backprop", "backward and the rest"),
+        "r": wide("full backprop") / bare,
+        "r_head": wide("full backprop, head at the last token") / bare,
+        "ours": wide("ours") / bare,
+        "measured": wide("full backprop") / wide("ours"),
+    }
     saved = ", ".join(f"{mb:,.0f} MB at {shape}" for shape, mb in peak["saved by ours, MB"].items())
-    return NOTES | {"gradients_profile": NOTES["gradients_profile"].format(**small, **large), "memory": NOTES["memory"].format(saved=saved), "draws": NOTES["draws"].format(many=passes["32 draws, last_token, 24 prompts"], few=passes["32 draws, last_token, 12 prompts"])}
+    return NOTES | {
+        "gradients_profile": NOTES["gradients_profile"].format(**small, **large),
+        "memory": NOTES["memory"].format(saved=saved),
+        "draws": NOTES["draws"].format(
+            many=passes["32 draws, last_token, 24 prompts"],
+            few=passes["32 draws, last_token, 12 prompts"],
+        ),
+    }
 
 
 def figure() -> None:
     """A bar for each way of taking states, one panel for prompts that share little and one for two-shot prompts."""
-    tables = {title: pd.read_csv(RESULTS / f"{name}.csv", index_col=0) for name, title in (("peers_plain", "no shots"), ("peers_one", "two shots")) if (RESULTS / f"{name}.csv").is_file()}
+    tables = {
+        title: pd.read_csv(RESULTS / f"{name}.csv", index_col=0)
+        for name, title in (("peers_plain", "no shots"), ("peers_one", "two shots"))
+        if (RESULTS / f"{name}.csv").is_file()
+    }
     fig, axes = plt.subplots(1, max(1, len(tables)), figsize=(9, 2.8), sharey=True, squeeze=False)
     for ax, (title, t) in zip(axes[0], tables.items(), strict=False):
-        ax.barh(t.index[::-1], t["share of the limit"][::-1], color=["#4C72B0" if w.startswith("ours") else "#999999" for w in t.index[::-1]])
+        ax.barh(
+            t.index[::-1],
+            t["share of the limit"][::-1],
+            color=["#4C72B0" if w.startswith("ours") else "#999999" for w in t.index[::-1]],
+        )
         ax.axvline(1, color="black", linestyle="--", linewidth=1)
         ax.set(title=title, xlabel="speed, as a share of the bare forward pass")
         ax.spines[["top", "right"]].set_visible(False)

@@ -10,9 +10,10 @@ import torch
 from extraction import timed
 from results import prompt_rows, save
 
-from dlk_utils.extract import forward_states, last_logits, pad, plan_batches
-from dlk_utils.models import load_model, resolve
-from dlk_utils.shared import plan_shared, shared_batch
+from dlk_utils.extract.batches import last_logits, pad, plan_batches
+from dlk_utils.extract.packing import plan_shared, shared_batch
+from dlk_utils.extract.states import forward_states
+from dlk_utils.models.loading import load_model, resolve
 
 
 def main(kind: str, n_examples: int, rounds: int = 3) -> None:
@@ -27,12 +28,25 @@ def main(kind: str, n_examples: int, rounds: int = 3) -> None:
     plan = [pad(list(rows.input_ids[batch])) for batch in names]
     n_layers = model.config.num_hidden_layers
     wanted = [f"blocks.{k}.hook_resid_post" for k in range(n_layers)]
-    traced = nnsight.TransformersModel(load_model("smollm2", dtype="float32", device="cpu")[0], tokenizer=tokenizer)
+    traced = nnsight.TransformersModel(
+        load_model("smollm2", dtype="float32", device="cpu")[0], tokenizer=tokenizer
+    )
     bridge = TransformerBridge.boot_transformers(folder, dtype=torch.float32, device="cpu")
-    extractor = ActivationExtractor(folder, device="cpu", layers="all", batch_size=64, dtype=torch.float32)
+    extractor = ActivationExtractor(
+        folder, device="cpu", layers="all", batch_size=64, dtype=torch.float32
+    )
 
     def by_nnsight(b):
-        with torch.no_grad(), traced.trace({"input_ids": b["input_ids"], "attention_mask": b["attention_mask"], "position_ids": b["position_ids"]}) as tracer:
+        with (
+            torch.no_grad(),
+            traced.trace(
+                {
+                    "input_ids": b["input_ids"],
+                    "attention_mask": b["attention_mask"],
+                    "position_ids": b["position_ids"],
+                }
+            ) as tracer,
+        ):
             found = nnsight.save([])
             for layer in traced.model.layers:
                 found.append(layer.output[:, -1])
@@ -40,7 +54,14 @@ def main(kind: str, n_examples: int, rounds: int = 3) -> None:
         return torch.stack(list(found), 1)
 
     def by_lens(b):
-        _, cache = bridge.run_with_cache(b["input_ids"], attention_mask=b["attention_mask"], names_filter=wanted, pos_slice=-1, return_type=None, logits_to_keep=1)
+        _, cache = bridge.run_with_cache(
+            b["input_ids"],
+            attention_mask=b["attention_mask"],
+            names_filter=wanted,
+            pos_slice=-1,
+            return_type=None,
+            logits_to_keep=1,
+        )
         return torch.stack([cache[name].reshape(len(b["input_ids"]), -1) for name in wanted], 1)
 
     def by_lmprobe(batch):
@@ -53,12 +74,22 @@ def main(kind: str, n_examples: int, rounds: int = 3) -> None:
     def ours_shared():
         found = {}
         for batch in groups:
-            found |= dict(zip(batch, forward_states(model, shared_batch(model, list(rows.input_ids[batch])), ["resid_post"])[0]["resid_post"], strict=True))
+            found |= dict(
+                zip(
+                    batch,
+                    forward_states(
+                        model, shared_batch(model, list(rows.input_ids[batch])), ["resid_post"]
+                    )[0]["resid_post"],
+                    strict=True,
+                )
+            )
         return torch.stack([found[r] for batch in names for r in batch])
 
     ways = {
         "bare forward (the limit)": lambda: [last_logits(model, b) for b in plan],
-        "ours": lambda: torch.cat([forward_states(model, b, ["resid_post"])[0]["resid_post"] for b in plan]),
+        "ours": lambda: torch.cat(
+            [forward_states(model, b, ["resid_post"])[0]["resid_post"] for b in plan]
+        ),
         "ours, shared prefixes": ours_shared,
         "nnsight": lambda: torch.cat([by_nnsight(b) for b in plan]),
         "transformer-lens": lambda: torch.cat([by_lens(b) for b in plan]),
@@ -71,8 +102,18 @@ def main(kind: str, n_examples: int, rounds: int = 3) -> None:
         table.loc[way, "largest difference"] = float((a - b).abs().max())
         table.loc[way, "least cosine"] = float(torch.cosine_similarity(a, b, dim=-1).min())
     tokens = int(rows.input_ids.map(len).sum())
-    table = table.assign(**{"tokens/s": tokens / table.seconds, "share of the limit": table.seconds.iloc[0] / table.seconds})
-    save(f"peers_{kind}", f"Beside other libraries: {title}", table, **{name: version(name) for name in ("nnsight", "transformer-lens", "lmprobe")})
+    table = table.assign(
+        **{
+            "tokens/s": tokens / table.seconds,
+            "share of the limit": table.seconds.iloc[0] / table.seconds,
+        }
+    )
+    save(
+        f"peers_{kind}",
+        f"Beside other libraries: {title}",
+        table,
+        **{name: version(name) for name in ("nnsight", "transformer-lens", "lmprobe")},
+    )
 
 
 if __name__ == "__main__":

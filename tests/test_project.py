@@ -19,7 +19,10 @@ README = (TOP / "README.md").read_text(encoding="utf-8")
 
 def pins() -> dict[str, str]:
     lines = (TOP / "constraints.txt").read_text().splitlines()
-    return {canonical(name): v for name, v in (line.split("==") for line in lines if line and not line.startswith("#"))}
+    return {
+        canonical(name): v
+        for name, v in (line.split("==") for line in lines if line and not line.startswith("#"))
+    }
 
 
 def canonical(name: str) -> str:
@@ -39,7 +42,9 @@ def parameters(path: Path) -> list[str]:
 
 def test_every_dependency_has_an_exact_pin():
     project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + [d for extra in project["optional-dependencies"].values() for d in extra]
+    wanted = project["dependencies"] + [
+        d for extra in project["optional-dependencies"].values() for d in extra
+    ]
     names = {canonical(re.match(r"[\w.-]+", d)[0]) for d in wanted}
     assert names <= set(pins()), names - set(pins())
     assert pins()["torch"] == "2.13.0"
@@ -61,7 +66,15 @@ def test_the_conda_environment_uses_the_same_pins_and_extras():
 def test_the_installed_versions_are_the_pinned_ones():
     from importlib.metadata import version
 
-    for name in ("torch", "transformers", "scikit-learn", "plotly", "papermill", "jupyter-book", "nbval"):
+    for name in (
+        "torch",
+        "transformers",
+        "scikit-learn",
+        "plotly",
+        "papermill",
+        "jupyter-book",
+        "nbval",
+    ):
         assert version(name).split("+")[0] == pins()[name]
 
 
@@ -75,7 +88,13 @@ def test_a_notebook_has_the_common_parameters_commented_and_no_outputs(path):
 def test_there_are_the_notebooks_and_the_readme_names_them():
     made = re.search(r"^NOTEBOOKS := (.*)$", (TOP / "Makefile").read_text(), flags=re.M)[1].split()
     assert [p.stem for p in NOTEBOOKS] == made
-    assert {"01_make_dataset", "02_check_lie_rate", "03_extract", "04_extract_grads", "05_probe_ablations"} <= set(made)
+    assert {
+        "01_make_dataset",
+        "02_check_lie_rate",
+        "03_extract",
+        "04_extract_grads",
+        "05_probe_ablations",
+    } <= set(made)
     assert all(f"`{p.stem}`" in README for p in NOTEBOOKS)
 
 
@@ -91,12 +110,23 @@ def test_the_readme_s_papermill_commands_use_real_notebooks_and_parameters():
     for notebook, *rest in commands:
         path = TOP / "notebooks" / notebook
         assert path in NOTEBOOKS
-        assert {name for flag, name in itertools.pairwise(rest) if flag == "-p"} <= set(parameters(path))
+        assert {name for flag, name in itertools.pairwise(rest) if flag == "-p"} <= set(
+            parameters(path)
+        )
 
 
 def test_the_readme_s_make_targets_and_paths_are_real():
     makefile = (TOP / "Makefile").read_text()
-    for target in set(re.findall(r"`?make (\w+)", README)) & {"book", "test", "lab", "lint", "clean", "setup", "bench", "organism"}:
+    for target in set(re.findall(r"`?make (\w+)", README)) & {
+        "book",
+        "test",
+        "lab",
+        "lint",
+        "clean",
+        "setup",
+        "bench",
+        "organism",
+    }:
         assert re.search(rf"^{target}:", makefile, flags=re.M)
     assert {"book", "test", "lab", "setup"} <= set(re.findall(r"make (\w+)", README))
     for path in re.findall(r"`(dlk_utils/[\w./]+|environment\.yml)`|\((book/\S+\.png)\)", README):
@@ -104,12 +134,16 @@ def test_the_readme_s_make_targets_and_paths_are_real():
 
 
 def test_make_alone_prints_the_targets():
-    said = subprocess.run(["make", "--no-print-directory"], cwd=TOP, capture_output=True, text=True).stdout
-    assert {"book", "test", "lab", "lint", "clean"} <= set(re.findall(r"^make (\w+)", said, flags=re.M))
+    said = subprocess.run(
+        ["make", "--no-print-directory"], cwd=TOP, capture_output=True, text=True
+    ).stdout
+    assert {"book", "test", "lab", "lint", "clean"} <= set(
+        re.findall(r"^make (\w+)", said, flags=re.M)
+    )
 
 
 def test_the_python_example_of_the_readme_names_real_things():
-    from dlk_utils.run import Run
+    from dlk_utils.lab.run import Run
 
     code = re.search(r"```python\n(.*?)```", README, flags=re.S)[1]
     assert "Run(model=" in code and "run.results(layers=" in code
@@ -123,7 +157,16 @@ def test_modules_stay_thin():
 
 
 def test_every_mistake_of_the_list_is_planted_in_a_test_of_its_number():
-    planted = re.findall(r"@pytest\.mark\.trap\((.+)\)", "\n".join(p.read_text() for p in (TOP / "tests").glob("test_*.py") if p.name != Path(__file__).name))
+    planted = re.findall(
+        r"@pytest\.mark\.trap\((.+)\)",
+        "\n".join(
+            p.read_text()
+            for p in (TOP / "tests").glob("test_*.py")
+            if p.name != Path(__file__).name
+        ),
+    )
     listed = re.findall(r"^\| (\d+) \|", (TOP / "book" / "mistakes.md").read_text(), flags=re.M)
-    assert sorted({int(n) for numbers in planted for n in numbers.split(",")}) == list(map(int, listed))
+    assert sorted({int(n) for numbers in planted for n in numbers.split(",")}) == list(
+        map(int, listed)
+    )
     assert list(range(1, 33)) == list(map(int, listed))[:32]

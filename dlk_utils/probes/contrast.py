@@ -43,11 +43,20 @@ class ContrastProbe(ClassifierMixin, BaseEstimator):
     def decision_function(self, X: Any) -> Float[np.ndarray, "..."]:
         """What speaks for choice 1 minus what speaks for choice 0."""
         scaled = self._scaled(batch(X, 4))
-        return alike(torch.einsum("bnd,bd->bn", scaled[:, :, 1] - scaled[:, :, 0], self.coef_) + self.intercept_[:, None], X, 4)
+        return alike(
+            torch.einsum("bnd,bd->bn", scaled[:, :, 1] - scaled[:, :, 0], self.coef_)
+            + self.intercept_[:, None],
+            X,
+            4,
+        )
 
-    def _oriented(self, w: Float[Tensor, "b d"], difference: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> Float[Tensor, "b d"]:
+    def _oriented(
+        self, w: Float[Tensor, "b d"], difference: Float[Tensor, "b n d"], y: Float[Tensor, " n"]
+    ) -> Float[Tensor, "b d"]:
         scores = torch.einsum("bnd,bd->bn", difference, w)
-        return w * torch.where(scores[:, y == 1].mean(1) >= scores[:, y == 0].mean(1), 1.0, -1.0)[:, None].to(w.dtype)
+        return w * torch.where(scores[:, y == 1].mean(1) >= scores[:, y == 0].mean(1), 1.0, -1.0)[
+            :, None
+        ].to(w.dtype)
 
     def _scaled(self, rows: Float[Tensor, "b n 2 d"]) -> Float[Tensor, "b n 2 d"]:
         return (rows - self.mean_) / self.deviation_
@@ -66,13 +75,22 @@ class CCS(ContrastProbe):
         w = (w / w.norm(dim=1, keepdim=True)).repeat(b, 1, 1)
 
         def loss(w, c):
-            p0, p1 = (torch.einsum("bnd,brd->brn", X[:, :, k], w).add(c[..., None]).sigmoid() for k in (0, 1))
+            p0, p1 = (
+                torch.einsum("bnd,brd->brn", X[:, :, k], w).add(c[..., None]).sigmoid()
+                for k in (0, 1)
+            )
             each = ((p1 - (1 - p0)) ** 2 + torch.minimum(p0, p1) ** 2).mean(-1)
             self.losses_ = each.detach()
             return each.sum(1)
 
         w, _ = descend([w, torch.zeros(b, self.restarts)], loss, steps=self.steps, rate=self.rate)
-        self.all_ = torch.stack([self._oriented(w[:, r].double(), full[:, :, 1] - full[:, :, 0], y) for r in range(self.restarts)], 1)
+        self.all_ = torch.stack(
+            [
+                self._oriented(w[:, r].double(), full[:, :, 1] - full[:, :, 0], y)
+                for r in range(self.restarts)
+            ],
+            1,
+        )
         self.coef_ = self.all_[torch.arange(b), self.losses_.argmin(1)]
 
     def each_start(self, X: Any) -> Float[np.ndarray, "b restarts n"]:
@@ -87,7 +105,9 @@ class CRC(ContrastProbe):
     def learn(self, X: Float[Tensor, "b n 2 d"], y: Float[Tensor, " n"]) -> None:
         difference = X[:, :, 1] - X[:, :, 0]
         centred = difference - difference.mean(1, keepdim=True)
-        self.coef_ = self._oriented(torch.linalg.svd(centred, full_matrices=False)[2][:, 0], difference, y)
+        self.coef_ = self._oriented(
+            torch.linalg.svd(centred, full_matrices=False)[2][:, 0], difference, y
+        )
 
 
 class ContrastLogistic(ContrastProbe):

@@ -10,7 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def descend(start: Sequence[Tensor], loss: Callable[..., Float[Tensor, " b"]], *, steps: int, rate: float) -> list[Tensor]:
+def descend(
+    start: Sequence[Tensor], loss: Callable[..., Float[Tensor, " b"]], *, steps: int, rate: float
+) -> list[Tensor]:
     """Parameters, each [b, ...], after `steps` steps of Adam on `loss(*parameters)`, one number for each of the batch. The rate falls to zero along half a cosine."""
     parameters = [x.clone().requires_grad_() for x in start]
     optimizer = torch.optim.Adam(parameters, lr=rate)

@@ -27,4 +27,6 @@ class Dice(LinearProbe):
             return 1 - 2 * (p * y).sum(1) / (p.sum(1) + y.sum()) + self.penalty * (w**2).mean(1)
 
         zero = torch.zeros(len(X), X.shape[2], dtype=X.dtype, device=X.device)
-        self.coef_, self.intercept_ = (x.double() for x in descend([zero, zero[:, 0]], loss, steps=self.steps, rate=0.05))
+        self.coef_, self.intercept_ = (
+            x.double() for x in descend([zero, zero[:, 0]], loss, steps=self.steps, rate=0.05)
+        )

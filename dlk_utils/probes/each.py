@@ -29,12 +29,17 @@ class Each(ClassifierMixin, BaseEstimator):
             raise ValueError(f"expected labels 0 and 1, got {list(self.classes_)}")
         rows = batch(X, 3)
         self.scale_ = Scale(self.scale).fit(rows)
-        self.fitted_ = [clone(self.classifier).fit(x, np.asarray(y)) for x in self.scale_(rows).numpy()]
+        self.fitted_ = [
+            clone(self.classifier).fit(x, np.asarray(y)) for x in self.scale_(rows).numpy()
+        ]
         return self
 
     def decision_function(self, X: Any) -> Float[np.ndarray, "..."]:
         """Above 0 for class 1."""
-        scores = [c.predict_proba(x)[:, 1] - 0.5 for c, x in zip(self.fitted_, self.scale_(batch(X, 3)).numpy(), strict=True)]
+        scores = [
+            c.predict_proba(x)[:, 1] - 0.5
+            for c, x in zip(self.fitted_, self.scale_(batch(X, 3)).numpy(), strict=True)
+        ]
         return alike(torch.from_numpy(np.stack(scores)), X, 3)
 
 

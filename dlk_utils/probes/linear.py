@@ -26,7 +26,9 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
     def __init__(self, scale: str = "neuron"):
         self.scale = scale
 
-    def dual(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> tuple[Float[Tensor, "b n"], Float[Tensor, " b"]]:
+    def dual(
+        self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "b n"], Float[Tensor, " b"]]:
         """Coefficients of the rows and the intercept: a method's own part, if its weights are a sum over rows."""
         raise NotImplementedError
 
@@ -76,7 +78,14 @@ def alike(scores: Tensor, X: Any, ndim: int) -> Float[np.ndarray, "..."]:
 
 
 def reweighted(
-    K: Float[Tensor, "b n n"], step: Step, penalty: Float[Tensor, " b"] | float, *, intercept: bool = True, start: tuple[Tensor, Tensor] | None = None, steps: int = 60, tol: float = 1e-7
+    K: Float[Tensor, "b n n"],
+    step: Step,
+    penalty: Float[Tensor, " b"] | float,
+    *,
+    intercept: bool = True,
+    start: tuple[Tensor, Tensor] | None = None,
+    steps: int = 60,
+    tol: float = 1e-7,
 ) -> tuple[Float[Tensor, "b n"], Float[Tensor, " b"]]:
     """The minimum of sum(loss(f)) + penalty / 2 |w|^2 over f = Ka + c, for each of the batch: Newton's steps, each halved until it does not make things worse.
 
@@ -84,7 +93,10 @@ def reweighted(
     """
     b, n = K.shape[:2]
     penalty = torch.as_tensor(penalty, dtype=K.dtype, device=K.device).expand(b)
-    a, c = start or (torch.zeros(b, n, dtype=K.dtype, device=K.device), torch.zeros(b, dtype=K.dtype, device=K.device))
+    a, c = start or (
+        torch.zeros(b, n, dtype=K.dtype, device=K.device),
+        torch.zeros(b, dtype=K.dtype, device=K.device),
+    )
     products = lambda a: torch.einsum("bij,bj->bi", K, a)
     cost = lambda a, Ka, c: step(Ka + c[:, None])[0].sum(1) + penalty / 2 * (a * Ka).sum(1)
     Ka = products(a)
@@ -93,9 +105,17 @@ def reweighted(
         _, weight, response = step(Ka + c[:, None])
         root = weight.sqrt()
         system = K * root[:, :, None] * root[:, None]
-        system.diagonal(dim1=1, dim2=2).add_(penalty[:, None])  # symmetric, and its eigenvalues are at least the penalty
-        answer, ones = torch.cholesky_solve(torch.stack([root * response, root], 2), torch.linalg.cholesky(system)).unbind(2)
-        new_c = (root * answer).sum(1) / (root * ones).sum(1).clamp(min=1e-30) if intercept else torch.zeros_like(c)
+        system.diagonal(dim1=1, dim2=2).add_(
+            penalty[:, None]
+        )  # symmetric, and its eigenvalues are at least the penalty
+        answer, ones = torch.cholesky_solve(
+            torch.stack([root * response, root], 2), torch.linalg.cholesky(system)
+        ).unbind(2)
+        new_c = (
+            (root * answer).sum(1) / (root * ones).sum(1).clamp(min=1e-30)
+            if intercept
+            else torch.zeros_like(c)
+        )
         move, move_c = root * (answer - new_c[:, None] * ones) - a, new_c - c
         Kmove = products(move)
         size = torch.ones_like(c)
@@ -106,7 +126,12 @@ def reweighted(
                 break
             size = torch.where(worse, size / 2, size)
         size = torch.where(worse, torch.zeros_like(size), size)
-        a, Ka, c, gained = a + size[:, None] * move, Ka + size[:, None] * Kmove, c + size * move_c, best - tried
+        a, Ka, c, gained = (
+            a + size[:, None] * move,
+            Ka + size[:, None] * Kmove,
+            c + size * move_c,
+            best - tried,
+        )
         best = torch.where(worse, best, tried)
         if (gained <= tol * best.abs().clamp(min=1e-12)).all():
             break
@@ -119,6 +144,10 @@ def logistic_loss(y: Float[Tensor, " n"], weight: Float[Tensor, " n"] | float = 
     def step(f):
         p = f.sigmoid()
         curve = (p * (1 - p)).clamp(min=1e-12)
-        return weight * (torch.nn.functional.softplus(f) - y * f), weight * curve, f + (y - p) / curve
+        return (
+            weight * (torch.nn.functional.softplus(f) - y * f),
+            weight * curve,
+            f + (y - p) / curve,
+        )
 
     return step

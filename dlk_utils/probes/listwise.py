@@ -36,7 +36,12 @@ class Listwise(BaseEstimator):
             f = torch.einsum("bnkd,bd->bnk", inner, w)
             return -(wanted * f.log_softmax(-1)).sum(-1).mean(1) + self.penalty * (w**2).sum(1)
 
-        [w] = descend([torch.zeros(len(rows), rows.shape[-1], dtype=rows.dtype)], loss, steps=self.steps, rate=self.rate)
+        [w] = descend(
+            [torch.zeros(len(rows), rows.shape[-1], dtype=rows.dtype)],
+            loss,
+            steps=self.steps,
+            rate=self.rate,
+        )
         self.coef_ = w / self.scale_
         return self
 

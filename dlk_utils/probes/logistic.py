@@ -32,7 +32,9 @@ class Logistic(LinearProbe):
         self.groups_ = np.arange(len(y)) if example_id is None else np.asarray(example_id)
         return super().fit(X, y)
 
-    def dual(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> tuple[Float[Tensor, "b n"], Float[Tensor, " b"]]:
+    def dual(
+        self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "b n"], Float[Tensor, " b"]]:
         K = X @ X.transpose(1, 2)
         if self.C == "auto":
             self.C_ = self._chosen(K, y)
@@ -44,7 +46,9 @@ class Logistic(LinearProbe):
         K, y = K.float(), y.float()  # a choice among tens does not need doubles
         left_out = torch.zeros(len(STRENGTHS), len(K), device=K.device)
         labels = y.cpu().numpy()
-        for parts in StratifiedGroupKFold(self.folds, shuffle=True, random_state=0).split(labels, labels, self.groups_):
+        for parts in StratifiedGroupKFold(self.folds, shuffle=True, random_state=0).split(
+            labels, labels, self.groups_
+        ):
             train, test = (torch.as_tensor(part, device=K.device) for part in parts)
             inner, across, found = K[:, train[:, None], train], K[:, test[:, None], train], None
             for i, C in enumerate(STRENGTHS):

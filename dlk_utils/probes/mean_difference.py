@@ -19,22 +19,38 @@ class MeanDifference(LinearProbe):
     def __init__(self, covariance: bool = False, scale: str = "none"):
         self.covariance, self.scale = covariance, scale
 
-    def dual(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> tuple[Float[Tensor, "b n"], Float[Tensor, " b"]]:
+    def dual(
+        self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "b n"], Float[Tensor, " b"]]:
         one, zero = y / y.sum(), (1 - y) / (1 - y).sum()
         K = X @ X.transpose(1, 2)
         a = (one - zero).expand(len(K), -1)
         if self.covariance:
             n, d = X.shape[1:]
-            within = torch.eye(n, dtype=K.dtype, device=K.device) - y[:, None] * one - (1 - y)[:, None] * zero  # takes each row's class mean away
+            within = (
+                torch.eye(n, dtype=K.dtype, device=K.device)
+                - y[:, None] * one
+                - (1 - y)[:, None] * zero
+            )  # takes each row's class mean away
             inner = within @ K @ within.T
             shrink, mean = _ledoit_wolf(inner, n, d)
             # (s m I + (1 - s) Z'Z / n)^-1 v, by Woodbury's identity, for rows Z without their class mean
-            ridge = (shrink * mean * n / (1 - shrink).clamp(min=1e-12))[:, None, None] * torch.eye(n, dtype=K.dtype, device=K.device)
-            a = (a - torch.cholesky_solve(within @ K @ a[..., None], torch.linalg.cholesky(ridge + inner)).squeeze(-1) @ within) / (shrink * mean)[:, None]
+            ridge = (shrink * mean * n / (1 - shrink).clamp(min=1e-12))[:, None, None] * torch.eye(
+                n, dtype=K.dtype, device=K.device
+            )
+            a = (
+                a
+                - torch.cholesky_solve(
+                    within @ K @ a[..., None], torch.linalg.cholesky(ridge + inner)
+                ).squeeze(-1)
+                @ within
+            ) / (shrink * mean)[:, None]
         return a, -torch.einsum("bi,bij,j->b", a, K, (one + zero) / 2)
 
 
-def _ledoit_wolf(inner: Float[Tensor, "b n n"], n: int, d: int) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+def _ledoit_wolf(
+    inner: Float[Tensor, "b n n"], n: int, d: int
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """The shrinkage and the mean variance, from the products of the centred rows alone."""
     mean = inner.diagonal(dim1=1, dim2=2).sum(1) / (n * d)
     squares = (inner**2).sum((1, 2)) / n**2

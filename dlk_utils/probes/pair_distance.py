@@ -25,7 +25,9 @@ class PairDistance(PairProbe):
 
     def loss(self, y: Float[Tensor, " n"]) -> Step:
         if self.kind not in LOSSES:
-            raise ValueError(f"pair distance: expected one of {', '.join(LOSSES)}, got {self.kind!r}")
+            raise ValueError(
+                f"pair distance: expected one of {', '.join(LOSSES)}, got {self.kind!r}"
+            )
         self.unit_ = float(y.abs().mean())
         aim, rank = y / self.unit_, PairRanking().loss(y)
 

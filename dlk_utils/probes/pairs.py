@@ -34,7 +34,12 @@ class PairProbe(BaseEstimator):
         moved = rows[:, :, 1] - rows[:, :, 0]
         self.scale_ = (moved**2).mean(1, keepdim=True).sqrt() + 1e-8
         scaled = moved / self.scale_
-        a, _ = reweighted(scaled @ scaled.transpose(1, 2), self.loss(move), rows.shape[-1] / self.C, intercept=False)
+        a, _ = reweighted(
+            scaled @ scaled.transpose(1, 2),
+            self.loss(move),
+            rows.shape[-1] / self.C,
+            intercept=False,
+        )
         self.coef_ = torch.einsum("bn,bnd->bd", a, scaled) / self.scale_[:, 0]
         return self
 

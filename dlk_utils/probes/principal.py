@@ -18,7 +18,9 @@ class Principal(LinearProbe):
     def __init__(self, scale: str = "none"):
         self.scale = scale
 
-    def dual(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> tuple[Float[Tensor, "b n"], Float[Tensor, " b"]]:
+    def dual(
+        self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "b n"], Float[Tensor, " b"]]:
         n = X.shape[1]
         centre = torch.eye(n, dtype=X.dtype, device=X.device) - 1 / n
         K = X @ X.transpose(1, 2)

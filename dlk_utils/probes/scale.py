@@ -22,7 +22,9 @@ class Scale:
         if self.how == "whiten":
             _, s, self.directions = torch.linalg.svd(X - self.mean, full_matrices=False)
             variance = s**2 / X.shape[1]
-            self.stretch = (variance + variance.sum(1, keepdim=True) / X.shape[2]).rsqrt()  # the mean variance of a neuron is added, so that no direction counts for what two rows do
+            self.stretch = (
+                variance + variance.sum(1, keepdim=True) / X.shape[2]
+            ).rsqrt()  # the mean variance of a neuron is added, so that no direction counts for what two rows do
         return self
 
     def __call__(self, X: Float[Tensor, "b n d"]) -> Float[Tensor, "b n k"]:
@@ -33,4 +35,6 @@ class Scale:
             return X / X.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         if self.how == "whiten":
             return (X - self.mean) @ self.directions.transpose(1, 2) * self.stretch[:, None]
-        return (X - self.mean) / torch.where(self.deviation > 1e-12, self.deviation, torch.ones_like(self.deviation))
+        return (X - self.mean) / torch.where(
+            self.deviation > 1e-12, self.deviation, torch.ones_like(self.deviation)
+        )

@@ -25,7 +25,9 @@ class TTPD(LinearProbe):
 
     def fit(self, X: Any, y: Any, polarity: Any = None) -> "TTPD":
         """`polarity` [n] holds +1 and -1; None: all alike."""
-        self.polarity_ = torch.ones(len(y), dtype=torch.float64) if polarity is None else doubles(polarity)
+        self.polarity_ = (
+            torch.ones(len(y), dtype=torch.float64) if polarity is None else doubles(polarity)
+        )
         return super().fit(X, y)
 
     def learn(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> None:
@@ -34,11 +36,18 @@ class TTPD(LinearProbe):
         centred, two = X - mean, bool((s != s[0]).any())
         design = torch.stack([t, t * s], 1) if two else t[:, None]
         found = torch.linalg.pinv(design - design.mean(0)) @ centred
-        self.truth_, self.turning_ = found[:, 0], found[:, 1] if two else torch.zeros_like(found[:, 0])
+        self.truth_, self.turning_ = (
+            found[:, 0],
+            found[:, 1] if two else torch.zeros_like(found[:, 0]),
+        )
         directions = [self.truth_]
         if two:
             K = centred @ centred.transpose(1, 2)
-            a, _ = reweighted(K / K.diagonal(dim1=1, dim2=2).mean(1)[:, None, None], logistic_loss((s + 1) / 2), 1 / (self.C * X.shape[2]))
+            a, _ = reweighted(
+                K / K.diagonal(dim1=1, dim2=2).mean(1)[:, None, None],
+                logistic_loss((s + 1) / 2),
+                1 / (self.C * X.shape[2]),
+            )
             directions.append(torch.einsum("bn,bnd->bd", a, centred))
         D = torch.stack([v / v.norm(dim=1, keepdim=True).clamp(min=1e-30) for v in directions], 1)
         Z = torch.einsum("bnd,bkd->bnk", centred, D)

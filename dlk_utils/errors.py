@@ -1,0 +1,48 @@
+"""The errors that a user can mend.
+
+All of them are kinds of `DlkError`. Each message says what was expected, what was found, and where.
+"""
+
+
+class DlkError(Exception):
+    """Base class of every error that a user of this package can put right."""
+
+
+class ChoiceError(DlkError, ValueError):
+    """Two choices that the model's next token cannot tell apart."""
+
+
+class DataError(DlkError, ValueError):
+    """A data set, or a selection of its rows, that cannot be used."""
+
+
+class TooFewRows(DlkError, ValueError):
+    """A split without enough rows of each class to fit or score a probe on."""
+
+
+class TemplateError(DlkError, ValueError):
+    """A question template that cannot be used."""
+
+
+class UnknownArchitecture(DlkError, ValueError):
+    """A model whose sites are not known, or do not keep the conventions of `models.sites`."""
+
+
+class CardError(DlkError, ValueError):
+    """A probe card that belongs to another model, or that does not score its own fixture as it did."""
+
+
+class ParameterError(DlkError, TypeError):
+    """A parameter that a notebook does not have, or a value that it does not take."""
+
+
+class ModelError(DlkError, RuntimeError):
+    """A model that cannot be loaded."""
+
+
+class DeadDropout(DlkError, RuntimeError):
+    """Two dropout draws that do not differ, or dropout at a place where the model has none."""
+
+
+class StoreError(DlkError, RuntimeError):
+    """A store that cannot be read or written."""

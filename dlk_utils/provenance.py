@@ -1,0 +1,156 @@
+"""What decides the content of a computed file: its inputs, the code that made it, and the libraries.
+
+Files are named by a fingerprint of these three, so that a number which other rules made is never
+read back.
+"""
+
+import ast
+import functools
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from dlk_utils.errors import StoreError
+
+PACKAGE = "dlk_utils"
+PACKAGE_FOLDER = Path(__file__).resolve().parent
+LIBRARIES = ("torch", "transformers", "tokenizers", "scikit-learn", "numpy", "scipy")
+"""Libraries whose version decides numbers."""
+
+
+def fingerprint(parts: Mapping[str, Any]) -> str:
+    """Hash everything that decides a file's content, given as JSON values, to 16 hex digits."""
+    text = json.dumps(dict(parts), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """Return the installed version of each of `LIBRARIES`, without importing any of them."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def code_hash(function: Callable) -> str:
+    """Hash the code that a function may run.
+
+    That is the module in which the function is defined, and every module of this package which
+    that one imports, directly or through others. Docstrings, comments and formatting do not count.
+
+    Parameters
+    ----------
+    function
+        A function or class. One that is defined outside this package (in a notebook or a script)
+        is hashed by its own source, together with the package modules that its file imports.
+
+    Returns
+    -------
+    str
+        32 hex digits.
+    """
+    function = inspect.unwrap(function)
+    while isinstance(function, functools.partial):
+        function = function.func
+    module = function.__module__
+    if _path_of(module):
+        return _closure_hash(module)
+    source_file = getattr(sys.modules.get(module), "__file__", None)
+    if source_file and Path(source_file).is_file():
+        return _hash_of_sources([Path(source_file).read_text(encoding="utf-8")])
+    return _hash_of_sources([inspect.getsource(function)])
+
+
+@functools.cache
+def _closure_hash(module: str) -> str:
+    """Hash a module of the package with all package modules that it imports, in a fixed order."""
+    todo, seen = [module], set()
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            todo += imported_modules(_path_of(name))
+    return _hash_of_sources([_path_of(name).read_text(encoding="utf-8") for name in sorted(seen)])
+
+
+def imported_modules(path: Path) -> list[str]:
+    """List the modules of this package that a file imports, also inside functions."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found += [n for n in names if n.startswith(f"{PACKAGE}.") and _path_of(n)]
+    return list(dict.fromkeys(found))
+
+
+def _path_of(module: str) -> Path | None:
+    """The file of a module of this package; None for any other module."""
+    first, *rest = module.split(".")
+    if first != PACKAGE:
+        return None
+    base = PACKAGE_FOLDER.joinpath(*rest)
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
+        if rest and path.is_file():
+            return path
+    return None
+
+
+def _hash_of_sources(sources: list[str]) -> str:
+    digest = xxhash.xxh3_128()
+    for source in sources:
+        tree = ast.parse(inspect.cleandoc(source))
+        for node in ast.walk(tree):
+            if isinstance(getattr(node, "body", None), list):
+                node.body = [n for n in node.body if not _is_docstring(n)] or [ast.Pass()]
+        digest.update(ast.unparse(tree).encode())
+    return digest.hexdigest()
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    """Whether a statement is a string that stands alone, which documents what is around it."""
+    is_constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return is_constant and isinstance(node.value.value, str)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file so that it is either complete or absent: aside, synced to disk, then renamed.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written, for instance because the disk is full. Nothing half-written stays.
+    """
+    # A random name, for workers on several machines may write the same file.
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free
+        raise StoreError(
+            f"{path}: could not write {len(content):,} bytes ({error.strerror}; {free:,} bytes "
+            "free); what was finished before is kept"
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
