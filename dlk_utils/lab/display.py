@@ -137,8 +137,9 @@ def interval_text(row: Any, name: str = "estimate", *, signed: bool = False) -> 
     signed
         Whether to write a plus before positive numbers.
     """
-    prefix = f"{name}_" if hasattr(row, f"{name}_low") else ""
-    numbers = [getattr(row, column) for column in (name, f"{prefix}low", f"{prefix}high")]
+    values = row._asdict() if isinstance(row, tuple) else row
+    prefix = f"{name}_" if f"{name}_low" in values else ""
+    numbers = [values[column] for column in (name, f"{prefix}low", f"{prefix}high")]
     value, low, high = (f"{number:{'+' if signed else ''}.2f}" for number in numbers)
     return f"{value} [{low}, {high}]"
 
