@@ -194,7 +194,7 @@ def _effects(wrong: pd.DataFrame) -> dict[str, pd.Series]:
     }
 
 
-def _mean_of_differences(values: pd.Series, groups: pd.Series) -> dict[str, float]:
+def _mean_of_differences(values: pd.Series, groups: pd.Series) -> dict[str, float | int]:
     values = values.dropna()
     low = high = np.nan
     if len(values):
