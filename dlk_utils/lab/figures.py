@@ -24,6 +24,7 @@ COLORS = ("#3b6fb6", "#d1632f", "#4c9a63", "#8c5fa8", "#b8972e", "#5f6b76", "#c2
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 PATTERNS = ("", "/", ".", "x")
 GREY = "#888"
+Number = int | float
 
 
 class BookRenderer(MimetypeRenderer):
@@ -72,8 +73,8 @@ def intervals_figure(
     x: str = "estimate",
     color: str | None = None,
     ylabel: str = "",
-    reference: float | None = None,
-    x_range: tuple[float, float] | None = None,
+    reference: Number | None = None,
+    x_range: tuple[Number, Number] | None = None,
     order: Sequence[str] | None = None,
     height: int | None = None,
 ) -> go.Figure:
@@ -142,10 +143,10 @@ def lines_figure(
     ylabel: str,
     color: str | None = None,
     interval: tuple[str, str] | None = None,
-    reference: float | None = None,
+    reference: Number | None = None,
     log_x: bool = False,
     log_y: bool = False,
-    y_range: tuple[float, float] | None = None,
+    y_range: tuple[Number, Number] | None = None,
     dashed: Sequence[str] = (),
     points: Sequence[str] = (),
 ) -> go.Figure:
