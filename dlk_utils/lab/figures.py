@@ -48,7 +48,7 @@ class BookRenderer(MimetypeRenderer):
             div_id=f"figure-{hashlib.sha256(content.encode()).hexdigest()[:16]}",
         )
         title = fig_dict.get("layout", {}).get("title", {}).get("text", "figure")
-        alternative = html.escape(title.replace("<br>", " "))
+        alternative = html.escape(html.unescape(title.replace("<br>", " ")))
         picture = f'<img alt="{alternative}" src="data:image/png;base64,{png}">'
         return {"text/html": f"{interactive}<noscript>{picture}</noscript>", "image/png": png}
 
@@ -83,25 +83,19 @@ def intervals_figure(
     Parameters
     ----------
     table
-        One row a point. The ends of its interval are in the columns ``f"{x}_low"`` and
-        ``f"{x}_high"``; for ``x="estimate"`` they may also be called ``low`` and ``high``.
-    y
-        Column of the names of the rows of the picture.
-    title, xlabel, ylabel
-        Text of the figure.
-    x
-        Column of the values.
+        One row a point. The ends of its interval are in the columns ``{x}_low`` and ``{x}_high``,
+        or else ``low`` and ``high``.
+    x, y
+        Columns of the values, and of the names of the picture's rows.
     color
-        Column that gives each of its values a colour and a marker. The points of a row stand one
+        Column that gives each of its values a colour and a marker. Points of one row stand one
         below the other.
     reference
         Where to draw a dashed vertical line.
-    x_range
-        Ends of the axis; None fits it to the points.
+    x_range, height
+        Ends of the axis, and pixels; None goes by the points.
     order
-        Names of the rows from top to bottom; None takes them as they come in the table.
-    height
-        Height in pixels; None goes by the number of rows and colours.
+        Names of the rows from top to bottom; None takes them as they come.
     """
     names = list(dict.fromkeys(table[y])) if order is None else list(order)
     place = {name: number for number, name in enumerate(names)}
@@ -150,18 +144,12 @@ def lines_figure(
     dashed: Sequence[str] = (),
     points: Sequence[str] = (),
 ) -> go.Figure:
-    """Draw lines with markers.
+    """Draw lines with markers, for the columns `x` and `y` of a table with one row a point.
 
     Parameters
     ----------
-    table
-        One row a point.
-    x, y
-        Columns of the values.
-    title, xlabel, ylabel
-        Text of the figure.
     color
-        Column that gives each of its values a line with a colour and a marker of its own.
+        Column that gives each of its values a line with a colour and a marker.
     interval
         Columns of the ends of each point's vertical interval; NaN where a point has none.
     reference
@@ -169,7 +157,7 @@ def lines_figure(
     log_x, log_y
         Whether an axis is logarithmic. On the horizontal one every value of `x` has a tick.
     y_range
-        Ends of the vertical axis; None fits it to the points.
+        Ends of the vertical axis; None goes by the points.
     dashed
         Values of `color` that are drawn as dashed lines, such as controls.
     points
@@ -203,10 +191,8 @@ def bars_figure(
     """Draw bars of height `y` at `x`, side by side for the values of `color`."""
     fig = go.Figure()
     for number, (label, part) in enumerate(_series(table, color)):
-        marker = {
-            "color": _pick(COLORS, number),
-            "pattern": {"shape": _pick(PATTERNS, number)},
-        }
+        pattern = {"shape": _pick(PATTERNS, number)}
+        marker = {"color": _pick(COLORS, number), "pattern": pattern}
         fig.add_bar(x=list(part[x]), y=list(part[y]), name=label, marker=marker)
     return _finish(fig, title, xlabel, ylabel)
 
@@ -247,25 +233,20 @@ def matrix_figure(table: pd.DataFrame, *, title: str) -> go.Figure:
 def tokens_figure(track: pd.DataFrame, *, title: str) -> go.Figure:
     """Draw a probe's score at each token of a prompt and of the answer that follows.
 
-    Parameters
-    ----------
-    track
-        One row a token: `place` (0 is where the answer begins, which is dashed), `token` and
-        `score`.
-    title
-        Text above the figure.
+    `track` has the columns `place` (0 is where the answer begins, which is dashed), `token` and
+    `score`. Markup in tokens and title is shown, not rendered.
     """
     fig = lines_figure(
         track,
         x="place",
         y="score",
-        title=title,
+        title=html.escape(title, quote=False),
         xlabel="token",
         ylabel="belief (above 0: the claim is true)",
         reference=0,
     )
     fig.add_vline(x=0, line_dash="dash", line_color=GREY)
-    words = [token.replace("\n", "\\n") for token in track.token]
+    words = [html.escape(token.replace("\n", "\\n"), quote=False) for token in track.token]
     return fig.update_xaxes(
         tickvals=list(track.place), ticktext=words, tickangle=-60, zeroline=False
     )
@@ -307,21 +288,19 @@ def _finish(fig: go.Figure, title: str, xlabel: str, ylabel: str, height: int = 
     Beside the plot it would leave a phone no room for the points.
     """
     title = _wrap(title, 80)
-    top, bottom = 30 + 20 * (1 + title.count("<br>")), 60
+    top = 30 + 20 * (1 + title.count("<br>"))
     names = [trace.name for trace in fig.data]
     fig.update_layout(
         template="plotly_white",
         title={"text": title, "font": {"size": 15}},
-        margin={"l": 60, "r": 20, "t": top, "b": bottom},
+        margin={"l": 60, "r": 20, "t": top, "b": 60},
         height=height,
         showlegend=len(names) > 1,
     )
     if len(names) > 1:
-        n_lines = 1 + sum(len(name) + 6 for name in names) // 90
-        fig.update_layout(
-            height=height + 24 * n_lines,
-            legend={"orientation": "h", "x": 0, "yanchor": "bottom", "yref": "container", "y": 0},
-        )
-        fig.update_layout(margin={"b": bottom + 24 * n_lines})
+        # How many lines of the page the legend takes, of about 90 characters.
+        below = 24 * (1 + sum(len(name) + 6 for name in names) // 90)
+        legend = {"orientation": "h", "x": 0, "yref": "container", "y": 0, "yanchor": "bottom"}
+        fig.update_layout(height=height + below, margin_b=60 + below, legend=legend)
     fig.update_xaxes(title_text=xlabel)
     return fig.update_yaxes(title_text=ylabel, automargin=True)

@@ -19,13 +19,13 @@ def organism_findings(held_out: pd.DataFrame, by_instruction: pd.DataFrame) -> l
     """
     lines = []
     for row in held_out.itertuples():
+        wrong = interval_text(row, "wrong_when_told_to_lie") if row.n_lie else "not scored"
         meets = "**meets**" if row.meets else "**falls short** of"
         lines.append(
-            f"* **{row.dataset}**: told to tell the truth it answers "
-            f"{interval_text(row, 'truth_accuracy')} rightly (n = {row.n_truth}); told to lie "
-            f"where it knows better it answers {interval_text(row, 'wrong_when_told_to_lie')} "
-            f"wrongly (n = {row.n_lie}); choice mass {row.choice_mass:.3f}: {meets} what is "
-            "required."
+            f"* **{row.dataset}**: right answers told to tell the truth "
+            f"{interval_text(row, 'truth_accuracy')} (n = {row.n_truth}); wrong answers told to "
+            f"lie where it knows better {wrong} (n = {row.n_lie}); choice mass "
+            f"{row.choice_mass:.3f}: {meets} what is required."
         )
     for name, row in by_instruction.iterrows():
         lines.append(

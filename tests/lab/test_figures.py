@@ -54,7 +54,9 @@ TRANSFER = pd.DataFrame(
         "n": [10, 20, 20],
     }
 )
-TRACK = pd.DataFrame({"place": [-1, 0, 1], "token": ["is", " $it$", "\n"], "score": [0.1, -1, 2]})
+TRACK = pd.DataFrame(
+    {"place": [-1, 0, 1], "token": ["<b>it</b>", " $it$", "\n"], "score": [0.1, -1.0, 2.0]}
+)
 
 
 def intervals(**options) -> go.Figure:
@@ -216,8 +218,11 @@ def test_a_cell_of_the_matrix_that_was_not_scored_is_empty():
     assert list(values["reviews"]) == [None, 0.2]
 
 
-def test_tokens_are_words_of_the_axis():
-    assert list(FIGURES["tokens"].layout.xaxis.ticktext) == ["is", " $it$", "\\n"]
+def test_tokens_are_words_of_the_axis_whose_markup_is_text():
+    fig = tokens_figure(TRACK, title="<i>mine</i>")
+    assert list(fig.layout.xaxis.ticktext) == ["&lt;b&gt;it&lt;/b&gt;", " $it$", "\\n"]
+    assert fig.layout.title.text == "&lt;i&gt;mine&lt;/i&gt;"
+    assert 'alt="&lt;i&gt;mine&lt;/i&gt;"' in as_html(fig).data
 
 
 def test_the_book_renderer_is_shown_beside_that_of_jupyterlab():
