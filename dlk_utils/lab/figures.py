@@ -98,15 +98,18 @@ def intervals_figure(
         Names of the rows from top to bottom; None takes them as they come.
     """
     names = list(dict.fromkeys(table[y])) if order is None else list(order)
-    place = {name: number for number, name in enumerate(names)}
     series = _series(table, color)
+    in_row = {name: [label for label, part in series if name in set(part[y])] for name in names}
     low, high = (f"{x}_{end}" if f"{x}_{end}" in table else end for end in ("low", "high"))
     fig = go.Figure()
     for number, (label, part) in enumerate(series):
-        shift = 0.7 * ((number + 0.5) / len(series) - 0.5)
+        places = []
+        for name in part[y]:
+            shift = (in_row[name].index(label) + 0.5) / len(in_row[name]) - 0.5
+            places.append(names.index(name) + 0.7 * shift)
         fig.add_scatter(
             x=list(part[x]),
-            y=[place[name] + shift for name in part[y]],
+            y=places,
             name=label,
             text=[str(name) for name in part[y]],
             hoverinfo="text+x+name",
@@ -117,13 +120,13 @@ def intervals_figure(
     fig.update_xaxes(range=x_range)
     fig.update_yaxes(
         tickvals=list(range(len(names))),
-        ticktext=[_wrap(str(name), 36) for name in names],
+        ticktext=[_wrap(str(name), 44) for name in names],
         range=[len(names) - 0.5, -0.5],
         zeroline=False,
     )
     if reference is not None:
         fig.add_vline(x=reference, line_dash="dash", line_color=GREY)
-    row_height = max(30, 14 * len(series))
+    row_height = max(30, 14 * max(map(len, in_row.values()), default=0))
     return _finish(fig, title, xlabel, ylabel, height or 170 + row_height * len(names))
 
 
