@@ -21,7 +21,7 @@ from dlk_utils.extract.states import forward_states
 from dlk_utils.models.loading import load_model
 from dlk_utils.models.sites import SITES
 from dlk_utils.probes import Logistic
-from dlk_utils.probes.logistic import STRENGTHS
+from dlk_utils.probes.linear import STRENGTHS
 
 FIXED = "fixed strength"
 threadpool_limits(THREADS)  # scikit-learn's and numpy's libraries too
