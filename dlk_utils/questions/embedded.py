@@ -113,7 +113,7 @@ def continents(claims_per_subject: int = 1) -> list[Row]:
 
 
 def cities(
-    claims_per_subject: int = 1, population: tuple[float, float] = (500_000, math.inf)
+    claims_per_subject: int = 1, population: tuple[float, float] = (5e5, math.inf)
 ) -> list[Row]:
     """Make claims about the countries of cities with a population in a half-open range.
 
@@ -142,7 +142,7 @@ def cities(
 
 def smaller_cities(claims_per_subject: int = 1) -> list[Row]:
     """Make claims about cities of 300,000 to half a million people, which no run asks about."""
-    return cities(claims_per_subject, (300_000, 500_000))
+    return cities(claims_per_subject, (3e5, 5e5))
 
 
 def categories(claims_per_subject: int = 1) -> list[Row]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from tqdm import tqdm
 
-from dlk_utils.errors import ChoiceError, DataError
+from dlk_utils.errors import ChoiceError, DataError, ParameterError
 from dlk_utils.questions.chat import encode_prompt, render_chat
 from dlk_utils.questions.choices import choice_tokens_after
 from dlk_utils.questions.ids import Example, example_id, examples_of
@@ -102,43 +102,38 @@ def make_prompts(
         If no template can tell an example's choices apart.
     DataError
         If no prompt is left, or no instruction asks for what is wanted.
+    ParameterError
+        If `shots_say` is none of the three.
     TemplateError
         If the tokenizer has no chat template.
     """
+    if shots_say not in ("obey", "truth", "lie"):
+        raise ParameterError(f"shots_say: expected 'obey', 'truth' or 'lie', got {shots_say!r}")
     control_tokens = _control_tokens(tokenizer)
-    clean, with_control_tokens = [], []
+    clean, unclean = [], []
     for example in examples_of(examples):
-        text = "\n".join([example.text, example.choice_0, example.choice_1])
-        is_clean = not any(token in text for token in control_tokens)
-        (clean if is_clean else with_control_tokens).append(example)
+        (unclean if _spells_one_of(control_tokens, example) else clean).append(example)
     queries = [example for example in clean if example.split != "shot"]
     # Sorted, so that the shots do not depend on the order of the examples.
-    shot_pool = sorted(
-        (example for example in clean if example.split == "shot"), key=lambda e: e.example_id
-    )
-    instructions = [
-        Instruction(**row) for row in prompt_library(f"{folder}instructions").to_dict("records")
-    ]
+    all_shots = sorted((e for e in clean if e.split == "shot"), key=lambda e: e.example_id)
+    instructions = [Instruction(**row) for row in _records(f"{folder}instructions")]
     if families:
         instructions = [i for i in instructions if i.family in families]
 
     rows, too_long, choices_alike = [], [], []
     for example in tqdm(queries, desc="prompts", mininterval=1):
-        library = [
-            Template(**row) for row in prompt_library(folder + example.kind).to_dict("records")
-        ]
-        unusable = {t.name for t in library if not _can_ask(tokenizer, t, example)}
-        if unusable:
+        library = [Template(**row) for row in _records(f"{folder}{example.kind}")]
+        ambiguous = {t.name for t in library if not _can_ask(tokenizer, t, example)}
+        if ambiguous:
             choices_alike.append(example.example_id)
         named = [t for t in library if t.name in (templates or ())] or library
-        pool = [shot for shot in shot_pool if shot.dataset == example.dataset]
+        pool = [shot for shot in all_shots if shot.dataset == example.dataset]
         for n in range(min(n_shots, len(pool)), -1, -1):
             # A role that only the shots reveal needs shots that obey it.
-            usable_instructions = [
-                i for i in instructions if not i.role_in_shots or (n > 0 and shots_say == "obey")
-            ]
+            role_is_shown = n > 0 and shots_say == "obey"
+            usable = [i for i in instructions if role_is_shown or not i.role_in_shots]
             new_rows = []
-            for plan in _plan(example, named, unusable, usable_instructions, asks, n_known, seed):
+            for plan in _plan(example, named, ambiguous, usable, asks, n_known, seed):
                 shots = _draw_shots(pool, n, f"{seed}:{example.dataset}:{plan.template.name}")
                 new_rows.append(_make_row(tokenizer, example, plan, shots, shots_say))
             if max(len(row["input_ids"]) for row in new_rows) <= context:
@@ -146,7 +141,7 @@ def make_prompts(
                 break
         else:
             too_long.append(example.example_id)
-    dropped = [example.example_id for example in with_control_tokens if example.split != "shot"]
+    dropped = [example.example_id for example in unclean if example.split != "shot"]
     if not rows:
         raise DataError(
             f"no prompt is left: {len(too_long)} examples are longer than the context of {context} "
@@ -188,9 +183,18 @@ def row_id(*parts: str) -> str:
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
 
+def _records(name: str) -> list[dict[str, Any]]:
+    return prompt_library(name).to_dict("records")
+
+
 def _control_tokens(tokenizer: Any) -> set[str]:
     added = (token for token in tokenizer.added_tokens_decoder.values() if token.special)
     return {*tokenizer.all_special_tokens, *(token.content for token in added)} - {""}
+
+
+def _spells_one_of(tokens: set[str], example: Example) -> bool:
+    parts = (example.text, example.choice_0, example.choice_1)
+    return any(token in part for token in tokens for part in parts)
 
 
 def _can_ask(tokenizer: Any, template: Template, example: Example) -> bool:
@@ -212,7 +216,7 @@ def _can_ask(tokenizer: Any, template: Template, example: Example) -> bool:
 def _plan(
     example: Example,
     templates: Sequence[Template],
-    unusable: set[str],
+    ambiguous: set[str],
     instructions: Iterable[Instruction],
     asks: Sequence[str],
     n_known: int,
@@ -225,11 +229,12 @@ def _plan(
     for task in (*asks, "truth") if n_known else asks:
         if task not in by_task:
             raise DataError(
-                f"families: expected some with an instruction that asks for {task!r}, got none"
+                f"expected instructions that ask for {task!r} in the families that are used, the "
+                "library has none"
             )
     rng = random.Random(f"{seed}:{example.example_id}")
     shuffled = rng.sample(templates, len(templates))
-    first, *others = [t for t in shuffled if t.name not in unusable] or shuffled
+    first, *others = [t for t in shuffled if t.name not in ambiguous] or shuffled
     plans = [_Plan(task, rng.choice(by_task[task]), first) for task in asks]
     if not n_known:
         return plans
@@ -270,8 +275,8 @@ def _make_row(
     role, instruction, template = plan
     messages = [{"role": "system", "content": instruction.text}]
     for shot in shots:
-        tells_lie = "lie" in (shots_say, instruction.asks if shots_say == "obey" else None)
-        answer = template.choices_for(shot)[1 - shot.label if tells_lie else shot.label]
+        task = instruction.asks if shots_say == "obey" else shots_say
+        answer = template.choices_for(shot)[1 - shot.label if task == "lie" else shot.label]
         messages += [
             {"role": "user", "content": template.question_for(shot)},
             {"role": "assistant", "content": f"{template.prefix} {answer}".strip()},
