@@ -81,6 +81,7 @@ class Probe(BaseEstimator):
     fit_columns: ClassVar[tuple[str, ...]] = ()
     """Columns of a table of rows, besides X and y, that `fit` takes as keywords."""
     _ndim: ClassVar[int] = 3
+    """Number of axes of X, with the one for the feature matrices."""
 
     def fit(self, X: Any, y: Any, **columns: Any) -> "Probe":
         """Fit the probe.
@@ -210,7 +211,11 @@ def logistic_loss(y: Float[Tensor, " n"], row_weight: Float[Tensor, " n"] | floa
 
 
 class _Position(NamedTuple):
-    """Where the solver is, or a step from there. The scores are without the intercepts."""
+    """Where the solver is, or a step from there.
+
+    Scores are without the intercepts. They are linear in the row weights, and so can be carried
+    along, instead of being computed for every length of a step that is tried.
+    """
 
     row_weights: Float[Tensor, "b n"]
     scores: Float[Tensor, "b n"]
@@ -281,6 +286,7 @@ def reweighted_least_squares(
         size = torch.ones_like(here.intercepts)
         for _ in range(8):
             reached = cost(here.moved(step, size))
+            # A cost that is higher by rounding alone is not worse.
             worse = reached > lowest + 100 * torch.finfo(products.dtype).eps * lowest.abs()
             if not worse.any():
                 break

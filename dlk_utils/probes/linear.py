@@ -359,11 +359,6 @@ class AllLayers(StackProbe):
     scale : str
         How states are scaled: see `Scale`.
 
-    Attributes
-    ----------
-    probe_ : Logistic
-        The fitted logistic regression.
-
     References
     ----------
     The original study, where these features are called "residual, all layers".
@@ -374,10 +369,10 @@ class AllLayers(StackProbe):
         self.scale = scale
 
     def _fit_scaled(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> None:
-        self.probe_ = Logistic(C=self.C / len(X), scale="none").fit(_side_by_side(X), y)
+        self._probe = Logistic(C=self.C / len(X), scale="none").fit(_side_by_side(X), y)
 
     def _score_scaled(self, X: Float[Tensor, "b n d"]) -> Float[Tensor, "1 n"]:
-        return torch.from_numpy(self.probe_.decision_function(_side_by_side(X)))[None]
+        return torch.from_numpy(self._probe.decision_function(_side_by_side(X)))[None]
 
 
 register("stack", "all_layers", AllLayers)

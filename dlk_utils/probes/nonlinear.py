@@ -30,11 +30,6 @@ class ClassifierProbe(StateProbe):
         A classifier with `predict_proba`.
     scale : str
         How states are scaled: see `Scale`.
-
-    Attributes
-    ----------
-    classifiers_ : list of estimator
-        The fitted copies, one for each feature matrix.
     """
 
     def __init__(self, classifier: Any, scale: str = "neuron"):
@@ -43,10 +38,10 @@ class ClassifierProbe(StateProbe):
 
     def _fit_scaled(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> None:
         labels = y.cpu().numpy()
-        self.classifiers_ = [clone(self.classifier).fit(x, labels) for x in X.cpu().numpy()]
+        self._classifiers = [clone(self.classifier).fit(x, labels) for x in X.cpu().numpy()]
 
     def _score_scaled(self, X: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
-        fitted = zip(self.classifiers_, X.cpu().numpy(), strict=True)
+        fitted = zip(self._classifiers, X.cpu().numpy(), strict=True)
         return torch.from_numpy(np.stack([c.predict_proba(x)[:, 1] for c, x in fitted]) - 0.5)
 
 
@@ -70,11 +65,6 @@ class MLP(StateProbe):
         Number of steps of Adam, and of random starts.
     scale : str
         How states are scaled: see `Scale`.
-
-    Attributes
-    ----------
-    weights_ : list of Tensor, each [b * seeds, ...]
-        Weights and biases of the hidden layer and of the output.
 
     References
     ----------
@@ -112,10 +102,10 @@ class MLP(StateProbe):
             scores = _mlp(inputs, *weights)
             return binary_cross_entropy_with_logits(scores, labels, reduction="none").mean(1)
 
-        self.weights_ = _train(log_loss, start, penalty=self.penalty, steps=self.steps)
+        self._weights = _train(log_loss, start, penalty=self.penalty, steps=self.steps)
 
     def _score_scaled(self, X: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
-        scores = _mlp(self._inputs(X), *self.weights_)
+        scores = _mlp(self._inputs(X), *self._weights)
         return scores.view(len(X), self.seeds, -1).mean(1).double()
 
     def _inputs(self, X: Float[Tensor, "b n d"]) -> Float[Tensor, "b_seeds n d"]:
@@ -194,11 +184,6 @@ class DepthConvolution(StackProbe):
     scale : str
         How states are scaled: see `Scale`.
 
-    Attributes
-    ----------
-    weights_ : list of Tensor, each [seeds, ...]
-        Weights and biases of the two convolutions and of the read-out.
-
     References
     ----------
     The convolution of the original study.
@@ -234,10 +219,10 @@ class DepthConvolution(StackProbe):
             scores = _convolve(inputs, *weights)
             return torch.stack([binary_cross_entropy_with_logits(s, labels) for s in scores])
 
-        self.weights_ = _train(log_loss, start, penalty=self.penalty, steps=self.steps)
+        self._weights = _train(log_loss, start, penalty=self.penalty, steps=self.steps)
 
     def _score_scaled(self, X: Float[Tensor, "b n d"]) -> Float[Tensor, "1 n"]:
-        scores = _convolve(X.permute(1, 2, 0).float(), *self.weights_)
+        scores = _convolve(X.permute(1, 2, 0).float(), *self._weights)
         return scores.mean(0, keepdim=True).double()
 
 

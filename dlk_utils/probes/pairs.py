@@ -206,11 +206,6 @@ class PairDual(Probe):
     C : float
         Inverse of the weight of the penalty; not tuned.
 
-    Attributes
-    ----------
-    probe_ : Logistic
-        The fitted logistic regression.
-
     References
     ----------
     The dual-input network of the original study, made linear.
@@ -223,10 +218,10 @@ class PairDual(Probe):
 
     def _fit(self, X: Float[Tensor, "b n 2 d"], y: Float[Tensor, " n"]) -> None:
         moved = y != 0
-        self.probe_ = Logistic(C=self.C).fit(X.flatten(2)[:, moved], y[moved] > 0)
+        self._probe = Logistic(C=self.C).fit(X.flatten(2)[:, moved], y[moved] > 0)
 
     def _score(self, X: Float[Tensor, "b n 2 d"]) -> Float[Tensor, "b n"]:
-        return torch.from_numpy(self.probe_.decision_function(X.flatten(2)))
+        return torch.from_numpy(self._probe.decision_function(X.flatten(2)))
 
 
 register("pair", "pair_dual", PairDual)
