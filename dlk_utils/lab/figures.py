@@ -206,23 +206,20 @@ def matrix_figure(table: pd.DataFrame, *, title: str) -> go.Figure:
     Each cell shows its estimate, interval and number of rows, from the columns `trained_on`,
     `tested_on`, `estimate`, `low`, `high` and `n`. White is one half, which is chance.
     """
+    texts = [
+        f"{cell.estimate:.2f}<br>[{cell.low:.2f}, {cell.high:.2f}]<br>n = {cell.n}"
+        for cell in table.itertuples()
+    ]
     # A heat map begins at the bottom.
     rows = list(dict.fromkeys(table.trained_on))[::-1]
     columns = list(dict.fromkeys(table.tested_on))
-    values = [[None for _ in columns] for _ in rows]
-    texts = [["" for _ in columns] for _ in rows]
-    for cell in table.itertuples():
-        row, column = rows.index(cell.trained_on), columns.index(cell.tested_on)
-        values[row][column] = float(cell.estimate)
-        texts[row][column] = (
-            f"{cell.estimate:.2f}<br>[{cell.low:.2f}, {cell.high:.2f}]<br>n = {cell.n}"
-        )
+    cells = table.assign(text=texts).pivot(index="trained_on", columns="tested_on").loc[rows]
     fig = go.Figure()
     fig.add_heatmap(
         x=columns,
         y=rows,
-        z=values,
-        text=texts,
+        z=cells["estimate"][columns].to_numpy().tolist(),
+        text=cells["text"][columns].fillna("").to_numpy().tolist(),
         texttemplate="%{text}",
         zmin=0,
         zmax=1,

@@ -90,19 +90,13 @@ def _error(error: dict | None) -> list[np.ndarray] | None:
 
 
 def _draw_bars(axes: Axes, bars: Sequence[dict]) -> None:
-    """Draw bars side by side, at their numbers or one name after the other."""
-    if not bars:
-        return
+    """Draw bars side by side at the numbers where they stand."""
     values = sorted({x for trace in bars for x in trace["x"]})
-    is_number = not isinstance(values[0], str)
-    place = {x: x if is_number else number for number, x in enumerate(values)}
-    step = min(np.diff(list(place.values())), default=1)
-    width = 0.8 * step / len(bars)
+    width = 0.8 * min(np.diff(values), default=1) / max(1, len(bars))
     for number, trace in enumerate(bars):
         marker = trace.get("marker", {})
-        shift = (number - (len(bars) - 1) / 2) * width
         axes.bar(
-            [place[x] + shift for x in trace["x"]],
+            np.array(trace["x"]) + (number - (len(bars) - 1) / 2) * width,
             list(trace["y"]),
             width=width,
             label=trace.get("name"),
@@ -111,22 +105,20 @@ def _draw_bars(axes: Axes, bars: Sequence[dict]) -> None:
             edgecolor="white",
             linewidth=0,
         )
-    if not is_number:
-        axes.set_xticks(list(place.values()), values)
 
 
 def _draw_heatmap(axes: Axes, trace: dict) -> None:
-    values, ends = np.array(trace["z"], float), {"vmin": trace["zmin"], "vmax": trace["zmax"]}
-    axes.imshow(values, cmap="RdBu", aspect="auto", origin="lower", **ends)
-    middle = (ends["vmin"] + ends["vmax"]) / 2
+    values, low, high = np.array(trace["z"], float), trace["zmin"], trace["zmax"]
+    axes.imshow(values, cmap="RdBu", vmin=low, vmax=high, aspect="auto", origin="lower")
     axes.set_xticks(range(len(trace["x"])), trace["x"], rotation=30, ha="right")
     axes.set_yticks(range(len(trace["y"])), trace["y"])
     for i, row in enumerate(trace["text"]):
         for j, text in enumerate(row):
             # Both ends of the colour map are dark.
-            is_dark = abs(values[i, j] - middle) > 0.7 * (ends["vmax"] - middle)
-            options = {"color": "white" if is_dark else "black", "fontsize": 7}
-            axes.text(j, i, _lines(text), ha="center", va="center", **options)
+            color = (
+                "white" if abs(values[i, j] - (low + high) / 2) > 0.35 * (high - low) else "black"
+            )
+            axes.text(j, i, _lines(text), ha="center", va="center", color=color, fontsize=7)
 
 
 def _set_axis(axes: Axes, name: str, axis: dict) -> None:
