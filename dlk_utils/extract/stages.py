@@ -1,5 +1,26 @@
-"""The stages that store: a table of prompts in, a store of tensors out."""
+"""The stages that store what they compute: a table of prompts in, a folder of tensors out.
 
+All of them take the same arguments besides their own:
+
+model
+    A causal model of transformers, in evaluation mode.
+prompts
+    Rows of `make_prompts`: `row_id`, `example_id`, `input_ids`, `choice_ids`.
+out
+    Folder of the store (`store.fill`). What is there already is not computed again.
+record
+    What else decides the content and belongs to the store's fingerprint, as JSON values: a
+    model's identity, for instance.
+batch_tokens
+    Most tokens in a batch, padding included.
+only
+    Numbers of the shards to make, for one of several workers.
+
+A stage raises `ChoiceError` for rows whose choices are scored by all their tokens, except
+`store_answers`, because the margin at the next token says nothing about such choices.
+"""
+
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,21 +29,29 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from dlk_utils.errors import DataError
 from dlk_utils.extract.answers import choice_logprobs, sequence_logprobs
-from dlk_utils.extract.batches import Layers, cached_prefix, last_logits, pad, plan_batches
-from dlk_utils.extract.draws import draw_states, refuse_equal
-from dlk_utils.extract.dropout import INJECTED, draw_seed
+from dlk_utils.extract.batches import (
+    Layers,
+    cached_prefix,
+    in_halves,
+    last_logits,
+    pad,
+    plan_batches,
+)
+from dlk_utils.extract.draws import seeded_draws
+from dlk_utils.extract.dropout import DEFAULT_P, INJECTED
 from dlk_utils.extract.gradients import (
-    _last_token_gradients,
     counterfactual_states,
     first_tokens,
     last_linear,
+    last_token_gradients,
     pooled_weight_gradients,
     states_after_choices,
 )
 from dlk_utils.extract.packing import plan_shared, shared_batch
 from dlk_utils.extract.states import forward_states
-from dlk_utils.extract.store import Plan, fill
+from dlk_utils.extract.store import fill
 from dlk_utils.models.sites import SITES, blocks, layer_numbers
 from dlk_utils.questions.choices import require_first_token_choices
 
@@ -32,35 +61,51 @@ def store_answers(
     prompts: pd.DataFrame,
     out: Path,
     *,
-    record: Mapping[str, Any],
+    record: Mapping[str, Any] | None = None,
     batch_tokens: int = 2048,
 ) -> None:
-    """Store for each prompt `choice_logprobs` [n, 2] (index = label), `strict_logprobs` [n, 2] (each choice as written, no other spelling) and `top_token` [n].
+    """Store the model's answer to each prompt.
 
-    A row with `choice_tokens` (choices that only differ after their first token) has each choice scored by its whole log-probability.
+    The tensors are `choice_logprobs` [n, 2], by label; `strict_logprobs` [n, 2], each choice as it
+    is written, in no other spelling; and `top_token` [n].
+
+    Parameters
+    ----------
+    model, prompts, out, record, batch_tokens
+        As in all stages (see the top of the module). `prompts` may have `strict_ids`, the token ids
+        of the choices as written; and `choice_tokens`, for choices that differ only after their
+        first token, which are scored by the log-probability of all their tokens.
     """
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
         logits = last_logits(model, shared_batch(model, list(rows.input_ids)))
-        logp = choice_logprobs(logits, list(rows.choice_ids))
-        strict = (
-            choice_logprobs(logits, list(rows.strict_ids)) if "strict_ids" in rows else logp.clone()
-        )
-        for i, whole in enumerate(rows.choice_tokens if "choice_tokens" in rows else []):
-            if whole is not None:
-                found = torch.stack(
-                    sequence_logprobs(
-                        model, rows.input_ids.iloc[i], [v for variants in whole for v in variants]
-                    )
-                )
-                per_choice = found.split([len(variants) for variants in whole])
-                logp[i] = torch.stack([p.logsumexp(0) for p in per_choice])
-                strict[i] = torch.stack([p[0] for p in per_choice])
-        return {"choice_logprobs": logp, "strict_logprobs": strict, "top_token": logits.argmax(-1)}
+        logprobs = choice_logprobs(logits, list(rows.choice_ids))
+        strict = logprobs.clone()
+        if "strict_ids" in rows:
+            strict = choice_logprobs(logits, list(rows.strict_ids))
+        complete = rows.choice_tokens if "choice_tokens" in rows else [None] * len(rows)
+        for i, (ids, choices) in enumerate(zip(rows.input_ids, complete, strict=True)):
+            if choices is not None:
+                logprobs[i], strict[i] = _complete_logprobs(model, ids, choices)
+        top_token = logits.argmax(-1)
+        return {"choice_logprobs": logprobs, "strict_logprobs": strict, "top_token": top_token}
 
-    fill_rows(
-        out, prompts, record, plan_shared(prompts, batch_tokens), compute, "answers", batch_tokens
-    )
+    options = {"batch_tokens": batch_tokens}
+    fill_rows(out, prompts, compute, plan_shared, options, record=record, desc="answers")
+
+
+def _complete_logprobs(
+    model: nn.Module, prompt: Sequence[int], choices: Sequence[Sequence[Sequence[int]]]
+) -> tuple[Tensor, Tensor]:
+    """Score choices by all their tokens: over all spellings [2], and as written [2].
+
+    The first spelling of each choice is the one that is written.
+    """
+    spellings = [sequence for choice in choices for sequence in choice]
+    logprobs = torch.stack(sequence_logprobs(model, prompt, spellings))
+    by_choice = logprobs.split([len(choice) for choice in choices])
+    anyhow = torch.stack([choice.logsumexp(0) for choice in by_choice])
+    return anyhow, torch.stack([choice[0] for choice in by_choice])
 
 
 def store_draws(
@@ -68,11 +113,11 @@ def store_draws(
     prompts: pd.DataFrame,
     out: Path,
     *,
-    record: Mapping[str, Any],
+    record: Mapping[str, Any] | None = None,
     sites: Sequence[str] = ("resid_post",),
     layers: Layers = "all",
-    draws: int = 2,
-    p: float = 0.1,
+    n_draws: int = 2,
+    p: float = DEFAULT_P,
     scope: str = "sequence",
     places: str | Sequence[str] = INJECTED,
     positions: int = 1,
@@ -80,74 +125,62 @@ def store_draws(
     batch_tokens: int = 2048,
     only: Sequence[int] | None = None,
 ) -> None:
-    """Store `activation.site.layer.draw` [n, d] and `choice_logprobs.draw` [n, 2] for `draws` dropout draws of each prompt; with `draws=1, p=0.0` for one clean pass.
+    """Store dropout draws of each prompt, or one pass without dropout (`n_draws=1, p=0`).
 
-    The masks depend on (row, draw) alone. `places` are where `mc_dropout` acts. With `positions` above 1 (and scope "sequence") the states are [n, positions, d], of the last
-    tokens. Raises `DeadDropout` if two draws of a row are equal, `ChoiceError` if choices are scored whole, `ValueError` where a prompt has fewer tokens than that.
+    The tensors are `activation.site.layer.draw` [n, d] (or [n, positions, d]) and
+    `choice_logprobs.draw` [n, 2]. A mask depends on the row's id, the draw and the seed alone.
+
+    Parameters
+    ----------
+    model, prompts, out, record, batch_tokens, only
+        As in all stages (see the top of the module).
+    sites, layers, positions
+        What to store: where, and how many tokens from the end of a prompt.
+    n_draws, p, scope, places, seed
+        How to draw (`draws.draw_states`).
+
+    Raises
+    ------
+    DeadDropout
+        If two draws of a row are equal.
+    ValueError
+        If there is one draw with dropout, or a prompt has fewer tokens than `positions`.
     """
     require_first_token_choices(prompts, "dropout draws")
-    clean = (draws, p) == (1, 0)
-    if draws < 2 and not clean:
+    clean = (n_draws, p) == (1, 0)
+    if n_draws < 2 and not clean:
         raise ValueError(
-            f"draws: expected at least 2 (or one clean pass, with draws=1 and p=0), got {draws} with p={p}"
+            "n_draws: expected at least 2 (or one clean pass, with n_draws=1 and p=0), got "
+            f"{n_draws} with p={p}"
         )
     numbers = layer_numbers(layers, len(blocks(model)))
-
-    def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
-        batch, found = pad(rows.input_ids, device=model.device), {}
-        seeds = [[draw_seed(r, k, seed) for r in rows.row_id] for k in range(draws)]
-        drawn = (
-            [forward_states(model, batch, sites, numbers, positions=positions)]
-            if clean
-            else draw_states(
-                model,
-                batch,
-                sites,
-                numbers,
-                seeds=seeds,
-                p=p,
-                scope=scope,
-                places=places,
-                positions=positions,
-            )
-        )
-        for k, (states, logits) in enumerate(drawn):
-            found |= named(states, "activation", k, numbers) | {
-                f"choice_logprobs.{k}": choice_logprobs(logits, list(rows.choice_ids))
-            }
-            if k:
-                refuse_equal(drawn[k - 1][1], logits, rows.row_id)
-                if "resid_post" in states and numbers[-1] + 1 == len(
-                    blocks(model)
-                ):  # an earlier site may come before anything that is dropped
-                    refuse_equal(
-                        drawn[k - 1][0]["resid_post"][:, -1].flatten(1),
-                        states["resid_post"][:, -1].flatten(1),
-                        rows.row_id,
-                    )
-        return found
-
-    parts = {
-        **record,
-        "mode": "clean" if clean else "dropout",
-        "sites": list(sites),
-        "layers": numbers,
-        "draws": draws,
+    draw_options = {
+        "n_draws": n_draws,
         "p": p,
         "scope": scope,
         "places": places if isinstance(places, str) else list(places),
         "positions": positions,
         "seed": seed,
     }
+
+    def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
+        if clean:
+            batch = pad(rows.input_ids, device=model.device)
+            draws = [forward_states(model, batch, sites, numbers, positions=positions)]
+        else:
+            keys = list(rows.row_id)
+            draws = seeded_draws(model, rows.input_ids, keys, sites, numbers, **draw_options)
+        tensors = {}
+        for draw, (states, logits) in enumerate(draws):
+            tensors |= named(states, "activation", draw, numbers)
+            tensors[f"choice_logprobs.{draw}"] = choice_logprobs(logits, list(rows.choice_ids))
+        return tensors
+
+    mode = "clean" if clean else "dropout"
+    options = {"mode": mode, "sites": list(sites), "layers": numbers, **draw_options}
+    options["batch_tokens"] = batch_tokens
     fill_rows(
-        out,
-        prompts,
-        parts,
-        plan_batches(prompts, batch_tokens),
-        compute,
-        "dropout draws",
-        batch_tokens,
-        only,
+        out, prompts, compute, plan_batches, options, record=record, desc="dropout draws", only=only
     )
 
 
@@ -156,61 +189,54 @@ def store_gradients(
     prompts: pd.DataFrame,
     out: Path,
     *,
-    record: Mapping[str, Any],
+    record: Mapping[str, Any] | None = None,
     sites: Sequence[str] = SITES,
     layers: Layers = "all",
     contrast: bool = False,
     batch_tokens: int = 2048,
     only: Sequence[int] | None = None,
 ) -> None:
-    """Store `activation.site.layer.0` and `gradient.site.layer.0` [n, d] of one clean pass: d margin / d activation at the last token.
+    """Store the states at the last token, and the gradients of the margin by them.
 
-    With `contrast` also `said.resid_post.layer.k` [n, d], the state after choice `k` is said (`strict_ids`), from the same pass; a row whose choices begin alike raises `ValueError`, one whose choices are scored whole `ChoiceError`.
+    The tensors are `activation.site.layer.0` and `gradient.site.layer.0` [n, d], and
+    `choice_logprobs` [n, 2], all of one pass without dropout.
+
+    Parameters
+    ----------
+    model, prompts, out, record, batch_tokens, only
+        As in all stages (see the top of the module).
+    sites, layers
+        What to store.
+    contrast
+        Store contrast pairs too, from the same pass: `after_choice.resid_post.layer.k` [n, d], the
+        state at the first token of choice k (`strict_ids`) appended to the prompt.
+
+    Raises
+    ------
+    ChoiceError
+        With `contrast`, if the choices of a row begin with the same token.
     """
     require_first_token_choices(prompts, "gradients")
     numbers = layer_numbers(layers, len(blocks(model)))
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
         last = cached_prefix(model, shared_batch(model, list(rows.input_ids)))
-        states, grads, logp = _last_token_gradients(
+        states, gradients, logprobs = last_token_gradients(
             model, last, list(rows.choice_ids), sites, numbers
         )
-        found = (
-            named(states, "activation", 0, numbers)
-            | named(grads, "gradient", 0, numbers)
-            | {"choice_logprobs": logp}
-        )
-        for k, said in enumerate(
-            states_after_choices(
-                model,
-                last,
-                last["past_key_values"],
-                first_tokens(list(rows.strict_ids)),
-                ["resid_post"],
-                numbers,
-            )
-            if contrast
-            else []
-        ):
-            found |= named(said, "said", k, numbers)
-        return found
+        tensors = named(states, "activation", 0, numbers) | named(gradients, "gradient", 0, numbers)
+        tensors["choice_logprobs"] = logprobs
+        if contrast:
+            tokens, cache = first_tokens(rows.strict_ids), last["past_key_values"]
+            pair = states_after_choices(model, last, cache, tokens, ["resid_post"], numbers)
+            for choice, after_choice in enumerate(pair):
+                tensors |= named(after_choice, "after_choice", choice, numbers)
+        return tensors
 
-    parts = {
-        **record,
-        "sites": list(sites),
-        "layers": numbers,
-        "gradient of": "margin",
-        "contrast": contrast,
-    }
+    options = {"sites": list(sites), "layers": numbers, "contrast": contrast}
+    options |= {"gradient of": "margin", "batch_tokens": batch_tokens}
     fill_rows(
-        out,
-        prompts,
-        parts,
-        plan_shared(prompts, batch_tokens),
-        compute,
-        "gradients",
-        batch_tokens,
-        only,
+        out, prompts, compute, plan_shared, options, record=record, desc="gradients", only=only
     )
 
 
@@ -219,40 +245,41 @@ def store_counterfactual(
     prompts: pd.DataFrame,
     out: Path,
     *,
-    record: Mapping[str, Any],
+    record: Mapping[str, Any] | None = None,
     at: int,
     step: float = 0.1,
     layers: Layers = "all",
     batch_tokens: int = 2048,
     only: Sequence[int] | None = None,
 ) -> None:
-    """Store `activation.resid_post.layer.1` [n, d] and `choice_logprobs.1` [n, 2] of the second pass of `counterfactual_states`, moved at layer `at`: the other half of a pair with the clean pass."""
+    """Store a second pass whose state is moved towards the other answer.
+
+    The tensors are `activation.resid_post.layer.1` [n, d] and `choice_logprobs.1` [n, 2]: the other
+    half of a pair with the pass of `store_gradients`.
+
+    Parameters
+    ----------
+    model, prompts, out, record, batch_tokens, only
+        As in all stages (see the top of the module).
+    at, step
+        Layer and relative length of the move (`gradients.counterfactual_states`).
+    layers
+        What to store.
+    """
     require_first_token_choices(prompts, "counterfactual pass")
     numbers = layer_numbers(layers, len(blocks(model)))
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
-        states, logp = counterfactual_states(
-            model,
-            shared_batch(model, list(rows.input_ids)),
-            list(rows.choice_ids),
-            ["resid_post"],
-            layer=at,
-            step=step,
+        batch, choice_ids = shared_batch(model, list(rows.input_ids)), list(rows.choice_ids)
+        states, logprobs = counterfactual_states(
+            model, batch, choice_ids, ["resid_post"], layer=at, step=step
         )
-        return named({"resid_post": states["resid_post"][:, numbers]}, "activation", 1, numbers) | {
-            "choice_logprobs.1": logp
-        }
+        some = {"resid_post": states["resid_post"][numbers]}
+        return named(some, "activation", 1, numbers) | {"choice_logprobs.1": logprobs}
 
-    fill_rows(
-        out,
-        prompts,
-        {**record, "layers": numbers, "moved at": at, "step": step},
-        plan_shared(prompts, batch_tokens),
-        compute,
-        "counterfactual pass",
-        batch_tokens,
-        only,
-    )
+    options = {"layers": numbers, "moved at": at, "step": step, "batch_tokens": batch_tokens}
+    desc = "counterfactual pass"
+    fill_rows(out, prompts, compute, plan_shared, options, record=record, desc=desc, only=only)
 
 
 def store_weight_gradients(
@@ -260,85 +287,104 @@ def store_weight_gradients(
     prompts: pd.DataFrame,
     out: Path,
     *,
-    record: Mapping[str, Any],
+    record: Mapping[str, Any] | None = None,
     layers: Layers = "all",
     batch_tokens: int = 1024,
     only: Sequence[int] | None = None,
 ) -> None:
-    """Store `weight_gradient.mlp_out.layer.0` [n, out + in]: of each row's margin, to the weight of the MLP's last linear layer, averaged over inputs and over outputs (`pooled_weight_gradients`)."""
+    """Store the gradient of each row's margin by the weight of each MLP's last linear layer.
+
+    The tensors are `weight_gradient.mlp_out.layer.0` [n, out + in]: the gradient's means over
+    inputs and over outputs, side by side (`gradients.pooled_weight_gradients`).
+
+    Parameters
+    ----------
+    model, prompts, out, record, batch_tokens, only
+        As in all stages (see the top of the module).
+    layers
+        What to store.
+    """
     require_first_token_choices(prompts, "weight gradients")
     numbers = layer_numbers(layers, len(blocks(model)))
-    names = {id(m): name for name, m in model.named_modules()}
-    last = [names[id(module)] for module in (last_linear(model)[k] for k in numbers)]
+    name_of = {id(module): name for name, module in model.named_modules()}
+    linear = last_linear(model)
+    names = [name_of[id(linear[layer])] for layer in numbers]
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
-        pooled = pooled_weight_gradients(
-            model, pad(rows.input_ids, device=model.device), list(rows.choice_ids), last
-        )
-        return {
-            f"weight_gradient.mlp_out.{k}.0": torch.cat(pooled[name], 1)
-            for k, name in zip(numbers, last, strict=True)
-        }
+        batch = pad(rows.input_ids, device=model.device)
+        pooled = pooled_weight_gradients(model, batch, list(rows.choice_ids), names)
+        by_layer = zip(numbers, names, strict=True)
+        return {f"weight_gradient.mlp_out.{i}.0": torch.cat(pooled[n], 1) for i, n in by_layer}
 
-    fill_rows(
-        out,
-        prompts,
-        {**record, "layers": numbers, "gradient of": "margin, to weights"},
-        plan_batches(prompts, batch_tokens),
-        compute,
-        "weight gradients",
-        batch_tokens,
-        only,
-    )
+    options = {"layers": numbers, "gradient of": "margin, to weights", "batch_tokens": batch_tokens}
+    desc = "weight gradients"
+    fill_rows(out, prompts, compute, plan_batches, options, record=record, desc=desc, only=only)
 
 
 def fill_rows(
     out: Path,
     prompts: pd.DataFrame,
-    parts: Mapping,
-    plan: Plan,
-    compute: Callable,
-    desc: str,
-    batch_tokens: int,
+    compute: Callable[[pd.DataFrame], dict[str, Tensor]],
+    plan: Callable,
+    options: Mapping[str, Any],
+    *,
+    record: Mapping[str, Any] | None = None,
+    desc: str = "batches",
     only: Sequence[int] | None = None,
 ) -> None:
-    """Fill a store with what `compute` gives for each batch of prompt rows; a batch that does not fit into the GPU's memory goes in halves."""
+    """Fill a store with what `compute` gives for the prompts of each batch.
+
+    Parameters
+    ----------
+    out, prompts, record, only
+        As in all stages (see the top of the module).
+    compute
+        Takes rows of `prompts`, and returns named tensors [b, ...]. A batch that does not fit into
+        the device's memory is computed in halves.
+    plan
+        `plan_batches` or `plan_shared`.
+    options
+        Everything of the stage that decides the content. `batch_tokens` is the size of the batches.
+    desc
+        What the progress bar says.
+
+    Raises
+    ------
+    DataError
+        If there are no prompts.
+    """
+    if prompts.empty:
+        raise DataError(f"{desc}: expected at least one prompt, got none")
     by_id = prompts.set_index("row_id", drop=False)
-    record = {**parts, "batch_tokens": batch_tokens}  # which rows, the plan says
+
+    # As `wraps` says, it is the code of `compute` that decides the content.
+    @functools.wraps(compute)
+    def compute_ids(row_ids: list[str]) -> dict[str, Tensor]:
+        parts = [part for _, part in in_halves(lambda ids: compute(by_id.loc[ids]), row_ids)]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
     fill(
         out,
-        record,
-        plan,
-        lambda ids: in_halves(compute, by_id.loc[ids]),
+        {**(record or {}), **options},
+        plan(prompts, options["batch_tokens"]),
+        compute_ids,
         examples=dict(zip(prompts.row_id, prompts.example_id, strict=True)),
         desc=desc,
         only=only,
     )
 
 
-def in_halves(
-    compute: Callable[[pd.DataFrame], dict[str, Tensor]], rows: pd.DataFrame
-) -> dict[str, Tensor]:
-    """`compute(rows)`, or that of either half, one after the other, where the device runs out of memory; raises what it raises if one row is too much."""
-    try:
-        return compute(rows)
-    except torch.OutOfMemoryError:
-        if len(rows) == 1:
-            raise
-    torch.cuda.empty_cache()
-    parts = [
-        in_halves(compute, rows.iloc[: len(rows) // 2]),
-        in_halves(compute, rows.iloc[len(rows) // 2 :]),
-    ]
-    return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
-
-
 def named(
     states: Mapping[str, Tensor], kind: str, draw: int, layers: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Stacks [b, layer, ...] by site as the tensors of a store, `kind.site.layer.draw`."""
-    return {
-        f"{kind}.{site}.{layer}.{draw}": t[:, i]
-        for site, t in states.items()
-        for i, layer in enumerate(layers)
-    }
+    """Name states [layer, b, ...] by site as a store does, one tensor a layer.
+
+    A name is `kind.site.layer.draw`, for instance `activation.resid_post.12.0`.
+    """
+    named_states = {}
+    for site, by_layer in states.items():
+        for layer, state in zip(layers, by_layer, strict=True):
+            named_states[f"{kind}.{site}.{layer}.{draw}"] = state
+    return named_states

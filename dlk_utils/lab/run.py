@@ -434,7 +434,7 @@ class Stages(Asking):
             n_draws=n_draws,
             scope=scope,
             layers=layers,
-            options=dict(draws=n_draws, p=p, scope=scope, seed=self.seed, layers=layers),
+            options=dict(n_draws=n_draws, p=p, scope=scope, seed=self.seed, layers=layers),
         )
 
     def gradients(self) -> Path:

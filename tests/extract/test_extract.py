@@ -192,7 +192,7 @@ def test_a_stored_gradient_is_that_of_the_site_and_layer_in_its_name(tmp_path):
 
 def test_fewer_than_two_draws_are_refused(tmp_path):
     with pytest.raises(ValueError, match="at least 2"):
-        store_draws(tiny("llama"), tiny_prompts(), tmp_path / "s", record={}, draws=1)
+        store_draws(tiny("llama"), tiny_prompts(), tmp_path / "s", record={}, n_draws=1)
 
 
 @pytest.mark.trap(19)
@@ -255,7 +255,7 @@ def test_a_batch_that_does_not_fit_goes_in_halves_and_loses_nothing(tmp_path):
 @pytest.mark.parametrize("positions", [1, 2])
 def test_one_draw_without_dropout_is_the_clean_pass(tmp_path, positions):
     model, rows = tiny("llama"), tiny_prompts()
-    store_draws(model, rows, tmp_path / "s", record={}, draws=1, p=0.0, positions=positions)
+    store_draws(model, rows, tmp_path / "s", record={}, n_draws=1, p=0.0, positions=positions)
     states = forward_states(model, pad(rows.input_ids), ["resid_post"], positions=positions)[0]
     for layer in range(LAYERS):
         np.testing.assert_allclose(
@@ -266,7 +266,7 @@ def test_one_draw_without_dropout_is_the_clean_pass(tmp_path, positions):
     assert json.loads((tmp_path / "s" / "manifest.json").read_text())["parts"]["mode"] == "clean"
     for draws, p in ((1, 0.1), (2, 0.0)):
         with pytest.raises(ValueError, match=r"draws: expected at least 2|dropout p: expected"):
-            store_draws(model, rows, tmp_path / "other", record={}, draws=draws, p=p)
+            store_draws(model, rows, tmp_path / "other", record={}, n_draws=draws, p=p)
 
 
 def test_a_site_that_comes_before_anything_dropped_is_no_dead_dropout(tmp_path):
