@@ -74,7 +74,8 @@ def states(model, rows: pd.DataFrame, rounds: int) -> pd.DataFrame:
     groups = [batch for shard in plan_shared(rows, 2048) for batch in shard]
 
     def ours(sites):
-        return torch.cat([forward_states(model, pad(b), sites)[0]["resid_post"] for b in plan])
+        found = [forward_states(model, pad(b), sites)[0]["resid_post"] for b in plan]
+        return torch.cat(found, 1).transpose(0, 1)  # [n, layer, d], as the reference is
 
     def ours_shared(sites):
         found = {}
@@ -84,7 +85,7 @@ def states(model, rows: pd.DataFrame, rounds: int) -> pd.DataFrame:
                     batch,
                     forward_states(model, shared_batch(model, list(rows.input_ids[batch])), sites)[
                         0
-                    ]["resid_post"],
+                    ]["resid_post"].unbind(1),
                     strict=True,
                 )
             )
@@ -195,7 +196,7 @@ def head_at_last(model, batch) -> dict[str, torch.Tensor]:
                 (logp[:, 1] - logp[:, 0]).sum(), [h for site in SITES for h in found[site]]
             )
         )
-    return {site: torch.stack([next(grads)[:, -1] for _ in found[site]], 1) for site in SITES}
+    return {site: torch.stack([next(grads)[:, -1] for _ in found[site]]) for site in SITES}
 
 
 def by_backward(model, batch) -> dict[str, torch.Tensor]:
@@ -215,7 +216,7 @@ def by_backward(model, batch) -> dict[str, torch.Tensor]:
         )
         (logp[:, 1] - logp[:, 0]).sum().backward()
     model.zero_grad()
-    return {site: torch.stack([h.grad[:, -1] for h in found[site]], 1) for site in SITES}
+    return {site: torch.stack([h.grad[:, -1] for h in found[site]]) for site in SITES}
 
 
 def gradients_profile(model, rounds: int, shapes=((4, 64), (4, 256))) -> pd.DataFrame:
@@ -408,7 +409,7 @@ def draws(model, rows: pd.DataFrame, rounds: int, n: int, scopes: Sequence[str])
                 if scope
                 else forward_states(model, alone, ["resid_post"])[0]
             )
-            pairs.append((gave[way][i][row], one["resid_post"][0]))
+            pairs.append((gave[way][i][:, row], one["resid_post"][:, 0]))
         table.loc[way, ["largest difference", "least cosine"]] = apart(*pairs)
     return table.assign(passes=table.seconds / table.seconds.iloc[0]).set_index(
         table.index + f", {n} prompts"

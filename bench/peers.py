@@ -79,7 +79,7 @@ def main(kind: str, n_examples: int, rounds: int = 3) -> None:
                     batch,
                     forward_states(
                         model, shared_batch(model, list(rows.input_ids[batch])), ["resid_post"]
-                    )[0]["resid_post"],
+                    )[0]["resid_post"].unbind(1),
                     strict=True,
                 )
             )
@@ -88,8 +88,8 @@ def main(kind: str, n_examples: int, rounds: int = 3) -> None:
     ways = {
         "bare forward (the limit)": lambda: [last_logits(model, b) for b in plan],
         "ours": lambda: torch.cat(
-            [forward_states(model, b, ["resid_post"])[0]["resid_post"] for b in plan]
-        ),
+            [forward_states(model, b, ["resid_post"])[0]["resid_post"] for b in plan], 1
+        ).transpose(0, 1),
         "ours, shared prefixes": ours_shared,
         "nnsight": lambda: torch.cat([by_nnsight(b) for b in plan]),
         "transformer-lens": lambda: torch.cat([by_lens(b) for b in plan]),

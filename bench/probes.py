@@ -39,7 +39,7 @@ def features() -> tuple[list[np.ndarray], np.ndarray, list]:
     ]
     y = rows.label[order].to_numpy()
     return (
-        [np.concatenate([f[s].flatten(2).numpy() for f in found]).swapaxes(0, 1) for s in SITES],
+        [np.concatenate([f[s].flatten(2).numpy() for f in found], axis=1) for s in SITES],
         y,
         folds(y, rows.example_id[order].to_numpy()),
     )

@@ -30,24 +30,10 @@ def pad(
     token: int = 0,
     device: Any = "cpu",
 ) -> Batch:
-    """Lay prompts of different lengths side by side in one batch.
+    """Lay prompts of different lengths side by side, with padding on the left or right.
 
-    Parameters
-    ----------
-    prompts
-        Token ids of each prompt.
-    side
-        Where the padding goes, "left" or "right".
-    token
-        Token id that fills the padding. Masked as it is, it makes no difference to the prompts.
-    device
-        Where the tensors go.
-
-    Returns
-    -------
-    Batch
-        `input_ids`, `attention_mask` and `position_ids`, each [b, t]. Positions count from the
-        first token of each prompt, not from the padding.
+    The padding is masked, so which `token` fills it makes no difference to the prompts. Position
+    ids count from the first token of each prompt.
     """
     width = max(len(ids) for ids in prompts)
     input_ids = torch.full((len(prompts), width), token)
@@ -56,11 +42,9 @@ def pad(
         place = slice(width - len(ids), None) if side == "left" else slice(None, len(ids))
         input_ids[row, place] = torch.tensor(list(ids))
         mask[row, place] = 1
-    return {
-        "input_ids": input_ids.to(device),
-        "attention_mask": mask.to(device),
-        "position_ids": (mask.cumsum(1) - 1).clamp(min=0).to(device),
-    }
+    position_ids = (mask.cumsum(1) - 1).clamp(min=0)
+    batch = {"input_ids": input_ids, "attention_mask": mask, "position_ids": position_ids}
+    return {name: x.to(device) for name, x in batch.items()}
 
 
 def after_prefix(batch: Batch, cache: Any, length: int) -> Batch:
@@ -74,31 +58,15 @@ def after_prefix(batch: Batch, cache: Any, length: int) -> Batch:
     }
 
 
-def forward(model: nn.Module, batch: Batch, *, last_only: bool = True, **options) -> Any:
-    """Run a model on a batch, leaving out what its family does not take (MPT takes no positions).
+def forward(model: nn.Module, batch: Batch, *, last_only: bool = True, **options: Any) -> Any:
+    """Run a model on a batch, without the inputs that its family does not take.
 
-    Parameters
-    ----------
-    model, batch
-        A causal model of transformers, and its input.
-    last_only
-        Run the LM head on the last position alone, in the families that have this option.
-    **options
-        Further arguments of the model, such as `use_cache`.
-
-    Returns
-    -------
-    transformers.utils.ModelOutput
-        With `logits` [b, 1 or t, vocab], and `past_key_values` with `use_cache`.
-
-    Raises
-    ------
-    ValueError
-        If the model is in training mode.
+    With `last_only` the LM head runs on the last position alone, in the families that can do so.
+    Raises `ValueError` if the model is in training mode.
     """
     require_evaluation_mode(model)
     accepted = _forward_parameters(type(model))
-    inputs = {name: value for name, value in batch.items() if name in accepted}
+    inputs = {name: x for name, x in batch.items() if name in accepted}
     if last_only and "logits_to_keep" in accepted:
         options["logits_to_keep"] = 1
     return model(**inputs, **options)
@@ -114,10 +82,7 @@ def require_evaluation_mode(model: nn.Module) -> None:
 
 
 def takes_positions(model: nn.Module) -> bool:
-    """Whether the family is told each token's position.
-
-    MPT is not: it counts places, padding included, and only distances matter to it.
-    """
+    """Whether the family is told each token's position. MPT counts places, with the padding."""
     return "position_ids" in _forward_parameters(type(model))
 
 
@@ -128,7 +93,7 @@ def _forward_parameters(model_class: type) -> frozenset[str]:
 
 @torch.no_grad()
 def last_logits(model: nn.Module, batch: Batch) -> Float[Tensor, "b vocab"]:
-    """Return the next-token logits after each prompt.
+    """Return the logits of the token after each prompt.
 
     Where the padding is on the left, the LM head runs on one position only.
     """
@@ -141,27 +106,14 @@ def last_logits(model: nn.Module, batch: Batch) -> Float[Tensor, "b vocab"]:
 
 @torch.no_grad()
 def cached_prefix(model: nn.Module, batch: Batch) -> Batch:
-    """Run all tokens but the last of each prompt, and keep their keys and values.
+    """Run all tokens but the last of each prompt, and return the batch of the last ones alone.
 
-    Parameters
-    ----------
-    model, batch
-        A causal model, and left-padded prompts. What is in the batch's cache is not run again.
-
-    Returns
-    -------
-    Batch
-        The last tokens alone, `input_ids` [b, 1], with all tokens before them in `past_key_values`.
-
-    Raises
-    ------
-    ValueError
-        If the padding is on the right, or a prompt has fewer than two tokens.
+    The earlier tokens are in its `past_key_values`; what was in a cache before is not run again.
+    Raises `ValueError` if the padding is on the right, or a prompt has fewer than two tokens.
     """
-    mask = batch["attention_mask"]
+    mask, cache = batch["attention_mask"], batch.get("past_key_values")
     if not is_left_padded(batch) or int(mask.sum(1).min()) < 2:
         raise ValueError("cached prefix: expected left-padded prompts of at least two tokens")
-    cache = batch.get("past_key_values")
     if batch["input_ids"].shape[1] > 1:
         before = {name: x[:, :-1] for name, x in batch.items() if name != "past_key_values"}
         if cache is not None:
@@ -188,23 +140,10 @@ def is_left_padded(batch: Batch) -> bool:
 
 
 def plan_batches(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64) -> Plan:
-    """Plan batches of prompts of about equal length.
+    """Plan batches of prompts of about equal length, in shards of `shard_rows` prompts.
 
-    The plan depends on the rows' lengths and ids alone, so a run that starts again has the same.
-
-    Parameters
-    ----------
-    prompts
-        With `row_id` and `input_ids`, in any order.
-    batch_tokens
-        Most tokens in a batch, padding included. A longer prompt is a batch of its own.
-    shard_rows
-        Rows in a shard.
-
-    Returns
-    -------
-    Plan
-        Shards, each a list of batches, each a list of row ids.
+    A batch has at most `batch_tokens` tokens, padding included, or a single prompt. The plan
+    follows from the prompts' lengths and `row_id`s alone, so a run that starts again has the same.
     """
     by_length = sorted(zip(prompts.input_ids.map(len), prompts.row_id, strict=True))
     starts = range(0, len(by_length), shard_rows)
@@ -215,33 +154,15 @@ def cut(rows: Iterable[tuple[int, Any]], batch_tokens: int, max_rows: int) -> li
     """Cut rows, given as (length, row id) with the shortest first, into batches."""
     batches: list[list[Any]] = []
     for length, row_id in rows:
-        batch = batches[-1] if batches else []
-        if len(batch) in (0, max_rows) or (len(batch) + 1) * length > batch_tokens:
+        n = len(batches[-1]) if batches else 0
+        if n in (0, max_rows) or (n + 1) * length > batch_tokens:
             batches.append([])
         batches[-1].append(row_id)
     return batches
 
 
 def in_halves(compute: Callable, rows: Sequence) -> Iterator[tuple[Sequence, Any]]:
-    """Compute something for a batch, in smaller and smaller parts if the device's memory is short.
-
-    Parameters
-    ----------
-    compute
-        Called with `rows`, or with a part of them.
-    rows
-        Names or numbers of the batch's rows.
-
-    Yields
-    ------
-    tuple
-        A part of `rows`, and what `compute` returned for it. The parts come in order.
-
-    Raises
-    ------
-    torch.OutOfMemoryError
-        If the memory does not suffice for a single row.
-    """
+    """Yield (rows, compute(rows)), in smaller and smaller parts if the device's memory is short."""
     try:
         result = compute(rows)
     except torch.OutOfMemoryError:
@@ -250,7 +171,7 @@ def in_halves(compute: Callable, rows: Sequence) -> Iterator[tuple[Sequence, Any
     else:
         yield rows, result
         return
-    # Outside the except clause, whose traceback holds on to the tensors of the failed attempt.
+    # Outside the except clause, in which the error holds on to the tensors of the failed attempt.
     torch.cuda.empty_cache()
     middle = len(rows) // 2
     yield from in_halves(compute, rows[:middle])

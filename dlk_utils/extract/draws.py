@@ -39,23 +39,10 @@ def seeded_draws(
     places: str | Sequence[str],
     positions: int = 1,
 ) -> list[Draw]:
-    """Draw the states of some prompts, with masks that depend on (key, draw, seed) alone.
+    """Make `n_draws` draws of some prompts, with masks that depend on (key, draw, seed) alone.
 
-    Parameters
-    ----------
-    model, input_ids
-        A causal model, and the token ids of each prompt.
-    keys
-        What names each prompt for the seeds.
-    sites, layers, p, scope, places, positions
-        As for `draw_states`.
-    n_draws, seed
-        Number of draws, and what tells one set of draws from another.
-
-    Raises
-    ------
-    DeadDropout
-        If two draws of a prompt are equal.
+    `keys` has a name for each prompt; the other options are those of `draw_states`. Raises
+    `DeadDropout` if two draws of a prompt are equal.
     """
     batch = pad(input_ids, device=model.device)
     seeds = [[draw_seed(key, draw, seed) for key in keys] for draw in range(n_draws)]
@@ -85,39 +72,25 @@ def draw_states(
     positions: int = 1,
     at_once: int | None = None,
 ) -> list[Draw]:
-    """Run a batch once for each dropout draw, and keep the states at the last token.
+    """Run a left-padded batch once for each draw, with what `forward_states` returns of each.
 
     Parameters
     ----------
-    model, batch
-        A causal model, and left-padded prompts.
-    sites, layers
-        Where to read.
     seeds
         For each draw, a `draw_seed` a row.
     p, places
         Share that is dropped, and where (`mc_dropout`).
     scope
         One of `SCOPES`. With "last_token" the tokens before the last run once, without dropout.
-    positions
-        How many tokens from the end to read; 1 with the scope "last_token".
     at_once
-        With the scope "last_token", how many draws to run in one pass. By default as many as the
-        batch is wide, so that their states take no more memory than the prompts' did, and one where
-        the family's attention cannot be told what each draw sees (`takes_a_mask`).
-
-    Returns
-    -------
-    list of (states, logits)
-        For each draw the states by site, [layer, b, d] or [layer, b, positions, d], and the
-        next-token logits [b, vocab].
+        With "last_token", how many draws run side by side. By default as many as the batch is wide,
+        so that their states take no more memory than the prompts' did. Always one in families whose
+        attention cannot be told what each draw sees (`takes_a_mask`).
 
     Raises
     ------
     ValueError
-        If the scope is unknown, or more positions are asked for than have states.
-    DeadDropout
-        If dropout cannot act at one of the places in this family.
+        If the scope is unknown, or "last_token" with more `positions` than that token.
     """
     if scope not in SCOPES:
         raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}")
@@ -153,24 +126,10 @@ def draw_states(
 def side_by_side(
     model: nn.Module, last: Batch, k: int, sites: Sequence[str], layers: Layers = "all"
 ) -> list[Draw]:
-    """Run the last token of each row `k` times, in one pass.
+    """Run the last token of each row `k` times in one pass, and return the states of each copy.
 
-    Parameters
-    ----------
-    model
-        A causal model.
-    last
-        The last tokens with everything before them in the cache (`cached_prefix`). It stays as it
-        is, so that further draws can start from it.
-    k
-        How many copies of the last token to run.
-    sites, layers
-        Where to read.
-
-    Returns
-    -------
-    list of (states, logits)
-        For each copy, as `draw_states` gives them.
+    `last` has everything before the last tokens in its cache (`cached_prefix`). That cache stays as
+    it is, so that further draws can start from it.
     """
     mask = last["attention_mask"]
     if k > 1:
@@ -191,27 +150,17 @@ def side_by_side(
 
 
 def last_token_mask(attention_mask: Tensor, k: int) -> Bool[Tensor, "b 1 k keys"]:
-    """Say what each of `k` copies of a prompt's last token sees.
+    """Make the attention mask of draws of the last token: which keys each of `k` copies sees.
 
-    Each copy sees the prompt's tokens before it, which are in the cache, and itself. It does not
-    see the other copies. For a prompt of tokens a b c and three copies of c, where 1 is "sees"::
+    A copy sees the tokens before it, which are in the cache, and itself, but no other copy. For a
+    prompt a b c and three copies of c::
 
-              a b c1 c2 c3
-        c1    1 1 1  0  0
-        c2    1 1 0  1  0
-        c3    1 1 0  0  1
+              a  b  c1 c2 c3
+        c1    1  1  1  0  0
+        c2    1  1  0  1  0
+        c3    1  1  0  0  1
 
-    Parameters
-    ----------
-    attention_mask
-        The prompts' own mask [b, t], 0 at padding.
-    k
-        Number of copies.
-
-    Returns
-    -------
-    Tensor [b, 1, k, t - 1 + k]
-        By row, (any) head, copy, and what may be seen.
+    `attention_mask` [b, t] is that of the prompts: 0 at padding, which no copy sees.
     """
     b = len(attention_mask)
     before = attention_mask[:, None, :-1].bool().expand(-1, k, -1)
@@ -220,10 +169,10 @@ def last_token_mask(attention_mask: Tensor, k: int) -> Bool[Tensor, "b 1 k keys"
 
 
 def takes_a_mask(model: nn.Module, width: int) -> bool:
-    """Whether a mask alone decides what a token sees, in prompts of `width` tokens.
+    """Whether a mask alone decides what a token sees, in a batch that is `width` tokens wide.
 
-    It does not where distance is counted in places (ALiBi, or a window shorter than the prompt),
-    nor in a fused kernel that takes no mask.
+    It does not where distance is counted in places (ALiBi, or a window shorter than that), nor in a
+    fused kernel that takes no mask.
     """
     return (
         takes_positions(model)
@@ -234,10 +183,7 @@ def takes_a_mask(model: nn.Module, width: int) -> bool:
 
 
 def _branch(cache: Cache) -> Cache:
-    """Return a cache that can grow by itself.
-
-    A layer of it makes new tensors when it grows, so those of `cache` stay, and none is copied.
-    """
+    """Return a cache with the same tensors, whose growth (by new tensors) leaves `cache` as it is."""
     branch = copy.copy(cache)
     branch.layers = [copy.copy(layer) for layer in cache.layers]
     return branch
@@ -254,36 +200,24 @@ def dropout_audit(
 ) -> pd.DataFrame:
     """Measure how far two draws lie apart, layer by layer, over a few prompts.
 
-    Parameters
-    ----------
-    model, prompts
-        A causal model, and rows with `row_id` and `input_ids`.
-    p, seed, scope, places
-        As for `draw_states`.
-
     Returns
     -------
     DataFrame
-        `layer`; `relative_move`, the mean distance of the two states of `resid_post` relative to
-        the first one's norm; `least`, its minimum over the prompts.
+        `layer`; `relative_move`, the distance of the two states of `resid_post` relative to the
+        first one's norm, on average over the prompts; and `least`, its minimum.
 
     Raises
     ------
     DeadDropout
         If two draws of a prompt are equal.
     """
-    options = {"p": p, "seed": seed, "scope": scope, "places": places}
+    options = {"n_draws": 2, "p": p, "seed": seed, "scope": scope, "places": places}
     keys = list(prompts.row_id)
-    draws = seeded_draws(model, prompts.input_ids, keys, ["resid_post"], n_draws=2, **options)
+    draws = seeded_draws(model, prompts.input_ids, keys, ["resid_post"], **options)
     first, second = (states["resid_post"].float() for states, _ in draws)
     move = (second - first).norm(dim=-1) / first.norm(dim=-1)
-    return pd.DataFrame(
-        {
-            "layer": range(len(move)),
-            "relative_move": move.mean(1).numpy(),
-            "least": move.min(1).values.numpy(),
-        }
-    )
+    mean, least = move.mean(1).numpy(), move.min(1).values.numpy()
+    return pd.DataFrame({"layer": range(len(move)), "relative_move": mean, "least": least})
 
 
 def refuse_equal(a: Tensor, b: Tensor, names: Sequence[str]) -> None:

@@ -57,10 +57,9 @@ _GOLDEN = 0x9E3779B1 - 2**32
 
 
 def native_sites(model: nn.Module) -> list[str]:
-    """List the places where the model's family has dropout of its own.
+    """List the places where the model's family has dropout of its own, whatever its config sets.
 
-    The value in the config does not matter. Falcon's and MPT's dropout on the probabilities of
-    attention is left out, because it cannot be laid on here.
+    Falcon's and MPT's dropout of attention probabilities is left out: it cannot be laid on here.
     """
     own = architecture(model).dropout
     if own is None:
@@ -84,21 +83,17 @@ def mc_dropout(
     position_ids: Int[Tensor, "b t"],
     places: str | Sequence[str] = INJECTED,
 ) -> Iterator[None]:
-    """Drop channels with probability `p` in every forward pass within, and scale the rest.
+    """Drop channels with probability `p` in every forward pass within, and scale the others.
 
-    Kept values are multiplied by 1/(1-p), so that the mean stays.
+    Those are multiplied by 1/(1-p), so that the mean stays.
 
     Parameters
     ----------
-    model
-        A model in evaluation mode.
-    p
-        Share that is dropped, exact to 1/65536.
     seeds
-        One `draw_seed` a row, or [b, k] for k tokens that are run with a seed each.
+        One `draw_seed` a row, or [b, k] for k tokens that run with a seed each.
     position_ids
-        Each token's place in its own prompt, [b, t], cached tokens included. Values under padding
-        do not matter.
+        Each token's place in its own prompt, cached tokens included. Values at padding do not
+        matter.
     places
         Some of `PLACES`, or "native" for those of the family (`native_sites`).
 
@@ -107,7 +102,7 @@ def mc_dropout(
     ValueError
         If `p` is not between 0 and 1, or a place is unknown.
     DeadDropout
-        If dropout on the probabilities of attention cannot be laid on in this family.
+        If this family's attention does not let one change its probabilities.
     """
     if places == "native":
         places = native_sites(model)
@@ -152,19 +147,10 @@ def mc_dropout(
 def keep_mask(
     seeds: Int[Tensor, "b k"], positions: Int[Tensor, "b t"], d: int, p: float
 ) -> Bool[Tensor, "b t d"]:
-    """Say which channels of which tokens stay.
+    """Say which of `d` channels stay at each token, given a seed a row (k = 1) or a token (k = t).
 
     Each (seed, position, channel) gets 16 random bits, and stays if they are at least p * 2^16. One
     hash of 32 bits serves two neighbouring channels.
-
-    Parameters
-    ----------
-    seeds
-        One a row (k = 1), or one a token (k = t).
-    positions
-        Each token's place in its own prompt.
-    d, p
-        Number of channels, and the share of them that is dropped.
     """
     by_token = _mix(seeds ^ _mix(positions.to(torch.int32) + 1))
     pair = torch.arange(1, (d + 1) // 2 + 1, dtype=torch.int32, device=seeds.device)
@@ -176,10 +162,7 @@ def keep_mask(
 def keep_pairs(
     seeds: Int[Tensor, "b k"], positions: Int[Tensor, "b t"], heads: int, queries: int, p: float
 ) -> Bool[Tensor, "b h q t"]:
-    """Say which probabilities of attention stay, by head, query and key.
-
-    The queries are the last `queries` positions; the keys are all of them.
-    """
+    """Say which attention probabilities stay. The queries are at the last `queries` positions."""
     by_query = _mix(seeds ^ _mix(positions[:, -queries:].to(torch.int32) + 1))
     head = torch.arange(1, heads + 1, dtype=torch.int32, device=seeds.device) * _GOLDEN
     by_key = _mix((positions.to(torch.int32) + 1)[:, None] ^ head[:, None])
@@ -224,7 +207,7 @@ def _at_attention_probabilities(
 ) -> Iterator[None]:
     """Within it, attention is written out, with `change(layer, probabilities)`.
 
-    Fused kernels and functional dropout have no place for a mask of one's own.
+    Fused kernels have no place for a mask of one's own.
     """
     # Only here, because importing these takes longer than everything else in this module.
     from transformers import AttentionInterface, AttentionMaskInterface

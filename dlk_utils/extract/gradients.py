@@ -35,15 +35,6 @@ def states_and_gradients(
     run without a graph, and the last token alone runs with one, for little more than the price of a
     forward pass. The result equals that of `full_backprop`.
 
-    Parameters
-    ----------
-    model, batch
-        A causal model, and left-padded prompts of at least two tokens.
-    choice_ids
-        For each row the token ids of choice 0, and those of choice 1.
-    sites, layers
-        Where to read.
-
     Returns
     -------
     states, gradients : dict
@@ -67,7 +58,7 @@ def last_token_gradients(
 ) -> tuple[States, States, Float[Tensor, "b 2"]]:
     """Do the second half of `states_and_gradients`: run the last tokens behind a `cached_prefix`.
 
-    Afterwards the last tokens are in the cache too.
+    They too are in the cache afterwards.
     """
     values: dict[str, list[Tensor]] = {site: [] for site in sites}
     activations: dict[str, list[Tensor]] = {site: [] for site in sites}
@@ -98,11 +89,6 @@ def full_backprop(
     """Return the gradients of `states_and_gradients` by backpropagation through complete prompts.
 
     This is slower, and serves as the reference. Prompts may be padded on either side.
-
-    Returns
-    -------
-    dict
-        For each site the gradients at the last token, [layer, b, d].
     """
     rows, last = _last_token_index(batch)
     with torch.enable_grad(), record_sites(model, sites, layers, lambda x: x) as activations:
@@ -122,26 +108,15 @@ def counterfactual_states(
     layer: int,
     step: float = 0.1,
 ) -> tuple[States, Float[Tensor, "b 2"]]:
-    """Run a second pass in which the state of one layer is moved towards the other answer.
+    """Run a pass in which the state at one layer is moved towards the other answer.
 
     `resid_post[layer]` at the last token moves by `step` times its norm along the gradient of the
     margin, down where the margin is positive and up elsewhere. No weight is changed.
 
-    Parameters
-    ----------
-    model, batch, choice_ids
-        As for `states_and_gradients`.
-    sites
-        Where to read, at all layers. Sites before the move keep their states.
-    layer
-        Where to move.
-    step
-        Length of the move, relative to the norm of the state.
-
     Returns
     -------
     states : dict
-        For each site [layer, b, d].
+        At all layers, for each site [layer, b, d]. Those before the move are as without it.
     choice_logprobs : Tensor [b, 2]
         After the move.
     """
@@ -183,17 +158,10 @@ def pooled_weight_gradients(
     and its mean over outputs the sum of mean(g_t) * a_t. No gradient of a weight's size is ever
     made, and rows do not mix.
 
-    Parameters
-    ----------
-    model, batch, choice_ids
-        As for `full_backprop`.
-    modules
-        Names of linear modules.
-
     Returns
     -------
     dict
-        For each name the means over inputs [b, out] and over outputs [b, in].
+        For each name in `modules`, the means over inputs [b, out] and over outputs [b, in].
     """
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, list[Tensor]] = {}
@@ -236,10 +204,7 @@ def last_linear(model: nn.Module) -> list[nn.Module]:
 def first_tokens(written: Iterable[Sequence[Sequence[int]]]) -> list[list[int]]:
     """Return the first token of each row's two choices, given the tokens of both as written.
 
-    Raises
-    ------
-    ChoiceError
-        If both choices of a row begin with the same token, so that nothing tells them apart.
+    Raises `ChoiceError` if both are the same, so that nothing tells the choices apart.
     """
     first = [[choice[0] for choice in choices] for choices in written]
     same = [zero for zero, one in first if zero == one]
@@ -260,23 +225,10 @@ def states_after_choices(
     sites: Sequence[str],
     layers: Layers = "all",
 ) -> list[States]:
-    """Return the states at either choice's first token, appended to the prompt.
+    """Return the states at the first token of choice 0, then of choice 1, behind each prompt.
 
-    Parameters
-    ----------
-    model, batch
-        A causal model, and left-padded prompts.
-    cache
-        With every token of the prompts; it is used up.
-    tokens
-        For each row the first token of choice 0 and that of choice 1 (`first_tokens`).
-    sites, layers
-        Where to read.
-
-    Returns
-    -------
-    list of dict
-        For choice 0 and choice 1: for each site [layer, b, d].
+    `tokens` has both choices' first token for each row. `cache` has every token of the prompts in
+    `batch`, and is used up.
     """
     b = len(batch["input_ids"])
     mask = batch["attention_mask"]
@@ -307,7 +259,7 @@ def _margin_gradients(
 
 
 def _last_token_index(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return an index of each row's last token, on the CPU: it then fits layers on any device."""
+    """Return an index of each row's last token. On the CPU it serves layers on any device."""
     return torch.arange(len(batch["input_ids"])), last_positions(batch).cpu()
 
 

@@ -28,21 +28,10 @@ PASS_TOKENS = 100
 
 @torch.no_grad()
 def shared_batch(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Batch:
-    """Run what all prompts begin with once, and return the batch of what follows.
+    """Run what all prompts begin with once, and return the left-padded batch of what follows.
 
-    Parameters
-    ----------
-    model
-        A causal model.
-    prompts
-        Token ids of each prompt.
-
-    Returns
-    -------
-    Batch
-        Left-padded: what each prompt has of its own, at least its last token, with the shared
-        beginning in `past_key_values`. Where sharing would not pay or would not be exact
-        (`shared_length`), the complete prompts without a cache.
+    The shared beginning is in `past_key_values`; the last token of a prompt is never part of it.
+    Where nothing can be shared (`shared_length`), the batch holds the complete prompts.
     """
     ids = [list(prompt) for prompt in prompts]
     shared = shared_length(model, ids)
@@ -56,11 +45,11 @@ def shared_batch(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Batch:
 
 
 def shared_length(model: nn.Module, prompts: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens at the beginning of these prompts to run once for all of them.
+    """Return how many of the tokens that these prompts begin with to run once for all.
 
-    The padding comes to lie between the shared beginning and the rest. That is exact only where the
-    family is told positions, and where a sliding window, which counts places with the padding,
-    reaches over the longest prompt. Elsewhere, and below `MIN_SHARED`, the answer is 0.
+    The padding comes to lie behind the shared beginning. That is exact only where the family is
+    told positions, and where a sliding window, which counts places with the padding, reaches over
+    the longest prompt. Elsewhere, and below `MIN_SHARED`, the answer is 0.
     """
     lengths = [len(ids) for ids in prompts]
     if len(prompts) < 2 or not takes_positions(model) or window(model) <= max(lengths):
@@ -71,10 +60,7 @@ def shared_length(model: nn.Module, prompts: Sequence[Sequence[int]]) -> int:
 
 
 def window(model: nn.Module) -> float:
-    """Return how many tokens a layer with a sliding window sees, itself included.
-
-    Infinite in a model without such a window.
-    """
+    """Return how many tokens a layer with a sliding window sees; infinite without a window."""
     config = model.config.get_text_config()
     if not getattr(config, "use_sliding_window", True):
         return math.inf
@@ -82,26 +68,12 @@ def window(model: nn.Module) -> float:
 
 
 def plan_shared(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64) -> Plan:
-    """Plan batches of prompts that begin with the same tokens.
+    """Plan batches of prompts that begin with the same tokens, at most `shard_rows` in each.
 
     Prompts are taken in the order of their tokens, so that equal beginnings are neighbours. A
     prompt joins the group before it, unless what the group would then no longer share costs more
-    than running the prompt's own beginning. The plan depends on the rows' tokens and ids alone, so
-    a run that starts again has the same.
-
-    Parameters
-    ----------
-    prompts
-        With `row_id` and `input_ids`, in any order.
-    batch_tokens
-        Most tokens in a batch, padding and shared beginning included.
-    shard_rows
-        Most rows in a batch. A shard is closed once it has as many.
-
-    Returns
-    -------
-    Plan
-        Shards, each a list of batches, each a list of row ids.
+    than running the prompt's own beginning. As in `plan_batches`, a batch has at most
+    `batch_tokens` tokens, and the plan follows from the prompts' tokens and `row_id`s alone.
     """
     rows = sorted(zip(prompts.input_ids.map(tuple), prompts.row_id, strict=True))
     groups: list[list[tuple[int, str]]] = []
@@ -143,7 +115,5 @@ def cheaper_plan(model: nn.Module, prompts: pd.DataFrame, batch_tokens: int) -> 
 
 def _n_common(a: Sequence[int], b: Sequence[int]) -> int:
     """Return how many tokens two prompts have in common at their beginning."""
-    for place, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return place
-    return min(len(a), len(b))
+    equal = (x == y for x, y in zip(a, b, strict=False))
+    return sum(1 for _ in itertools.takewhile(bool, equal))

@@ -8,6 +8,10 @@ prompts, and returns numpy arrays with the layer first and the prompts in the or
 All of them work alike. They check the model and the prompts, define what to compute for a batch,
 and leave the rest to `_in_batches`, which plans the batches, runs them, and puts the results into
 the order of the prompts. Neither the batches nor the order change a result, beyond rounding.
+
+They raise `UnknownArchitecture` if the model's family is not known or its sites are not what
+`models.sites` says, and `DataError` if there are no prompts, a prompt has too few tokens, or a
+value is not finite.
 """
 
 import hashlib
@@ -77,13 +81,6 @@ def activations(
     dict
         For each site a float32 array [layer, n, d], or [layer, n, positions, d] if `positions` is
         above 1, where n counts prompts.
-
-    Raises
-    ------
-    UnknownArchitecture
-        If the model's family is not known, or its sites are not what `models.sites` says.
-    DataError
-        If there are no prompts, a prompt has too few tokens, or a value is not finite.
     """
     prompts = _checked(model, input_ids, least_tokens=positions)
     # A beginning that prompts share is run apart from the rest, so its states cannot be read.
@@ -95,7 +92,7 @@ def activations(
         states, _ = forward_states(model, batch, sites, layers, positions=positions)
         return states
 
-    options = {"batch_tokens": batch_tokens, "desc": "activations", "progress": progress}
+    options = {"batch_tokens": batch_tokens, "progress": progress, "desc": "activations"}
     return _in_batches(model, prompts, compute, row_axis=1, share=share, **options)
 
 
@@ -117,7 +114,7 @@ def dropout_draws(
     """Return the states at the last token of each prompt under Monte-Carlo dropout.
 
     The model needs no dropout of its own. A mask depends on the prompt's key, the number of the
-    draw and the seed alone, so draws can be repeated prompt by prompt.
+    draw and the seed alone.
 
     Parameters
     ----------
@@ -137,8 +134,8 @@ def dropout_draws(
         Tells one set of draws from another.
     keys
         One string a prompt, which names it for the seeds. By default a hash of its token ids, so
-        that identical prompts get identical masks. With the `row_id`s of a table of prompts, the
-        draws are those of `stages.store_draws`.
+        identical prompts get identical masks. With the `row_id`s of a table of prompts, the draws
+        are those of `stages.store_draws`.
 
     Returns
     -------
@@ -149,8 +146,6 @@ def dropout_draws(
     ------
     DeadDropout
         If two draws of a prompt are equal, or the family cannot drop at one of the places.
-    UnknownArchitecture, DataError
-        As for `activations`.
     """
     prompts = _checked(model, input_ids, least_tokens=2 if scope == "last_token" else 1)
     if n_draws < 1:
@@ -165,7 +160,7 @@ def dropout_draws(
         draws = seeded_draws(model, some, some_names, sites, layers, **how)
         return {site: torch.stack([states[site] for states, _ in draws]) for site in sites}
 
-    options = {"batch_tokens": batch_tokens, "desc": "dropout draws", "progress": progress}
+    options = {"batch_tokens": batch_tokens, "progress": progress, "desc": "dropout draws"}
     return _in_batches(model, prompts, compute, row_axis=2, share=False, **options)
 
 
@@ -200,8 +195,6 @@ def margin_gradients(
     ------
     ChoiceError
         If `choice_ids` are not pairs, or a token counts as both choices.
-    UnknownArchitecture, DataError
-        As for `activations`.
     """
     prompts = _checked(model, input_ids, least_tokens=2)
     pairs = _pairs(choice_ids, len(prompts))
@@ -212,7 +205,7 @@ def margin_gradients(
         _, gradients, _ = states_and_gradients(model, batch, some_pairs, sites, layers)
         return gradients
 
-    options = {"batch_tokens": batch_tokens, "desc": "gradients", "progress": progress}
+    options = {"batch_tokens": batch_tokens, "progress": progress, "desc": "gradients"}
     return _in_batches(model, prompts, compute, row_axis=1, share=True, **options)
 
 
@@ -244,8 +237,6 @@ def answer_logprobs(
     ------
     ChoiceError
         If `choice_ids` are not pairs, or a token counts as both choices.
-    UnknownArchitecture, DataError
-        As for `activations`.
     """
     prompts = _checked(model, input_ids)
     pairs = _pairs(choice_ids, len(prompts))
@@ -255,9 +246,9 @@ def answer_logprobs(
         logprobs = choice_logprobs(logits, [pairs[row] for row in rows])
         return {"choice_logprobs": logprobs, "top_token": logits.argmax(-1)}
 
-    options = {"batch_tokens": batch_tokens, "desc": "answers", "progress": progress}
-    found = _in_batches(model, prompts, compute, row_axis=0, share=True, **options)
-    return found["choice_logprobs"], found["top_token"]
+    options = {"batch_tokens": batch_tokens, "progress": progress, "desc": "answers"}
+    answers = _in_batches(model, prompts, compute, row_axis=0, share=True, **options)
+    return answers["choice_logprobs"], answers["top_token"]
 
 
 def _in_batches(
@@ -268,8 +259,8 @@ def _in_batches(
     row_axis: int,
     share: bool,
     batch_tokens: int,
-    desc: str,
     progress: bool,
+    desc: str,
 ) -> dict[str, np.ndarray]:
     """Compute all prompts batch by batch, and return the results in the order of the prompts.
 
@@ -319,11 +310,11 @@ def _checked(
     prompts = [[int(token) for token in ids] for ids in input_ids]
     if not prompts:
         raise DataError("input_ids: expected at least one prompt, got none")
-    shortest = min(range(len(prompts)), key=lambda row: len(prompts[row]))
-    if len(prompts[shortest]) < least_tokens:
+    lengths = [len(ids) for ids in prompts]
+    if min(lengths) < least_tokens:
         raise DataError(
             f"input_ids: expected at least {least_tokens} tokens in each prompt, got "
-            f"{len(prompts[shortest])} in prompt {shortest}"
+            f"{min(lengths)} in prompt {lengths.index(min(lengths))}"
         )
     return prompts
 
@@ -332,9 +323,7 @@ def _pairs(choice_ids: Sequence, n: int) -> list[Sequence]:
     """Return a pair of choices for each of `n` prompts, given one pair for all, or `n` pairs."""
     pairs = [choice_ids] * n if _is_pair(choice_ids) else list(choice_ids)
     if len(pairs) != n:
-        raise ChoiceError(
-            f"choice_ids: expected one pair, or one for each of {n}, got {len(pairs)}"
-        )
+        raise ChoiceError(f"choice_ids: expected one pair, or one a prompt ({n}), got {len(pairs)}")
     for row, pair in enumerate(pairs):
         if not _is_pair(pair) or set(pair[0]) & set(pair[1]):
             raise ChoiceError(

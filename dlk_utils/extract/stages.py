@@ -1,23 +1,9 @@
 """The stages that store what they compute: a table of prompts in, a folder of tensors out.
 
-All of them take the same arguments besides their own:
-
-model
-    A causal model of transformers, in evaluation mode.
-prompts
-    Rows of `make_prompts`: `row_id`, `example_id`, `input_ids`, `choice_ids`.
-out
-    Folder of the store (`store.fill`). What is there already is not computed again.
-record
-    What else decides the content and belongs to the store's fingerprint, as JSON values: a
-    model's identity, for instance.
-batch_tokens
-    Most tokens in a batch, padding included.
-only
-    Numbers of the shards to make, for one of several workers.
-
-A stage raises `ChoiceError` for rows whose choices are scored by all their tokens, except
-`store_answers`, because the margin at the next token says nothing about such choices.
+Each takes a model in evaluation mode, rows of `make_prompts`, the folder of the store (`store`),
+and options; `record`, `batch_tokens` and `only` are those of `fill_rows`. What is in the folder
+already is not computed again. Except `store_answers`, the stages raise `ChoiceError` for choices
+that are scored by all their tokens: the margin at the next token says nothing about those.
 """
 
 import functools
@@ -56,25 +42,12 @@ from dlk_utils.models.sites import SITES, blocks, layer_numbers
 from dlk_utils.questions.choices import require_first_token_choices
 
 
-def store_answers(
-    model: nn.Module,
-    prompts: pd.DataFrame,
-    out: Path,
-    *,
-    record: Mapping[str, Any] | None = None,
-    batch_tokens: int = 2048,
-) -> None:
+def store_answers(model: nn.Module, prompts: pd.DataFrame, out: Path, **storing: Any) -> None:
     """Store the model's answer to each prompt.
 
-    The tensors are `choice_logprobs` [n, 2], by label; `strict_logprobs` [n, 2], each choice as it
-    is written, in no other spelling; and `top_token` [n].
-
-    Parameters
-    ----------
-    model, prompts, out, record, batch_tokens
-        As in all stages (see the top of the module). `prompts` may have `strict_ids`, the token ids
-        of the choices as written; and `choice_tokens`, for choices that differ only after their
-        first token, which are scored by the log-probability of all their tokens.
+    The tensors are `choice_logprobs` [n, 2]; `strict_logprobs` [n, 2], of each choice as it is
+    written (`strict_ids`), in no other spelling; and `top_token` [n]. Choices that differ only
+    after their first token (`choice_tokens`) are scored by all their tokens.
     """
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
@@ -83,29 +56,29 @@ def store_answers(
         strict = logprobs.clone()
         if "strict_ids" in rows:
             strict = choice_logprobs(logits, list(rows.strict_ids))
-        complete = rows.choice_tokens if "choice_tokens" in rows else [None] * len(rows)
-        for i, (ids, choices) in enumerate(zip(rows.input_ids, complete, strict=True)):
-            if choices is not None:
-                logprobs[i], strict[i] = _complete_logprobs(model, ids, choices)
+        if "choice_tokens" in rows:
+            for i, choices in enumerate(rows.choice_tokens):
+                if choices is not None:
+                    ids = rows.input_ids.iloc[i]
+                    logprobs[i], strict[i] = _complete_logprobs(model, ids, choices)
         top_token = logits.argmax(-1)
         return {"choice_logprobs": logprobs, "strict_logprobs": strict, "top_token": top_token}
 
-    options = {"batch_tokens": batch_tokens}
-    fill_rows(out, prompts, compute, plan_shared, options, record=record, desc="answers")
+    fill_rows(out, prompts, compute, plan_shared, {}, desc="answers", **storing)
 
 
 def _complete_logprobs(
     model: nn.Module, prompt: Sequence[int], choices: Sequence[Sequence[Sequence[int]]]
 ) -> tuple[Tensor, Tensor]:
-    """Score choices by all their tokens: over all spellings [2], and as written [2].
+    """Score both choices by all their tokens: in any spelling [2], and as written [2].
 
-    The first spelling of each choice is the one that is written.
+    A choice has the tokens of each of its spellings, the written one first.
     """
-    spellings = [sequence for choice in choices for sequence in choice]
+    spellings = [tokens for choice in choices for tokens in choice]
     logprobs = torch.stack(sequence_logprobs(model, prompt, spellings))
     by_choice = logprobs.split([len(choice) for choice in choices])
-    anyhow = torch.stack([choice.logsumexp(0) for choice in by_choice])
-    return anyhow, torch.stack([choice[0] for choice in by_choice])
+    any_spelling = torch.stack([choice.logsumexp(0) for choice in by_choice])
+    return any_spelling, torch.stack([choice[0] for choice in by_choice])
 
 
 def store_draws(
@@ -113,7 +86,6 @@ def store_draws(
     prompts: pd.DataFrame,
     out: Path,
     *,
-    record: Mapping[str, Any] | None = None,
     sites: Sequence[str] = ("resid_post",),
     layers: Layers = "all",
     n_draws: int = 2,
@@ -122,22 +94,13 @@ def store_draws(
     places: str | Sequence[str] = INJECTED,
     positions: int = 1,
     seed: int = 0,
-    batch_tokens: int = 2048,
-    only: Sequence[int] | None = None,
+    **storing: Any,
 ) -> None:
     """Store dropout draws of each prompt, or one pass without dropout (`n_draws=1, p=0`).
 
-    The tensors are `activation.site.layer.draw` [n, d] (or [n, positions, d]) and
-    `choice_logprobs.draw` [n, 2]. A mask depends on the row's id, the draw and the seed alone.
-
-    Parameters
-    ----------
-    model, prompts, out, record, batch_tokens, only
-        As in all stages (see the top of the module).
-    sites, layers, positions
-        What to store: where, and how many tokens from the end of a prompt.
-    n_draws, p, scope, places, seed
-        How to draw (`draws.draw_states`).
+    The tensors are `activation.site.layer.draw` [n, d], or [n, positions, d] of the last few
+    tokens, and `choice_logprobs.draw` [n, 2]. The options are those of `draws.draw_states`. A mask
+    depends on the row's id, the draw and the seed alone.
 
     Raises
     ------
@@ -154,14 +117,9 @@ def store_draws(
             f"{n_draws} with p={p}"
         )
     numbers = layer_numbers(layers, len(blocks(model)))
-    draw_options = {
-        "n_draws": n_draws,
-        "p": p,
-        "scope": scope,
-        "places": places if isinstance(places, str) else list(places),
-        "positions": positions,
-        "seed": seed,
-    }
+    places = places if isinstance(places, str) else list(places)
+    how = {"n_draws": n_draws, "p": p, "seed": seed, "scope": scope, "places": places}
+    how |= {"positions": positions}
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
         if clean:
@@ -169,7 +127,7 @@ def store_draws(
             draws = [forward_states(model, batch, sites, numbers, positions=positions)]
         else:
             keys = list(rows.row_id)
-            draws = seeded_draws(model, rows.input_ids, keys, sites, numbers, **draw_options)
+            draws = seeded_draws(model, rows.input_ids, keys, sites, numbers, **how)
         tensors = {}
         for draw, (states, logits) in enumerate(draws):
             tensors |= named(states, "activation", draw, numbers)
@@ -177,11 +135,8 @@ def store_draws(
         return tensors
 
     mode = "clean" if clean else "dropout"
-    options = {"mode": mode, "sites": list(sites), "layers": numbers, **draw_options}
-    options["batch_tokens"] = batch_tokens
-    fill_rows(
-        out, prompts, compute, plan_batches, options, record=record, desc="dropout draws", only=only
-    )
+    parts = {"mode": mode, "sites": list(sites), "layers": numbers, **how}
+    fill_rows(out, prompts, compute, plan_batches, parts, desc="dropout draws", **storing)
 
 
 def store_gradients(
@@ -189,41 +144,26 @@ def store_gradients(
     prompts: pd.DataFrame,
     out: Path,
     *,
-    record: Mapping[str, Any] | None = None,
     sites: Sequence[str] = SITES,
     layers: Layers = "all",
     contrast: bool = False,
-    batch_tokens: int = 2048,
-    only: Sequence[int] | None = None,
+    **storing: Any,
 ) -> None:
     """Store the states at the last token, and the gradients of the margin by them.
 
     The tensors are `activation.site.layer.0` and `gradient.site.layer.0` [n, d], and
-    `choice_logprobs` [n, 2], all of one pass without dropout.
-
-    Parameters
-    ----------
-    model, prompts, out, record, batch_tokens, only
-        As in all stages (see the top of the module).
-    sites, layers
-        What to store.
-    contrast
-        Store contrast pairs too, from the same pass: `after_choice.resid_post.layer.k` [n, d], the
-        state at the first token of choice k (`strict_ids`) appended to the prompt.
-
-    Raises
-    ------
-    ChoiceError
-        With `contrast`, if the choices of a row begin with the same token.
+    `choice_logprobs` [n, 2], of one pass without dropout. With `contrast`, the same pass also gives
+    contrast pairs: `after_choice.resid_post.layer.k` [n, d], the state at the first token of choice
+    k, as written (`strict_ids`), behind the prompt. Both choices of a row then have to begin with
+    different tokens (`ChoiceError`).
     """
     require_first_token_choices(prompts, "gradients")
     numbers = layer_numbers(layers, len(blocks(model)))
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
         last = cached_prefix(model, shared_batch(model, list(rows.input_ids)))
-        states, gradients, logprobs = last_token_gradients(
-            model, last, list(rows.choice_ids), sites, numbers
-        )
+        choice_ids = list(rows.choice_ids)
+        states, gradients, logprobs = last_token_gradients(model, last, choice_ids, sites, numbers)
         tensors = named(states, "activation", 0, numbers) | named(gradients, "gradient", 0, numbers)
         tensors["choice_logprobs"] = logprobs
         if contrast:
@@ -233,11 +173,8 @@ def store_gradients(
                 tensors |= named(after_choice, "after_choice", choice, numbers)
         return tensors
 
-    options = {"sites": list(sites), "layers": numbers, "contrast": contrast}
-    options |= {"gradient of": "margin", "batch_tokens": batch_tokens}
-    fill_rows(
-        out, prompts, compute, plan_shared, options, record=record, desc="gradients", only=only
-    )
+    parts = {"sites": list(sites), "layers": numbers, "contrast": contrast}
+    fill_rows(out, prompts, compute, plan_shared, parts, desc="gradients", **storing)
 
 
 def store_counterfactual(
@@ -245,26 +182,16 @@ def store_counterfactual(
     prompts: pd.DataFrame,
     out: Path,
     *,
-    record: Mapping[str, Any] | None = None,
     at: int,
     step: float = 0.1,
     layers: Layers = "all",
-    batch_tokens: int = 2048,
-    only: Sequence[int] | None = None,
+    **storing: Any,
 ) -> None:
-    """Store a second pass whose state is moved towards the other answer.
+    """Store a pass in which the state at layer `at` is moved towards the other answer.
 
     The tensors are `activation.resid_post.layer.1` [n, d] and `choice_logprobs.1` [n, 2]: the other
-    half of a pair with the pass of `store_gradients`.
-
-    Parameters
-    ----------
-    model, prompts, out, record, batch_tokens, only
-        As in all stages (see the top of the module).
-    at, step
-        Layer and relative length of the move (`gradients.counterfactual_states`).
-    layers
-        What to store.
+    half of a pair with the pass of `store_gradients`. `step` is the length of the move, relative to
+    the state's norm (`gradients.counterfactual_states`).
     """
     require_first_token_choices(prompts, "counterfactual pass")
     numbers = layer_numbers(layers, len(blocks(model)))
@@ -277,9 +204,8 @@ def store_counterfactual(
         some = {"resid_post": states["resid_post"][numbers]}
         return named(some, "activation", 1, numbers) | {"choice_logprobs.1": logprobs}
 
-    options = {"layers": numbers, "moved at": at, "step": step, "batch_tokens": batch_tokens}
-    desc = "counterfactual pass"
-    fill_rows(out, prompts, compute, plan_shared, options, record=record, desc=desc, only=only)
+    parts = {"layers": numbers, "moved at": at, "step": step}
+    fill_rows(out, prompts, compute, plan_shared, parts, desc="counterfactual pass", **storing)
 
 
 def store_weight_gradients(
@@ -287,38 +213,28 @@ def store_weight_gradients(
     prompts: pd.DataFrame,
     out: Path,
     *,
-    record: Mapping[str, Any] | None = None,
     layers: Layers = "all",
     batch_tokens: int = 1024,
-    only: Sequence[int] | None = None,
+    **storing: Any,
 ) -> None:
     """Store the gradient of each row's margin by the weight of each MLP's last linear layer.
 
     The tensors are `weight_gradient.mlp_out.layer.0` [n, out + in]: the gradient's means over
     inputs and over outputs, side by side (`gradients.pooled_weight_gradients`).
-
-    Parameters
-    ----------
-    model, prompts, out, record, batch_tokens, only
-        As in all stages (see the top of the module).
-    layers
-        What to store.
     """
     require_first_token_choices(prompts, "weight gradients")
     numbers = layer_numbers(layers, len(blocks(model)))
-    name_of = {id(module): name for name, module in model.named_modules()}
-    linear = last_linear(model)
-    names = [name_of[id(linear[layer])] for layer in numbers]
+    name_of = {module: name for name, module in model.named_modules()}
+    names = [name_of[module] for module in last_linear(model)]
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
-        batch = pad(rows.input_ids, device=model.device)
-        pooled = pooled_weight_gradients(model, batch, list(rows.choice_ids), names)
-        by_layer = zip(numbers, names, strict=True)
-        return {f"weight_gradient.mlp_out.{i}.0": torch.cat(pooled[n], 1) for i, n in by_layer}
+        batch, some = pad(rows.input_ids, device=model.device), [names[i] for i in numbers]
+        pooled = pooled_weight_gradients(model, batch, list(rows.choice_ids), some)
+        return {f"weight_gradient.mlp_out.{i}.0": torch.cat(pooled[names[i]], 1) for i in numbers}
 
-    options = {"layers": numbers, "gradient of": "margin, to weights", "batch_tokens": batch_tokens}
-    desc = "weight gradients"
-    fill_rows(out, prompts, compute, plan_batches, options, record=record, desc=desc, only=only)
+    storing["batch_tokens"] = batch_tokens
+    parts = {"layers": numbers}
+    fill_rows(out, prompts, compute, plan_batches, parts, desc="weight gradients", **storing)
 
 
 def fill_rows(
@@ -326,65 +242,57 @@ def fill_rows(
     prompts: pd.DataFrame,
     compute: Callable[[pd.DataFrame], dict[str, Tensor]],
     plan: Callable,
-    options: Mapping[str, Any],
+    parts: Mapping[str, Any],
     *,
+    desc: str,
     record: Mapping[str, Any] | None = None,
-    desc: str = "batches",
+    batch_tokens: int = 2048,
     only: Sequence[int] | None = None,
 ) -> None:
-    """Fill a store with what `compute` gives for the prompts of each batch.
+    """Fill a store with what `compute` returns for each batch of prompts.
 
     Parameters
     ----------
-    out, prompts, record, only
-        As in all stages (see the top of the module).
     compute
-        Takes rows of `prompts`, and returns named tensors [b, ...]. A batch that does not fit into
+        Takes rows of `prompts` and returns named tensors [b, ...]. A batch that does not fit into
         the device's memory is computed in halves.
     plan
         `plan_batches` or `plan_shared`.
-    options
-        Everything of the stage that decides the content. `batch_tokens` is the size of the batches.
+    parts
+        The stage's own options: all that decide the content.
     desc
         What the progress bar says.
-
-    Raises
-    ------
-    DataError
-        If there are no prompts.
+    record
+        What else decides the content, as JSON values: the model's identity, for instance.
+    batch_tokens
+        Most tokens in a batch, padding included.
+    only
+        Numbers of the shards to make, for one of several workers.
     """
     if prompts.empty:
         raise DataError(f"{desc}: expected at least one prompt, got none")
     by_id = prompts.set_index("row_id", drop=False)
 
-    # As `wraps` says, it is the code of `compute` that decides the content.
+    # `wraps`, so that the store goes by the code of `compute` and not of this function.
     @functools.wraps(compute)
     def compute_ids(row_ids: list[str]) -> dict[str, Tensor]:
-        parts = [part for _, part in in_halves(lambda ids: compute(by_id.loc[ids]), row_ids)]
-        if len(parts) == 1:
-            return parts[0]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        halves = [half for _, half in in_halves(lambda ids: compute(by_id.loc[ids]), row_ids)]
+        if len(halves) == 1:
+            return halves[0]
+        return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
 
-    fill(
-        out,
-        {**(record or {}), **options},
-        plan(prompts, options["batch_tokens"]),
-        compute_ids,
-        examples=dict(zip(prompts.row_id, prompts.example_id, strict=True)),
-        desc=desc,
-        only=only,
-    )
+    parts = {**(record or {}), "stage": desc, **parts, "batch_tokens": batch_tokens}
+    examples = dict(zip(prompts.row_id, prompts.example_id, strict=True))
+    planned = plan(prompts, batch_tokens)
+    fill(out, parts, planned, compute_ids, examples=examples, desc=desc, only=only)
 
 
 def named(
     states: Mapping[str, Tensor], kind: str, draw: int, layers: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Name states [layer, b, ...] by site as a store does, one tensor a layer.
-
-    A name is `kind.site.layer.draw`, for instance `activation.resid_post.12.0`.
-    """
-    named_states = {}
+    """Name states [layer, b, ...] by site as a store does, `kind.site.layer.draw`."""
+    tensors = {}
     for site, by_layer in states.items():
         for layer, state in zip(layers, by_layer, strict=True):
-            named_states[f"{kind}.{site}.{layer}.{draw}"] = state
-    return named_states
+            tensors[f"{kind}.{site}.{layer}.{draw}"] = state
+    return tensors

@@ -20,29 +20,20 @@ def forward_states(
     *,
     positions: int = 1,
 ) -> tuple[dict[str, Float[Tensor, "layer b ..."]], Float[Tensor, "b vocab"]]:
-    """Run a batch once and keep the states at the last tokens of each prompt.
-
-    Parameters
-    ----------
-    model, batch
-        A causal model, and prompts padded on either side.
-    sites, layers
-        Where to read (`models.sites`).
-    positions
-        How many tokens of each prompt, counted from its end.
+    """Run a batch once; return the states at the last tokens of each prompt, and the logits there.
 
     Returns
     -------
     states : dict
         For each site [layer, b, d], or [layer, b, positions, d] if `positions` is above 1.
     logits : Tensor [b, vocab]
-        Next-token logits after each prompt.
+        Of the token after each prompt.
 
     Raises
     ------
     ValueError
-        If a prompt has fewer tokens than `positions`. Tokens in a cache do not count, as they have
-        no states any more.
+        If a prompt has fewer tokens than `positions`, not counting those in a cache, whose states
+        are gone.
     """
     width = batch["input_ids"].shape[1]
     shortest = int(batch["attention_mask"][:, -width:].sum(1).min())
