@@ -175,14 +175,10 @@ def _mix(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
 
     This is `fmix32`, the last step of MurmurHash3. Products wrap round at 32 bits, as in C.
     """
-    x = (x ^ _shift_right(x, 16)) * _MURMUR_1
-    x = (x ^ _shift_right(x, 13)) * _MURMUR_2
-    return x ^ _shift_right(x, 16)
-
-
-def _shift_right(x: Int[Tensor, "..."], by: int) -> Int[Tensor, "..."]:
-    """Shift bits to the right and fill with zeros, also where the sign bit is set."""
-    return (x >> by) & ((1 << (32 - by)) - 1)
+    # torch shifts copies of the sign bit in from the left, which the masks take out again.
+    x = (x ^ ((x >> 16) & 0xFFFF)) * _MURMUR_1
+    x = (x ^ ((x >> 13) & 0x7FFFF)) * _MURMUR_2
+    return x ^ ((x >> 16) & 0xFFFF)
 
 
 @contextlib.contextmanager

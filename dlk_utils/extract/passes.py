@@ -19,6 +19,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -333,7 +334,7 @@ def _pairs(choice_ids: Sequence, n: int) -> list[Sequence]:
     return pairs
 
 
-def _is_pair(x: Sequence) -> bool:
+def _is_pair(x: Any) -> bool:
     """Whether `x` is two lists of token ids, neither of them empty."""
     if not np.iterable(x) or len(x) != 2 or not all(np.iterable(choice) for choice in x):
         return False
