@@ -33,19 +33,12 @@ SITES = ("resid_post", "attn_out", "mlp_out", "head_out")
 
 @dataclass(frozen=True)
 class Architecture:
-    """Where the sites of a model family are: paths of submodules, and places of its own dropout.
+    """Where the sites of a model family are, and where the family has dropout of its own.
 
-    Parameters
-    ----------
-    blocks
-        Path of the list of blocks in a ``...ForCausalLM``.
-    attn, mlp
-        Paths in a block of the modules whose output is added to the residual stream.
-    w_o
-        Path in a block of the output projection of attention.
-    dropout
-        Places where the family itself has dropout, whatever a model's configuration sets it to:
-        some of "attn_out", "mlp_out", "embedding" and "attention" (on the probabilities).
+    `blocks` is the path of the list of blocks in a ``...ForCausalLM``. The other paths are relative
+    to a block: `attn` and `mlp` are the modules whose output is added to the residual stream, `w_o`
+    is the output projection of attention. `dropout` holds the places of the family's own dropout,
+    whatever its rate: some of "attn_out", "mlp_out", "embedding" and "attention" (probabilities).
     """
 
     blocks: str
@@ -179,11 +172,9 @@ def at_sites(
         Some of `SITES`.
     act
         Called as ``act(site, layer, hidden)``, with `hidden` of shape [batch, tokens, width]. If it
-        returns a tensor (of the same shape), the model goes on with that one instead of `hidden`.
-        If it returns None, nothing changes. It may keep `hidden`, which is part of the graph if
-        the pass has one.
+        returns a tensor of that shape, the model goes on with it instead of `hidden`.
     layers
-        At which layers, as in `layer_numbers`.
+        A choice of layers: see `layer_numbers`.
 
     Examples
     --------
