@@ -138,13 +138,15 @@ def layer_numbers(layers: str | int | Sequence[int], n_layers: int) -> list[int]
     """
     every = range(n_layers)
     try:
-        if isinstance(layers, str) and ":" in layers:
-            bounds = [int(bound) if bound else None for bound in layers.split(":")]
-            return sorted(every[slice(*bounds)])
-        if isinstance(layers, str):
-            layers = every if layers == "all" else [int(number) for number in layers.split(",")]
-        numbers = [layers] if isinstance(layers, int) else layers
-        return sorted({every[number] for number in numbers})
+        if not isinstance(layers, str):
+            wanted = [layers] if isinstance(layers, int) else layers
+        elif layers == "all":
+            wanted = every
+        elif ":" in layers:
+            wanted = every[slice(*(int(bound) if bound else None for bound in layers.split(":")))]
+        else:
+            wanted = [int(number) for number in layers.split(",")]
+        return sorted({every[number] for number in wanted})
     except (IndexError, ValueError):
         raise ValueError(
             f"layers: expected 'all', an index below {n_layers}, a list of them, "
