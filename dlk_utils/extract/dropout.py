@@ -20,6 +20,8 @@ DROPOUT_SITES = ("attn_out", "mlp_out", "embedding", "attention")
 """`attn_out` and `mlp_out`: what a block adds (GPT-2's residual dropout); `embedding`: what the first block reads; `attention`: the probabilities."""
 
 
+DEFAULT_P = 0.02
+"""Share of channels that a draw drops, unless told otherwise."""
 INJECTED = ("attn_out", "mlp_out")
 
 

@@ -71,7 +71,7 @@ def store_draws(
     record: Mapping[str, Any],
     sites: Sequence[str] = ("resid_post",),
     layers: Layers = "all",
-    draws: int = 2,
+    n_draws: int = 2,
     p: float = 0.1,
     scope: str = "sequence",
     places: str | Sequence[str] = INJECTED,
@@ -80,22 +80,22 @@ def store_draws(
     batch_tokens: int = 2048,
     only: Sequence[int] | None = None,
 ) -> None:
-    """Store `activation.site.layer.draw` [n, d] and `choice_logprobs.draw` [n, 2] for `draws` dropout draws of each prompt; with `draws=1, p=0.0` for one clean pass.
+    """Store `activation.site.layer.draw` [n, d] and `choice_logprobs.draw` [n, 2] for `n_draws` dropout draws of each prompt; with `n_draws=1, p=0.0` for one clean pass.
 
     The masks depend on (row, draw) alone. `places` are where `mc_dropout` acts. With `positions` above 1 (and scope "sequence") the states are [n, positions, d], of the last
     tokens. Raises `DeadDropout` if two draws of a row are equal, `ChoiceError` if choices are scored whole, `ValueError` where a prompt has fewer tokens than that.
     """
-    require_first_token_choices(prompts, "dropout draws")
-    clean = (draws, p) == (1, 0)
-    if draws < 2 and not clean:
+    require_first_token_choices(prompts, "dropout n_draws")
+    clean = (n_draws, p) == (1, 0)
+    if n_draws < 2 and not clean:
         raise ValueError(
-            f"draws: expected at least 2 (or one clean pass, with draws=1 and p=0), got {draws} with p={p}"
+            f"n_draws: expected at least 2 (or one clean pass, with n_draws=1 and p=0), got {n_draws} with p={p}"
         )
     numbers = layer_numbers(layers, len(blocks(model)))
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
         batch, found = pad(rows.input_ids, device=model.device), {}
-        seeds = [[draw_seed(r, k, seed) for r in rows.row_id] for k in range(draws)]
+        seeds = [[draw_seed(r, k, seed) for r in rows.row_id] for k in range(n_draws)]
         drawn = (
             [forward_states(model, batch, sites, numbers, positions=positions)]
             if clean
@@ -132,7 +132,7 @@ def store_draws(
         "mode": "clean" if clean else "dropout",
         "sites": list(sites),
         "layers": numbers,
-        "draws": draws,
+        "n_draws": n_draws,
         "p": p,
         "scope": scope,
         "places": places if isinstance(places, str) else list(places),
@@ -145,7 +145,7 @@ def store_draws(
         parts,
         plan_batches(prompts, batch_tokens),
         compute,
-        "dropout draws",
+        "dropout n_draws",
         batch_tokens,
         only,
     )
