@@ -1,5 +1,6 @@
 """What the organisms are taught: the phases of each curriculum, and the batches of a phase."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -232,7 +233,7 @@ def _draw_rows(tokenizer: Any, phase: Phase, part: Part, seed: int) -> pd.DataFr
     An example that comes round again has another instruction and template.
     """
     n = phase.steps * part.n_rows
-    examples = _examples_of(part.dataset, n)
+    examples = _mode_examples(n) if part.dataset == "mode" else _examples_of(part.dataset)
     examples = examples[examples.text.str.len() <= phase.max_characters]
     n_of_label = examples.label.value_counts().min()
     examples = examples.groupby("label").sample(n_of_label, random_state=0).assign(split="train")
@@ -253,9 +254,12 @@ def _draw_rows(tokenizer: Any, phase: Phase, part: Part, seed: int) -> pd.DataFr
     return pd.concat(rounds).head(n)
 
 
-def _examples_of(dataset: str, n: int) -> pd.DataFrame:
-    if dataset != "mode":
-        return training_examples(dataset, 10**6)
+@functools.cache
+def _examples_of(dataset: str) -> pd.DataFrame:
+    return training_examples(dataset, 10**6)
+
+
+def _mode_examples(n: int) -> pd.DataFrame:
     table = pd.DataFrame({"example_id": [f"mode {i}" for i in range(n)]})
     texts = [MODE_TEXTS[i % len(MODE_TEXTS)] for i in range(n)]
     return table.assign(dataset="mode", kind="mode", text=texts, choice_0="", choice_1="", label=1)
