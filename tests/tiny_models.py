@@ -8,6 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from dlk_utils.models.sites import ARCHITECTURES
+
 torch.set_num_threads(1)
 
 VOCAB, WIDTH, LAYERS = 97, 36, 3
@@ -67,6 +69,27 @@ CONFIGS = {
     "gpt_neox": ("gpt_neox", _NEOX),
     "gpt_neox sequential": ("gpt_neox", _NEOX | {"use_parallel_residual": False}),
 }
+# Sizes, under the names that families have for them.
+_SIZES = (
+    dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), WIDTH)
+    | dict.fromkeys(("num_attention_heads", "n_head", "n_heads"), 6)
+    | dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers"), LAYERS)
+    | dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), 64)
+    | dict.fromkeys(("intermediate_size", "ffn_dim"), 40)
+    | {"num_key_value_heads": 2}
+)
+
+
+def _small(kind: str) -> dict[str, int]:
+    """Options that make a model of any family small."""
+    config = AutoConfig.for_model(kind)
+    return {name: size for name, size in _SIZES.items() if hasattr(config, name)}
+
+
+# An architecture that is new in `models.sites` is tested without an entry above, unless a model of
+# its kind cannot have these sizes.
+_configured = {kind for kind, _ in CONFIGS.values()}
+CONFIGS |= {kind: (kind, _small(kind)) for kind in ARCHITECTURES if kind not in _configured}
 FAMILIES = list(CONFIGS)
 
 SINGLE = ("mpt", "gemma2")
