@@ -1,9 +1,10 @@
 """What is asked of the states: the rows and the classes of each target, and where its features are read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -172,14 +173,55 @@ def make_task(rows: pd.DataFrame, target: str, regime: str) -> Task:
     assert not (ids[0] & ids[1] or ids[0] & ids[2] or ids[1] & ids[2]), (
         "an example straddles the split"
     )
-    counts = {k: (int((p.y == 0).sum()), int((p.y == 1).sum())) for k, p in parts.items()}
-    if any(min(counts[k]) < MIN_PER_CLASS[k] for k in parts):
-        raise TooFewRows(
-            f"{target}, {regime}: rows of class (0, 1) are {counts}; each class needs at least {MIN_PER_CLASS}"
-        )
+    require_rows(parts, f"{target}, {regime}")
     return Task(target, regime, **parts)
+
+
+def require_rows(
+    parts: Mapping[str, pd.DataFrame],
+    what: str,
+    *,
+    least: Mapping[str, int] = MIN_PER_CLASS,
+    column: str = "y",
+    classes: Sequence[Any] = (0, 1),
+) -> None:
+    """Refuse splits that have too few rows of a class to fit or score a probe on.
+
+    Parameters
+    ----------
+    parts
+        The rows of each split ("train", "validation", "test", or some of them).
+    what
+        What the rows are for, to begin the message with.
+    least
+        How many rows of each class a split needs.
+    column
+        The column that holds the class.
+    classes
+        The classes that must be there.
+
+    Raises
+    ------
+    TooFewRows
+        With the counts found, the counts needed and the remedy in one sentence.
+    """
+    counts = {
+        split: [int((rows[column] == k).sum()) for k in classes] for split, rows in parts.items()
+    }
+    if all(min(counts[split]) >= least[split] for split in parts):
+        return
+    needed = ", ".join(f"{least[split]} in {split}" for split in parts)
+    found = ", ".join(f"{' and '.join(map(str, n))} in {split}" for split, n in counts.items())
+    raise TooFewRows(
+        f"{what}: expected of each class at least {needed}, got {found} "
+        f"(rows of class {' and '.join(map(str, classes))}); a larger n_examples helps."
+    )
 
 
 def too_few(rows: pd.DataFrame, split: str) -> bool:
     """Whether a class has fewer rows than `MIN_PER_CLASS` says for the split."""
-    return rows.y.nunique() < 2 or bool(rows.y.value_counts().min() < MIN_PER_CLASS[split])
+    try:
+        require_rows({split: rows}, split)
+    except TooFewRows:
+        return True
+    return False
