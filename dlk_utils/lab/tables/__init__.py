@@ -72,3 +72,8 @@ def in_brief(row: pd.Series | pd.DataFrame | None) -> str:
     if isinstance(row, pd.DataFrame):
         row = row.iloc[0]
     return f"{row.estimate:.2f} [{row.low:.2f}, {row.high:.2f}], n = {row.n}"
+
+
+def least_to_most(values: pd.Series) -> str:
+    """Write the range of numbers as "0.31 to 0.72"; of none, "not scored"."""
+    return f"{values.min():.2f} to {values.max():.2f}" if len(values) else "not scored"

@@ -37,9 +37,8 @@ from dlk_utils.questions.trained import refuse_trained_rows
 
 HONEST_TO_LYING = ("truth", "lie")
 ALL_OTHERS = "all others"
-TRANSFER_COLUMNS = [
-    *("trained_on", "tested_on", "layer", "estimate", "low", "high", "n", "n_train")
-]
+ESTIMATE_COLUMNS = ["estimate", "low", "high", "n"]
+TRANSFER_COLUMNS = ["trained_on", "tested_on", "layer", *ESTIMATE_COLUMNS, "n_train"]
 
 
 @kept("08-transfer")
@@ -92,6 +91,11 @@ def transfer_matrix(
                     estimate = estimate_with_interval(fitted.score(test), test, seed=seed)
                     table.append({**common, "tested_on": tested_on, **estimate})
     return pd.DataFrame(table, columns=TRANSFER_COLUMNS)
+
+
+def between_groups(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of `transfer_matrix` from one group to another one."""
+    return table[(table.trained_on != table.tested_on) & (table.trained_on != ALL_OTHERS)]
 
 
 # From few examples to many.
@@ -171,7 +175,7 @@ def split_again(rows: pd.DataFrame, features: Features) -> pd.DataFrame:
 # To other styles of text.
 
 STYLE_PROBES = ("logistic", "mean_difference", "ttpd")
-STYLE_COLUMNS = ["style", "probe", "layer", "own_answer", "estimate", "low", "high", "n"]
+STYLE_COLUMNS = ["style", "probe", "layer", "own_answer", *ESTIMATE_COLUMNS]
 
 
 @kept("08-styles")

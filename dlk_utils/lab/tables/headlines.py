@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from dlk_utils.errors import TooFewRows
-from dlk_utils.evaluation.selection import LayerProbe, fit_layers
+from dlk_utils.evaluation.selection import fit_layers
 from dlk_utils.evaluation.stats import auroc, bootstrap_weights, weighted_auroc
 from dlk_utils.evaluation.tasks import (
     LYING,
@@ -21,7 +21,13 @@ from dlk_utils.evaluation.tasks import (
 )
 from dlk_utils.lab.cache import kept
 from dlk_utils.lab.run import Run
-from dlk_utils.lab.tables import empty_if_too_few, estimate_with_interval, in_brief
+from dlk_utils.lab.tables import (
+    empty_if_too_few,
+    estimate_with_interval,
+    in_brief,
+    least_to_most,
+)
+from dlk_utils.lab.tables.carry_over import between_groups
 from dlk_utils.probes import STATE_PROBES, Logistic
 
 MISTAKE_COLUMNS = ["mistake", "claim", "estimate", "low", "high", "n"]
@@ -79,12 +85,7 @@ def with_each_mistake(rows: pd.DataFrame, features: Features, *, seed: int = 0) 
         on_lies[probe.validation_aurocs.argmax()],
         task.test,
     )
-    add(
-        "layer chosen on the test rows",
-        "the same",
-        on_lies[aurocs_on_lies.argmax()],
-        task.test,
-    )
+    add("layer chosen on the test rows", "the same", on_lies[aurocs_on_lies.argmax()], task.test)
     farthest_from_chance = on_lies[np.abs(aurocs_on_lies - 0.5).argmax()]
     turned = _turned_estimate(farthest_from_chance, task.test, seed)
     mistake = "layer and sign chosen on the test rows"
@@ -161,11 +162,78 @@ def _scores_of_best_layer(
     return probe.score_layers(parts["test"])[probe.validation_aurocs.argmax()], parts["test"]
 
 
+# The numbers that the original study reported, by its own diary.
+
 DUPLICATES = "duplicates on both sides of the split"
-# fmt: off
-REPORTED = pd.DataFrame(
-    [
-        ("2023-07-13", "three classes, F1 of deception", "F1 .371 at accuracy .850", "the majority had .837"),
-    ]
-)
-# fmt: on
+REPORTED_COLUMNS = ["date", "what", "reported", "what is wrong with it"]
+REPORTED = (
+    ("2023-07-13", "three classes, F1 of deception", "F1 .371 at accuracy .850",
+     "the majority had .837"),
+    ("2023-07-20", "pairs of draws, linear", ".70 to .71", DUPLICATES),
+    ("2023-07-21", "pairs of draws, ranking, big moves only", ".89 to .94", DUPLICATES),
+    ("2023-07-28", "convolution over depth", "AUROC .961", DUPLICATES),
+    ("2023-09-04", "weight gradients, linear", ".77 to .81", "at or below the majority"),
+    ("2023-09-10", "heads, state and gradient, linear", "96 %, then 99.6 %",
+     "choices that begin alike; one seed"),
+    ("2023-09-11", "one data set", "near 100 %", "the same"),
+    ("2023-09-11", "from one data set to another", "60 %",
+     "a split that separated them by accident"),
+    ("2023-09-15", "heads, state and gradient, dice loss", ".94 (n = 38)",
+     "38 rows, the best of many"),
+)  # fmt: skip
+
+
+def clean_numbers(
+    results: pd.DataFrame, classes: pd.DataFrame, pairs: pd.DataFrame, across: pd.DataFrame
+) -> dict[str, str]:
+    """Write what a clean evaluation gives for the numbers of `REPORTED`, by their second column.
+
+    That is the AUROC on rows told to lie after training on honest rows; for the classes it is F1,
+    and across data sets (a table of `carry_over.transfer`) the least and the most.
+    """
+    on_lies = results[(results.target == "truth") & (results.regime == LYING)]
+    on_lies = on_lies[on_lies.selected & (on_lies.kind == "probe")]
+    ranked = pairs[(pairs.pairs == "draws, sequence") & (pairs.regime == LYING)]
+
+    def of_probe(probe: str, feature: str, site: str) -> str:
+        is_wanted = (on_lies.probe == probe) & (on_lies.feature == feature) & (on_lies.site == site)
+        return in_brief(on_lies[is_wanted])
+
+    def of_pairs(probe: str, least_move: float) -> str:
+        return in_brief(ranked[(ranked.probe == probe) & (ranked.least_move == least_move)])
+
+    own = across[across.trained_on == across.tested_on]
+    within = [f"{row.tested_on} {row.estimate:.2f}" for row in own.itertuples()]
+    return {
+        "three classes, F1 of deception": _deception_in_brief(classes),
+        "pairs of draws, linear": of_pairs("pair_direction", 0.0),
+        "pairs of draws, ranking, big moves only": of_pairs("pair_ranking", 0.1),
+        "convolution over depth": of_probe("convolution", "activation", "resid_post"),
+        "heads, state and gradient, linear": of_probe("logistic", "both", "head_out"),
+        "one data set": "; ".join(within) or "not scored",
+        "from one data set to another": least_to_most(between_groups(across).estimate),
+        "heads, state and gradient, dice loss": of_probe("dice", "activation", "resid_post")
+        + " (residual stream)",
+    }
+
+
+def _deception_in_brief(classes: pd.DataFrame) -> str:
+    f1 = classes[classes["class"] == "deception"].set_index("method").f1
+    if f1.empty:
+        return "not scored"
+    return f"F1 {f1['softmax regression']:.2f}; instruction alone {f1['instruction only']:.2f}"
+
+
+def survivors(clean: Mapping[str, str], mistaken: Mapping[str, str]) -> pd.DataFrame:
+    """Return `REPORTED` with what is left of each number here.
+
+    Both arguments go by the second column of `REPORTED`: numbers of a clean evaluation, and numbers
+    that the same mistake gives here. Raises `KeyError` if they have another name.
+    """
+    table = pd.DataFrame(REPORTED, columns=REPORTED_COLUMNS)
+    unknown = (set(clean) | set(mistaken)) - set(table.what)
+    if unknown:
+        raise KeyError(f"survivors: expected names of REPORTED, got {sorted(unknown)}")
+    table["here, cleanly"] = [clean.get(what, "not measured") for what in table.what]
+    table["here, with the same mistake"] = [mistaken.get(what, "") for what in table.what]
+    return table.set_index(["date", "what"])

@@ -273,9 +273,9 @@ def class_report(rows: pd.DataFrame, features: Features) -> pd.DataFrame:
     splits = {"train": train, "test": test}
     require_rows(splits, "three classes", least=MIN_CLASS_ROWS, classes=CLASSES)
 
-    softmax = LogisticRegression(C=0.01, class_weight="balanced", max_iter=500)
     models, macro_f1 = {}, {}
     for key, read in features.items():
+        softmax = LogisticRegression(C=0.01, class_weight="balanced", max_iter=500)
         models[key] = make_pipeline(StandardScaler(), softmax).fit(read(train), train.y)
         answers = models[key].predict(read(validation))
         options = {"labels": CLASSES, "average": "macro", "zero_division": 0}
