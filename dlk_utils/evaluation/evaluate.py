@@ -7,14 +7,13 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import balanced_accuracy_score, brier_score_loss
 from sklearn.preprocessing import OneHotEncoder
 
 from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.stats import (
     auroc,
-    balanced_accuracy,
     bootstrap_weights,
-    brier,
     calibrated,
     calibration_error,
     earliest_good_layer,
@@ -126,7 +125,7 @@ def evaluate(
             "low": low,
             "high": high,
             "accuracy": mean(lambda s, y: np.mean((s > 0) == y)),
-            "balanced_accuracy": mean(balanced_accuracy),
+            "balanced_accuracy": mean(lambda s, y: balanced_accuracy_score(y, s > 0)),
             "recall_at_1": mean(lambda s, y: recall_at(s, y, 0.01)),
             "recall_at_5": mean(lambda s, y: recall_at(s, y, 0.05)),
         }
@@ -181,7 +180,7 @@ def evaluate(
                     {}
                     if p is None
                     else {
-                        "brier": brier(p, label),
+                        "brier": brier_score_loss(label, p),
                         "calibration_error": calibration_error(p, label),
                     }
                 )
