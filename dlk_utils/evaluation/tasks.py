@@ -324,6 +324,16 @@ class Task:
     validation: pd.DataFrame
     test: pd.DataFrame
 
+    @property
+    def of_pairs(self) -> bool:
+        """Whether the features of a row are a pair of states."""
+        return self.target == "pair"
+
+    @property
+    def goal(self) -> np.ndarray:
+        """What a probe learns from the training rows [n]: `y`, or the `move` of pairs."""
+        return self.train.move.to_numpy(float) if self.of_pairs else self.train.y.to_numpy()
+
 
 def regimes_of(target: str) -> list[str]:
     """List the regimes that a target is evaluated in."""
