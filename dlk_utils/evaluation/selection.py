@@ -49,10 +49,10 @@ class LayerProbe:
         The features it was fitted on, which `score` and `score_layers` read by default.
     keys
         The (feature, site, layer) of each layer of the stack.
+    layers
+        The layer number of each row of scores; [-1] for a probe that reads all layers together.
     chosen
-        Which of them was chosen on validation, as an index.
-    layer
-        The number of the chosen layer; -1 for a probe that reads all layers together.
+        Which of `layers` was chosen on validation, as an index.
     validation_scores
         Scores of the validation rows [layer, n]; [1, n] for a probe that reads all layers together.
     validation_aurocs
@@ -62,10 +62,15 @@ class LayerProbe:
     probe: Any
     features: Features
     keys: list[tuple[str, str, int]]
+    layers: list[int]
     chosen: int
-    layer: int
     validation_scores: Float[np.ndarray, "layer n"]
     validation_aurocs: Float[np.ndarray, " layer"]
+
+    @property
+    def layer(self) -> int:
+        """The number of the chosen layer; -1 for a probe that reads all layers together."""
+        return self.layers[self.chosen]
 
     def score_layers(
         self, rows: pd.DataFrame, features: Features | None = None
@@ -130,15 +135,15 @@ def fit_layers(
     probe = fitted(make_probe, stack_layers(features, train), train, y)
     raw_scores = probe.decision_function(stack_layers(features, validation))
     scores = np.atleast_2d(raw_scores)
-    classes = validation.y.to_numpy()
     keys = list(features)
-    chosen = earliest_good_layer(scores, classes, validation.example_id)
+    one_score_per_layer = raw_scores.ndim == 2
+    classes = validation.y.to_numpy()
     return LayerProbe(
         probe=probe,
         features=features,
         keys=keys,
-        chosen=chosen,
-        layer=keys[chosen][2] if raw_scores.ndim == 2 else ALL_LAYERS,
+        layers=[layer for _, _, layer in keys] if one_score_per_layer else [ALL_LAYERS],
+        chosen=earliest_good_layer(scores, classes, validation.example_id),
         validation_scores=scores,
         validation_aurocs=np.array([auroc(s, classes) for s in scores]),
     )
