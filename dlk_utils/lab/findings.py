@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from dlk_utils.evaluation.detector import TruthDetector
-from dlk_utils.evaluation.tasks import POSITIVE_CONTROL
+from dlk_utils.evaluation.tasks import KNOWN, POSITIVE_CONTROL
 from dlk_utils.lab.display import interval_text
 from dlk_utils.lab.tables import in_brief, least_to_most
 from dlk_utils.lab.tables.carry_over import ALL_OTHERS, between_groups
 
+AUROC = "signed AUROC on test (95 % interval; dashed: chance)"
+"""The label of most axes."""
 NAMED = {
     "pair": ("pair_ranking", "two draws", "resid_post"),
     POSITIVE_CONTROL: ("logistic", "activation", "resid_post"),
@@ -106,6 +108,15 @@ def positive_controls(results: pd.DataFrame) -> list[str]:
         for row in rows
         if row is not None
     ]
+
+
+def turn_title(results: pd.DataFrame) -> str:
+    """Title the figure of truth by layer, read on rows told to lie about what the model knows."""
+    row = headline(results, "truth", KNOWN)
+    found = "too few rows"
+    if row is not None:
+        found = f"layer {row.layer}, chosen on honest rows, has AUROC {interval_text(row)}"
+    return f"Truth, read while told to lie about what it knows: {found}"
 
 
 def gradient_adds(gains: pd.DataFrame) -> str:

@@ -98,6 +98,22 @@ def between_groups(table: pd.DataFrame) -> pd.DataFrame:
     return table[(table.trained_on != table.tested_on) & (table.trained_on != ALL_OTHERS)]
 
 
+def count_ways(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Count by probe how many ways from one group to another lead above chance, and below."""
+    counts = {}
+    for probe, table in tables.items():
+        ways = table[table.trained_on != table.tested_on]
+        counts[probe] = {
+            "least": ways.estimate.min(),
+            "mean": ways.estimate.mean(),
+            "most": ways.estimate.max(),
+            "ways": len(ways),
+            "above chance": int((ways.low > 0.5).sum()),
+            "below chance": int((ways.high < 0.5).sum()),
+        }
+    return pd.DataFrame(counts).T
+
+
 # From few examples to many.
 
 CURVE_SIZES = (8, 16, 32, 64, 128)

@@ -1,10 +1,12 @@
 """Tables of notebook 06: a lie detector, and how many lies and honest answers it flags."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from dlk_utils.evaluation.detector import TruthDetector
+from dlk_utils.evaluation.selection import stack_layers
 from dlk_utils.evaluation.stats import wilson_interval
 from dlk_utils.lab.cache import made_by
 from dlk_utils.lab.run import Run
@@ -21,13 +23,39 @@ def fit_detector(run: Run, *, layers: list[int], families: Sequence[str] = ()) -
     folder = run.cache.path("06-detector", parts)
     if not (folder / "card.json").is_file():
         rows = run.truth_rows
-        rows = rows[(rows.role != "lie") | rows.family.isin(families)]
-        train, validation = (rows[rows.split == split] for split in ("train", "validation"))
+        may_fit = (rows.role != "lie") | rows.family.isin(families)
+        rows = rows[may_fit & (rows.split != "test")]
         detector = TruthDetector.fit(
-            run.loaded, run.states(layers), train, validation, trained_on=folder.name
+            run.loaded,
+            list(rows.input_ids),
+            rows.y.to_numpy(),
+            validation=(rows.split == "validation").to_numpy(),
+            states=stack_layers(run.states(layers), rows),
+            groups=rows.example_id.to_numpy(),
+            margins=rows.margin.to_numpy(),
+            layers=layers,
+            trained_on=folder.name,
         )
         detector.save(folder)
     return TruthDetector.load(folder, run.loaded)
+
+
+def card_table(
+    detectors: Mapping[str, TruthDetector], families: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """Show the cards of detectors, a column each, with the families of lies that each has seen."""
+    columns = {}
+    for name, detector in detectors.items():
+        fixture = f"{len(detector.card['fixture']['scores'])} prompts and their scores"
+        columns[name] = {
+            **detector.card,
+            "families of lies seen": ", ".join(families[name]) or "none",
+            "site": detector.site,
+            "layer": detector.layer,
+            "threshold": round(detector.threshold, 3),
+            "fixture": fixture,
+        }
+    return pd.DataFrame(columns)
 
 
 def judge_test_rows(
@@ -43,7 +71,7 @@ def judge_test_rows(
         is_unseen = (test.role == "truth") | ~test.family.isin(families[name])
         rows = test[is_unseen].reset_index(drop=True)
         read = run.states([detector.layer])["activation", detector.site, detector.layer]
-        judged[name] = detector.judge(rows, detector.beliefs(read(rows)))
+        judged[name] = detector.judge(rows, detector.score_states(read(rows)))
     return judged
 
 
@@ -71,3 +99,9 @@ def flag_rates(judged: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
                 rates.append([name, of, dataset, n, n_flagged / max(1, n), low, high])
     columns = ["detector", "of", "dataset", "n", "flagged", "flagged_low", "flagged_high"]
     return pd.DataFrame(rates, columns=columns).set_index(columns[:3])
+
+
+def read_lines(path: str) -> list[str]:
+    """Return the lines of a text file that are not blank; of no path, no lines."""
+    text = Path(path).read_text(encoding="utf-8") if path else ""
+    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.selection import fit_layers
-from dlk_utils.evaluation.stats import auroc, bootstrap_weights, weighted_auroc
+from dlk_utils.evaluation.stats import auroc, bootstrap_weights, percentile_interval, weighted_auroc
 from dlk_utils.evaluation.tasks import (
     LYING,
     MIN_PER_CLASS,
@@ -133,7 +133,7 @@ def _turned_estimate(
     """An AUROC that is turned round where it is below one half, as are its resamples."""
     y = test.y.to_numpy()
     resampled = weighted_auroc(scores, y, bootstrap_weights(test.example_id, 1000, seed))
-    low, high = np.nanpercentile(np.maximum(resampled, 1 - resampled), [2.5, 97.5])
+    low, high = percentile_interval(np.maximum(resampled, 1 - resampled))
     estimate = auroc(scores, y)
     return {"estimate": max(estimate, 1 - estimate), "low": low, "high": high, "n": len(test)}
 

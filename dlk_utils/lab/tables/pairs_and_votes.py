@@ -73,6 +73,19 @@ def pair_kinds(
     }
 
 
+def move_counts(kinds: PairKinds) -> pd.DataFrame:
+    """Count by kind and role the pairs that moved at least so far, and towards the truth."""
+    counts = {}
+    for kind, (all_rows, _) in kinds.items():
+        for role, rows in all_rows.groupby("role"):
+            counts[kind, role] = {
+                f"rows that moved {least:.0%}": (rows.move.abs() >= least).sum()
+                for least in LEAST_MOVES
+            }
+            counts[kind, role]["towards the truth"] = (rows.move > 0).mean()
+    return pd.DataFrame(counts).T
+
+
 def pair_table(kinds: PairKinds, least_moves: Sequence[float], *, seed: int = 0) -> pd.DataFrame:
     """Score every pair probe on every kind of pair, each with its best control.
 

@@ -19,8 +19,9 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from dlk_utils.evaluation.evaluate import RESULT_COLUMNS, evaluate, evaluate_targets
 from dlk_utils.evaluation.selection import LayerProbe, fit_layers, stack_layers
-from dlk_utils.evaluation.stats import auroc, bootstrap_weights, weighted_auroc
+from dlk_utils.evaluation.stats import auroc, bootstrap_weights, percentile_interval, weighted_auroc
 from dlk_utils.evaluation.tasks import (
+    KNOWN,
     Features,
     Task,
     make_targets,
@@ -63,6 +64,22 @@ def results(run: Run, *, layers: list[int], p: float = DEFAULT_P) -> pd.DataFram
     return evaluate_targets(targets(run, p=p), features, seed=run.seed)
 
 
+def turn_lines(results: pd.DataFrame) -> pd.DataFrame:
+    """Return truth by layer on rows told to lie about what the model knows, as `line`s to draw.
+
+    Lines are the sites, read by logistic regression on the state, and two controls, which have one
+    value for all layers.
+    """
+    known = results[(results.target == "truth") & (results.regime == KNOWN)]
+    states = known[(known.probe == "logistic") & (known.feature == "activation")]
+    controls = known[known.probe.isin(["own answer", "TF-IDF"])]
+    ends = [
+        controls.assign(line=controls.probe, layer=layer, low=np.nan, high=np.nan)
+        for layer in (states.layer.min(), states.layer.max())
+    ]
+    return pd.concat([states.assign(line=states.site), *ends])
+
+
 # Site and feature.
 
 GAIN_COLUMNS = [
@@ -102,7 +119,7 @@ def gain_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFrame
         for name, baseline in baselines.items():
             differences = resampled[group] - resampled[baseline]
             row[name] = row["estimate"] - rows[baseline]["estimate"]
-            row[f"{name}_low"], row[f"{name}_high"] = np.nanpercentile(differences, [2.5, 97.5])
+            row[f"{name}_low"], row[f"{name}_high"] = percentile_interval(differences)
     return pd.DataFrame(list(rows.values()), columns=GAIN_COLUMNS)
 
 
