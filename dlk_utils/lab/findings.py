@@ -11,7 +11,7 @@ from dlk_utils.evaluation.detector import TruthDetector
 from dlk_utils.evaluation.tasks import KNOWN, POSITIVE_CONTROL
 from dlk_utils.lab.display import interval_text
 from dlk_utils.lab.tables import in_brief, least_to_most
-from dlk_utils.lab.tables.carry_over import ALL_OTHERS, between_groups
+from dlk_utils.lab.tables.carry_over import between_groups, left_out
 
 AUROC = "signed AUROC on test (95 % interval; dashed: chance)"
 """The label of most axes."""
@@ -211,11 +211,11 @@ def split_spread(regrouped: pd.DataFrame) -> str:
 
 def carry_over_findings(
     by_dataset: pd.DataFrame,
-    left_out: Mapping[str, pd.DataFrame],
+    by_other: Mapping[str, pd.DataFrame],
     styles: pd.DataFrame,
     regrouped: pd.DataFrame,
 ) -> list[str]:
-    """Say what notebook 08 found; `left_out` are tables of transfer by what was left out."""
+    """Say what notebook 08 found; `by_other` are further tables of transfer, by what they go by."""
     lines = []
     apart = between_groups(by_dataset)
     if len(apart):
@@ -226,8 +226,8 @@ def carry_over_findings(
             f"above chance, {(apart.high < 0.5).sum()} below.",
             f"* The best way goes from {best.trained_on} to {best.tested_on}: {in_brief(best)}.",
         ]
-    for what, table in left_out.items():
-        others = table[table.trained_on == ALL_OTHERS].set_index("tested_on").estimate
+    for what, table in by_other.items():
+        others = left_out(table, what).estimate
         if len(others):
             lines.append(
                 f"* Left out of training, the {what} read worst is {others.idxmin()} with "
@@ -276,6 +276,26 @@ def pair_findings(pairs: pd.DataFrame, votes: pd.DataFrame, one_state: str) -> l
 
 
 # 10: mistakes.
+
+
+def mistakes_title(mistakes: pd.DataFrame) -> str:
+    """Compare the score as it should be with the highest one."""
+    if mistakes.empty:
+        return "As it should be: not scored"
+    top = mistakes.loc[mistakes.estimate.idxmax()]
+    clean = mistakes.estimate.iloc[0]
+    return f'As it should be: {clean:.2f}. With "{top.mistake}": {top.estimate:.2f}'
+
+
+def raised_title(mistakes: pd.DataFrame) -> str:
+    """Count the mistakes with which a score is above chance."""
+    if mistakes.empty:
+        return "not scored"
+    n_above = (mistakes.low > 0.5).sum()
+    return (
+        f"as it should be {interval_text(mistakes.iloc[0])}. Above chance, wrongly: {n_above} of "
+        f"{len(mistakes) - 1}"
+    )
 
 
 def with_mistake(mistakes: Mapping[str, pd.DataFrame], beginning: str) -> str:

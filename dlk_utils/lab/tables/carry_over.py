@@ -98,6 +98,13 @@ def between_groups(table: pd.DataFrame) -> pd.DataFrame:
     return table[(table.trained_on != table.tested_on) & (table.trained_on != ALL_OTHERS)]
 
 
+def left_out(table: pd.DataFrame, what: str) -> pd.DataFrame:
+    """Return the rows of `transfer_matrix` that tested what was left out of training, by name."""
+    name = f"{what} that was left out"
+    rows = table[table.trained_on == ALL_OTHERS].drop(columns="trained_on")
+    return rows.rename(columns={"tested_on": name}).set_index(name)
+
+
 def count_ways(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Count by probe how many ways from one group to another lead above chance, and below."""
     counts = {}

@@ -127,6 +127,12 @@ def with_each_mistake(rows: pd.DataFrame, features: Features, *, seed: int = 0) 
     return pd.DataFrame(table, columns=MISTAKE_COLUMNS)
 
 
+def with_kinds(mistakes: pd.DataFrame) -> pd.DataFrame:
+    """Tell apart, in the column `kind`, the first row from those with a mistake."""
+    is_clean = mistakes.mistake.str.startswith("none")
+    return mistakes.assign(kind=np.where(is_clean, "as it should be", "with a mistake"))
+
+
 def _turned_estimate(
     scores: Float[np.ndarray, " n"], test: pd.DataFrame, seed: int
 ) -> dict[str, float]:
