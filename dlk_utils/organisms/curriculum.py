@@ -220,7 +220,7 @@ def _draw(
                 asks=(asks,),
                 templates=templates or None,
                 seed=at,
-                shelf="training/",
+                folder="training/",
             )
         )
     return pd.concat(parts).head(n)

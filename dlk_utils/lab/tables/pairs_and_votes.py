@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Float
 from scipy.special import expit
+from torch import Tensor
 
 from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.evaluate import evaluate
@@ -23,6 +25,7 @@ from dlk_utils.lab.cache import kept
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables import empty_if_too_few, estimate_with_interval, lying_task
 from dlk_utils.probes import Listwise, PairRanking
+from dlk_utils.probes.base import Probe
 
 # Pairs.
 
@@ -131,7 +134,7 @@ def votes(run: Run, *, layers: list[int], p: float, n_draws: int = 16) -> pd.Dat
 
 def _read_draws(
     folder: Path, layer: int, n_draws: int, rows: pd.DataFrame
-) -> Float[np.ndarray, "n draw d+1"]:
+) -> Float[np.ndarray, "n k d+1"]:
     """States of the draws of each row, and in the last column their probability of choice 1."""
     draws = []
     for k in range(n_draws):
@@ -141,50 +144,44 @@ def _read_draws(
     return np.stack(draws, axis=1)
 
 
-class DrawVotes:
+class DrawVotes(Probe):
     """A probe of truth in which the draws of each row vote: do the truer ones lean to choice 1?
 
-    Its features are [layer, n, draw, d + 1]: the states of the draws, and in the last column their
-    probability of choice 1.
+    X is [n, k, d + 1] or [b, n, k, d + 1]: the states of k draws, and in the last column their
+    probability of choice 1. A score above 0 speaks for choice 1.
 
     Parameters
     ----------
     fit_ranker
-        Fits a probe with `coef_` [layer, d] to states [layer, n, draw, d] and to how far each draw
-        leans towards the truth [n, draw].
+        Fits a probe with `coef_` [b, d] to states [b, n, k, d] and to how far each draw leans
+        towards the truth [n, k].
     """
 
-    def __init__(self, fit_ranker: Callable[..., Any]):
+    _ndim = 4
+
+    def __init__(self, fit_ranker: Callable[[Tensor, Tensor], Any]):
         self.fit_ranker = fit_ranker
 
-    def fit(self, X: Float[np.ndarray, "layer n draw d"], y: Int[np.ndarray, " n"]) -> "DrawVotes":
-        """Learn to rank draws; `y` is 1 where choice 1 is right."""
-        towards_truth = X[0, ..., -1] * (2 * y - 1)[:, None]
-        self.ranker_ = self.fit_ranker(X[..., :-1], towards_truth)
-        return self
+    def _fit(self, X: Float[Tensor, "b n k d"], y: Float[Tensor, " n"]) -> None:
+        p1 = X[0, ..., -1]
+        self.ranker_ = self.fit_ranker(X[..., :-1], p1 * (2 * y - 1)[:, None])
 
-    def decision_function(
-        self, X: Float[np.ndarray, "layer n draw d"]
-    ) -> Float[np.ndarray, "layer n"]:
-        """Return the vote of each row; above 0 speaks for choice 1."""
-        truer = np.einsum("lnkd,ld->lnk", X[..., :-1], np.asarray(self.ranker_.coef_))
+    def _score(self, X: Float[Tensor, "b n k d"]) -> Float[Tensor, "b n"]:
+        truer = torch.einsum("bnkd,bd->bnk", X[..., :-1], self.ranker_.coef_)
         return vote(truer, X[..., -1])
 
 
-def vote(
-    truer: Float[np.ndarray, "... draw"], p1: Float[np.ndarray, "... draw"]
-) -> Float[np.ndarray, "..."]:
-    """Return the covariance over draws of how true each ranks and its probability of choice 1."""
-    truer = truer - truer.mean(axis=-1, keepdims=True)
-    p1 = p1 - p1.mean(axis=-1, keepdims=True)
-    return (truer * p1).mean(axis=-1)
+def vote(truer: Float[Tensor, "... k"], p1: Float[Tensor, "... k"]) -> Float[Tensor, "..."]:
+    """Return the covariance over k draws of how true each ranks and its probability of choice 1."""
+    truer = truer - truer.mean(-1, keepdim=True)
+    return (truer * (p1 - p1.mean(-1, keepdim=True))).mean(-1)
 
 
-def _rank_all_draws(states: np.ndarray, towards_truth: np.ndarray) -> Listwise:
+def _rank_all_draws(states: Tensor, towards_truth: Tensor) -> Listwise:
     return Listwise().fit(states, towards_truth)
 
 
-def _rank_two_draws(states: np.ndarray, towards_truth: np.ndarray) -> PairRanking:
+def _rank_two_draws(states: Tensor, towards_truth: Tensor) -> PairRanking:
     return PairRanking().fit(states[:, :, :2], towards_truth[:, 1] - towards_truth[:, 0])
 
 
@@ -201,7 +198,7 @@ def vote_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFrame
     task
         Its `y` is 1 where choice 1 is right.
     features
-        By layer, the draws [n, draw, d + 1] that `DrawVotes` takes.
+        By layer, the draws [n, k, d + 1] that `DrawVotes` takes.
     seed
         Of the bootstrap.
     """

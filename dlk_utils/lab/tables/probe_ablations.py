@@ -244,7 +244,7 @@ def restart_table(task: Task, contrast_features: Features) -> pd.DataFrame:
     The loss knows no labels; the start with the lowest one is `kept`.
     """
     probe = fit_layers(CCS, contrast_features, task.train, task.validation).probe
-    scores = probe.each_start(stack_layers(contrast_features, task.test))
+    scores = probe.score_starts(stack_layers(contrast_features, task.test))
     y = task.test.y.to_numpy()
     rows = []
     for i, (_, _, layer) in enumerate(contrast_features):
