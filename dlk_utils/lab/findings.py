@@ -175,7 +175,7 @@ def detector_findings(
         lies, honest = (flagged(rates, name, of) for of in ("lies", "honest answers"))
         if name in judges:
             lines.append(
-                f"* **{name}**: it flags {lies} of the lies; {honest} of the honest answers."
+                f"* **{name}**: of the lies it flags {lies}; of the honest answers {honest}."
             )
             shares = rates.flagged[name].xs("all", level="dataset")
             if shares["lies"] >= 0.9 and shares["honest answers"] <= 0.05:

@@ -52,7 +52,7 @@ def lying_task(run: Run) -> Task:
 
 def estimate_with_interval(
     scores: Float[np.ndarray, " n"], rows: pd.DataFrame, *, seed: int = 0
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Score test rows by their class `y`: `estimate`, `low`, `high` and `n`.
 
     The estimate is the signed AUROC, with its 95 % bootstrap interval over examples.

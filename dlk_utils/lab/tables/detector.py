@@ -46,14 +46,15 @@ def card_table(
     """Show the cards of detectors, a column each, with the families of lies that each has seen."""
     columns = {}
     for name, detector in detectors.items():
-        fixture = f"{len(detector.card['fixture']['scores'])} prompts and their scores"
+        card = dict(detector.card)
+        fixture = card.pop("fixture")
         columns[name] = {
-            **detector.card,
+            **card,
             "families of lies seen": ", ".join(families[name]) or "none",
             "site": detector.site,
             "layer": detector.layer,
             "threshold": round(detector.threshold, 3),
-            "fixture": fixture,
+            "fixture": f"{len(fixture['scores'])} prompts and their scores",
         }
     return pd.DataFrame(columns)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -135,7 +136,7 @@ def with_kinds(mistakes: pd.DataFrame) -> pd.DataFrame:
 
 def _turned_estimate(
     scores: Float[np.ndarray, " n"], test: pd.DataFrame, seed: int
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """An AUROC that is turned round where it is below one half, as are its resamples."""
     y = test.y.to_numpy()
     resampled = weighted_auroc(scores, y, bootstrap_weights(test.example_id, 1000, seed))

@@ -7,6 +7,7 @@ rows told to lie, at the layer that validation rows choose.
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,7 +43,7 @@ from dlk_utils.probes.scale import SCALES
 CHOICE_COLUMNS = ["layer", "validation", "estimate", "low", "high", "n"]
 
 
-def _choice(probe: LayerProbe, task: Task, seed: int) -> dict[str, float]:
+def _choice(probe: LayerProbe, task: Task, seed: int) -> dict[str, Any]:
     """The chosen layer, its AUROC on validation rows, and the test AUROC with its interval."""
     validation = probe.validation_aurocs[probe.chosen]
     estimate = estimate_with_interval(probe.score(task.test), task.test, seed=seed)
