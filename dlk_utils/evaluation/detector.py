@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 import xxhash
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from safetensors.torch import load_file, save
+from sklearn.utils import check_consistent_length
 from torch import Tensor, nn
 
-from dlk_utils.errors import CardError, DataError
+from dlk_utils.errors import CardError
 from dlk_utils.evaluation.selection import LayerProbe, fit_layers
 from dlk_utils.evaluation.tasks import memory_features, require_rows
 from dlk_utils.extract.answers import choice_logprobs
@@ -35,6 +36,9 @@ TOLERANCE = 0.05
 
 FIXTURE_ROWS = 8
 BATCH_SIZE = 16
+
+Values = Sequence | np.ndarray | pd.Series
+"""One value for each prompt."""
 
 
 @dataclass
@@ -70,12 +74,12 @@ class TruthDetector:
         cls,
         model: nn.Module,
         input_ids: Sequence[Sequence[int]],
-        y: Int[np.ndarray, " n"] | Sequence[int],
+        y: Values,
         *,
-        validation: Bool[np.ndarray, " n"] | Sequence[bool],
+        validation: Values,
         states: Float[np.ndarray, "layer n d"] | None = None,
-        groups: Sequence[str] | np.ndarray | None = None,
-        margins: Float[np.ndarray, " n"] | None = None,
+        groups: Values | None = None,
+        margins: Values | None = None,
         site: str = "resid_post",
         layers: Layers = "all",
         honest_alarms: float = 0.05,
@@ -112,10 +116,21 @@ class TruthDetector:
         ------
         TooFewRows
             If there are too few training or validation rows of a class.
-        DataError
+        ValueError
             If the arguments have different numbers of rows or layers.
         """
-        rows = _fitting_rows(input_ids, y, validation, groups, margins)
+        check_consistent_length(input_ids, y, validation, groups, margins)
+        n = len(input_ids)
+        rows = pd.DataFrame(
+            {
+                "row_id": range(n),
+                "example_id": np.arange(n) if groups is None else np.asarray(groups),
+                "y": np.asarray(y, dtype=int),
+                "validation": np.asarray(validation, dtype=bool),
+                "margin": np.zeros(n) if margins is None else np.asarray(margins),
+                "input_ids": list(input_ids),
+            }
+        )
         train_rows, validation_rows = rows[~rows.validation], rows[rows.validation]
         require_rows({"train": train_rows, "validation": validation_rows}, "truth detector")
         numbers = layer_numbers(layers, len(blocks(model)))
@@ -125,9 +140,7 @@ class TruthDetector:
 
         fit = fit_layers(partial(Logistic, "auto"), features, train_rows, validation_rows)
         weight, bias = _weight_and_bias(fit)
-        threshold = 0.0
-        if margins is not None:
-            threshold = _threshold(fit, validation_rows, honest_alarms)
+        threshold = _threshold(fit, validation_rows, honest_alarms)
         name, revision, dtype = _identity(model)
         card = {
             "format": FORMAT,
@@ -315,30 +328,6 @@ def _activations(
     batches = _in_batches(input_ids, BATCH_SIZE)
     states = [_last_states(model, batch, site, layers)[0] for batch in batches]
     return torch.cat(states, dim=1).numpy()
-
-
-def _fitting_rows(
-    input_ids: Sequence[Sequence[int]],
-    y: Sequence[int] | np.ndarray,
-    validation: Sequence[bool] | np.ndarray,
-    groups: Sequence[str] | np.ndarray | None,
-    margins: np.ndarray | None,
-) -> pd.DataFrame:
-    n = len(input_ids)
-    columns = {
-        "y": y,
-        "validation": validation,
-        "example_id": range(n) if groups is None else groups,
-        "margin": np.zeros(n) if margins is None else margins,
-    }
-    for name, values in columns.items():
-        if len(values) != n:
-            raise DataError(
-                f"truth detector: expected {n} values of {name}, one for each prompt, "
-                f"got {len(values)}"
-            )
-    rows = pd.DataFrame(columns).astype({"y": int, "validation": bool})
-    return rows.assign(row_id=range(n), input_ids=list(input_ids))
 
 
 def _weight_and_bias(fit: LayerProbe) -> tuple[Float[Tensor, " d"], float]:
