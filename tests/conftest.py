@@ -169,5 +169,5 @@ def prompts_that_begin_alike(n: int = 7, length: int = 20) -> pd.DataFrame:
 
 def pytest_collection_modifyitems(items):
     """The long files first, so that no worker is left with one of them at the end (needs `--no-loadscope-reorder`)."""
-    long = ["test_ways.py", "test_survival.py", "test_on_ray.py", "test_organism.py"]
+    long = ["test_ways.py", "test_survival.py", "test_on_ray.py", "test_organism_check.py"]
     items.sort(key=lambda item: long.index(item.path.name) if item.path.name in long else len(long))
