@@ -95,7 +95,7 @@ class TruthDetector:
             states, some = forward_states(
                 model, pad(prompts[i : i + batch], device=model.device), [self.site], self.layer
             )
-            found.append(states[self.site][:, 0].float() @ self.weight + self.bias)
+            found.append(states[self.site][0].float() @ self.weight + self.bias)
             logits.append(some.cpu())
         return torch.cat(found).numpy(), torch.cat(logits)
 

@@ -37,7 +37,7 @@ from dlk_utils.probes import (
     STACK_PROBES,
     STATE_PROBES,
     Logistic,
-    fitted,
+    fit_probe,
 )
 
 RESULT_COLUMNS = [
@@ -162,7 +162,8 @@ def evaluate(
         first = (feature, site) == next(iter(groups))
         for name, make in probes_on(feature, first and task.target != POSITIVE_CONTROL).items():
             probe = once(
-                (feature, site, name), lambda make=make, X=X: fitted(make, X[0], task.train, goal)
+                (feature, site, name),
+                lambda make=make, X=X: fit_probe(make, X[0], task.train, goal),
             )
             on_validation, on_test = (np.atleast_2d(probe.decision_function(x)) for x in X[1:])
             stacked = name in STACK_PROBES

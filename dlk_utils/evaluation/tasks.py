@@ -91,7 +91,7 @@ def state_features(clean: Path, layers: Sequence[int], site: str = "resid_post")
 def pair_features(kind: str, folders: Sequence[Path] | Path, layers: Sequence[int]) -> Features:
     """X [n, 2, d]: two draws or two choices of one folder, or the clean pass and the second pass of two folders. "two draws / move": divided by how far the answer moved (|p1_draw1 - p1_draw0|, at least 0.01)."""
     first, last = (folders, folders) if isinstance(folders, Path) else (folders[0], folders[-1])
-    stored = "said" if kind == "contrast" else "activation"
+    stored = "after_choice" if kind == "contrast" else "activation"
 
     def read(rows: pd.DataFrame, layer: int) -> np.ndarray:
         X = np.stack(

@@ -248,7 +248,7 @@ def _draw_rows(tokenizer: Any, phase: Phase, part: Part, seed: int) -> pd.DataFr
                 asks=(part.asks,),
                 templates=part.templates or None,
                 seed=round_seed,
-                shelf="training/",
+                folder="training/",
             )
         )
     return pd.concat(rounds).head(n)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from dlk_utils.evaluation.stats import auroc, auroc_interval, earliest_good_layer
 from dlk_utils.evaluation.tasks import Features, select_rows, too_few
-from dlk_utils.probes import ALL_STATE_PROBES, fitted
+from dlk_utils.probes import ALL_STATE_PROBES, fit_probe
 
 
 def transfer_matrix(
@@ -187,7 +187,7 @@ def _fit(
     """The same for rows whose features lie elsewhere."""
     keys = list(features)
     stack = lambda some, where: np.stack([where[k](some) for k in keys])
-    found = fitted(ALL_STATE_PROBES[probe], stack(train, features), train)
+    found = fit_probe(ALL_STATE_PROBES[probe], stack(train, features), train)
     best = earliest_good_layer(
         found.decision_function(stack(validation, features)),
         validation.y.to_numpy(),

@@ -11,7 +11,7 @@ from dlk_utils.evaluation.stats import mean_interval
 from dlk_utils.extract.answers import choice_logprobs
 from dlk_utils.extract.batches import last_logits, pad
 from dlk_utils.extract.draws import SCOPES, draw_states
-from dlk_utils.extract.dropout import draw_seed
+from dlk_utils.extract.dropout import DEFAULT_P, draw_seed
 from dlk_utils.questions.choices import require_first_token_choices
 
 
@@ -33,7 +33,7 @@ def move_table(
             (one, first), (other, second) = draw_states(
                 model, batch, ["resid_post"], -1, seeds=seeds, p=p, scope=scope
             )
-            a, b = (x["resid_post"][:, 0].float() for x in (one, other))
+            a, b = (x["resid_post"][0].float() for x in (one, other))
             p1 = [
                 (logp[:, 1] - logp[:, 0]).double().sigmoid().cpu().numpy()
                 for logp in (choice_logprobs(x, list(prompts.choice_ids)) for x in (first, second))
@@ -60,7 +60,7 @@ def spread_table(
     prompts: pd.DataFrame,
     *,
     n_draws: int = 16,
-    p: float = 0.1,
+    p: float = DEFAULT_P,
     scopes: Sequence[str] = SCOPES,
     seed: int = 0,
 ) -> pd.DataFrame:

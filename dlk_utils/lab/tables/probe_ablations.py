@@ -119,7 +119,7 @@ def restart_table(task: Task, features: Features) -> pd.DataFrame:
     probe = CCS().fit(train, task.train.y.to_numpy())
     rows = []
     for (_, _, layer), losses, scores in zip(
-        keys, probe.losses_, probe.each_start(test), strict=True
+        keys, probe.losses_, probe.score_starts(test), strict=True
     ):
         rows += [
             {
