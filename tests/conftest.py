@@ -34,7 +34,7 @@ __all__ = [
     "tiny_prompts",
 ]
 
-LONG = ["test_ways.py", "test_survival.py", "test_on_ray.py", "test_organism.py"]
+LONG = ["test_ways.py", "test_survival.py", "test_on_ray.py", "test_organism_check.py"]
 
 
 def pytest_collection_modifyitems(items):

@@ -81,7 +81,7 @@ _SIZES = (
 
 
 def _small(kind: str) -> dict[str, int]:
-    """Options that make a model of any family small."""
+    """Make options with which a model of any family is small."""
     config = AutoConfig.for_model(kind)
     return {name: size for name, size in _SIZES.items() if hasattr(config, name)}
 

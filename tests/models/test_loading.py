@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel, OPTConfig
+from tiny_models import byte_tokenizer, new_model
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from dlk_utils.errors import ModelError, UnknownArchitecture
 from dlk_utils.models import loading
@@ -78,29 +78,16 @@ GOLDEN = {
     ),
     "vicuna": "Be true.\n\nUSER: Is it?\nASSISTANT: It is.\nUSER: And now?\nASSISTANT: ",
 }
-_SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128}
-OPTIONS = {
-    "llama": _SIZES | {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 2},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
-    "gpt_bigcode": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
-    "gpt_neox": _SIZES | {"hidden_size": 32, "intermediate_size": 64},
-}
-
-
-def random_model(family: str, vocab_size: int) -> torch.nn.Module:
-    torch.manual_seed(0)
-    options = OPTIONS[family] | {"bos_token_id": 0, "eos_token_id": 1}
-    config = AutoConfig.for_model(family, vocab_size=vocab_size, **options)
-    return AutoModelForCausalLM.from_config(config).eval()
+FAMILIES = ("llama", "gpt2", "gpt_bigcode", "gpt_neox")
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
     """A folder with a random model and a tokenizer, for each family."""
     tokenizer = byte_tokenizer(chat_template=None)
-    saved = {family: tmp_path_factory.mktemp(family) for family in OPTIONS}
+    saved = {family: tmp_path_factory.mktemp(family) for family in FAMILIES}
     for family, folder in saved.items():
-        random_model(family, len(tokenizer)).save_pretrained(folder)
+        new_model(family, vocab_size=len(tokenizer)).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return saved
 
@@ -253,7 +240,7 @@ def test_the_revision_of_a_folder_changes_with_its_files_and_with_nothing_else(f
 # What is loaded.
 
 
-@pytest.mark.parametrize("family", OPTIONS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_local_folder_of_each_family_loads_and_computes_what_was_saved(folders, family):
     model, tokenizer = load_model(str(folders[family]), dtype="float32", device="cpu")
     assert model.config.model_type == family
@@ -262,7 +249,7 @@ def test_a_local_folder_of_each_family_loads_and_computes_what_was_saved(folders
     assert model.spec == resolve(str(folders[family]), dtype="float32")
     ids = torch.tensor([tokenizer("Is it true? é").input_ids])
     assert tokenizer.decode(ids[0]) == "Is it true? é"
-    saved = random_model(family, len(tokenizer))
+    saved = new_model(family, vocab_size=len(tokenizer))
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, saved(ids).logits, atol=1e-5, rtol=1e-4)
 
@@ -352,17 +339,7 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path, monkeypatch):
 
 
 def test_a_variant_of_an_architecture_that_is_not_understood_is_not_loaded(tmp_path):
-    config = OPTConfig(
-        vocab_size=97,
-        hidden_size=36,
-        ffn_dim=40,
-        num_attention_heads=6,
-        num_hidden_layers=3,
-        word_embed_proj_dim=36,
-        max_position_embeddings=64,
-        do_layer_norm_before=False,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    new_model("opt", do_layer_norm_before=False).save_pretrained(tmp_path)
     with pytest.raises(UnknownArchitecture, match="opt: expected"):
         load_on_cpu(tmp_path)
 
@@ -419,18 +396,18 @@ def test_a_model_that_the_user_loaded_is_known_by_its_configuration_and_weights(
     model = AutoModelForCausalLM.from_pretrained(folders["gpt2"], dtype=torch.float32)
     name, revision, dtype = identity(model)
     assert (name, dtype) == (str(folders["gpt2"]), "float32")
-    assert identity(random_model("gpt2", model.config.vocab_size)) == (
+    assert identity(new_model("gpt2", vocab_size=model.config.vocab_size)) == (
         "GPT2LMHeadModel",
         revision,
         "float32",
     )
     assert identity(model.to(torch.bfloat16))[1:] != (revision, "float32")
-    assert identity(random_model("gpt2", 99))[1] != revision
+    assert identity(new_model("gpt2", vocab_size=99))[1] != revision
 
 
-@pytest.mark.parametrize("family", OPTIONS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_keeps_its_revision_when_it_is_saved_and_loaded(family, tmp_path):
-    model = random_model(family, 50)
+    model = new_model(family)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert identity(loaded)[1:] == identity(model)[1:]
@@ -438,7 +415,7 @@ def test_a_model_keeps_its_revision_when_it_is_saved_and_loaded(family, tmp_path
 
 @pytest.mark.parametrize("weight", ["transformer.wte.weight", "transformer.h.1.mlp.c_fc.bias"])
 def test_training_a_weight_changes_the_revision(weight):
-    model = random_model("gpt2", 50)
+    model = new_model("gpt2")
     before = identity(model)
     with torch.no_grad():
         model.get_parameter(weight).add_(0.01)
@@ -446,7 +423,7 @@ def test_training_a_weight_changes_the_revision(weight):
 
 
 def test_a_change_of_the_configuration_changes_the_revision():
-    model = random_model("gpt2", 50)
+    model = new_model("gpt2")
     before = identity(model)
     model.config.layer_norm_epsilon = 1e-3
     assert identity(model)[1] != before[1]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import VOCAB, byte_tokenizer
 from peft import LoraConfig, get_peft_model
+from tiny_models import VOCAB, byte_tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 

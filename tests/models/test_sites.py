@@ -6,9 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, LAYERS, WIDTH, close, tiny, tiny_prompts
+from tiny_models import FAMILIES, LAYERS, WIDTH, close, new_model, tiny, tiny_prompts
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from dlk_utils.errors import UnknownArchitecture
 from dlk_utils.extract.batches import forward, pad
@@ -212,19 +211,8 @@ def test_heads_that_are_read_elsewhere_than_before_w_o_do_not_pass_the_check(mon
 
 
 def test_a_variant_whose_blocks_do_something_else_is_refused_by_name():
-    config = AutoConfig.for_model(
-        "opt",
-        vocab_size=97,
-        hidden_size=36,
-        ffn_dim=40,
-        num_attention_heads=6,
-        num_hidden_layers=3,
-        word_embed_proj_dim=36,
-        max_position_embeddings=64,
-        do_layer_norm_before=False,
-    )
     with pytest.raises(UnknownArchitecture, match=r"opt: expected resid_post\[0\] to be"):
-        check_sites(AutoModelForCausalLM.from_config(config).eval())
+        check_sites(new_model("opt", do_layer_norm_before=False))
 
 
 def test_a_fault_at_one_token_is_not_hidden_by_the_size_of_another(monkeypatch):

@@ -9,6 +9,7 @@ from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables.organism import (
     curriculum_table,
     held_out,
+    meets_requirement,
     nearest_wordings,
     told_by_instruction,
 )
@@ -157,6 +158,12 @@ def test_the_organism_that_picks_has_to_lie_about_some_and_not_about_all(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["smollm2-liar", "smollm2-graded"])
-def test_an_organism_that_is_shipped_is_what_it_has_to_be(name, tmp_path):
-    assert main([name, "--runs-dir", str(tmp_path)]) == 0
+@pytest.mark.parametrize(("name", "picks"), [("smollm2-liar", False), ("smollm2-graded", True)])
+def test_an_organism_that_is_shipped_is_what_it_has_to_be(name, picks, tmp_path):
+    run = Run(
+        model=name,
+        datasets=f"{REVIEWS},cities,categories",
+        runs_dir=str(tmp_path),
+        dtype="float32",
+    )
+    assert meets_requirement(run.behaviour, picks=picks), held_out(run.behaviour).to_string()
