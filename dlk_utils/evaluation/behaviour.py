@@ -5,16 +5,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float, Int
 from scipy.special import expit
 from torch import nn
 
 from dlk_utils.errors import DataError
 from dlk_utils.evaluation.stats import mean_interval, wilson_interval
-from dlk_utils.extract.answers import choice_logprobs, sequence_logprobs
-from dlk_utils.extract.batches import last_logits
-from dlk_utils.extract.packing import plan_shared, shared_batch
+from dlk_utils.extract.answers import answer_rows
+from dlk_utils.extract.packing import plan_shared
 
 MIN_MASS = 0.05
 """An answer is readable if the two choices have at least this probability between them."""
@@ -286,7 +284,7 @@ def lie_rates(behaviour: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["dataset", "instruction"], ignore_index=True)
 
 
-def lie_strength(behaviour: pd.DataFrame) -> dict[str, float]:
+def lie_strength(behaviour: pd.DataFrame) -> dict[str, int | float]:
     """Summarise in one line how often a model lies, and how clearly.
 
     Of readable rows: how many are told to lie, and how many of these are "known"; ambiguous and
@@ -332,27 +330,8 @@ def _ask(
     for shard in plan_shared(prompts, batch_tokens):
         for row_ids in shard:
             where = positions[row_ids].to_numpy()
-            answered = _ask_batch(model, prompts.iloc[where])
-            logprobs[where], strict_logprobs[where], top_token[where] = answered
+            answers = answer_rows(model, prompts.iloc[where])
+            logprobs[where] = answers["choice_logprobs"].cpu().numpy()
+            strict_logprobs[where] = answers["strict_logprobs"].cpu().numpy()
+            top_token[where] = answers["top_token"].cpu().numpy()
     return logprobs, strict_logprobs, top_token
-
-
-def _ask_batch(model: nn.Module, rows: pd.DataFrame) -> list[np.ndarray]:
-    logits = last_logits(model, shared_batch(model, list(rows.input_ids)))
-    logprobs = choice_logprobs(logits, list(rows.choice_ids))
-    strict_logprobs = logprobs.clone()
-    if "strict_ids" in rows:
-        strict_logprobs = choice_logprobs(logits, list(rows.strict_ids))
-    if "choice_tokens" in rows:
-        for i, (prompt, choices) in enumerate(zip(rows.input_ids, rows.choice_tokens, strict=True)):
-            if choices is None:
-                continue
-            # These choices begin with the same token, so each is scored by all its tokens, in
-            # each spelling; the first spelling is the one that is written.
-            sequences = [spelling for choice in choices for spelling in choice]
-            by_sequence = torch.stack(sequence_logprobs(model, prompt, sequences))
-            by_choice = by_sequence.split([len(choice) for choice in choices])
-            logprobs[i] = torch.stack([spellings.logsumexp(0) for spellings in by_choice])
-            strict_logprobs[i] = torch.stack([spellings[0] for spellings in by_choice])
-    tensors = (logprobs, strict_logprobs, logits.argmax(-1))
-    return [tensor.cpu().numpy() for tensor in tensors]

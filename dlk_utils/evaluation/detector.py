@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import xxhash
 from jaxtyping import Float
 from safetensors.torch import load_file, save
 from sklearn.utils import check_consistent_length
@@ -21,7 +20,9 @@ from dlk_utils.evaluation.selection import LayerProbe, fit_layers
 from dlk_utils.evaluation.tasks import memory_features, require_rows
 from dlk_utils.extract.answers import choice_logprobs
 from dlk_utils.extract.batches import Layers, pad
+from dlk_utils.extract.passes import activations
 from dlk_utils.extract.states import forward_states
+from dlk_utils.models.loading import identity
 from dlk_utils.models.sites import blocks, layer_numbers
 from dlk_utils.probes import Logistic
 from dlk_utils.provenance import write_file
@@ -135,13 +136,13 @@ class TruthDetector:
         require_rows({"train": train_rows, "validation": validation_rows}, "truth detector")
         numbers = layer_numbers(layers, len(blocks(model)))
         if states is None:
-            states = _activations(model, input_ids, site, numbers)
+            states = activations(model, input_ids, sites=[site], layers=numbers)[site]
         features = memory_features(rows, {site: states}, layers=numbers)
 
         fit = fit_layers(partial(Logistic, "auto"), features, train_rows, validation_rows)
         weight, bias = _weight_and_bias(fit)
         threshold = _threshold(fit, validation_rows, honest_alarms)
-        name, revision, dtype = _identity(model)
+        name, revision, dtype = identity(model)
         card = {
             "format": FORMAT,
             "model": name,
@@ -277,7 +278,7 @@ class TruthDetector:
         return detector
 
     def _require_same_model(self, folder: Path, model: nn.Module) -> None:
-        name, revision, _ = _identity(model)
+        name, revision, _ = identity(model)
         for field, here in (("format", FORMAT), ("model", name), ("revision", revision)):
             if self.card[field] != here:
                 raise CardError(
@@ -317,17 +318,7 @@ def _last_states(
     """Compute states of the last tokens of one batch, and the next-token logits."""
     batch = pad(input_ids, device=model.device)
     states, logits = forward_states(model, batch, [site], layers, positions=positions)
-    # forward_states has rows first, [b, layer, ...]; this module has layers first
-    return states[site].transpose(0, 1).float(), logits
-
-
-def _activations(
-    model: nn.Module, input_ids: Sequence[Sequence[int]], site: str, layers: Sequence[int]
-) -> Float[np.ndarray, "layer n d"]:
-    """Compute the states of the last token of all prompts."""
-    batches = _in_batches(input_ids, BATCH_SIZE)
-    states = [_last_states(model, batch, site, layers)[0] for batch in batches]
-    return torch.cat(states, dim=1).numpy()
+    return states[site].float(), logits
 
 
 def _weight_and_bias(fit: LayerProbe) -> tuple[Float[Tensor, " d"], float]:
@@ -349,14 +340,3 @@ def _threshold(fit: LayerProbe, validation: pd.DataFrame, honest_alarms: float) 
     strongest_first = np.sort(against[answered_rightly])[::-1]
     allowed = int(np.floor(honest_alarms * len(strongest_first)))
     return float(strongest_first[allowed]) if allowed < len(strongest_first) else 0.0
-
-
-def _identity(model: nn.Module) -> tuple[str, str, str]:
-    """Name, revision and number format of a model."""
-    spec = vars(model).get("spec")
-    if spec is not None:
-        return spec.name, spec.revision, spec.dtype
-    digest = xxhash.xxh3_128()
-    for parameter in model.parameters():
-        digest.update(parameter.detach().flatten()[:8].float().cpu().numpy().tobytes())
-    return type(model).__name__, digest.hexdigest(), str(model.dtype).removeprefix("torch.")
