@@ -1,40 +1,40 @@
-"""Notebooks run by papermill, as a user would, and what they say."""
+"""Run notebooks by papermill, as a user would, and read what they say."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
 
-def papermill(notebook: str, out: Path, **parameters) -> list[str]:
-    given = [str(x) for k, v in parameters.items() for x in ("-p", k, v)]
-    return [
+def papermill(notebook: str, out: Path, **parameters: Any) -> list[str]:
+    """The command that runs a notebook of `NOTEBOOKS` and writes it to `out`."""
+    command = [
         sys.executable,
         "-m",
         "papermill",
         "--no-progress-bar",
         f"{notebook}.ipynb",
         str(out),
-        *given,
     ]
+    for name, value in parameters.items():
+        command += ["-p", name, str(value)]
+    return command
 
 
-def run(command: list[str], **env) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command,
-        cwd=NOTEBOOKS,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"TQDM_DISABLE": "1"} | env,
-    )
+def run(command: list[str], **env: str) -> subprocess.CompletedProcess:
+    """Run a command in the folder of the notebooks."""
+    env = os.environ | {"TQDM_DISABLE": "1"} | env
+    return subprocess.run(command, cwd=NOTEBOOKS, capture_output=True, text=True, env=env)
 
 
-def said(path: Path) -> str:
-    outputs = [o for c in json.loads(path.read_text())["cells"] for o in c.get("outputs", [])]
-    return "\n".join(
-        "".join(o.get("text", "")) + "".join(o.get("data", {}).get("text/markdown", ""))
-        for o in outputs
-    )
+def text_outputs(path: Path) -> str:
+    """What the cells of a notebook that was run print and show as text."""
+    texts = []
+    for cell in json.loads(path.read_text())["cells"]:
+        for output in cell.get("outputs", []):
+            texts += [*output.get("text", ""), *output.get("data", {}).get("text/markdown", "")]
+    return "".join(texts)

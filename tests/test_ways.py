@@ -1,107 +1,123 @@
-"""The ways in: papermill on the real notebooks and the real model, as a user would call it."""
+"""The ways in: papermill on the real notebooks, as a user would call it."""
+
+from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from notebooks import papermill, run, said
+from dlk_utils.models.loading import load_tokenizer, resolve
+from dlk_utils.questions.choices import spellings
+from dlk_utils.questions.templates import prompt_library
+from notebooks import papermill, run, text_outputs
 
-STAGES = [
-    "01_make_dataset",
-    "02_check_lie_rate",
-    "03_extract",
-    "04_extract_grads",
-    "05_probe_ablations",
-]
-SMALL = {
-    "02_check_lie_rate": {"n_grid": 4},
+pytestmark = pytest.mark.slow
+
+STAGES = {
+    "01_make_dataset": {},
+    "02_check_lie_rate": {"n_grid": 4, "compare": ""},
     "03_extract": {"audit_rows": 4},
+    "04_extract_grads": {},
     "05_probe_ablations": {"layer_stride": 10},
+}
+CAPITALS = {
+    "France": "Paris",
+    "Italy": "Rome",
+    "Spain": "Madrid",
+    "Austria": "Vienna",
+    "Greece": "Athens",
+    "Norway": "Oslo",
+    "Egypt": "Cairo",
+    "Peru": "Lima",
+    "Japan": "Tokyo",
+    "Canada": "Ottawa",
 }
 
 
+def forty_statements() -> str:
+    """A CSV file of true and false claims, one with markup."""
+    lines = ["statement,label"]
+    cities = list(CAPITALS.values())
+    for number, (land, city) in enumerate(CAPITALS.items()):
+        other, third = cities[(number + 1) % 10], cities[(number + 2) % 10]
+        lines += [
+            f'"{city} is the capital of {land}.",1',
+            f'"{other} is the capital of {land}, <b>they</b> say.",0',
+            f'"{third} is the capital of {land}.",0',
+            f"{land} is a country.,1",
+        ]
+    return "\n".join(lines)
+
+
+def save_model_that_knows_nothing(folder: Path) -> None:
+    """Save a tiny model with random weights that answers every question, rightly by chance."""
+    tokenizer = load_tokenizer(resolve("smollm2"))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config)
+    # One channel is on for every token, and says that the words of the choices come next.
+    words = {word for pair in prompt_library("claim").choices for word in pair}
+    choices = [token for word in words for token in spellings(tokenizer, word)]
+    model.model.embed_tokens.weight.data[:, 0] = 5
+    model.lm_head.weight.data[choices, 0] = 5
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def test_forty_statements_of_ones_own_go_through_all_five_notebooks(tmp_path):
-    """With 40 rows and a model that does not know them there is little to say; each notebook must say so and end well."""
-    capitals = [
-        "Paris",
-        "Rome",
-        "Madrid",
-        "Vienna",
-        "Athens",
-        "Oslo",
-        "Cairo",
-        "Lima",
-        "Tokyo",
-        "Ottawa",
-    ]
-    lands = [
-        "France",
-        "Italy",
-        "Spain",
-        "Austria",
-        "Greece",
-        "Norway",
-        "Egypt",
-        "Peru",
-        "Japan",
-        "Canada",
-    ]
-    rows = [
-        f'"{capitals[(i + k) % 10]} is the capital of {lands[i]}{", <b>they</b> say" if k == 1 else ""}.",{int(k == 0)}'
-        for i in range(10)
-        for k in (0, 1, 2)
-    ]
-    rows += [f"{lands[i]} is a country.,1" for i in range(10)]
+    """With few rows, which the model does not know, each notebook says so and ends well."""
     own = tmp_path / "own.csv"
-    own.write_text("\n".join(["statement,label", *rows]), encoding="utf-8")
-    assert len(rows) == 40
-    for stage in STAGES:
-        done = run(
-            papermill(
-                stage,
-                tmp_path / f"{stage}.ipynb",
-                model="smollm2",
-                datasets=own,
-                runs_dir=tmp_path / "runs",
-                **SMALL.get(stage, {}),
-            )
-        )
+    own.write_text(forty_statements(), encoding="utf-8")
+    save_model_that_knows_nothing(tmp_path / "model")
+    options = {"model": tmp_path / "model", "datasets": own, "runs_dir": tmp_path / "runs"}
+    for stage, parameters in STAGES.items():
+        done = run(papermill(stage, tmp_path / f"{stage}.ipynb", **options, **parameters))
         assert done.returncode == 0, done.stderr[-2000:]
-    found = said(tmp_path / "05_probe_ablations.ipynb")
-    assert (
-        "skipped: lie" in found and "expected of each class at least" in found
-    )  # nothing that it does not know can be lied about
-    assert "none of these numbers is a claim" in found
+    assert "Refused: own" in (tmp_path / "02_check_lie_rate.ipynb").read_text()
+    results = text_outputs(tmp_path / "05_probe_ablations.ipynb")
+    # Nothing that it does not know can be lied about.
+    assert "skipped: lie" in results and "each class needs at least" in results
+    assert "none of these numbers is a claim" in results
+
+
+def test_the_default_model_goes_through_a_notebook_that_none_ran_before(tmp_path):
+    options = {"datasets": "cities", "n_examples": 12, "runs_dir": tmp_path / "runs"}
+    done = run(papermill("04_extract_grads", tmp_path / "out.ipynb", **options))
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = text_outputs(tmp_path / "out.ipynb")
+    assert "The cached prefix gives the gradient of full backprop" in results
 
 
 def test_a_model_that_needs_a_hub_ends_with_a_short_error_and_a_failing_exit_code(tmp_path):
-    done = run(
-        papermill("03_extract", tmp_path / "out.ipynb", model="starchat-beta", runs_dir=tmp_path),
-        HF_HUB_OFFLINE="1",
-    )
+    options = {"model": "starchat-beta", "runs_dir": tmp_path}
+    done = run(papermill("03_extract", tmp_path / "out.ipynb", **options), HF_HUB_OFFLINE="1")
     assert done.returncode != 0
     error = done.stderr[done.stderr.index("Exception encountered") :]
-    assert (
-        "cannot load model 'starchat-beta'" in error
-        and "HuggingFaceH4/starchat-beta" in error
-        and "smollm2" in error
-    )
+    assert "cannot load model 'starchat-beta'" in error
+    assert "HuggingFaceH4/starchat-beta" in error and "smollm2" in error
     assert len(error.splitlines()) < 10
 
 
 @pytest.mark.parametrize(
-    "parameters, words",
+    ("parameters", "hint"),
     [
         ({"modle": "smollm2"}, "did you mean 'model'"),
         ({"datasets": "rotten_tomatos"}, "rotten_tomatoes"),
     ],
 )
-def test_bad_parameters_are_refused_and_nothing_is_written(tmp_path, parameters, words):
-    done = run(
-        papermill(
-            "01_make_dataset",
-            tmp_path / "out.ipynb",
-            **{"runs_dir": tmp_path / "runs"} | parameters,
-        )
-    )
+def test_bad_parameters_are_refused_and_nothing_is_written(tmp_path, parameters, hint):
+    options = {"runs_dir": tmp_path / "runs"} | parameters
+    done = run(papermill("01_make_dataset", tmp_path / "out.ipynb", **options))
     assert done.returncode != 0
-    assert words in done.stderr[done.stderr.index("Exception encountered") :]
+    assert hint in done.stderr[done.stderr.index("Exception encountered") :]
     assert not (tmp_path / "runs").exists()

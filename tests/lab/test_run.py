@@ -1,82 +1,187 @@
-"""Two runs share a file only if everything that decides its content is equal."""
+"""Runs share a kept result only if everything that decides it is equal."""
 
-import inspect
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
+from conftest import byte_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from dlk_utils.extract import batches as extract
-from dlk_utils.extract import store
-from dlk_utils.lab import run as asking
-from dlk_utils.lab.run import STAGES, Run
+from dlk_utils.errors import DataError, ParameterError
+from dlk_utils.extract.stages import store_answers, store_draws
+from dlk_utils.lab import cache
+from dlk_utils.lab import run as run_module
+from dlk_utils.lab.run import Run
 
-BASE = Run(model="smollm2", datasets="capitals", n_examples=12)
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    """The folder of a tiny model with random weights, which reads single bytes."""
+    folder = str(tmp_path_factory.mktemp("model"))
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=5,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=1024,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answered(checkpoint, tmp_path_factory) -> Run:
+    """A run whose prompts and answers are kept."""
+    folder = str(tmp_path_factory.mktemp("runs"))
+    run = Run(checkpoint, datasets="capitals", n_examples=12, runs_dir=folder, dtype="float32")
+    assert len(run.answers) == len(run.prompts) > 0
+    return run
+
+
+def again(run: Run, **changes) -> Run:
+    """A run that has computed nothing yet."""
+    return replace(run, **changes)
+
+
+def names(run: Run) -> list[str]:
+    return sorted(path.name for path in run.cache.folder.iterdir())
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Loading a model is an error."""
+
+    def refuse(spec):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(run_module, "load_spec", refuse)
+
+
+@pytest.fixture
+def finds_everything(monkeypatch, no_model):
+    """Every store is taken to be complete, so that stages only say where it is."""
+    monkeypatch.setattr(cache, "is_complete", lambda folder: True)
+
+
+def test_equal_parameters_share_files_and_load_no_model(answered, no_model):
+    before = names(answered)
+    other = again(answered)
+    pd.testing.assert_frame_equal(other.answers, answered.answers)
+    assert other.prompts.attrs == answered.prompts.attrs and names(other) == before
 
 
 @pytest.mark.trap(31)
 @pytest.mark.parametrize(
     "change",
-    [
-        {"model": "smollm2-graded"},
-        {"datasets": "categories"},
-        {"n_examples": 24},
-        {"seed": 1},
-        {"n_shots": 2},
-        {"dtype": "float32"},
-    ],
-    ids=lambda c: next(iter(c)),
+    [{"datasets": "categories"}, {"n_examples": 14}, {"seed": 1}, {"n_shots": 2}],
+    ids=lambda change: next(iter(change)),
 )
-def test_each_parameter_that_decides_the_content_is_in_the_name_of_the_file(change):
-    for stage, options in (("prompts", {}), ("answers", {}), ("grid", {"n_examples": 24})):
-        assert replace(BASE, **change).path(stage, **options) != BASE.path(stage, **options)
-    assert (
-        replace(BASE, runs_dir="elsewhere").path("answers").name
-        == replace(BASE, engine="ray").path("answers").name
-        == BASE.path("answers").name
-    )
+def test_each_parameter_that_decides_the_prompts_is_in_the_name_of_their_file(answered, change):
+    before = names(answered)
+    other = again(answered, **change)
+    assert len(other.prompts) and len(names(answered)) == len(before) + 2
+    assert other.record != answered.record
 
 
 @pytest.mark.trap(31)
-def test_what_other_rules_asked_or_read_is_another_file(monkeypatch):
-    before = {stage: BASE.path(stage) for stage in ("prompts", "answers", "line", "kept")}
-    monkeypatch.setattr(asking, "code_hash", lambda: "of another version")
-    assert all(BASE.path(stage) != path for stage, path in before.items())
+def test_another_model_or_number_format_gives_other_answers(
+    answered, checkpoint, tmp_path, finds_everything
+):
+    def store(run: Run) -> str:
+        return run.stored(store_answers, answered.prompts, "02-answers").name
+
+    model = LlamaForCausalLM.from_pretrained(checkpoint)
+    model.lm_head.weight.data += 1
+    model.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    others = [again(answered, dtype="float64"), again(answered, model=str(tmp_path))]
+    assert len({store(run) for run in (answered, *others)}) == 3
 
 
-OPTIONS = {
-    "draws": ({}, [{"p": 0.1}, {"n_draws": 4}, {"scope": "last_token"}, {"layers": (0, 1)}]),
-    "gradients": ({}, []),
-    "counterfactual": ({"at": 1}, [{"at": 2}, {"step": 0.2}]),
-    "weight_gradients": ({}, [{"layers": (0, 1)}]),
-    "styled": ({"style": "bare"}, [{"style": "shouted"}, {"layers": (0, 1)}]),
-}
+def test_where_files_lie_and_how_they_are_computed_decide_nothing(answered, finds_everything):
+    for change in ({"runs_dir": "elsewhere"}, {"engine": "ray"}):
+        other = again(answered, **change)
+        store = other.stored(store_answers, answered.prompts, "02-answers")
+        assert store.name in names(answered) and other.record == answered.record
 
 
 @pytest.mark.trap(31)
-@pytest.mark.parametrize("stage", OPTIONS)
-def test_each_option_of_a_stage_is_in_the_name_of_its_store(stage, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        store, "is_complete", lambda folder: True
-    )  # each stage finds its store there, and says where
-    monkeypatch.setattr(extract, "read_rows", lambda folder, rows, name: np.zeros((len(rows), 2)))
-    run = replace(BASE, runs_dir=str(tmp_path))
-    vars(run).update(scored=run.prompts[run.prompts.role != "known"], asked=run.prompts)
-    plain, changes = OPTIONS[stage]
-    stores = [getattr(run, stage)(**plain | change) for change in [{}, *changes]]
-    assert len({s[1] if stage == "styled" else s for s in stores}) == 1 + len(changes)
-    assert {k for change in changes for k in change} == set(
-        inspect.signature(getattr(Run, stage)).parameters
-    ) - {"self"}
+def test_each_option_of_a_stage_and_its_rows_are_in_the_name_of_its_store(
+    answered, finds_everything
+):
+    rows = answered.prompts
+
+    def store(rows: pd.DataFrame = rows, **options) -> str:
+        options = {"n_draws": 2, "p": 0.1, "scope": "sequence", "layers": "all"} | options
+        return answered.stored(store_draws, rows, "03-draws", **options).name
+
+    changes = [{"n_draws": 4}, {"p": 0.2}, {"scope": "last_token"}, {"layers": [0, 1]}]
+    stores = [store(), store(rows.tail(-1)), *(store(**change) for change in changes)]
+    assert len(set(stores)) == len(stores)
+    assert store(layers=(0, 1)) == store(layers=[0, 1])
 
 
-def test_an_option_of_a_stage_does_not_stand_in_for_the_runs_own_parameter_of_that_name():
-    # a grid over 24 examples of a run of 120 was once read as that of a run of 24
-    grids = {
-        replace(BASE, n_examples=n).path("grid", n_examples=k) for n in (12, 24) for k in (12, 24)
-    }
-    assert len(grids) == 4
+@pytest.mark.trap(31)
+def test_what_other_code_made_is_not_read(answered, monkeypatch, no_model):
+    monkeypatch.setattr(cache, "code_hash", lambda function: "of another version")
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        again(answered).answers  # noqa: B018
 
 
-def test_each_stage_has_a_name_of_its_own():
-    assert len(set(STAGES.values())) == len(STAGES)
+def test_what_was_left_out_is_kept_with_the_prompts(answered):
+    dropped = again(answered).prompts.attrs["dropped"]
+    assert dropped["too_long"] == [] and dropped["trained_on"] == {"capitals": 0}
+
+
+def test_no_probe_is_tested_on_rows_that_only_tell_what_is_known(answered):
+    extra = answered.probe_rows[answered.probe_rows.role == "known"]
+    assert set(extra.split) == {"train", "validation"}
+    scored = answered.probe_rows[answered.probe_rows.role != "known"]
+    assert set(scored.row_id) == set(answered.scored.row_id)
+
+
+def test_draws_are_taken_of_honest_rows_and_of_test_rows(answered):
+    rows = answered.dropout_rows
+    assert set(rows.split[rows.role == "lie"]) == {"test"}
+    assert set(rows.split[rows.role == "truth"]) == {"train", "validation", "test"}
+
+
+def test_without_a_test_row_there_is_nothing_to_draw(answered):
+    run = again(answered)
+    vars(run)["scored"] = answered.scored[answered.scored.split != "test"]
+    with pytest.raises(DataError, match=r"a row of the test split in capitals.*n_examples = 12"):
+        run.dropout_rows  # noqa: B018
+
+
+def test_the_states_of_a_run_are_read_by_layer(answered):
+    layers = answered.layers(2)
+    features = answered.states(layers)
+    assert [key[-1] for key in features] == layers
+    states = features[("activation", "resid_post", 0)](answered.probe_rows)
+    assert states.shape == (len(answered.probe_rows), 16) and np.isfinite(states).all()
+
+
+def test_layers_are_every_so_many_and_the_last(answered):
+    assert answered.n_layers == 5
+    assert answered.layers(1) == [0, 1, 2, 3, 4]
+    assert answered.layers(3) == [0, 3, 4]
+    assert answered.layers(9) == [0, 4]
+
+
+@pytest.mark.parametrize("name", ["n_examples", "seed", "n_shots"])
+@pytest.mark.parametrize("value", [-1, True])
+def test_a_number_that_is_no_whole_number_is_refused(name, value):
+    with pytest.raises(ParameterError, match=f"{name}: expected a whole number, got "):
+        Run(**{name: value})
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(ParameterError, match="engine: expected 'local' or 'ray', got 'spark'"):
+        Run(engine="spark")
