@@ -67,7 +67,7 @@ def test_forty_statements_of_ones_own_go_through_all_five_notebooks(tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
     found = said(tmp_path / "05_probe_ablations.ipynb")
     assert (
-        "skipped: lie" in found and "each class needs at least" in found
+        "skipped: lie" in found and "expected of each class at least" in found
     )  # nothing that it does not know can be lied about
     assert "none of these numbers is a claim" in found
 

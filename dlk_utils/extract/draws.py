@@ -183,7 +183,7 @@ def takes_a_mask(model: nn.Module, width: int) -> bool:
 
 
 def _branch(cache: Cache) -> Cache:
-    """Return a cache with the same tensors, whose growth (by new tensors) leaves `cache` as it is."""
+    """Return a cache with the same tensors, which can grow and leaves `cache` as it is."""
     branch = copy.copy(cache)
     branch.layers = [copy.copy(layer) for layer in cache.layers]
     return branch

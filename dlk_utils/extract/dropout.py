@@ -34,8 +34,6 @@ PLACES = ("attn_out", "mlp_out", "embedding", "attention")
 """Where dropout can act: on what attention or the MLP adds to the residual stream (GPT-2's residual
 dropout), on what the first block reads, or on the probabilities of attention."""
 
-DEFAULT_P = 0.02
-"""Share of channels that a draw drops, unless told otherwise."""
 INJECTED = ("attn_out", "mlp_out")
 """The places that are used unless others are asked for."""
 
