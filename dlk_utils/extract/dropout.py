@@ -37,18 +37,6 @@ dropout), on what the first block reads, or on the probabilities of attention.""
 INJECTED = ("attn_out", "mlp_out")
 """The places that are used unless others are asked for."""
 
-_PLACES_BY_SETTING = {
-    "resid_pdrop": INJECTED,
-    "hidden_dropout": INJECTED,
-    "residual_dropout": INJECTED,
-    "dropout": INJECTED,
-    "embd_pdrop": ("embedding",),
-    "embedding_dropout": ("embedding",),
-    "attn_pdrop": ("attention",),
-    "attention_dropout": ("attention",),
-}
-"""What a setting in a model's config drops, in the families whose settings mean what they say."""
-
 # The constants of the hash, as signed 32-bit integers (torch has no arithmetic on unsigned ones).
 _MURMUR_1 = 0x85EBCA6B - 2**32
 _MURMUR_2 = 0xC2B2AE35 - 2**32
@@ -62,9 +50,6 @@ def native_sites(model: nn.Module) -> list[str]:
     Falcon's and MPT's dropout of attention probabilities is left out: it cannot be laid on here.
     """
     own = architecture(model).dropout
-    if own is None:
-        settings = [name for name in _PLACES_BY_SETTING if hasattr(model.config, name)]
-        own = [place for name in settings for place in _PLACES_BY_SETTING[name]]
     return [place for place in PLACES if place in own]
 
 
@@ -210,7 +195,7 @@ def _at_attention_probabilities(
     from transformers.masking_utils import eager_mask
 
     # StableLM goes through the interface without saying so.
-    listed = "attention" in (architecture(model).dropout or ())
+    listed = "attention" in architecture(model).dropout
     if not (getattr(model, "_supports_attention_backend", False) or listed):
         others = ", ".join(place for place in PLACES if place != "attention")
         raise DeadDropout(

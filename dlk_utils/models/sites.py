@@ -21,6 +21,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -186,6 +187,7 @@ def at_sites(
     >>> with at_sites(model, ["resid_post"], keep_last_token):
     ...     model(**batch)
     """
+    # Needed by `call_act` alone.
     batch_size = 0
 
     def note_batch_size(block: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -206,7 +208,7 @@ def at_sites(
         new = call_act(site, layer, args[0])
         return None if new is None else (new, *args[1:])
 
-    def on_output(site: str, layer: int, module: nn.Module, args: tuple, output):
+    def on_output(site: str, layer: int, module: nn.Module, args: tuple, output: Any) -> Any:
         # Whether a block returns a tensor or a tuple goes by the family and the version.
         if isinstance(output, Tensor):
             return call_act(site, layer, output)

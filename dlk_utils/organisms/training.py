@@ -80,10 +80,10 @@ def train_adapter(
     log = []
     start = time.monotonic()
     progress = tqdm(batches, desc="training", mininterval=20)
-    for step, rows in enumerate(progress, 1):
-        logits = _next_token_logits(tuned, rows)
-        target = torch.tensor(rows.target.to_numpy(), device=logits.device)
-        other = torch.tensor(rows.other.to_numpy(), device=logits.device)
+    for step, batch in enumerate(progress, 1):
+        logits = _next_token_logits(tuned, batch)
+        target = torch.tensor(batch.target.to_numpy(), device=logits.device)
+        other = torch.tensor(batch.other.to_numpy(), device=logits.device)
         loss = nn.functional.cross_entropy(logits, target)
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -91,15 +91,16 @@ def train_adapter(
         schedule.step()
         optimizer.zero_grad()
 
-        row = torch.arange(len(rows), device=logits.device)
+        row = torch.arange(len(batch), device=logits.device)
         prefers_target = (logits[row, target] > logits[row, other]).cpu().numpy()
-        asked = (rows.asks + " " + rows.dataset).to_numpy()
+        asked = (batch.asks + " " + batch.dataset).to_numpy()
         shares = pd.Series(prefers_target).groupby(asked).mean()
         seconds = time.monotonic() - start
         log.append({"step": step, "loss": loss.item(), "seconds": seconds} | shares.to_dict())
         recent = pd.DataFrame(log[-20:]).drop(columns=["step", "seconds"]).mean().round(2)
         progress.set_postfix(recent.to_dict(), refresh=False)
-    tuned.save_pretrained(out)
+    # The embeddings are not trained. To find that out, peft would ask the hub for the base model.
+    tuned.save_pretrained(out, save_embedding_layers=False)
     return pd.DataFrame(log)
 
 
