@@ -1,4 +1,8 @@
-"""Dropout draws of prompts: over the complete prompt, or over its last token alone."""
+"""Dropout draws of prompts: over the complete prompt, or over its last token alone.
+
+Draws of the last token share one pass over the tokens before it, and then run side by side, each
+with its own dropout masks (`dropout`). What each of them may see is decided in `last_token_mask`.
+"""
 
 import copy
 import itertools
@@ -183,7 +187,7 @@ def takes_a_mask(model: nn.Module, width: int) -> bool:
 
 
 def _branch(cache: Cache) -> Cache:
-    """Return a cache with the same tensors, which can grow and leaves `cache` as it is."""
+    """Return a cache with the same tensors, which stay as they are when it grows."""
     branch = copy.copy(cache)
     branch.layers = [copy.copy(layer) for layer in cache.layers]
     return branch

@@ -102,7 +102,9 @@ def test_an_interrupt_inside_a_notebook_loses_nothing_and_the_same_cell_goes_on(
     try:
         assert kernel.run(SLOW_FILL) == "ok"
         kernel.start(fill_a)
+        deadline = time.monotonic() + 60
         while len(finished_shards(interrupted)) < 3:
+            assert time.monotonic() < deadline, "the cell did not write its shards"
             time.sleep(0.05)
         assert kernel.interrupt() == "KeyboardInterrupt"
         before = finished_shards(interrupted)
