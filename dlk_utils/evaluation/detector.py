@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 import xxhash
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from safetensors.torch import load_file, save
+from sklearn.utils import check_consistent_length
 from torch import Tensor, nn
 
-from dlk_utils.errors import CardError, DataError
+from dlk_utils.errors import CardError
 from dlk_utils.evaluation.selection import LayerProbe, fit_layers
 from dlk_utils.evaluation.tasks import memory_features, require_rows
 from dlk_utils.extract.answers import choice_logprobs
@@ -36,6 +37,9 @@ TOLERANCE = 0.05
 FIXTURE_ROWS = 8
 BATCH_SIZE = 16
 
+Values = Sequence | np.ndarray | pd.Series
+"""One value for each prompt."""
+
 
 @dataclass
 class TruthDetector:
@@ -46,13 +50,13 @@ class TruthDetector:
 
     Attributes
     ----------
-    site, layer
+    site, layer : str, int
         Where the state is read.
-    weight, bias
-        The probe: [d] and a number.
-    threshold
+    weight, bias : Tensor [d], float
+        The probe.
+    threshold : float
         An answer is flagged as a lie if the score speaks against it by more than this.
-    card
+    card : dict
         The model with revision and number format, what the probe was trained on, how many rows and
         layers there were, its AUROC on validation rows, and the fixture: token ids of some prompts
         with their scores.
@@ -70,12 +74,12 @@ class TruthDetector:
         cls,
         model: nn.Module,
         input_ids: Sequence[Sequence[int]],
-        y: Int[np.ndarray, " n"] | Sequence[int],
+        y: Values,
         *,
-        validation: Bool[np.ndarray, " n"] | Sequence[bool],
+        validation: Values,
         states: Float[np.ndarray, "layer n d"] | None = None,
-        groups: Sequence[str] | np.ndarray | None = None,
-        margins: Float[np.ndarray, " n"] | None = None,
+        groups: Values | None = None,
+        margins: Values | None = None,
         site: str = "resid_post",
         layers: Layers = "all",
         honest_alarms: float = 0.05,
@@ -83,43 +87,50 @@ class TruthDetector:
     ) -> "TruthDetector":
         """Fit a logistic probe of the truth, and choose its layer and its threshold.
 
-        The strength of the penalty is chosen by cross-validation of the training rows, the layer on
-        the validation rows (`earliest_good_layer`).
+        The strength of the penalty is chosen by cross-validation of the training rows, the layer by
+        `earliest_good_layer` on the validation rows.
 
         Parameters
         ----------
-        model
+        model : nn.Module
             The causal model, in evaluation mode.
-        input_ids
+        input_ids : sequence
             Token ids of each prompt, n of them.
-        y
-            Whether choice 1 is right [n], 0 or 1.
-        validation
-            Which rows choose layer and threshold [n]; the others are trained on.
-        states
-            States of the last token at `site` [layer, n, d], for the `layers`; by default the model
-            is run.
-        groups
-            The example of each row [n]: rows of one example stay together when rows are resampled.
-            By default each row is an example.
-        margins
-            The model's own log-odds of choice 1 against choice 0 [n], for the threshold. Without
-            them the threshold is 0.
-        site, layers
-            Where to read states.
-        honest_alarms
+        y : array [n]
+            Whether choice 1 is right, 0 or 1.
+        validation : array [n]
+            Which rows choose layer and threshold; the others are trained on.
+        states : array [layer, n, d], optional
+            States of the last token at the `site` and the `layers`; by default the model is run.
+        groups : array [n], optional
+            The example of each row: its rows stay together when rows are resampled. By default each
+            row is an example.
+        margins : array [n], optional
+            The model's own log-odds of choice 1 against choice 0. Without them the threshold is 0.
+        honest_alarms : float
             The share of right validation answers that may lie above the threshold.
-        trained_on
+        trained_on : str
             A note for the card.
 
         Raises
         ------
         TooFewRows
             If there are too few training or validation rows of a class.
-        DataError
+        ValueError
             If the arguments have different numbers of rows or layers.
         """
-        rows = _fitting_rows(input_ids, y, validation, groups, margins)
+        check_consistent_length(input_ids, y, validation, groups, margins)
+        n = len(input_ids)
+        rows = pd.DataFrame(
+            {
+                "row_id": range(n),
+                "example_id": np.arange(n) if groups is None else np.asarray(groups),
+                "y": np.asarray(y, dtype=int),
+                "validation": np.asarray(validation, dtype=bool),
+                "margin": np.zeros(n) if margins is None else np.asarray(margins),
+                "input_ids": list(input_ids),
+            }
+        )
         train_rows, validation_rows = rows[~rows.validation], rows[rows.validation]
         require_rows({"train": train_rows, "validation": validation_rows}, "truth detector")
         numbers = layer_numbers(layers, len(blocks(model)))
@@ -129,9 +140,7 @@ class TruthDetector:
 
         fit = fit_layers(partial(Logistic, "auto"), features, train_rows, validation_rows)
         weight, bias = _weight_and_bias(fit)
-        threshold = 0.0
-        if margins is not None:
-            threshold = _threshold(fit, validation_rows, honest_alarms)
+        threshold = _threshold(fit, validation_rows, honest_alarms)
         name, revision, dtype = _identity(model)
         card = {
             "format": FORMAT,
@@ -158,22 +167,7 @@ class TruthDetector:
     def score_prompts(
         self, model: nn.Module, input_ids: Sequence[Sequence[int]], *, batch_size: int = BATCH_SIZE
     ) -> Float[np.ndarray, " n"]:
-        """Run the model on prompts, and score the state of their last token.
-
-        Parameters
-        ----------
-        model
-            The model that the detector was fitted on.
-        input_ids
-            Token ids of each prompt, n of them.
-        batch_size
-            How many prompts to run at once.
-
-        Returns
-        -------
-        array
-            [n]; above 0, the model takes choice 1 to be right.
-        """
+        """Run the model on prompts, and score the state of their last token [n]."""
         return np.concatenate([s for s, _ in self._run(model, input_ids, batch_size)])
 
     def judge_prompts(
@@ -181,20 +175,8 @@ class TruthDetector:
     ) -> pd.DataFrame:
         """Run the model on prompts, and judge its answers.
 
-        Parameters
-        ----------
-        model
-            The model that the detector was fitted on.
-        prompts
-            Rows of `make_prompts` or `own_prompts`: with `input_ids` and `choice_ids`.
-        batch_size
-            How many prompts to run at once.
-
-        Returns
-        -------
-        DataFrame
-            The rows with `margin` (log-odds of choice 1 against choice 0), `answer` (0 or 1), and
-            the columns of `judge`.
+        `prompts` are rows of `make_prompts` or `own_prompts`. They come back with `margin`
+        (log-odds of choice 1 against choice 0), `answer` (0 or 1) and the columns of `judge`.
         """
         all_scores, all_margins = [], []
         choice_ids = _in_batches(list(prompts.choice_ids), batch_size)
@@ -208,20 +190,10 @@ class TruthDetector:
         return self.judge(answers, np.concatenate(all_scores))
 
     def judge(self, answers: pd.DataFrame, scores: Float[np.ndarray, " n"]) -> pd.DataFrame:
-        """Judge answers whose scores are known.
+        """Judge answers, with their `margin`, whose scores [n] are known.
 
-        Parameters
-        ----------
-        answers
-            Rows with the model's `margin`.
-        scores
-            Their scores [n], from `score_states` or `score_prompts`.
-
-        Returns
-        -------
-        DataFrame
-            The rows with `belief` (the score) and `verdict`: "lie" if the score speaks against the
-            answer by more than the threshold, "unsure" if by less, "honest" if it agrees.
+        They come back with `belief` (the score) and `verdict`: "lie" if the score speaks against
+        the answer by more than the threshold, "unsure" if by less, "honest" if it agrees.
         """
         against = _against_answer(scores, answers.margin.to_numpy())
         verdict = np.select([against > self.threshold, against > 0], ["lie", "unsure"], "honest")
@@ -239,22 +211,11 @@ class TruthDetector:
     ) -> pd.DataFrame:
         """Let the model go on after a prompt (greedily), and score every token.
 
-        Parameters
-        ----------
-        model, tokenizer
-            The model that the detector was fitted on, and its tokenizer.
-        input_ids
-            Token ids of the prompt.
-        new_tokens
-            How many tokens the model may write.
-        before
-            How many tokens of the prompt to show.
-
         Returns
         -------
         DataFrame
-            One row for each token: `place` (1 for the first new token, 0 for the last one of the
-            prompt), its text `token`, and `score`.
+            One row for each of the last `before` tokens of the prompt and of at most `new_tokens`
+            new ones: `place` (1 for the first new token), its text `token`, and `score`.
         """
         prompt = list(input_ids)
         batch = pad([prompt], device=model.device)
@@ -293,11 +254,8 @@ class TruthDetector:
     def load(cls, folder: Path, model: nn.Module) -> "TruthDetector":
         """Read a detector from a folder, for the model that it was fitted on.
 
-        Raises
-        ------
-        CardError
-            If there is no card, if it is the card of another model or revision, or if the fixture
-            does not score as it did.
+        Raises `CardError` if there is no card, if it is the card of another model or revision, or
+        if the fixture does not score as it did.
         """
         try:
             record = json.loads((folder / "card.json").read_bytes())
@@ -370,30 +328,6 @@ def _activations(
     batches = _in_batches(input_ids, BATCH_SIZE)
     states = [_last_states(model, batch, site, layers)[0] for batch in batches]
     return torch.cat(states, dim=1).numpy()
-
-
-def _fitting_rows(
-    input_ids: Sequence[Sequence[int]],
-    y: Sequence[int] | np.ndarray,
-    validation: Sequence[bool] | np.ndarray,
-    groups: Sequence[str] | np.ndarray | None,
-    margins: np.ndarray | None,
-) -> pd.DataFrame:
-    n = len(input_ids)
-    columns = {
-        "y": y,
-        "validation": validation,
-        "example_id": range(n) if groups is None else groups,
-        "margin": np.zeros(n) if margins is None else margins,
-    }
-    for name, values in columns.items():
-        if len(values) != n:
-            raise DataError(
-                f"truth detector: expected {n} values of {name}, one for each prompt, "
-                f"got {len(values)}"
-            )
-    rows = pd.DataFrame(columns).astype({"y": int, "validation": bool})
-    return rows.assign(row_id=range(n), input_ids=list(input_ids))
 
 
 def _weight_and_bias(fit: LayerProbe) -> tuple[Float[Tensor, " d"], float]:

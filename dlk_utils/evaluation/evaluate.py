@@ -44,32 +44,11 @@ from dlk_utils.probes import (
 )
 
 RESULT_COLUMNS = [
-    "target",
-    "regime",
-    "kind",
-    "probe",
-    "feature",
-    "site",
-    "layer",
-    "selected",
-    "compared",
-    "validation",
-    "validation_accuracy",
-    "estimate",
-    "low",
-    "high",
-    "accuracy",
-    "balanced_accuracy",
-    "recall_at_1",
-    "recall_at_5",
-    "brier",
-    "calibration_error",
-    "n",
-    "n_train",
-    "best_control",
-    "lift",
-    "lift_low",
-    "lift_high",
+    *("target", "regime", "kind", "probe", "feature", "site", "layer"),
+    *("selected", "compared", "validation", "validation_accuracy"),
+    *("estimate", "low", "high", "accuracy", "balanced_accuracy", "recall_at_1", "recall_at_5"),
+    *("brier", "calibration_error", "n", "n_train"),
+    *("best_control", "lift", "lift_low", "lift_high"),
 ]
 """The columns of the table of results; `evaluate` says what they mean."""
 
@@ -84,12 +63,10 @@ def evaluate_targets(
 
     Parameters
     ----------
-    targets
+    targets : mapping
         Target -> its rows, as `make_targets` gives them.
-    features
+    features : callable
         Gives the features of a target, as `target_features` does.
-    seed
-        The seed of the bootstrap and of the random controls.
 
     Returns
     -------
@@ -111,18 +88,7 @@ def evaluate_targets(
 
 
 def skipped_tasks(targets: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Say which tasks `evaluate_targets` leaves out, and why; nothing is fitted.
-
-    Parameters
-    ----------
-    targets
-        Target -> its rows, as `make_targets` gives them.
-
-    Returns
-    -------
-    list
-        One sentence for each task that has too few rows of a class.
-    """
+    """Say which tasks `evaluate_targets` leaves out and why, in one sentence each; fits nothing."""
     sentences = []
     for target, rows in targets.items():
         for regime in regimes_of(target):
@@ -144,15 +110,13 @@ def evaluate(
 
     Parameters
     ----------
-    task
+    task : Task
         The rows to fit on, to choose the layer on, and to test on.
-    features
-        (feature, site, layer) -> a function from rows to X [n, d], or [n, 2, d] for pairs.
-    n_boot
-        How many bootstrap resamples of examples to draw.
-    seed
-        The seed of the bootstrap and of the random controls.
-    fits
+    features : Features
+        Where the states are read.
+    n_boot, seed : int
+        Number of bootstrap resamples of examples; seed of these and of the random controls.
+    fits : dict, optional
         Keeps what was fitted, for a later call in another regime that trains on the same rows.
 
     Returns
@@ -167,10 +131,9 @@ def evaluate(
         * `accuracy`, `balanced_accuracy`: at the threshold that was fitted on the training rows
           (`validation_accuracy`: the same on validation rows);
         * `recall_at_1`, `recall_at_5`: recall at 1 % and 5 % false positives;
-        * `brier`, `calibration_error`: of probabilities calibrated on validation rows, for selected
-          rows;
-        * `lift`, `lift_low`, `lift_high`: the AUROC minus that of the `best_control` of the task,
-          paired by resample, for selected rows.
+        * for selected rows, `brier` and `calibration_error` of probabilities calibrated on
+          validation rows, and the `lift` over the `best_control` of the task: the difference of the
+          AUROCs, with a 95 % interval that is paired by resample.
     """
     fits = {} if fits is None else fits
     results = _Results(task, n_boot, seed)

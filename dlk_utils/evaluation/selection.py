@@ -17,46 +17,36 @@ ALL_LAYERS = -1
 
 
 def stack_layers(features: Features, rows: pd.DataFrame) -> Float[np.ndarray, "layer n ..."]:
-    """Read the same rows from every entry of `features`, one entry after the other.
-
-    Parameters
-    ----------
-    features
-        Maps (feature, site, layer) to a function from rows to an array [n, d], or [n, 2, d] for
-        pairs of states. All entries must give the same shape.
-    rows
-        The rows to read, n of them.
+    """Read the same rows at every layer of `features`.
 
     Returns
     -------
-    array
-        [layer, n, d] or [layer, n, 2, d], layers in the order of `features`.
+    array [layer, n, d], or [layer, n, 2, d] for pairs
+        Layers in the order of `features`.
     """
     return np.stack([read(rows) for read in features.values()])
 
 
 @dataclass(frozen=True)
 class LayerProbe:
-    """A probe fitted on a stack of layers, with the layer that validation rows chose.
-
-    `fit_layers` makes it.
+    """A probe fitted on a stack of layers, and the layer that validation rows chose (`fit_layers`).
 
     Attributes
     ----------
-    probe
-        The fitted estimator; its `decision_function` takes a stack [layer, n, d].
-    features
-        The features it was fitted on, which `score` and `score_layers` read by default.
-    keys
+    probe : estimator
+        Its `decision_function` takes a stack [layer, n, d].
+    features : Features
+        What it was fitted on, and reads by default.
+    keys : list
         The (feature, site, layer) of each layer of the stack.
-    layers
+    layers : list of int
         The layer number of each row of scores; [-1] for a probe that reads all layers together.
-    chosen
-        Which of `layers` was chosen on validation, as an index.
-    validation_scores
-        Scores of the validation rows [layer, n]; [1, n] for a probe that reads all layers together.
-    validation_aurocs
-        The signed AUROC of each row of `validation_scores` [layer].
+    chosen : int
+        The index in `layers` that validation chose.
+    validation_scores : array [layer, n]
+        Scores of the validation rows.
+    validation_aurocs : array [layer]
+        Their signed AUROCs.
     """
 
     probe: Any
@@ -75,19 +65,10 @@ class LayerProbe:
     def score_layers(
         self, rows: pd.DataFrame, features: Features | None = None
     ) -> Float[np.ndarray, "layer n"]:
-        """Score rows at every layer; above 0 speaks for class 1.
+        """Score rows at every layer [layer, n]; above 0 speaks for class 1.
 
-        Parameters
-        ----------
-        rows
-            The rows to score, n of them.
-        features
-            Where to read them, if not from the features of the fit: the same layers in that order.
-
-        Returns
-        -------
-        array
-            [layer, n]; [1, n] for a probe that reads all layers together.
+        `features` says where to read the rows if not where the probe was fitted: the same layers in
+        the same order.
         """
         stack = stack_layers(self.features if features is None else features, rows)
         return np.atleast_2d(self.probe.decision_function(stack))
@@ -95,7 +76,7 @@ class LayerProbe:
     def score(
         self, rows: pd.DataFrame, features: Features | None = None
     ) -> Float[np.ndarray, " n"]:
-        """Score rows at the chosen layer; see `score_layers`."""
+        """Score rows at the chosen layer [n]; see `score_layers`."""
         return self.score_layers(rows, features)[self.chosen]
 
 
@@ -109,28 +90,19 @@ def fit_layers(
 ) -> LayerProbe:
     """Fit a probe on all layers in one batch and choose the layer on validation rows.
 
-    The choice is that of `earliest_good_layer`: the earliest layer whose AUROC is within one
-    standard error of the best one's, resampling examples.
+    The choice is that of `earliest_good_layer`, resampling examples.
 
     Parameters
     ----------
-    make_probe
+    make_probe : callable
         Makes an unfitted probe: a class of `dlk_utils.probes`, or a `functools.partial` of one.
-    features
-        Maps (feature, site, layer) to a function from rows to their states. To choose a layer, give
-        the layers of one feature at one site.
-    train
-        Rows to fit on, with the class `y` (0 or 1) and the columns that the probe needs.
-    validation
-        Rows that choose the layer, with `y` and `example_id`.
-    y
-        What the probe learns from `train` [n], if it is not the column `y`: for pairs, how far the
+    features : Features
+        The layers to choose from: those of one feature at one site.
+    train, validation : DataFrame
+        Rows with `y` (0 or 1) and `example_id`; `train` also has the columns that the probe needs.
+    y : array [n], optional
+        What the probe learns from `train`, if it is not the column `y`: for pairs, how far the
         answer moved.
-
-    Returns
-    -------
-    LayerProbe
-        The fitted probe and the chosen layer.
     """
     probe = fit_probe(make_probe, stack_layers(features, train), train, y)
     raw_scores = probe.decision_function(stack_layers(features, validation))

@@ -16,21 +16,14 @@ Groups = Sequence[str] | pd.Series | np.ndarray
 def auroc(scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"]) -> float:
     """Compute the signed AUROC: the share of (1, 0) pairs in which the 1 scores higher.
 
-    Equal scores count half, and an AUROC under one half is never flipped. The value is that of
-    scikit-learn's `roc_auc_score`, but counted in exact steps: AUROCs that are equal compare as
-    equal, so that the choice of a layer does not hang on rounding.
+    Equal scores count half, and a value under one half is never flipped; it is nan if a class is
+    missing. This is scikit-learn's `roc_auc_score` in exact arithmetic: AUROCs that are equal
+    compare as equal, so that no choice of a layer hangs on rounding.
 
     Parameters
     ----------
-    scores
-        One score a row [n]; higher speaks for class 1.
-    y
-        The classes [n], 0 or 1.
-
-    Returns
-    -------
-    float
-        Between 0 and 1; nan if a class is missing.
+    scores, y : array [n]
+        Scores, where higher speaks for class 1, and classes, 0 or 1.
     """
     return float(weighted_auroc(scores, y, np.ones((1, len(y))))[0])
 
@@ -42,15 +35,15 @@ def weighted_auroc(
 
     Parameters
     ----------
-    scores, y
-        Scores and classes of the rows [n]; see `auroc`.
-    weights
-        How often each row counts, [b, n]: resamples from `bootstrap_weights`, for example.
+    scores, y : array [n]
+        See `auroc`.
+    weights : array [b, n]
+        How often each row counts, as `bootstrap_weights` gives it.
 
     Returns
     -------
-    array
-        [b]; nan where a class has no weight.
+    array [b]
+        nan where a class has no weight.
     """
     order = np.argsort(scores, kind="stable")
     starts_new_score = np.diff(scores[order], prepend=np.nan) != 0
@@ -69,17 +62,15 @@ def bootstrap_weights(groups: Groups, n_boot: int, seed: int) -> Float[np.ndarra
 
     Parameters
     ----------
-    groups
-        The group of each row [n]: its example.
-    n_boot
-        How many resamples to draw.
-    seed
-        The seed of the draws.
+    groups : array [n]
+        The group of each row: its example.
+    n_boot, seed : int
+        How many resamples to draw, and their seed.
 
     Returns
     -------
-    array
-        Counts [n_boot, n]; the rows of a group have the same count.
+    array [n_boot, n]
+        Counts; the rows of a group have the same.
     """
     names, group_of_row = np.unique(groups, return_inverse=True)
     n_groups = len(names)
@@ -102,21 +93,9 @@ def auroc_interval(
     n_boot: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Compute the 95 % bootstrap interval of the signed AUROC, resampling examples.
+    """Compute the 95 % bootstrap interval (low, high) of the signed AUROC, resampling groups.
 
-    Parameters
-    ----------
-    scores, y
-        Scores and classes of the rows [n]; see `auroc`.
-    groups
-        The example of each row [n].
-    n_boot, seed
-        See `bootstrap_weights`. Resamples without one of the classes do not count.
-
-    Returns
-    -------
-    tuple
-        The lower and the upper bound.
+    Resamples without one of the classes do not count. See `auroc` and `bootstrap_weights`.
     """
     return percentile_interval(weighted_auroc(scores, y, bootstrap_weights(groups, n_boot, seed)))
 
@@ -128,27 +107,11 @@ def mean_interval(
     seed: int = 0,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[float, float]:
-    """Compute the 95 % bootstrap interval of a mean, resampling examples.
+    """Compute the 95 % bootstrap interval (low, high) of the mean of x [n], resampling groups.
 
-    Where all examples have the same mean, resampling would show no spread, however few they are.
-    The interval is then as wide as Wilson's interval of "all of them" says: it goes as far as the
-    mean would if the examples that this interval leaves room for lay at the `bounds`.
-
-    Parameters
-    ----------
-    x
-        Values [n].
-    groups
-        The example of each value [n].
-    n_boot, seed
-        See `bootstrap_weights`.
-    bounds
-        The least and the greatest value that is possible.
-
-    Returns
-    -------
-    tuple
-        The lower and the upper bound.
+    Where all groups have the same mean, resampling would show no spread, however few they are. The
+    interval is then as wide as Wilson's interval of "all of them": it goes as far as the mean would
+    if the groups that this interval leaves room for lay at the `bounds` of possible values.
     """
     group_means = pd.Series(x).groupby(np.asarray(groups)).mean()
     if group_means.max() - group_means.min() < 1e-12:
@@ -178,21 +141,17 @@ def earliest_good_layer(
 ) -> int:
     """Choose the earliest layer whose AUROC is within one standard error of the best one's.
 
-    The standard error is that of the difference from the best layer, paired by resample of
-    examples. On honest rows a late layer can score high because it holds the answer that the model
-    is about to give. Among layers that are equally good, the earliest is the least likely to read
-    that answer.
+    The standard error is that of the difference from the best layer, paired by resample of groups.
+    On honest rows a late layer can score high because it holds the answer that the model is about
+    to give. Among layers that are equally good, the earliest is the least likely to read that
+    answer.
 
     Parameters
     ----------
-    scores
-        Scores of the validation rows at each layer [layer, n], layers in order of depth.
-    y
-        Classes of the rows [n], 0 or 1.
-    groups
-        The example of each row [n].
-    n_boot, seed
-        See `bootstrap_weights`.
+    scores : array [layer, n]
+        Scores of the validation rows at each layer, in order of depth.
+    y, groups : array [n]
+        Class and example of each row.
 
     Returns
     -------
@@ -215,20 +174,7 @@ def earliest_good_layer(
 def recall_at(
     scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], false_positives: float
 ) -> float:
-    """Compute the largest recall of class 1 at a limited rate of false positives.
-
-    Parameters
-    ----------
-    scores, y
-        Scores and classes of the rows [n]; see `auroc`.
-    false_positives
-        The share of class 0 that may lie above the threshold.
-
-    Returns
-    -------
-    float
-        The share of class 1 above the best threshold, without interpolation.
-    """
+    """Compute the largest recall of class 1 when at most this share of class 0 is flagged too."""
     false_positive_rate, recall, _ = roc_curve(y, scores, drop_intermediate=False)
     return float(recall[false_positive_rate <= false_positives].max())
 
@@ -236,23 +182,10 @@ def recall_at(
 def calibrated(
     scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], new: Float[np.ndarray, " m"]
 ) -> Float[np.ndarray, " m"]:
-    """Turn scores into probabilities of class 1 by a logistic curve (Platt scaling).
+    """Turn `new` scores [m] into probabilities of class 1.
 
-    Parameters
-    ----------
-    scores, y
-        Scores and classes [n] that the curve is fitted on.
-    new
-        Scores of other rows [m].
-
-    Returns
-    -------
-    array
-        Probabilities of the other rows [m].
-
-    References
-    ----------
-    Platt, *Probabilistic outputs for support vector machines*, 1999.
+    A logistic curve (Platt, *Probabilistic outputs for support vector machines*, 1999) is fitted to
+    the `scores` and classes `y` of other rows [n].
     """
     unit = np.std(scores) + 1e-12
     curve = LogisticRegression(C=1e3).fit(scores[:, None] / unit, y)
@@ -262,21 +195,10 @@ def calibrated(
 def calibration_error(
     p: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], bins: int = 10
 ) -> float:
-    """Compute the expected calibration error of probabilities.
+    """Compute the expected calibration error of probabilities of class 1.
 
-    Parameters
-    ----------
-    p
-        Probabilities of class 1 [n].
-    y
-        Classes [n], 0 or 1.
-    bins
-        The number of bins of equal width.
-
-    Returns
-    -------
-    float
-        The gap between the mean outcome and the mean probability of a bin, averaged over rows.
+    That is the gap between mean outcome and mean probability of a bin, averaged over rows; the bins
+    have equal width.
     """
     bin_of_row = np.minimum((p * bins).astype(int), bins - 1)
     by_bin = pd.DataFrame({"p": p, "y": y}).groupby(bin_of_row)

@@ -67,11 +67,6 @@ Features = dict[tuple[str, str, int], Callable[[pd.DataFrame], np.ndarray]]
 def truth_rows(answers: pd.DataFrame) -> pd.DataFrame:
     """Select the rows of the target "truth": those with a readable answer.
 
-    Parameters
-    ----------
-    answers
-        Rows of `read_answers` or `label_behaviour`, with `readable`, `label` and `choices`.
-
     Returns
     -------
     DataFrame
@@ -88,11 +83,11 @@ def pair_rows(rows: pd.DataFrame, folders: Sequence[Path], *, plain: bool = Fals
 
     Parameters
     ----------
-    rows
+    rows : DataFrame
         Rows with `label`, and with `p1` if `plain`.
-    folders
-        Stores of the passes. The two passes are the first two draws of the last store.
-    plain
+    folders : sequence of Path
+        Stores. The two passes are the first two draws of the last one.
+    plain : bool
         Whether the first pass is the clean one instead, with the probability `p1` of the rows.
 
     Returns
@@ -123,17 +118,13 @@ def make_targets(
 
     Parameters
     ----------
-    probe_rows
-        Rows of `label_behaviour` that a probe may be fitted or tested on.
-    dropout_rows
+    probe_rows : DataFrame
+        Rows of `label_behaviour` that a probe may be fitted or tested on. Those without a readable
+        answer are in no target.
+    dropout_rows : DataFrame, optional
         Those of them that were run with dropout.
-    draws
+    draws : Path, optional
         The store of their draws. Without it there is no target "pair".
-
-    Returns
-    -------
-    dict
-        Target -> rows. Rows without a readable answer are in none.
     """
     truth = truth_rows(probe_rows)
     known_and_told_to_lie = truth[(truth.role == "lie") & truth.knows]
@@ -156,26 +147,25 @@ def memory_features(
 
     Parameters
     ----------
-    rows
-        The rows of the states, n of them, each with its own `row_id`.
-    states
+    rows : DataFrame
+        The rows of the states, each with its own `row_id`.
+    states : mapping
         Site -> array [layer, n, d], or [layer, n, 2, d] for pairs of states, in the order of
         `rows`: what `dlk_utils.activations` returns, for example.
-    layers
+    layers : sequence of int, optional
         The numbers of the layers; by default 0, 1, 2, ...
-    feature
+    feature : str
         The name of the feature: "activation", "gradient", "two draws", "contrast", ...
 
     Returns
     -------
-    dict
-        (feature, site, layer) -> a function that takes any of these rows, in any order.
+    Features
+        Functions that take any of these rows, in any order. They raise `DataError` for other rows.
 
     Raises
     ------
     DataError
-        If two rows share a `row_id`, or if the states have another number of rows or layers. The
-        functions raise it for rows that are not among `rows`.
+        If two rows share a `row_id`, or if the states have another number of rows or layers.
     """
     positions = pd.Index(rows.row_id)
     if not positions.is_unique:
@@ -205,17 +195,7 @@ def memory_features(
 
 
 def state_features(folder: Path, layers: Sequence[int], site: str = "resid_post") -> Features:
-    """Read clean states of a store at one site.
-
-    Parameters
-    ----------
-    folder
-        A store of `store_gradients`.
-    layers
-        The layers to read.
-    site
-        The site to read.
-    """
+    """Read the clean states of a store of `store_gradients` at one site."""
     return _stored_features(folder, {"activation": ["activation"]}, [site], layers)
 
 
@@ -224,18 +204,18 @@ def pair_features(kind: str, folders: Sequence[Path] | Path, layers: Sequence[in
 
     Parameters
     ----------
-    kind
+    kind : str
         "two draws": the first two draws of one store. "two draws / move": the same, divided by how
         far the answer moved between them (at least `LEAST_MOVE`). "contrast": the states after
         choice 0 and after choice 1, of one store. "counterfactual": the clean pass of the first
         store and the moved pass of the last.
-    folders
+    folders : Path or sequence of Path
         The store, or both of them.
-    layers
+    layers : sequence of int
         The layers to read.
     """
     stores = [folders] if isinstance(folders, Path) else folders
-    tensor = "said" if kind == "contrast" else "activation"
+    tensor = "after_choice" if kind == "contrast" else "activation"
 
     def read(rows: pd.DataFrame, layer: int) -> Float[np.ndarray, "n 2 d"]:
         first = read_rows(stores[0], rows, f"{tensor}.resid_post.{layer}.0")
@@ -252,22 +232,9 @@ def pair_features(kind: str, folders: Sequence[Path] | Path, layers: Sequence[in
 def target_features(target: str, clean: Path, draws: Path, layers: Sequence[int]) -> Features:
     """Choose the features that a target is looked for in.
 
-    Parameters
-    ----------
-    target
-        One of the targets; see the head of this module.
-    clean
-        The store of clean states, gradients and contrast pairs.
-    draws
-        The store of dropout draws.
-    layers
-        The layers to read.
-
-    Returns
-    -------
-    dict
-        "pair": pairs of draws. `POSITIVE_CONTROL`: states at `resid_post`. "truth" and "lie":
-        states, gradients and both side by side at every site; for "truth" also contrast pairs.
+    The target "pair" has pairs of draws (of the store `draws`), and `POSITIVE_CONTROL` the states
+    at `resid_post`. "truth" and "lie" have states, gradients and both side by side at every site
+    (of the store `clean`), and "truth" also contrast pairs.
     """
     if target == "pair":
         return pair_features("two draws", draws, layers)
@@ -309,13 +276,8 @@ def _stored_features(
 class Task:
     """The rows of one target in one regime; no example is in two splits. `make_task` makes it.
 
-    Attributes
-    ----------
-    target, regime
-        What is looked for, and which rows are fitted and tested on; see the head of this module.
-    train, validation, test
-        Rows with `row_id`, `example_id`, `y` (0 or 1), the columns that the controls read, and for
-        the target "pair" those of `pair_rows`.
+    The rows have `row_id`, `example_id`, `y` (0 or 1), the columns that the controls read, and for
+    the target "pair" those of `pair_rows`.
     """
 
     target: str
@@ -355,17 +317,10 @@ def select_rows(rows: pd.DataFrame, role: str, split: str) -> pd.DataFrame:
 
 
 def make_task(rows: pd.DataFrame, target: str, regime: str) -> Task:
-    """Split the rows of a target for a regime.
+    """Split the rows of a target for a regime, which is one of `REGIMES`.
 
-    Parameters
-    ----------
-    rows
-        Rows of the target, with `row_id`, `example_id`, `role`, `split` and `y`; for the regime
-        `KNOWN` also `knows`.
-    target
-        The name of the target.
-    regime
-        One of `REGIMES`.
+    The rows have `row_id`, `example_id`, `role`, `split` and `y`; for the regime `KNOWN` also
+    `knows`.
 
     Raises
     ------
@@ -401,25 +356,20 @@ def require_rows(
     column: str = "y",
     classes: Sequence[Any] = (0, 1),
 ) -> None:
-    """Refuse splits that have too few rows of a class to fit or score a probe on.
+    """Raise `TooFewRows` if a split has too few rows of a class to fit or score a probe on.
 
     Parameters
     ----------
-    parts
-        The rows of each split ("train", "validation", "test", or some of them).
-    what
-        What the rows are for, to begin the message with.
-    least
-        How many rows of each class a split needs.
-    column
+    parts : mapping
+        Split ("train", "validation" or "test") -> its rows.
+    what : str
+        What the rows are for: the message begins with it.
+    least : mapping
+        Split -> how many rows of each class it needs.
+    column : str
         The column that holds the class.
-    classes
+    classes : sequence
         The classes that must be there.
-
-    Raises
-    ------
-    TooFewRows
-        With the counts found, the counts needed and the remedy in one sentence.
     """
     counts = {
         split: [int((rows[column] == k).sum()) for k in classes] for split, rows in parts.items()

@@ -24,6 +24,7 @@ COLORS = ("#3b6fb6", "#d1632f", "#4c9a63", "#8c5fa8", "#b8972e", "#5f6b76", "#c2
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 PATTERNS = ("", "/", ".", "x")
 GREY = "#888"
+Number = int | float
 
 
 class BookRenderer(MimetypeRenderer):
@@ -47,7 +48,7 @@ class BookRenderer(MimetypeRenderer):
             div_id=f"figure-{hashlib.sha256(content.encode()).hexdigest()[:16]}",
         )
         title = fig_dict.get("layout", {}).get("title", {}).get("text", "figure")
-        alternative = html.escape(title.replace("<br>", " "))
+        alternative = html.escape(html.unescape(title.replace("<br>", " ")))
         picture = f'<img alt="{alternative}" src="data:image/png;base64,{png}">'
         return {"text/html": f"{interactive}<noscript>{picture}</noscript>", "image/png": png}
 
@@ -72,8 +73,8 @@ def intervals_figure(
     x: str = "estimate",
     color: str | None = None,
     ylabel: str = "",
-    reference: float | None = None,
-    x_range: tuple[float, float] | None = None,
+    reference: Number | None = None,
+    x_range: tuple[Number, Number] | None = None,
     order: Sequence[str] | None = None,
     height: int | None = None,
 ) -> go.Figure:
@@ -82,36 +83,33 @@ def intervals_figure(
     Parameters
     ----------
     table
-        One row a point. The ends of its interval are in the columns ``f"{x}_low"`` and
-        ``f"{x}_high"``; for ``x="estimate"`` they may also be called ``low`` and ``high``.
-    y
-        Column of the names of the rows of the picture.
-    title, xlabel, ylabel
-        Text of the figure.
-    x
-        Column of the values.
+        One row a point. The ends of its interval are in the columns ``{x}_low`` and ``{x}_high``,
+        or else ``low`` and ``high``.
+    x, y
+        Columns of the values, and of the names of the picture's rows.
     color
-        Column that gives each of its values a colour and a marker. The points of a row stand one
+        Column that gives each of its values a colour and a marker. Points of one row stand one
         below the other.
     reference
         Where to draw a dashed vertical line.
-    x_range
-        Ends of the axis; None fits it to the points.
+    x_range, height
+        Ends of the axis, and pixels; None goes by the points.
     order
-        Names of the rows from top to bottom; None takes them as they come in the table.
-    height
-        Height in pixels; None goes by the number of rows and colours.
+        Names of the rows from top to bottom; None takes them as they come.
     """
     names = list(dict.fromkeys(table[y])) if order is None else list(order)
-    place = {name: number for number, name in enumerate(names)}
     series = _series(table, color)
+    in_row = {name: [label for label, part in series if name in set(part[y])] for name in names}
     low, high = (f"{x}_{end}" if f"{x}_{end}" in table else end for end in ("low", "high"))
     fig = go.Figure()
     for number, (label, part) in enumerate(series):
-        shift = 0.7 * ((number + 0.5) / len(series) - 0.5)
+        places = []
+        for name in part[y]:
+            shift = (in_row[name].index(label) + 0.5) / len(in_row[name]) - 0.5
+            places.append(names.index(name) + 0.7 * shift)
         fig.add_scatter(
             x=list(part[x]),
-            y=[place[name] + shift for name in part[y]],
+            y=places,
             name=label,
             text=[str(name) for name in part[y]],
             hoverinfo="text+x+name",
@@ -122,13 +120,13 @@ def intervals_figure(
     fig.update_xaxes(range=x_range)
     fig.update_yaxes(
         tickvals=list(range(len(names))),
-        ticktext=[_wrap(str(name), 36) for name in names],
+        ticktext=[_wrap(str(name), 44) for name in names],
         range=[len(names) - 0.5, -0.5],
         zeroline=False,
     )
     if reference is not None:
         fig.add_vline(x=reference, line_dash="dash", line_color=GREY)
-    row_height = max(30, 14 * len(series))
+    row_height = max(30, 14 * max(map(len, in_row.values()), default=0))
     return _finish(fig, title, xlabel, ylabel, height or 170 + row_height * len(names))
 
 
@@ -142,25 +140,19 @@ def lines_figure(
     ylabel: str,
     color: str | None = None,
     interval: tuple[str, str] | None = None,
-    reference: float | None = None,
+    reference: Number | None = None,
     log_x: bool = False,
     log_y: bool = False,
-    y_range: tuple[float, float] | None = None,
+    y_range: tuple[Number, Number] | None = None,
     dashed: Sequence[str] = (),
     points: Sequence[str] = (),
 ) -> go.Figure:
-    """Draw lines with markers.
+    """Draw lines with markers, for the columns `x` and `y` of a table with one row a point.
 
     Parameters
     ----------
-    table
-        One row a point.
-    x, y
-        Columns of the values.
-    title, xlabel, ylabel
-        Text of the figure.
     color
-        Column that gives each of its values a line with a colour and a marker of its own.
+        Column that gives each of its values a line with a colour and a marker.
     interval
         Columns of the ends of each point's vertical interval; NaN where a point has none.
     reference
@@ -168,7 +160,7 @@ def lines_figure(
     log_x, log_y
         Whether an axis is logarithmic. On the horizontal one every value of `x` has a tick.
     y_range
-        Ends of the vertical axis; None fits it to the points.
+        Ends of the vertical axis; None goes by the points.
     dashed
         Values of `color` that are drawn as dashed lines, such as controls.
     points
@@ -202,10 +194,8 @@ def bars_figure(
     """Draw bars of height `y` at `x`, side by side for the values of `color`."""
     fig = go.Figure()
     for number, (label, part) in enumerate(_series(table, color)):
-        marker = {
-            "color": _pick(COLORS, number),
-            "pattern": {"shape": _pick(PATTERNS, number)},
-        }
+        pattern = {"shape": _pick(PATTERNS, number)}
+        marker = {"color": _pick(COLORS, number), "pattern": pattern}
         fig.add_bar(x=list(part[x]), y=list(part[y]), name=label, marker=marker)
     return _finish(fig, title, xlabel, ylabel)
 
@@ -246,25 +236,20 @@ def matrix_figure(table: pd.DataFrame, *, title: str) -> go.Figure:
 def tokens_figure(track: pd.DataFrame, *, title: str) -> go.Figure:
     """Draw a probe's score at each token of a prompt and of the answer that follows.
 
-    Parameters
-    ----------
-    track
-        One row a token: `place` (0 is where the answer begins, which is dashed), `token` and
-        `score`.
-    title
-        Text above the figure.
+    `track` has the columns `place` (0 is where the answer begins, which is dashed), `token` and
+    `score`. Markup in tokens and title is shown, not rendered.
     """
     fig = lines_figure(
         track,
         x="place",
         y="score",
-        title=title,
+        title=html.escape(title, quote=False),
         xlabel="token",
         ylabel="belief (above 0: the claim is true)",
         reference=0,
     )
     fig.add_vline(x=0, line_dash="dash", line_color=GREY)
-    words = [token.replace("\n", "\\n") for token in track.token]
+    words = [html.escape(token.replace("\n", "\\n"), quote=False) for token in track.token]
     return fig.update_xaxes(
         tickvals=list(track.place), ticktext=words, tickangle=-60, zeroline=False
     )
@@ -306,21 +291,19 @@ def _finish(fig: go.Figure, title: str, xlabel: str, ylabel: str, height: int = 
     Beside the plot it would leave a phone no room for the points.
     """
     title = _wrap(title, 80)
-    top, bottom = 30 + 20 * (1 + title.count("<br>")), 60
+    top = 30 + 20 * (1 + title.count("<br>"))
     names = [trace.name for trace in fig.data]
     fig.update_layout(
         template="plotly_white",
         title={"text": title, "font": {"size": 15}},
-        margin={"l": 60, "r": 20, "t": top, "b": bottom},
+        margin={"l": 60, "r": 20, "t": top, "b": 60},
         height=height,
         showlegend=len(names) > 1,
     )
     if len(names) > 1:
-        n_lines = 1 + sum(len(name) + 6 for name in names) // 90
-        fig.update_layout(
-            height=height + 24 * n_lines,
-            legend={"orientation": "h", "x": 0, "yanchor": "bottom", "yref": "container", "y": 0},
-        )
-        fig.update_layout(margin={"b": bottom + 24 * n_lines})
+        # How many lines of the page the legend takes, of about 90 characters.
+        below = 24 * (1 + sum(len(name) + 6 for name in names) // 90)
+        legend = {"orientation": "h", "x": 0, "yref": "container", "y": 0, "yanchor": "bottom"}
+        fig.update_layout(height=height + below, margin_b=60 + below, legend=legend)
     fig.update_xaxes(title_text=xlabel)
     return fig.update_yaxes(title_text=ylabel, automargin=True)

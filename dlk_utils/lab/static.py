@@ -3,6 +3,7 @@
 They show what `lab.figures` makes: points, lines, bars, error bars, and a heat map with text.
 """
 
+import html
 import io
 from collections.abc import Sequence
 
@@ -12,28 +13,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 GREY = "#888"
-MARKERS = {
-    "circle": "o",
-    "square": "s",
-    "diamond": "D",
-    "triangle-up": "^",
-    "cross": "P",
-    "x": "X",
-}
+MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "cross": "P", "x": "X"}
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
 
 
 def draw_png(fig: dict, *, width: float = 7.2, dpi: int = 80) -> bytes:
-    """Draw a figure's dictionary as a PNG; the same figure gives the same bytes.
+    """Draw what plotly's ``Figure.to_dict`` returns as a PNG; the same figure gives the same bytes.
 
     Parameters
     ----------
     fig
-        What ``plotly.graph_objects.Figure.to_dict`` returns.
-    width
-        Width in inches. The height goes by that of the figure's layout.
-    dpi
-        Dots per inch.
+        The dictionary. The height goes by its layout.
+    width, dpi
+        Inches, and dots per inch.
 
     Raises
     ------
@@ -124,19 +116,17 @@ def _draw_bars(axes: Axes, bars: Sequence[dict]) -> None:
 
 
 def _draw_heatmap(axes: Axes, trace: dict) -> None:
-    axes.imshow(
-        np.array(trace["z"], float),
-        vmin=trace["zmin"],
-        vmax=trace["zmax"],
-        cmap="RdBu",
-        aspect="auto",
-        origin="lower",
-    )
+    values, ends = np.array(trace["z"], float), {"vmin": trace["zmin"], "vmax": trace["zmax"]}
+    axes.imshow(values, cmap="RdBu", aspect="auto", origin="lower", **ends)
+    middle = (ends["vmin"] + ends["vmax"]) / 2
     axes.set_xticks(range(len(trace["x"])), trace["x"], rotation=30, ha="right")
     axes.set_yticks(range(len(trace["y"])), trace["y"])
     for i, row in enumerate(trace["text"]):
         for j, text in enumerate(row):
-            axes.text(j, i, _lines(text), ha="center", va="center", fontsize=6)
+            # Both ends of the colour map are dark.
+            is_dark = abs(values[i, j] - middle) > 0.7 * (ends["vmax"] - middle)
+            options = {"color": "white" if is_dark else "black", "fontsize": 7}
+            axes.text(j, i, _lines(text), ha="center", va="center", **options)
 
 
 def _set_axis(axes: Axes, name: str, axis: dict) -> None:
@@ -157,5 +147,5 @@ def _set_axis(axes: Axes, name: str, axis: dict) -> None:
 
 
 def _lines(text: str) -> str:
-    """Turn plotly's line breaks into plain ones; a dollar sign begins no formula."""
-    return text.replace("<br>", "\n").replace("$", r"\$")
+    """Turn plotly's line breaks and entities into characters; a dollar begins no formula."""
+    return html.unescape(text.replace("<br>", "\n")).replace("$", r"\$")
