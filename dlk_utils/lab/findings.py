@@ -28,11 +28,6 @@ SUMMARY_COLUMNS = [
 ]
 
 
-def not_scored(table: pd.DataFrame) -> str:
-    """Say why a table is empty."""
-    return table.attrs.get("too_few_rows", "too few rows of one class")
-
-
 # 05: headlines.
 
 

@@ -32,6 +32,17 @@ from dlk_utils.lab.tables.carry_over import between_groups
 from dlk_utils.probes import STATE_PROBES, Logistic
 
 MISTAKE_COLUMNS = ["mistake", "claim", "estimate", "low", "high", "n"]
+CLAIMS = {
+    "none: as it should be": "truth, trained on honest rows, read on rows told to lie",
+    "layer with the highest score on honest rows": "the same; but on honest rows the answer itself "
+    "scores highest",
+    "tested on honest rows": "truth; but there the answer says it too",
+    "split by row, twins on both sides": "truth, on rows of either kind",
+    "the next word taken for the truth": "truth; but choices that begin alike leave nothing else "
+    "to read",
+    "honest rows beside the lies": "was this answer a lie; but the system prompt says it too",
+}
+"""What a score claims to measure, by mistake; the others claim the same as the first."""
 FEW_EXAMPLES = 38
 """As many test rows as the reported .94 rested on."""
 
@@ -67,64 +78,41 @@ def with_each_mistake(rows: pd.DataFrame, features: Features, *, seed: int = 0) 
     require_rows({"test": honest_test}, "truth, tested on honest rows")
     table = []
 
-    def add(mistake: str, claim: str, scores: np.ndarray, test: pd.DataFrame) -> None:
+    def add(mistake: str, scores: np.ndarray, test: pd.DataFrame) -> None:
         estimate = estimate_with_interval(scores, test, seed=seed)
-        table.append({"mistake": mistake, "claim": claim, **estimate})
+        table.append({"mistake": mistake, "claim": CLAIMS.get(mistake, "the same"), **estimate})
 
     probe = fit_layers(Logistic, features, task.train, task.validation)
     on_lies = probe.score_layers(task.test)
-    aurocs_on_lies = np.array([auroc(scores, task.test.y.to_numpy()) for scores in on_lies])
-    add(
-        "none: as it should be",
-        "truth, trained on honest rows, read on rows told to lie",
-        on_lies[probe.chosen],
-        task.test,
-    )
-    add(
-        "layer with the highest score on honest rows",
-        "the same; but on honest rows the answer itself scores highest",
-        on_lies[probe.validation_aurocs.argmax()],
-        task.test,
-    )
-    add("layer chosen on the test rows", "the same", on_lies[aurocs_on_lies.argmax()], task.test)
-    farthest_from_chance = on_lies[np.abs(aurocs_on_lies - 0.5).argmax()]
-    turned = _turned_estimate(farthest_from_chance, task.test, seed)
+    aurocs = np.array([auroc(scores, task.test.y.to_numpy()) for scores in on_lies])
+    best_on_honest_rows = probe.validation_aurocs.argmax()
+    add("none: as it should be", on_lies[probe.chosen], task.test)
+    add("layer with the highest score on honest rows", on_lies[best_on_honest_rows], task.test)
+    add("layer chosen on the test rows", on_lies[aurocs.argmax()], task.test)
+    turned = _turned_estimate(on_lies[np.abs(aurocs - 0.5).argmax()], task.test, seed)
     mistake = "layer and sign chosen on the test rows"
     table.append({"mistake": mistake, "claim": "the same", **turned})
 
     few, tries = _many_tries(task, features, seed)
     best_try = max(tries, key=lambda scores: auroc(scores, few.y.to_numpy()))
-    add(f"the best of {len(tries)} probes, on {len(few)} test rows", "the same", best_try, few)
-    add(
-        "tested on honest rows",
-        "truth; but there the answer says it too",
-        probe.score(honest_test),
-        honest_test,
-    )
+    add(f"the best of {len(tries)} probes, on {len(few)} test rows", best_try, few)
+    add("tested on honest rows", probe.score(honest_test), honest_test)
 
     shuffled = rows.sample(frac=1, random_state=seed)
     n_train = int(0.7 * len(rows))
     train, test = shuffled.iloc[:n_train], shuffled.iloc[n_train:]
-    by_row = fit_layers(Logistic, features, train, task.validation)
-    add(
-        "split by row, twins on both sides",
-        "truth, on rows of either kind",
-        by_row.score_layers(test)[probe.chosen],
-        test,
-    )
-    with suppress(TooFewRows):
-        add(
-            "the next word taken for the truth",
-            "truth; but choices that begin alike leave nothing else to read",
-            *_scores_of_best_layer(rows.assign(y=rows.answer.astype(int)), features),
-        )
-    with suppress(TooFewRows):
-        known = rows[rows.knows]
-        add(
-            "honest rows beside the lies",
-            "was this answer a lie; but the system prompt says it too",
-            *_scores_of_best_layer(known.assign(y=known.lied.astype(int)), features),
-        )
+    split_by_row = fit_layers(Logistic, features, train, task.validation)
+    on_both_kinds = split_by_row.score_layers(test)[probe.chosen]
+    add("split by row, twins on both sides", on_both_kinds, test)
+
+    next_word = rows.assign(y=rows.answer.astype(int))
+    lied = rows[rows.knows].assign(y=lambda known: known.lied.astype(int))
+    for mistake, asked in (
+        ("the next word taken for the truth", next_word),
+        ("honest rows beside the lies", lied),
+    ):
+        with suppress(TooFewRows):
+            add(mistake, *_scores_of_best_layer(asked, features))
     return pd.DataFrame(table, columns=MISTAKE_COLUMNS)
 
 
