@@ -286,7 +286,7 @@ def lie_rates(behaviour: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["dataset", "instruction"], ignore_index=True)
 
 
-def lie_strength(behaviour: pd.DataFrame) -> dict[str, float]:
+def lie_strength(behaviour: pd.DataFrame) -> dict[str, int | float]:
     """Summarise in one line how often a model lies, and how clearly.
 
     Of readable rows: how many are told to lie, and how many of these are "known"; ambiguous and
