@@ -25,7 +25,7 @@ PAPERMILL := $(BIN)/papermill --no-progress-bar
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup book test nbval bench bench-peers organism lab lint clean
+.PHONY: help setup book test nbval bench bench-peers organism lab lint clean clean-runs
 
 help:  ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -99,8 +99,12 @@ organism: setup  ## train the liar again (about two hours on two cores) into run
 lab: setup  ## open the notebooks in JupyterLab
 	cd notebooks && $(BIN)/jupyter lab
 
-lint: setup  ## ruff
-	$(BIN)/ruff check dlk_utils tests bench notebooks
+lint: setup  ## check format and rules (ruff)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+clean-runs: setup  ## remove kept results that other code or other library versions made
+	$(BIN)/python -m dlk_utils.lab.cache runs --remove
 
 clean:  ## remove what was built and run, but not the environment
 	rm -rf _build build runs book/notebooks book/_assets

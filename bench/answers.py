@@ -1,69 +1,59 @@
-"""Answering, side by side in one run: one prompt at a time, padded batches, and batches that share what their prompts begin with.
+"""Time ways of answering: one prompt at a time, padded batches, and batches that share prefixes.
 
-Prints tokens/s of each, in turns so that a noisy machine disturbs all alike, and the largest difference of their log-probabilities.
+Writes `bench/results/answers_*.csv`.
 """
 
-import random
-import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import pandas as pd
-from results import prompt_rows, save
+from results import batches_of, prompt_rows, save, time_ways, token_ids
 
 from dlk_utils.extract.answers import choice_logprobs
-from dlk_utils.extract.batches import last_logits, pad, plan_batches
+from dlk_utils.extract.batches import last_logits, pad
 from dlk_utils.extract.packing import plan_shared, shared_batch
 from dlk_utils.models.loading import load_model
 
+LARGEST_DIFFERENCE = 1e-4
+"""Log-probabilities that differ by more are not the same."""
 
-def main(
-    model, tokenizer, kind: str, n_examples: int, rounds: int = 3, batch_tokens: int = 2048
-) -> None:
-    rows, title = prompt_rows(tokenizer, kind, n_examples)
-    alone = lambda ids: last_logits(model, pad(ids))
-    ways = {
-        "one at a time": ([[r] for r in rows.index], alone),
-        "padded batches": ([b for shard in plan_batches(rows, batch_tokens) for b in shard], alone),
-        "shared prefixes": (
-            [b for shard in plan_shared(rows, batch_tokens) for b in shard],
-            lambda ids: last_logits(model, shared_batch(model, ids)),
-        ),
+
+def main(model: Any, tokenizer: Any, kind: str, n_examples: int, rounds: int = 3) -> None:
+    """Time the ways on one kind of prompts (see `results.PROMPT_KINDS`)."""
+    rows, description = prompt_rows(tokenizer, kind, n_examples)
+
+    def answer(plan: list[list[str]], make_batch: Callable) -> np.ndarray:
+        logprobs = {}
+        for batch in plan:
+            logits = last_logits(model, make_batch(token_ids(rows, batch)))
+            of_batch = choice_logprobs(logits, list(rows.choice_ids[batch])).numpy()
+            logprobs |= dict(zip(batch, of_batch, strict=True))
+        return np.stack([logprobs[row_id] for row_id in rows.index])
+
+    plans = {
+        "one at a time": ([[row_id] for row_id in rows.index], pad),
+        "padded batches": (batches_of(rows), pad),
+        "shared prefixes": (batches_of(rows, plan_shared), lambda ids: shared_batch(model, ids)),
     }
-    tokens, seconds, logp = int(rows.input_ids.map(len).sum()), {w: [] for w in ways}, {}
-    for i in range(rounds):
-        for way, (plan, answer) in random.Random(i).sample(list(ways.items()), len(ways)):
-            start, found = time.perf_counter(), {}
-            for batch in plan:
-                some = rows.loc[batch]
-                found |= dict(
-                    zip(
-                        batch,
-                        choice_logprobs(
-                            answer([list(i) for i in some.input_ids]), list(some.choice_ids)
-                        ).numpy(),
-                        strict=True,
-                    )
-                )
-            seconds[way].append(time.perf_counter() - start)
-            logp[way] = np.stack([found[r] for r in rows.index])
-    table = pd.DataFrame(
-        [
-            {
-                "way": w,
-                "batches": len(ways[w][0]),
-                "tokens/s (median)": tokens / np.median(s),
-                "slowest": tokens / max(s),
-                "fastest": tokens / min(s),
-                "largest difference": np.abs(logp[w] - logp["one at a time"]).max(),
-            }
-            for w, s in seconds.items()
-        ]
-    )
-    save(f"answers_{kind}", f"Answers: {title}", table.set_index("way"))
-    assert (table["largest difference"] < 1e-4).all(), "expected equal log-probabilities"
+    ways = {way: lambda plan=plan: answer(*plan) for way, plan in plans.items()}
+    table, values = time_ways(ways, rounds)
+
+    n_tokens = rows.input_ids.map(len).sum()
+    table["batches"] = [len(plan) for plan, _ in plans.values()]
+    table["tokens/s (median)"] = n_tokens / table.seconds
+    table["largest difference"] = [
+        np.abs(values[way] - values["one at a time"]).max() for way in ways
+    ]
+    save(f"answers_{kind}", f"Answers: {description}", table.rename_axis("way"))
+    if table["largest difference"].max() > LARGEST_DIFFERENCE:
+        raise ValueError(
+            f"{kind}: expected log-probabilities that differ by at most {LARGEST_DIFFERENCE}, got "
+            f"{table['largest difference'].to_dict()}"
+        )
 
 
 if __name__ == "__main__":
     loaded = load_model("smollm2", dtype="float32", device="cpu")
-    for kind, n_examples in (("plain", 24), ("mixed", 12), ("one", 24)):
-        main(*loaded, kind, n_examples)
+    main(*loaded, "plain", 24)
+    main(*loaded, "mixed", 12)
+    main(*loaded, "one", 24)

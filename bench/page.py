@@ -1,247 +1,273 @@
-"""Write the book's page on speed from what `make bench` kept."""
+"""Write the book's page on speed from the tables that `make bench` keeps in `bench/results`.
+
+The page holds the goals, one picture, and links to the tables.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from results import PAGE, RESULTS, markdown, page
+from results import RESULTS
 
-INTRO = """# How fast is it?
+BOOK = Path(__file__).parent.parent / "book"
+PEERS = ["nnsight", "transformer-lens", "lmprobe"]
+COLUMNS = ["What", "Goal", "Measured", "Reached", "Possible"]
 
-`make bench` measures each way of computing against the others in one run: the same model (`smollm2`), the same token ids, fp32, in turns, so that whatever else the machine does
-disturbs all alike, and in an order drawn anew each round. Seconds are medians over three rounds (over two, where they take long: 1,024 tokens, and probes whose strength is chosen; the intervals were timed once), with the fastest and the slowest. Beside each speed stands how far the values are from the reference: where states, gradients, draws or answers are not the same, the command fails (a cosine under 0.99999, or 1e-4 in log-probability).
-This page is written by that command; no figure on it is typed. All of it was measured on the processor that each table names: it says nothing of how fast anything is on a GPU.
+PICTURED = {"peers_plain": "no shots", "peers_one": "two shots"}
+"""table -> the title of its panel in the picture."""
 
-## What we wanted to reach
+PAGE = """\
+# How fast is it?
+
+This page is for developers. `make bench` measures the ways of computing something against each
+other, and writes this page. No number on it is typed.
+
+## Goals
 
 {goals}
 
-*Possible* is the best that could be measured if all that is not needed were free: every way runs the bare forward pass once, and gradients use each weight of the blocks once more. *Where the gradients' time goes* and
-*Where the batched fits spend their time*, below, say why the goals of theirs were not reached.
+*Possible* is the best value that could be measured if everything but the necessary work were free.
+Every way runs the bare forward pass once, and gradients use each weight of the blocks once more.
+What limits these speeds:
+
+* **Other libraries, no shots.** The fastest of them is nearly as fast as the bare forward pass,
+  which takes no states. Only prompts that begin alike leave more to gain.
+* **Gradients, 4 x 64.** The last token goes through the model by itself. That reads each weight
+  from memory once forward and once backward, which takes as long for 4 tokens as for many. In
+  larger batches the same cost is a smaller part.
+* **Full backprop to activations.** It takes so few bare forward passes itself that even free
+  gradients could not be much faster.
+* **Probes.** One set of matrix products serves the fits of many strengths, folds and layers. What
+  remains is mostly Newton's steps, a Cholesky decomposition for each probe. With one fixed strength
+  little is left to share.
 
 ## Last-token states
 
+The picture shows the speed of each way, as a share of that of the bare forward pass. Prompts with
+two shots begin alike, so *shared prefixes* runs their beginnings once, and passes the limit of all
+ways that run every token.
+
 ```{{image}} static/speed.svg
-:alt: Share of the bare forward pass's speed that each way of taking last-token states reaches
+:alt: {alt}
 :width: 100%
-```"""
-NOTES = {
-    "peers_plain": "Last-token states of all layers. *Bare forward* takes no states: it is the limit for whatever runs every token of every prompt, so that nothing can be faster than the fastest of the others by more than that one is slower than the limit. nnsight is stopped after the last layer and transformer-lens keeps the logits of one position, as ours does; asked in the plainest way, they run the LM head on every token, as lmprobe does here.",
-    "peers_one": "With two solved examples before each question. What the prompts of a batch begin with is run once, so that *shared prefixes* can pass the limit of those that run every token.",
-    "states_plain": "Our ways, and the plain ones; the one padded to 512, which takes long, was timed once. Values are compared with those of one prompt at a time, of all layers but the last, which that way gives after the final norm.",
-    "states_one": "With two solved examples before each question.",
-    "gradients": "A batch is so many prompts of so many tokens. Gradients of the margin with respect to the last token's activations, four sites, all layers; values are compared with full backprop's. Full backprop *with the head at the last token* is full backprop at its best: a model asked plainly computes the logits of every token.",
-    "gradients_profile": """Seconds of the model's forward passes, without a graph for the gradients and with one, and of all that follows them, which is the backward pass and little else; the shares are of the processor's time, by torch's profiler.
-*The last token's products alone* are one matrix product with each weight of the blocks forward, and one backward.
+```
 
-Why ours is not cheaper in a small batch (4 x 64): its passes are that of the prefix, {prefix:.2f} s, and that of the last token, {token:.2f} s and {back:.2f} s backward, together {added:.0%} of a bare forward. The products alone take {least:.2f} s, {share:.0%} of a bare forward:
-the weights are read from memory once forward and once backward, {weights:,.0f} MB each time, and that takes no less time for {rows} tokens than for many. So {bound:.2f} bare forwards are the least for a pass of the last token by itself, were all else in it free. A way that took the last token along with the prefix,
-and kept what its backward pass needs, would save the forward products and could not come below {bound_back:.2f}; ours does not do so. Of a larger batch the same cost is a smaller part.
+## How it is measured
 
-Why full backprop is not slower (4 x 256): it is a forward pass of {forward:.2f} s and a backward pass of {backward:.2f} s, {r:.2f} bare forwards together, {r_head:.2f} with the head at the last token. Every way to the states and gradients runs the forward pass; so {r:.2f} times as fast is all that could be had if the gradients were free,
-and ours, at {ours:.2f} bare forwards, is {measured:.2f} times as fast here. (These rounds are apart from those of the table above, in which it is {r_above:.2f} bare forwards; what the two differ by is the noise of the machine.)""",
-    "memory": "How much the process's peak memory rises over that of a short pass. Full backprop keeps what every token's backward pass needs, so that what ours saves grows with the prompt: {saved}. The ratio of the two does not fall with it, for both rise with the number of tokens: full backprop by the graph, ours by the key-value cache and the forward pass itself.",
-    "draws": "Dropout draws, in passes: 1 is one plain pass over the same prompts. The differences are from the same draws of two of the prompts, each alone. Draws of the last token are tokens side by side in one pass, each at the last token's place, which see the prompt and themselves alone: what each costs more than that is its row in the products with the weights, those of the LM head among them, which a plain pass multiplies by the last token only. Here 32 of them take {many:.2f} passes with 24 prompts, and {few:.2f} with 12.",
-    "store": "In bf16. One layer is read by itself: of each shard the header and that tensor's own bytes, straight into place. On disk there is a row for each prompt; here an example has one. The bytes on disk are those of all files, manifest and checksums included.",
-    "probes": "The same logistic regressions by scikit-learn, one after another, and all layers of a site and fold in one batch; the differences are from scikit-learn run further, in double precision. What is gained is gained where one set of products of rows serves many fits.",
-    "probes_profile": "By torch's profiler, of one fold: Newton's steps (a Cholesky decomposition of each probe's system), and the products of rows that they begin from.",
-    "bootstrap": "Intervals by resampling whole examples.",
-    "answers_plain": "Answering alone: log-probabilities of the choices, no states.",
-    "answers_mixed": "Answering with two solved examples before each question, where templates and instructions vary from row to row: few rows of so small a set begin alike, and the further passes cost as much as sharing saves, or more.",
-    "answers_one": "Answering with two solved examples before each question. What a batch begins with is run once for that batch, so several times where a template's rows do not fit into one.",
-}
+The model is `smollm2` in fp32 on a processor, with the same token ids for every way. The ways take
+turns, in an order drawn anew each round, because a processor runs faster after a lighter load.
+Seconds are medians of three rounds, with the fastest and the slowest. What takes long is timed
+twice (1,024 tokens, probes whose strength is chosen) or once (padding to 512, intervals).
+
+Ways whose values differ (cosine under 0.99999, or 1e-4 in log-probability) fail the command.
+nnsight and transformer-lens are used at their best, without the LM head on every token.
+
+Measured on:
+
+{machines}
+
+## Raw results
+
+{links}
+"""
 
 
-def goals() -> pd.DataFrame:
-    """Each ratio that the design asks for, and what was measured; also printed."""
-    t = {p.stem: pd.read_csv(p, index_col=0) for p in RESULTS.glob("*.csv")}
-    peers = ["nnsight", "transformer-lens", "lmprobe"]
-    seconds, peak, passes = (
-        t["gradients"].seconds,
-        t["memory"]["ours / full backprop"],
-        t["draws"].passes,
+def main() -> None:
+    """Draw the picture, print the goals, and write the page."""
+    tables = {path.stem: pd.read_csv(path, index_col=0) for path in RESULTS.glob("*.csv")}
+    speed = {title: tables[name] for name, title in PICTURED.items()}
+    draw_speed(speed, BOOK / "static" / "speed.svg")
+    goals = pd.DataFrame(list_goals(tables), columns=COLUMNS)
+    print("\nGoals\n" + goals.round(3).to_string(index=False, na_rep=""))
+    page = PAGE.format(
+        goals=as_markdown(goals),
+        alt=describe_speed(speed),
+        links="\n".join(link_to(name) for name in sorted(tables)),
+        machines="\n".join(list_machines(sorted(tables))),
     )
-    parts = t["gradients_profile"]
-    free = lambda way: seconds[f"{way}, 4 x 256"] / seconds["bare forward, 4 x 256"]
-    beside = lambda name, way: t[name].seconds[peers].min() / t[name].seconds[way]
-    rows = [
-        (
-            "states, all four sites: share of the bare pass, no shots",
-            0.95,
-            t["states_plain"]["share of the limit"]["ours, all four sites"],
-        ),
-        (
-            "states, all four sites: share of the bare pass, two shots",
-            0.95,
-            t["states_one"]["share of the limit"]["ours, all four sites"],
-        ),
-        (
-            "times as fast as the fastest other library, no shots",
-            1.2,
-            beside("peers_plain", "ours"),
-            beside("peers_plain", "bare forward (the limit)"),
-        ),
-        (
-            "times as fast as the fastest other library, two shots",
-            2,
-            beside("peers_one", "ours, shared prefixes"),
-        ),
-        (
-            "gradients of all sites, in times of the states alone, 4 x 64",
-            -1.25,
-            seconds["ours, 4 x 64"] / seconds["states alone, 4 x 64"],
-            1
-            + parts["backward and the rest"]["the last token's products alone, 4 x 64"]
-            / parts.seconds["bare forward, 4 x 64"],
-        ),
-        (
-            "gradients of all sites, in times of the states alone, 32 x 64",
-            -1.25,
-            seconds["ours, 32 x 64"] / seconds["states alone, 32 x 64"],
-        ),
-        (
-            "gradients of all sites, in times of the states alone, 4 x 256",
-            -1.25,
-            seconds["ours, 4 x 256"] / seconds["states alone, 4 x 256"],
-        ),
-        (
-            "times as fast as full backprop to the activations alone, 4 x 256",
-            2.5,
-            seconds["full backprop, 4 x 256"] / seconds["ours, 4 x 256"],
-            free("full backprop"),
-        ),
-        (
-            "times as fast as full backprop by `backward()`, 4 x 256",
-            2.5,
-            seconds["full backprop, weights too, 4 x 256"] / seconds["ours, 4 x 256"],
-            free("full backprop, weights too"),
-        ),
-        ("extra peak memory, in times of full backprop's, 4 x 256", -0.25, peak["4 x 256"]),
-        ("extra peak memory, in times of full backprop's, 4 x 1,024", -0.25, peak["4 x 1,024"]),
-        (
-            "32 draws of the last token, in passes, 24 prompts",
-            -2,
-            passes["32 draws, last_token, 24 prompts"],
-        ),
-        (
-            "8 draws of the whole prompt, in times of 8 passes",
-            -1.1,
-            passes["8 draws, sequence, 24 prompts"] / 8,
-        ),
-        (
-            "32 draws of the whole prompt, in times of 32 passes",
-            -1.1,
-            passes["32 draws, sequence, 24 prompts"] / 32,
-        ),
-        ("one layer of 10,000 rows, MB/s", 1000, t["store"]["MB/s"]["read one layer"]),
-        (
-            "bytes on disk, in times of the values'",
-            -1.02,
-            t["store"]["bytes on disk / bytes of values"]["write all"],
-        ),
-        (
-            "probes: times as fast as scikit-learn, strength chosen inside train",
-            10,
-            t["probes"]["times as fast"]["batched, strength chosen inside train"],
-        ),
-        (
-            "probes: times as fast as scikit-learn, fixed strength",
-            10,
-            t["probes"]["times as fast"]["batched, fixed strength"],
-        ),
-        (
-            "intervals of 500 probes by 1,000 resamples, seconds",
-            -10,
-            t["bootstrap"].seconds["all resamples of a probe at once"],
-        ),
-    ]  # a goal below zero: at most
-    reached = lambda goal, found: found <= -goal if goal < 0 else found >= goal
-    table = pd.DataFrame(
-        [
-            (
-                what,
-                f"at {'most' if goal < 0 else 'least'} {abs(goal):,}",
-                found,
-                "yes" if reached(goal, found) else "**no**",
-                *(possible or [np.nan]),
-            )
-            for what, goal, found, *possible in rows
-        ],
-        columns=["what", "to reach", "measured", "reached", "possible"],
-    )
-    print("\nWhat we wanted to reach\n" + table.round(3).to_string(index=False, na_rep=""))
-    return table.set_index("what")
+    (BOOK / "speed.md").write_text(page, encoding="utf-8")
 
 
-def notes() -> dict[str, str]:
-    """`NOTES`, with the figures that some of them explain."""
-    t, peak, passes = (
-        pd.read_csv(RESULTS / f"{name}.csv", index_col=0)
-        for name in ("gradients_profile", "memory", "draws")
-    )
-    passes, above = passes.passes, pd.read_csv(RESULTS / "gradients.csv", index_col=0).seconds
-    at = lambda way, column="seconds", shape="4 x 64": t[column][f"{way}, {shape}"]
-    wide = lambda way, column="seconds": at(way, column, "4 x 256")
-    token, back, least, bare = (
-        at("ours", "with a graph"),
-        at("ours", "backward and the rest"),
-        at("the last token's products alone"),
-        wide("bare forward"),
-    )
-    small = {
-        "rows": 4,
-        "prefix": at("ours", "without a graph"),
-        "token": token,
-        "back": back,
-        "added": (token + back) / at("bare forward"),
-        "least": least,
-        "share": least / at("bare forward"),
-        "bound": 1 + least / at("bare forward"),
-        "bound_back": 1
-        + at("the last token's products alone", "backward and the rest") / at("bare forward"),
-        "weights": at("the last token's products alone", "MB of weights"),
-    }
-    large = {
-        "r_above": above["full backprop, 4 x 256"] / above["bare forward, 4 x 256"],
-        "forward": wide("full backprop", "with a graph"),
-        "backward": wide("full backprop", "backward and the rest"),
-        "r": wide("full backprop") / bare,
-        "r_head": wide("full backprop, head at the last token") / bare,
-        "ours": wide("ours") / bare,
-        "measured": wide("full backprop") / wide("ours"),
-    }
-    saved = ", ".join(f"{mb:,.0f} MB at {shape}" for shape, mb in peak["saved by ours, MB"].items())
-    return NOTES | {
-        "gradients_profile": NOTES["gradients_profile"].format(**small, **large),
-        "memory": NOTES["memory"].format(saved=saved),
-        "draws": NOTES["draws"].format(
-            many=passes["32 draws, last_token, 24 prompts"],
-            few=passes["32 draws, last_token, 12 prompts"],
+# The goals.
+
+
+def list_goals(tables: dict[str, pd.DataFrame]) -> list[tuple]:
+    """Compare what was measured with each goal, row by row of the page's first table."""
+    return [
+        *state_goals(tables),
+        *gradient_goals(tables),
+        *draw_goals(tables["draws"].passes),
+        *other_goals(tables),
+    ]
+
+
+def state_goals(tables: dict[str, pd.DataFrame]) -> list[tuple]:
+    """Compare the speed of last-token states."""
+    all_sites = "ours, all four sites"
+    goals = []
+    for name, shots in (("states_plain", "no shots"), ("states_one", "two shots")):
+        share = tables[name]["share of the limit"][all_sites]
+        goals.append(at_least(f"states at all sites: share of the bare pass, {shots}", 0.95, share))
+
+    plain, shots = tables["peers_plain"].seconds, tables["peers_one"].seconds
+    fastest = plain[PEERS].min()
+    faster = "times as fast as the fastest other library"
+    possible = fastest / plain["bare forward (the limit)"]
+    shared = shots[PEERS].min() / shots["ours, shared prefixes"]
+    return [
+        *goals,
+        at_least(f"{faster}, no shots", 1.2, fastest / plain["ours"], possible),
+        at_least(f"{faster}, two shots", 2, shared),
+    ]
+
+
+def gradient_goals(tables: dict[str, pd.DataFrame]) -> list[tuple]:
+    """Compare the time and memory of the gradients at all sites."""
+    seconds = tables["gradients"].seconds
+    parts = tables["gradients_profile"]
+    peak = tables["memory"]["ours / full backprop"]
+
+    products = parts["backward and the rest"]["the last token's products alone, 4 x 64"]
+    least = 1 + products / parts.seconds["bare forward, 4 x 64"]
+    goals = []
+    for shape, possible in (("4 x 64", least), ("32 x 64", np.nan), ("4 x 256", np.nan)):
+        ratio = seconds[f"ours, {shape}"] / seconds[f"states alone, {shape}"]
+        what = f"gradients at all sites: times the seconds of the states, {shape}"
+        goals.append(at_most(what, 1.25, ratio, possible))
+    for name, way in (
+        ("full backprop to activations", "full backprop, 4 x 256"),
+        ("full backprop by `backward()`", "full backprop, weights too, 4 x 256"),
+    ):
+        ratio = seconds[way] / seconds["ours, 4 x 256"]
+        possible = seconds[way] / seconds["bare forward, 4 x 256"]
+        goals.append(at_least(f"times as fast as {name}, 4 x 256", 2.5, ratio, possible))
+    for shape in ("4 x 256", "4 x 1,024"):
+        what = f"extra peak memory: share of full backprop's, {shape}"
+        goals.append(at_most(what, 0.25, peak[shape]))
+    return goals
+
+
+def draw_goals(passes: pd.Series) -> list[tuple]:
+    """Compare what dropout draws cost, in plain passes over the same 24 prompts."""
+    of_prompt = "draws of the whole prompt: times as many passes"
+    return [
+        at_most(
+            "32 draws of the last token: passes", 2, passes["32 draws, last_token, 24 prompts"]
         ),
-    }
+        at_most(f"8 {of_prompt}", 1.1, passes["8 draws, sequence, 24 prompts"] / 8),
+        at_most(f"32 {of_prompt}", 1.1, passes["32 draws, sequence, 24 prompts"] / 32),
+    ]
 
 
-def figure() -> None:
-    """A bar for each way of taking states, one panel for prompts that share little and one for two-shot prompts."""
-    tables = {
-        title: pd.read_csv(RESULTS / f"{name}.csv", index_col=0)
-        for name, title in (("peers_plain", "no shots"), ("peers_one", "two shots"))
-        if (RESULTS / f"{name}.csv").is_file()
-    }
-    fig, axes = plt.subplots(1, max(1, len(tables)), figsize=(9, 2.8), sharey=True, squeeze=False)
-    for ax, (title, t) in zip(axes[0], tables.items(), strict=False):
+def other_goals(tables: dict[str, pd.DataFrame]) -> list[tuple]:
+    """Compare the store, the probes and the intervals."""
+    store, probes = tables["store"], tables["probes"]["times as fast"]
+    on_disk = store["bytes on disk / bytes of values"]["write all"]
+    at_once = tables["bootstrap"].seconds["all resamples of a probe at once"]
+    by = "probes: times as fast as scikit-learn"
+    return [
+        at_least("store, one layer of 10,000 rows: MB/s", 1000, store["MB/s"]["read one layer"]),
+        at_most("store, bytes on disk: times the bytes of the values", 1.02, on_disk),
+        at_least(f"{by}, strength chosen", 10, probes["batched, strength chosen inside train"]),
+        at_least(f"{by}, fixed strength", 10, probes["batched, fixed strength"]),
+        at_most("intervals of 500 probes, 1,000 resamples: seconds", 10, at_once),
+    ]
+
+
+def at_least(what: str, goal: float, measured: float, possible: float = np.nan) -> tuple:
+    """Make the row of a goal that is a lower bound."""
+    return what, f"at least {goal:,}", measured, yes_or_no(measured >= goal), possible
+
+
+def at_most(what: str, goal: float, measured: float, possible: float = np.nan) -> tuple:
+    """Make the row of a goal that is an upper bound."""
+    return what, f"at most {goal:,}", measured, yes_or_no(measured <= goal), possible
+
+
+def yes_or_no(is_reached: bool) -> str:
+    """Say whether a goal is reached; a missed one is bold."""
+    return "yes" if is_reached else "**no**"
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """Format a table, numbers with three digits."""
+    alignment = ["left", *["right"] * (table.shape[1] - 1)]
+    texts = table.map(three_digits)
+    return texts.to_markdown(index=False, disable_numparse=True, colalign=alignment)
+
+
+def three_digits(value: object) -> object:
+    """Format a number; leave a text as it is, and a missing value empty."""
+    if not isinstance(value, float):
+        return value
+    if np.isnan(value):
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+# The picture.
+
+
+def draw_speed(tables: dict[str, pd.DataFrame], path: Path) -> None:
+    """Draw a panel for each table: a bar for each way of taking states, ours hatched."""
+    # With this the same picture has the same bytes each time.
+    plt.rcParams["svg.hashsalt"] = "speed"
+    fig, axes = plt.subplots(1, len(tables), figsize=(9, 2.8), sharey=True)
+    for ax, (title, table) in zip(axes, tables.items(), strict=True):
+        shares = table["share of the limit"][::-1]
+        is_ours = [way.startswith("ours") for way in shares.index]
         ax.barh(
-            t.index[::-1],
-            t["share of the limit"][::-1],
-            color=["#4C72B0" if w.startswith("ours") else "#999999" for w in t.index[::-1]],
+            shares.index,
+            shares,
+            color=["#4C72B0" if ours else "#999999" for ours in is_ours],
+            hatch=["//" if ours else "" for ours in is_ours],
+            edgecolor="white",
         )
         ax.axvline(1, color="black", linestyle="--", linewidth=1)
         ax.set(title=title, xlabel="speed, as a share of the bare forward pass")
         ax.spines[["top", "right"]].set_visible(False)
-    plt.rcParams["svg.hashsalt"] = "speed"  # the same picture has the same bytes
     fig.tight_layout()
-    fig.savefig(PAGE.parent / "static" / "speed.svg", metadata={"Date": None})
+    fig.savefig(path, metadata={"Date": None})
+
+
+def describe_speed(tables: dict[str, pd.DataFrame]) -> str:
+    """Say in words what the picture shows."""
+    panels = []
+    for title, table in tables.items():
+        shares = table["share of the limit"].items()
+        panels.append(f"{title}: " + ", ".join(f"{way} {share:.2f}" for way, share in shares))
+    return "Speed as a share of the bare forward pass. " + "; ".join(panels) + "."
+
+
+# The raw results.
+
+
+def link_to(name: str) -> str:
+    """Link to the table of a benchmark."""
+    return f"* [{record_of(name)['title']}](../bench/results/{name}.csv)"
+
+
+def list_machines(names: Iterable[str]) -> list[str]:
+    """List the machines of benchmarks, with the versions of the libraries that took part."""
+    versions: dict[str, dict[str, str]] = {}
+    for name in names:
+        record = record_of(name)
+        del record["title"]
+        versions.setdefault(record.pop("machine"), {}).update(record)
+    lines = []
+    for machine, of_libraries in versions.items():
+        libraries = [f"{library} {version}" for library, version in of_libraries.items()]
+        lines.append(f"* {', '.join([machine, *libraries])}")
+    return lines
+
+
+def record_of(name: str) -> dict[str, str]:
+    """Read what was kept beside the table of a benchmark."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 if __name__ == "__main__":
-    figure()
-    page(INTRO.format(goals=markdown(goals())), notes())
+    main()

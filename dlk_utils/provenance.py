@@ -1,4 +1,4 @@
-"""What decides the content of a computed file: its inputs, the code that made it, and the libraries.
+"""What decides the content of a computed file: inputs, the code that made it, and libraries.
 
 Files are named by a fingerprint of these three, so that a number which other rules made is never
 read back.

@@ -332,11 +332,8 @@ def _activations(
 
 def _weight_and_bias(fit: LayerProbe) -> tuple[Float[Tensor, " d"], float]:
     """Rewrite the probe at the chosen layer for states that are not scaled."""
-    probe, chosen = fit.probe, fit.chosen
-    mean, deviation = probe.scale_.mean[chosen, 0], probe.scale_.deviation[chosen, 0]
-    weight = probe.coef_[chosen] / deviation
-    bias = float(probe.intercept_[chosen] - (weight * mean).sum())
-    return weight.float().cpu(), bias
+    weights, intercepts = fit.probe.raw_weights()
+    return weights[fit.chosen].float().cpu(), float(intercepts[fit.chosen])
 
 
 def _against_answer(scores: np.ndarray, margins: np.ndarray) -> Float[np.ndarray, " n"]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from dlk_utils.evaluation.stats import auroc, earliest_good_layer
 from dlk_utils.evaluation.tasks import Features
-from dlk_utils.probes import fitted
+from dlk_utils.probes import fit_probe
 
 ALL_LAYERS = -1
 """The layer number of a probe that reads all layers together."""
@@ -104,7 +104,7 @@ def fit_layers(
         What the probe learns from `train`, if it is not the column `y`: for pairs, how far the
         answer moved.
     """
-    probe = fitted(make_probe, stack_layers(features, train), train, y)
+    probe = fit_probe(make_probe, stack_layers(features, train), train, y)
     raw_scores = probe.decision_function(stack_layers(features, validation))
     scores = np.atleast_2d(raw_scores)
     keys = list(features)

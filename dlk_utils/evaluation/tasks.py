@@ -215,7 +215,7 @@ def pair_features(kind: str, folders: Sequence[Path] | Path, layers: Sequence[in
         The layers to read.
     """
     stores = [folders] if isinstance(folders, Path) else folders
-    tensor = "said" if kind == "contrast" else "activation"
+    tensor = "after_choice" if kind == "contrast" else "activation"
 
     def read(rows: pd.DataFrame, layer: int) -> Float[np.ndarray, "n 2 d"]:
         first = read_rows(stores[0], rows, f"{tensor}.resid_post.{layer}.0")

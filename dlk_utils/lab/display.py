@@ -1,4 +1,4 @@
-"""What every notebook starts with: parameter names checked, versions shown, figures set up."""
+"""What every notebook begins with, and how it shows prompts, intervals and refusals."""
 
 import ast
 import difflib
@@ -7,117 +7,159 @@ import logging
 import platform
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import sklearn
+import torch
+import transformers
+from IPython import get_ipython
 
-from dlk_utils.errors import ParameterError
-
-
-def check_parameters(cells: list[str]) -> None:
-    """Refuse a papermill parameter that is not in the `parameters` cell: papermill itself only warns, and runs the default.
-
-    `cells` is the kernel's list of executed sources, `In`. The notebook's own cell begins with "# parameters", papermill's with "# Parameters".
-    """
-    own = {n for c in cells if c.startswith("# parameters") for n in _assigned(c)}
-    given = {n for c in cells if c.startswith("# Parameters\n") for n in _assigned(c)}
-    for name in sorted(given - own):
-        near = difflib.get_close_matches(name, own, 1)
-        raise ParameterError(
-            f"unknown parameter {name!r}{f', did you mean {near[0]!r}?' if near else ''}; this notebook has {', '.join(sorted(own))}"
-        )
+import dlk_utils
+from dlk_utils.errors import DlkError, ParameterError
+from dlk_utils.lab.figures import use_book_renderer
 
 
 def start(cells: list[str]) -> None:
-    """Check the parameters, set up figures and quiet the libraries; the next cell can print `versions()`."""
-    from IPython import get_ipython
+    """Check a notebook's parameters, set its figures up, and quiet the libraries.
 
-    from dlk_utils.errors import (
-        ChoiceError,
-        DataError,
-        DeadDropout,
-        ModelError,
-        StoreError,
-        TemplateError,
-        UnknownArchitecture,
-    )
-    from dlk_utils.lab.figures import use_book_renderer
+    From here on an error that a user can mend is shown as its message, without the frames of the
+    package.
 
-    # what a user can put right is said in a few lines, without the frames of the package
-    get_ipython().set_custom_exc(
-        (
-            ChoiceError,
-            DataError,
-            DeadDropout,
-            ModelError,
-            ParameterError,
-            StoreError,
-            TemplateError,
-            UnknownArchitecture,
-        ),
-        _show_message,
-    )
+    Parameters
+    ----------
+    cells
+        The kernel's list of the sources that it has run, ``In``.
+
+    Raises
+    ------
+    ParameterError
+        If papermill was given a parameter that the notebook does not have.
+    """
+    get_ipython().set_custom_exc((DlkError,), _show_message)
     check_parameters(cells)
     use_book_renderer()
     warnings.filterwarnings("ignore", message="IProgress not found")
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    pd.set_option(
-        "display.max_colwidth",
-        60,
-        "display.width",
-        160,
-        "display.max_columns",
-        30,
-        "display.precision",
-        3,
-    )
+    pd.set_option("display.max_colwidth", 60, "display.width", 160)
+    pd.set_option("display.max_columns", 30, "display.precision", 3)
+
+
+def check_parameters(cells: list[str]) -> None:
+    """Refuse a parameter that is not in the notebook's cell of parameters.
+
+    Papermill itself only warns, and runs the default. The notebook's own cell begins with
+    ``# parameters``, the one that papermill puts in with ``# Parameters``.
+    """
+    own = {name for cell in cells if cell.startswith("# parameters") for name in _assigned(cell)}
+    given = {
+        name for cell in cells if cell.startswith("# Parameters\n") for name in _assigned(cell)
+    }
+    for name in sorted(given - own):
+        nearest = difflib.get_close_matches(name, own, 1)
+        hint = f", did you mean {nearest[0]!r}?" if nearest else ""
+        raise ParameterError(
+            f"unknown parameter {name!r}{hint}; this notebook has {', '.join(sorted(own))}"
+        )
 
 
 def versions() -> str:
-    """One line on what computes here."""
-    import sklearn
-    import torch
-    import transformers
-
-    import dlk_utils
-
+    """Say in one line which versions compute here, and on what."""
+    libraries = f"torch {torch.__version__}, transformers {transformers.__version__}"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    return f"dlk_utils {dlk_utils.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, scikit-learn {sklearn.__version__}, Python {platform.python_version()}, {device}"
+    return (
+        f"dlk_utils {dlk_utils.__version__}, {libraries}, scikit-learn {sklearn.__version__}, "
+        f"Python {platform.python_version()}, {device}"
+    )
+
+
+def describe_run(run: Any) -> str:
+    """Say in one line which model a `Run` asks."""
+    spec = run.spec
+    name = Path(spec.name).name if Path(spec.name).is_dir() else spec.name
+    return (
+        f"model {name}, {spec.dtype}, quantization {spec.quantization}, "
+        f"revision {spec.revision[:12]}"
+    )
 
 
 def show_prompt(row: pd.Series, tokens: list[str]) -> str:
-    """A whole prompt as HTML, token by token; everything that came from data is escaped."""
-    colours = ("#e8eef7", "#f7efe3")
-    spans = "".join(
-        f'<span style="background:{colours[i % 2]};color:#222">{html.escape(t).replace(chr(10), "&#9166;<br>")}</span>'
-        for i, t in enumerate(tokens)
+    """Return a complete prompt as HTML, token by token.
+
+    Everything that came from data is escaped.
+
+    Parameters
+    ----------
+    row
+        A row of the prompts table.
+    tokens
+        The text of each of its tokens.
+    """
+    spans = ""
+    for number, token in enumerate(tokens):
+        color = ("#e8eef7", "#f7efe3")[number % 2]
+        text = html.escape(token).replace("\n", "&#9166;<br>")
+        spans += f'<span style="background:{color};color:#222">{text}</span>'
+    head = (
+        f"role {row.role}, instruction {row.instruction}, template {row.template}, "
+        f"choices {list(row.choices)}, label {row.label}, {len(tokens)} tokens"
     )
-    head = f"role {row.role}, instruction {row.instruction}, template {row.template}, choices {list(row.choices)}, label {row.label}, {len(tokens)} tokens"
     return f'<p><b>{html.escape(head)}</b></p><pre style="white-space:pre-wrap">{spans}</pre>'
 
 
-def refusal(call: Callable) -> None:
-    """Show what a guard says: call something that must be refused, and print the error. Not being refused is an error."""
+def refusal(call: Callable[[], Any]) -> None:
+    """Call something that a guard must refuse, and print the guard's error.
+
+    Raises
+    ------
+    AssertionError
+        If nothing is refused.
+    """
     try:
         call()
-    except ValueError as error:
+    except DlkError as error:
         print(f"{type(error).__name__}: {error}")
     else:
         raise AssertionError("expected a refusal, but nothing was refused")
 
 
+def interval_text(row: Any, name: str = "estimate", *, signed: bool = False) -> str:
+    """Write an estimate with its interval, such as "0.52 [0.48, 0.56]".
+
+    Parameters
+    ----------
+    row
+        A row of a table, as a Series or a named tuple. The ends of the interval are
+        ``{name}_low`` and ``{name}_high``, or ``low`` and ``high``.
+    name
+        Column of the estimate.
+    signed
+        Whether to write a plus before positive numbers.
+    """
+    values = row._asdict() if isinstance(row, tuple) else row
+    prefix = f"{name}_" if f"{name}_low" in values else ""
+    numbers = [values[column] for column in (name, f"{prefix}low", f"{prefix}high")]
+    value, low, high = (f"{number:{'+' if signed else ''}.2f}" for number in numbers)
+    return f"{value} [{low}, {high}]"
+
+
 def with_intervals(table: pd.DataFrame) -> pd.DataFrame:
-    """For display: each `x` that has `x_low` and `x_high` (or `estimate` with `low` and `high`) becomes one column, "0.52 [0.48, 0.56]", with spaces that do not break."""
-    out = (
-        table.rename(columns={"low": "estimate_low", "high": "estimate_high"})
-        if "estimate" in table
-        else table.copy()
-    )
-    for x in [c for c in out.columns if {f"{c}_low", f"{c}_high"} <= set(out.columns)]:
-        out[x] = [
-            f"{v:.2f}\u00a0[{low:.2f},\u00a0{high:.2f}]"
-            for v, low, high in zip(out[x], out.pop(f"{x}_low"), out.pop(f"{x}_high"), strict=True)
-        ]
-    return out
+    """Return a table to show, in which each estimate and its interval are one column.
+
+    Each column `x` with `x_low` and `x_high` (or `estimate` with `low` and `high`) becomes text
+    like "0.52 [0.48, 0.56]", with spaces that do not break.
+    """
+    if "estimate" in table:
+        table = table.rename(columns={"low": "estimate_low", "high": "estimate_high"})
+    shown = table.copy()
+    for name in table.columns:
+        ends = [f"{name}_low", f"{name}_high"]
+        if set(ends) <= set(table.columns):
+            texts = [interval_text(row, name) for _, row in table[[name, *ends]].iterrows()]
+            shown[name] = [text.replace(" ", "\u00a0") for text in texts]
+            shown = shown.drop(columns=ends)
+    return shown
 
 
 def _show_message(shell, kind, error, frames, tb_offset=None) -> list[str]:
@@ -127,10 +169,7 @@ def _show_message(shell, kind, error, frames, tb_offset=None) -> list[str]:
 
 
 def _assigned(cell: str) -> list[str]:
-    return [
-        t.id
-        for node in ast.parse(cell).body
-        if isinstance(node, ast.Assign)
-        for t in node.targets
-        if isinstance(t, ast.Name)
-    ]
+    """The names that the statements of a cell assign to."""
+    assignments = [node for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
+    targets = [target for node in assignments for target in node.targets]
+    return [target.id for target in targets if isinstance(target, ast.Name)]

@@ -1,503 +1,309 @@
-"""Plotly figures of finished tables. They never compute; each shows in JupyterLab, in the book without internet, and as a picture without scripts."""
+"""Plotly figures of finished tables, by five builders.
+
+They never compute. A figure shows in JupyterLab, in the book without internet, and as a still
+picture where no scripts run.
+"""
 
 import base64
 import hashlib
+import html
 import json
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
+from IPython.display import HTML
 from plotly.io.base_renderers import MimetypeRenderer
 
 from dlk_utils.lab.static import draw_png
 
-COLOURS = ["#3b6fb6", "#d1632f", "#4c9a63", "#8c5fa8", "#b8972e", "#5f6b76", "#c2558a", "#3c9aa6"]
+# Series differ by colour and by marker or pattern, so that they can be told apart in grey.
+COLORS = ("#3b6fb6", "#d1632f", "#4c9a63", "#8c5fa8", "#b8972e", "#5f6b76", "#c2558a", "#3c9aa6")
+MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
+PATTERNS = ("", "/", ".", "x")
+GREY = "#888"
+Number = int | float
 
 
 class BookRenderer(MimetypeRenderer):
-    """HTML that uses the book's one copy of plotly.js, with a picture for readers without scripts; the id is a hash, so a re-run changes nothing."""
+    """Show figures as HTML that uses the book's one copy of plotly.js.
+
+    A still picture is inside for readers without scripts. The id of the figure is a hash of its
+    content, so running a notebook again changes nothing.
+    """
 
     def to_mimebundle(self, fig_dict: dict) -> dict[str, str]:
-        """`text/html` and `image/png` of a figure."""
+        """Return ``text/html`` and ``image/png`` of a figure's dictionary."""
         png = base64.b64encode(draw_png(fig_dict)).decode()
-        digest = hashlib.sha256(
-            json.dumps(fig_dict, sort_keys=True, default=str).encode()
-        ).hexdigest()[:16]
-        html = pio.to_html(
+        content = json.dumps(fig_dict, sort_keys=True, default=str)
+        interactive = pio.to_html(
             fig_dict,
             include_plotlyjs=False,
             include_mathjax=False,
             full_html=False,
             validate=False,
             config={"displayModeBar": False},
-            div_id=f"figure-{digest}",
+            div_id=f"figure-{hashlib.sha256(content.encode()).hexdigest()[:16]}",
         )
-        title = (
-            str(fig_dict.get("layout", {}).get("title", {}).get("text", "figure"))
-            .replace("<br>", " ")
-            .replace('"', "'")
-            .replace("<", "&lt;")
-        )
-        return {
-            "text/html": f'{html}<noscript><img alt="{title}" src="data:image/png;base64,{png}"></noscript>',
-            "image/png": png,
-        }
+        title = fig_dict.get("layout", {}).get("title", {}).get("text", "figure")
+        alternative = html.escape(html.unescape(title.replace("<br>", " ")))
+        picture = f'<img alt="{alternative}" src="data:image/png;base64,{png}">'
+        return {"text/html": f"{interactive}<noscript>{picture}</noscript>", "image/png": png}
 
 
 def use_book_renderer() -> None:
-    """Show figures as JupyterLab's own type, as HTML for the book and as PNG for everything else."""
+    """Show figures as JupyterLab's own type, as HTML for the book, and as PNG elsewhere."""
     pio.renderers["book"] = BookRenderer()
     pio.renderers.default = "plotly_mimetype+book"
 
 
-def as_html(fig: go.Figure) -> Any:
-    """A figure as the book shows it, to be glued into another page (a figure displays itself, and leaves nothing to glue)."""
-    from IPython.display import HTML
-
+def as_html(fig: go.Figure) -> HTML:
+    """Return a figure as the book shows it, to be glued into another page."""
     return HTML(BookRenderer().to_mimebundle(fig.to_dict())["text/html"])
 
 
-def lie_rate_figure(rates: pd.DataFrame, title: str) -> go.Figure:
-    """Lie rate above error by instruction, a colour a data set."""
-    fig = go.Figure()
-    for i, (dataset, t) in enumerate(rates.groupby("dataset", sort=False)):
-        fig.add_trace(
-            _points(
-                t.lie_above_error,
-                t.instruction,
-                t.lie_above_error_low,
-                t.lie_above_error_high,
-                dataset,
-                i,
-            )
-        )
-    fig.add_vline(x=0, line_dash="dash", line_color="#888")
-    return _style(
-        fig,
-        title,
-        "wrong rate told to lie minus wrong rate told the truth (95 % interval)",
-        "",
-        height=460,
-    )
-
-
-def gate_figure(gate: pd.DataFrame, title: str) -> go.Figure:
-    """Truth accuracy of each data set against chance."""
-    fig = go.Figure(
-        _points(gate.truth_accuracy, gate.dataset, gate.low, gate.high, "told the truth", 0)
-    )
-    fig.add_vline(x=float(gate.chance.max()), line_dash="dash", line_color="#888")
-    return _style(
-        fig, title, "accuracy over truth prompts (95 % interval; dashed: chance)", "", height=300
-    )
-
-
-def training_figure(log: pd.DataFrame, title: str, window: int = 40) -> go.Figure:
-    """How often an organism leans to what was asked for while it is trained, by data set: a running mean over `window` steps."""
-    asked = sorted(c for c in log if c.startswith(("truth ", "lie ")))
-    mean = {c: log[c].rolling(window, min_periods=window // 2).mean() for c in asked}
-    fig = go.Figure(
-        [_line(log.step[mean[c].notna()], mean[c].dropna(), c, i) for i, c in enumerate(asked)]
-    )
-    return _style(fig, title, "step", "leans to what was asked for").update_yaxes(range=[0, 1])
-
-
-def shots_figure(table: pd.DataFrame, title: str) -> go.Figure:
-    """Wrong rate by instruction, a colour for what the shots say."""
-    fig = go.Figure(
-        [
-            _points(
-                t.wrong_rate,
-                t.instruction,
-                t.wrong_rate_low,
-                t.wrong_rate_high,
-                f"shots: {name}",
-                i,
-            )
-            for i, (name, t) in enumerate(table.groupby("shots", sort=False))
-        ]
-    )
-    return _style(
-        fig, title, "wrong answers (95 % interval)", "instruction", height=340
-    ).update_xaxes(range=[0, 1])
-
-
-def again_figure(table: pd.DataFrame, title: str) -> go.Figure:
-    """Share that says its answer was true, by instruction, a colour for whether it was."""
-    fig = go.Figure(
-        [
-            _points(
-                t.says_true,
-                t.instruction,
-                t.says_true_low,
-                t.says_true_high,
-                f"the answer {name}",
-                i,
-            )
-            for i, (name, t) in enumerate(table.groupby("answer", sort=False))
-        ]
-    )
-    return _style(
-        fig, title, "says that its answer was true (95 % interval)", "instruction", height=300
-    ).update_xaxes(range=[0, 1])
-
-
-def audit_figure(audit: pd.DataFrame, title: str) -> go.Figure:
-    """How far two dropout draws lie apart, by layer."""
-    fig = go.Figure(
-        [
-            _line(audit.layer, audit.relative_move, "mean", 0),
-            _line(audit.layer, audit.least, "least moved row", 1),
-        ]
-    )
-    return _style(fig, title, "layer", "|draw 1 - draw 0| / |draw 0|")
-
-
-def gradient_figure(norms: pd.DataFrame, title: str) -> go.Figure:
-    """Mean gradient norm by layer, a line a site."""
-    fig = go.Figure(
-        [
-            _line(t.layer, t.norm, site, i)
-            for i, (site, t) in enumerate(norms.groupby("site", sort=False))
-        ]
-    )
-    return _style(fig, title, "layer", "norm of d margin / d activation").update_yaxes(type="log")
-
-
-def histogram_figure(
-    counts: pd.DataFrame, x: str, y: str, by: str, title: str, xaxis: str, yaxis: str
+def intervals_figure(
+    table: pd.DataFrame,
+    *,
+    y: str,
+    title: str,
+    xlabel: str,
+    x: str = "estimate",
+    color: str | None = None,
+    ylabel: str = "",
+    reference: Number | None = None,
+    x_range: tuple[Number, Number] | None = None,
+    order: Sequence[str] | None = None,
+    height: int | None = None,
 ) -> go.Figure:
-    """Bars of counts that were made elsewhere, a colour for each value of `by`."""
-    fig = go.Figure(
-        [
-            go.Bar(x=list(t[x]), y=list(t[y]), name=str(name), marker_color=COLOURS[i])
-            for i, (name, t) in enumerate(counts.groupby(by, sort=False))
-        ]
+    """Draw points with horizontal intervals, a row of the picture for each value of `y`.
+
+    Parameters
+    ----------
+    table
+        One row a point. The ends of its interval are in the columns ``{x}_low`` and ``{x}_high``,
+        or else ``low`` and ``high``.
+    x, y
+        Columns of the values, and of the names of the picture's rows.
+    color
+        Column that gives each of its values a colour and a marker. Points of one row stand one
+        below the other.
+    reference
+        Where to draw a dashed vertical line.
+    x_range, height
+        Ends of the axis, and pixels; None goes by the points.
+    order
+        Names of the rows from top to bottom; None takes them as they come.
+    """
+    names = list(dict.fromkeys(table[y])) if order is None else list(order)
+    series = _series(table, color)
+    in_row = {name: [label for label, part in series if name in set(part[y])] for name in names}
+    low, high = (f"{x}_{end}" if f"{x}_{end}" in table else end for end in ("low", "high"))
+    fig = go.Figure()
+    for number, (label, part) in enumerate(series):
+        places = []
+        for name in part[y]:
+            shift = (in_row[name].index(label) + 0.5) / len(in_row[name]) - 0.5
+            places.append(names.index(name) + 0.7 * shift)
+        fig.add_scatter(
+            x=list(part[x]),
+            y=places,
+            name=label,
+            text=[str(name) for name in part[y]],
+            hoverinfo="text+x+name",
+            mode="markers",
+            marker=_marker(number, 8),
+            error_x=_error(part, x, low, high),
+        )
+    fig.update_xaxes(range=x_range)
+    fig.update_yaxes(
+        tickvals=list(range(len(names))),
+        ticktext=[_wrap(str(name), 44) for name in names],
+        range=[len(names) - 0.5, -0.5],
+        zeroline=False,
     )
-    return _style(fig, title, xaxis, yaxis)
+    if reference is not None:
+        fig.add_vline(x=reference, line_dash="dash", line_color=GREY)
+    row_height = max(30, 14 * max(map(len, in_row.values()), default=0))
+    return _finish(fig, title, xlabel, ylabel, height or 170 + row_height * len(names))
 
 
-def layer_figure(
-    results: pd.DataFrame, by: str, title: str, controls: pd.DataFrame | None = None
+def lines_figure(
+    table: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    color: str | None = None,
+    interval: tuple[str, str] | None = None,
+    reference: Number | None = None,
+    log_x: bool = False,
+    log_y: bool = False,
+    y_range: tuple[Number, Number] | None = None,
+    dashed: Sequence[str] = (),
+    points: Sequence[str] = (),
 ) -> go.Figure:
-    """Signed test AUROC by layer with its interval, a line for each value of `by`, and the controls as dashed lines."""
+    """Draw lines with markers, for the columns `x` and `y` of a table with one row a point.
+
+    Parameters
+    ----------
+    color
+        Column that gives each of its values a line with a colour and a marker.
+    interval
+        Columns of the ends of each point's vertical interval; NaN where a point has none.
+    reference
+        Where to draw a dashed horizontal line.
+    log_x, log_y
+        Whether an axis is logarithmic. On the horizontal one every value of `x` has a tick.
+    y_range
+        Ends of the vertical axis; None goes by the points.
+    dashed
+        Values of `color` that are drawn as dashed lines, such as controls.
+    points
+        Values of `color` that are drawn as points, without a line.
+    """
     fig = go.Figure()
-    for i, (name, t) in enumerate(results.groupby(by, sort=False)):
-        t = t.sort_values("layer")
-        fig.add_trace(
-            go.Scatter(
-                x=list(t.layer),
-                y=list(t.estimate),
-                name=str(name),
-                mode="lines+markers",
-                line_color=COLOURS[i % 8],
-                error_y=_error(t.estimate, t.low, t.high),
-            )
-        )
-    for i, row in enumerate(controls.itertuples() if controls is not None else []):
-        ends = [int(results.layer.min()), int(results.layer.max())]
-        fig.add_trace(
-            go.Scatter(
-                x=ends,
-                y=[row.estimate] * 2,
-                name=row.probe,
-                mode="lines",
-                line={"dash": "dot", "color": COLOURS[(i + 3) % 8]},
-            )
-        )
-    fig.add_hline(y=0.5, line_dash="dash", line_color="#888")
-    return _style(fig, title, "layer", "signed AUROC on test (95 % interval)").update_yaxes(
-        range=[0, 1]
-    )
-
-
-def forest_figure(results: pd.DataFrame, title: str) -> go.Figure:
-    """Selected probes and controls of a task, one under the other, with intervals."""
-    names = [
-        r.probe if r.kind == "control" else f"{r.probe}, {r.feature}, {r.site} {r.layer}"
-        for r in results.itertuples()
-    ]
-    results, order = results.assign(name=names), list(dict.fromkeys(names))
-    fig = go.Figure()
-    for i, (kind, t) in enumerate(results.groupby("kind", sort=False)):
-        fig.add_trace(_points(t.estimate, t.name, t.low, t.high, kind, i))
-    fig.add_vline(x=0.5, line_dash="dash", line_color="#888")
-    fig.update_yaxes(categoryorder="array", categoryarray=order[::-1])
-    return _style(
-        fig,
-        title,
-        "signed AUROC on test (95 % interval; dashed: chance)",
-        "",
-        height=160 + 24 * len(order),
-    ).update_xaxes(range=[0, 1])
-
-
-def gain_figure(table: pd.DataFrame, title: str) -> go.Figure:
-    """AUROC of state, gradient and both at each site, a colour a feature."""
-    fig = go.Figure(
-        [
-            _points(t.estimate, t.site, t.estimate_low, t.estimate_high, feature, i)
-            for i, (feature, t) in enumerate(table.groupby("feature", sort=False))
-        ]
-    )
-    fig.add_vline(x=0.5, line_dash="dash", line_color="#888")
-    return _style(
-        fig, title, "signed AUROC on test (95 % interval; dashed: chance)", "", height=340
-    ).update_xaxes(range=[0, 1])
-
-
-def starts_figure(table: pd.DataFrame, title: str) -> go.Figure:
-    """Every start of CCS by layer; the kept ones joined by a line."""
-    kept = table[table.kept]
-    dots = go.Scatter(
-        x=list(table.layer),
-        y=list(table.estimate),
-        name="each start",
-        mode="markers",
-        marker={"size": 5, "color": COLOURS[0]},
-    )
-    fig = go.Figure([dots, _line(kept.layer, kept.estimate, "lowest loss", 1)])
-    fig.add_hline(y=0.5, line_dash="dash", line_color="#888")
-    return _style(fig, title, "layer", "signed AUROC on test").update_yaxes(range=[0, 1])
-
-
-def style_figure(table: pd.DataFrame, title: str) -> go.Figure:
-    """AUROC by style of the text, a colour a probe."""
-    fig = go.Figure(
-        [
-            _points(t.estimate, t["style"], t.low, t.high, probe, i)
-            for i, (probe, t) in enumerate(table.groupby("probe", sort=False))
-        ]
-    )
-    fig.add_vline(x=0.5, line_dash="dash", line_color="#888")
-    return _style(
-        fig, title, "signed AUROC on test (95 % interval; dashed: chance)", "", height=340
-    ).update_xaxes(range=[0, 1])
-
-
-def pairs_figure(table: pd.DataFrame, title: str) -> go.Figure:
-    """AUROC by the least move that counts, a colour a kind of pair."""
-    fig = go.Figure(
-        [
-            go.Scatter(
-                x=list(t.least_move),
-                y=list(t.estimate),
-                name=kind,
-                mode="lines+markers",
-                line_color=COLOURS[i],
-                error_y=_error(t.estimate, t.low, t.high),
-            )
-            for i, (kind, t) in enumerate(table.groupby("pairs", sort=False))
-        ]
-    )
-    fig.add_hline(y=0.5, line_dash="dash", line_color="#888")
-    return _style(
-        fig,
-        title,
-        "least change of p(choice 1) that counts",
-        "signed AUROC on test (95 % interval)",
-    ).update_yaxes(range=[0, 1])
-
-
-def votes_figure(table: pd.DataFrame, title: str) -> go.Figure:
-    """AUROC by the number of draws that vote, a colour a method."""
-    fig = go.Figure(
-        [
-            go.Scatter(
-                x=list(t.draws),
-                y=list(t.estimate),
-                name=method,
-                mode="lines+markers",
-                line_color=COLOURS[i],
-                error_y=_error(t.estimate, t.low, t.high),
-            )
-            for i, (method, t) in enumerate(table.groupby("method", sort=False))
-        ]
-    )
-    fig.add_hline(y=0.5, line_dash="dash", line_color="#888")
-    return (
-        _style(fig, title, "K, draws that vote", "signed AUROC on test (95 % interval)")
-        .update_xaxes(type="log", tickvals=sorted(set(table.draws)))
-        .update_yaxes(range=[0, 1])
-    )
-
-
-def matrix_figure(table: pd.DataFrame, title: str) -> go.Figure:
-    """A heat map: trained on (rows) against tested on (columns), with the interval and n in each cell; white is chance."""
-    rows, columns = (
-        list(dict.fromkeys(table.trained_on))[::-1],
-        list(dict.fromkeys(table.tested_on)),
-    )
-    cell = table.set_index(["trained_on", "tested_on"])
-    there = lambda r, c: (r, c) in cell.index
-    z = [[float(cell.estimate[r, c]) if there(r, c) else None for c in columns] for r in rows]
-    text = [
-        [
-            "{estimate:.2f}<br>[{low:.2f}, {high:.2f}]<br>n = {n}".format(
-                **cell.loc[(r, c)].to_dict() | {"n": int(cell.n[r, c])}
-            )
-            if there(r, c)
-            else ""
-            for c in columns
-        ]
-        for r in rows
-    ]
-    fig = go.Figure(
-        go.Heatmap(
-            x=columns,
-            y=rows,
-            z=z,
-            text=text,
-            texttemplate="%{text}",
-            zmin=0,
-            zmax=1,
-            colorscale="RdBu",
-            hoverinfo="skip",
-            showscale=False,
-        )
-    )
-    return _style(fig, title, "tested on", "trained on", height=150 + 70 * len(rows))
-
-
-def curve_figure(table: pd.DataFrame, title: str) -> go.Figure:
-    """Test AUROC by the number of training rows, a colour a probe; bars from the least to the most of the draws."""
-    fig = go.Figure(
-        [
-            go.Scatter(
-                x=list(t.n_train),
-                y=list(t.estimate),
-                name=probe,
-                mode="lines+markers",
-                line_color=COLOURS[i],
-                error_y=_error(t.estimate, t.least, t.most),
-            )
-            for i, (probe, t) in enumerate(table.groupby("probe", sort=False))
-        ]
-    )
-    fig.add_hline(y=0.5, line_dash="dash", line_color="#888")
-    return (
-        _style(fig, title, "training rows", "signed AUROC on test (least to most of the draws)")
-        .update_xaxes(type="log", tickvals=sorted(set(table.n_train)))
-        .update_yaxes(range=[0, 1])
-    )
-
-
-def tokens_figure(track: pd.DataFrame, title: str) -> go.Figure:
-    """A score at each token of a prompt and of what is said after it; dashed, where the answer begins."""
-    fig = go.Figure(
-        go.Scatter(
-            x=list(track.place),
-            y=list(track.score),
-            mode="lines+markers",
-            line_color=COLOURS[0],
-            name="belief",
-        )
-    )
-    fig.add_vline(x=0, line_dash="dash", line_color="#888")
-    fig.add_hline(y=0, line_dash="dash", line_color="#888")
-    words = [t.replace("\n", "\\n") for t in track.token]
-    return _style(fig, title, "token", "belief (above 0: the claim is true)").update_xaxes(
-        tickvals=list(track.place), ticktext=words, tickangle=-60
-    )
-
-
-def wrongly_figure(table: pd.DataFrame, title: str) -> go.Figure:
-    """The score with each mistake put back, one under the other; the first is as it should be."""
-    right, wrong = table.head(1), table.tail(-1)
-    fig = go.Figure(
-        [
-            _points(t.estimate, t.mistake, t.low, t.high, name, i)
-            for i, (t, name) in enumerate([(right, "as it should be"), (wrong, "with a mistake")])
-        ]
-    )
-    fig.add_vline(x=0.5, line_dash="dash", line_color="#888")
-    fig.update_yaxes(categoryorder="array", categoryarray=list(table.mistake)[::-1])
-    return _style(
-        fig, title, "AUROC (95 % interval; dashed: chance)", "", height=160 + 30 * len(table)
-    ).update_xaxes(range=[0, 1.02])
-
-
-def move_figure(table: pd.DataFrame, title: str) -> go.Figure:
-    """How far two draws move the answer, by dropout probability, a colour a scope."""
-    fig = go.Figure(
-        [
-            go.Scatter(
-                x=list(t.p),
-                y=list(t.answer_move),
-                name=scope,
-                mode="lines+markers",
-                line_color=COLOURS[i],
-                error_y=_error(t.answer_move, t.answer_move_low, t.answer_move_high),
-            )
-            for i, (scope, t) in enumerate(table.groupby("scope", sort=False))
-        ]
-    )
-    return _style(fig, title, "p", "mean |p(choice 1) of draw 1 - of draw 0| (95 % interval)")
-
-
-def spread_figure(table: pd.DataFrame, title: str) -> go.Figure:
-    """The range of the answer over the first K draws, a colour a scope; dashed, how far their mean lies from the plain pass."""
-    fig = go.Figure()
-    for i, (scope, t) in enumerate(table.groupby("scope", sort=False)):
+    for number, (label, part) in enumerate(_series(table, color)):
+        part = part.sort_values(x, kind="stable")
         fig.add_scatter(
-            x=list(t.draws),
-            y=list(t.range),
-            name=f"{scope}: range",
-            mode="lines+markers",
-            line_color=COLOURS[i],
-            error_y=_error(t.range, t.range_low, t.range_high),
+            x=list(part[x]),
+            y=list(part[y]),
+            name=label,
+            mode="markers" if label in points else "lines+markers",
+            marker=_marker(number, 7),
+            line={"color": _pick(COLORS, number), "dash": "dash" if label in dashed else "solid"},
+            error_y=_error(part, y, *interval) if interval else None,
         )
-        fig.add_scatter(
-            x=list(t.draws),
-            y=list(t.mean_off_plain),
-            name=f"{scope}: mean against the plain pass",
-            mode="lines+markers",
-            line={"color": COLOURS[i], "dash": "dash"},
-        )
-    return _style(
-        fig, title, "K, draws of a prompt", "p(choice 1), over the first K draws"
-    ).update_xaxes(type="log", tickvals=sorted(set(table.draws)))
+    if log_x:
+        fig.update_xaxes(type="log", tickvals=sorted(set(table[x])))
+    if log_y:
+        fig.update_yaxes(type="log")
+    fig.update_yaxes(range=y_range)
+    if reference is not None:
+        fig.add_hline(y=reference, line_dash="dash", line_color=GREY)
+    return _finish(fig, title, xlabel, ylabel)
 
 
-def _points(
-    x: pd.Series, y: Sequence | pd.Series, low: pd.Series, high: pd.Series, name: str, i: int
-) -> go.Scatter:
-    return go.Scatter(
-        x=list(x),
-        y=list(y),
-        name=name,
-        mode="markers",
-        marker={"size": 9, "color": COLOURS[i % 8]},
-        error_x=_error(x, low, high),
+def bars_figure(
+    table: pd.DataFrame, *, x: str, y: str, color: str, title: str, xlabel: str, ylabel: str
+) -> go.Figure:
+    """Draw bars of height `y` at `x`, side by side for the values of `color`."""
+    fig = go.Figure()
+    for number, (label, part) in enumerate(_series(table, color)):
+        pattern = {"shape": _pick(PATTERNS, number)}
+        marker = {"color": _pick(COLORS, number), "pattern": pattern}
+        fig.add_bar(x=list(part[x]), y=list(part[y]), name=label, marker=marker)
+    return _finish(fig, title, xlabel, ylabel)
+
+
+def matrix_figure(table: pd.DataFrame, *, title: str) -> go.Figure:
+    """Draw what was trained on (rows) against what was tested on (columns) as a heat map.
+
+    Each cell shows its estimate, interval and number of rows, from the columns `trained_on`,
+    `tested_on`, `estimate`, `low`, `high` and `n`. White is one half, which is chance.
+    """
+    # A heat map begins at the bottom.
+    rows = list(dict.fromkeys(table.trained_on))[::-1]
+    columns = list(dict.fromkeys(table.tested_on))
+    values = [[None for _ in columns] for _ in rows]
+    texts = [["" for _ in columns] for _ in rows]
+    for cell in table.itertuples():
+        row, column = rows.index(cell.trained_on), columns.index(cell.tested_on)
+        values[row][column] = float(cell.estimate)
+        texts[row][column] = (
+            f"{cell.estimate:.2f}<br>[{cell.low:.2f}, {cell.high:.2f}]<br>n = {cell.n}"
+        )
+    fig = go.Figure()
+    fig.add_heatmap(
+        x=columns,
+        y=rows,
+        z=values,
+        text=texts,
+        texttemplate="%{text}",
+        zmin=0,
+        zmax=1,
+        colorscale="RdBu",
+        hoverinfo="skip",
+        showscale=False,
+    )
+    return _finish(fig, title, "tested on", "trained on", 170 + 70 * len(rows))
+
+
+def tokens_figure(track: pd.DataFrame, *, title: str) -> go.Figure:
+    """Draw a probe's score at each token of a prompt and of the answer that follows.
+
+    `track` has the columns `place` (0 is where the answer begins, which is dashed), `token` and
+    `score`. Markup in tokens and title is shown, not rendered.
+    """
+    fig = lines_figure(
+        track,
+        x="place",
+        y="score",
+        title=html.escape(title, quote=False),
+        xlabel="token",
+        ylabel="belief (above 0: the claim is true)",
+        reference=0,
+    )
+    fig.add_vline(x=0, line_dash="dash", line_color=GREY)
+    words = [html.escape(token.replace("\n", "\\n"), quote=False) for token in track.token]
+    return fig.update_xaxes(
+        tickvals=list(track.place), ticktext=words, tickangle=-60, zeroline=False
     )
 
 
-def _line(x: Sequence | pd.Series, y: Sequence | pd.Series, name: str, i: int) -> go.Scatter:
-    return go.Scatter(
-        x=list(x), y=list(y), name=name, mode="lines+markers", line_color=COLOURS[i % 8]
-    )
+def _series(table: pd.DataFrame, color: str | None) -> list[tuple[str, pd.DataFrame]]:
+    """The parts of a table that are drawn alike, each with its name, as they come."""
+    if color is None:
+        return [("", table)]
+    return [(str(value), part) for value, part in table.groupby(color, sort=False)]
 
 
-def _error(x: pd.Series, low: pd.Series, high: pd.Series) -> dict:
+def _pick(choices: Sequence[str], number: int) -> str:
+    return choices[number % len(choices)]
+
+
+def _marker(number: int, size: int) -> dict:
+    return {"size": size, "color": _pick(COLORS, number), "symbol": _pick(MARKERS, number)}
+
+
+def _error(table: pd.DataFrame, value: str, low: str, high: str) -> dict:
     return {
         "type": "data",
         "symmetric": False,
-        "array": list(high - x),
-        "arrayminus": list(x - low),
-        "thickness": 1,
-        "width": 2,
+        "array": list(table[high] - table[value]),
+        "arrayminus": list(table[value] - table[low]),
+        "thickness": 1.2,
+        "width": 3,
     }
 
 
-def _style(fig: go.Figure, title: str, x: str, y: str, height: int = 420) -> go.Figure:
-    lines = textwrap.wrap(title, 90)
+def _wrap(text: str, width: int) -> str:
+    return "<br>".join(textwrap.wrap(text, width))
+
+
+def _finish(fig: go.Figure, title: str, xlabel: str, ylabel: str, height: int = 420) -> go.Figure:
+    """Set title, axes and size, and put a legend below the plot if there is more than one series.
+
+    Beside the plot it would leave a phone no room for the points.
+    """
+    title = _wrap(title, 80)
+    top = 30 + 20 * (1 + title.count("<br>"))
+    names = [trace.name for trace in fig.data]
     fig.update_layout(
         template="plotly_white",
-        title={"text": "<br>".join(lines), "font": {"size": 15}},
+        title={"text": title, "font": {"size": 15}},
+        margin={"l": 60, "r": 20, "t": top, "b": 60},
         height=height,
-        margin={"l": 60, "r": 20, "t": 42 + 20 * len(lines), "b": 55},
+        showlegend=len(names) > 1,
     )
-    return fig.update_xaxes(title_text=x).update_yaxes(title_text=y, automargin=True)
+    if len(names) > 1:
+        # How many lines of the page the legend takes, of about 90 characters.
+        below = 24 * (1 + sum(len(name) + 6 for name in names) // 90)
+        legend = {"orientation": "h", "x": 0, "yref": "container", "y": 0, "yanchor": "bottom"}
+        fig.update_layout(height=height + below, margin_b=60 + below, legend=legend)
+    fig.update_xaxes(title_text=xlabel)
+    return fig.update_yaxes(title_text=ylabel, automargin=True)

@@ -1,116 +1,151 @@
-"""A still picture of a simple plotly figure (lines, points, bars, error bars, a heat map with text), drawn by matplotlib: needs no browser."""
+"""Still pictures of plotly figures, drawn by matplotlib, so that no browser is needed.
 
+They show what `lab.figures` makes: points, lines, bars, error bars, and a heat map with text.
+"""
+
+import html
 import io
+from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+GREY = "#888"
+MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "cross": "P", "x": "X"}
+DASHES = {"solid": "-", "dash": "--", "dot": ":"}
+
 
 def draw_png(fig: dict, *, width: float = 7.2, dpi: int = 80) -> bytes:
-    """PNG bytes of a figure's dictionary. Raises `ValueError` for a trace of another kind."""
+    """Draw what plotly's ``Figure.to_dict`` returns as a PNG; the same figure gives the same bytes.
+
+    Parameters
+    ----------
+    fig
+        The dictionary. The height goes by its layout.
+    width, dpi
+        Inches, and dots per inch.
+
+    Raises
+    ------
+    ValueError
+        If a trace is not a scatter, bar or heat map.
+    """
     layout = fig.get("layout", {})
-    picture = Figure(
-        figsize=(width, layout.get("height", 420) / 100), dpi=dpi, layout="constrained"
-    )
+    size = (width, layout.get("height", 420) / 100)
+    picture = Figure(figsize=size, dpi=dpi, layout="constrained")
     FigureCanvasAgg(picture)
     axes = picture.add_subplot()
-    order = list(layout.get("yaxis", {}).get("categoryarray") or [])
-    if order:
-        axes.plot([np.nan] * len(order), order)  # fixes the order of the categories
-    bars = [t for t in fig["data"] if t["type"] == "bar"]
+    bars = [trace for trace in fig["data"] if trace["type"] == "bar"]
     for trace in fig["data"]:
-        _draw(axes, trace, bars)
+        if trace["type"] == "scatter":
+            _draw_scatter(axes, trace)
+        elif trace["type"] == "heatmap":
+            _draw_heatmap(axes, trace)
+        elif trace["type"] != "bar":
+            raise ValueError(
+                f"static picture: expected scatter, bar or heatmap traces, got {trace['type']!r}"
+            )
+    _draw_bars(axes, bars)
     for shape in layout.get("shapes", []):
-        upright = shape["x0"] == shape["x1"]
-        (axes.axvline if upright else axes.axhline)(
-            shape["x0"] if upright else shape["y0"], color="#888", linestyle="--", linewidth=0.8
-        )
-    axes.set_title(
-        layout.get("title", {}).get("text", "").replace("<br>", "\n"), fontsize=9, wrap=True
-    )
-    axes.set_xlabel(layout.get("xaxis", {}).get("title", {}).get("text", ""), fontsize=8)
-    axes.set_ylabel(layout.get("yaxis", {}).get("title", {}).get("text", ""), fontsize=8)
-    axes.set_yscale(layout.get("yaxis", {}).get("type", "linear"))
-    if layout.get("xaxis", {}).get("type") == "log":
-        axes.set_xscale("log")
-        axes.set_xticks(ticks := layout["xaxis"].get("tickvals", []), [str(t) for t in ticks])
-    if words := layout.get("xaxis", {}).get("ticktext"):
-        axes.set_xticks(
-            layout["xaxis"]["tickvals"],
-            [w.replace("$", r"\$") for w in words],
-            rotation=60,
-            ha="right",
-        )
+        is_upright = shape["x0"] == shape["x1"]
+        draw = axes.axvline if is_upright else axes.axhline
+        draw(shape["x0"] if is_upright else shape["y0"], color=GREY, linestyle="--", linewidth=0.8)
+    title = _lines(layout.get("title", {}).get("text", ""))
+    axes.set_title(title, fontsize=9, loc="left")
+    _set_axis(axes, "x", layout.get("xaxis", {}))
+    _set_axis(axes, "y", layout.get("yaxis", {}))
     axes.tick_params(labelsize=7)
     if len(fig["data"]) > 1:
-        axes.legend(fontsize=7)
-    out = io.BytesIO()
-    picture.savefig(
-        out, format="png", metadata={"Software": None}
-    )  # no date, no version: the same figure, the same bytes
-    return out.getvalue()
+        n_columns = max(1, 90 // max(len(trace.get("name") or "") + 6 for trace in fig["data"]))
+        picture.legend(loc="outside lower left", ncols=n_columns, fontsize=7, frameon=False)
+    png = io.BytesIO()
+    # Without the version of matplotlib, the same figure has the same bytes.
+    picture.savefig(png, format="png", metadata={"Software": None})
+    return png.getvalue()
 
 
-def _draw(axes, trace: dict, bars: list[dict]) -> None:
-    if trace["type"] == "heatmap":
-        axes.imshow(
-            np.array(trace["z"], float),
-            vmin=trace["zmin"],
-            vmax=trace["zmax"],
-            cmap="RdBu",
-            aspect="auto",
-            origin="lower",
-        )
-        axes.set_xticks(range(len(trace["x"])), trace["x"], rotation=30, ha="right")
-        axes.set_yticks(range(len(trace["y"])), trace["y"])
-        for i, row in enumerate(trace["text"]):
-            for j, text in enumerate(row):
-                axes.text(j, i, text.replace("<br>", "\n"), ha="center", va="center", fontsize=6)
+def _draw_scatter(axes: Axes, trace: dict) -> None:
+    marker, line = trace.get("marker", {}), trace.get("line", {})
+    has_markers, has_line = "markers" in trace["mode"], "lines" in trace["mode"]
+    axes.errorbar(
+        list(trace["x"]),
+        list(trace["y"]),
+        xerr=_error(trace.get("error_x")),
+        yerr=_error(trace.get("error_y")),
+        label=trace.get("name"),
+        color=line.get("color") or marker.get("color"),
+        marker=MARKERS[marker.get("symbol", "circle")] if has_markers else "",
+        linestyle=DASHES[line.get("dash", "solid")] if has_line else "",
+        markersize=4,
+        linewidth=1,
+        elinewidth=0.8,
+        capsize=1.5,
+    )
+
+
+def _error(error: dict | None) -> list[np.ndarray] | None:
+    return [np.abs(error["arrayminus"]), np.abs(error["array"])] if error else None
+
+
+def _draw_bars(axes: Axes, bars: Sequence[dict]) -> None:
+    """Draw bars side by side, at their numbers or one name after the other."""
+    if not bars:
         return
-    if trace["type"] not in ("bar", "scatter"):
-        raise ValueError(
-            f"static picture: expected scatter, bar or heatmap traces, got {trace['type']!r}"
-        )
-    x, y, name = list(trace["x"]), list(trace["y"]), trace.get("name")
-    colour = trace.get("line", {}).get("color") or trace.get("marker", {}).get("color")
-    if trace["type"] == "bar":
-        place = (
-            np.arange(len(x)) + bars.index(trace) * 0.8 / len(bars) if isinstance(x[0], str) else x
-        )
+    values = sorted({x for trace in bars for x in trace["x"]})
+    is_number = not isinstance(values[0], str)
+    place = {x: x if is_number else number for number, x in enumerate(values)}
+    step = min(np.diff(list(place.values())), default=1)
+    width = 0.8 * step / len(bars)
+    for number, trace in enumerate(bars):
+        marker = trace.get("marker", {})
+        shift = (number - (len(bars) - 1) / 2) * width
         axes.bar(
-            place,
-            y,
-            width=0.8 / len(bars) if isinstance(x[0], str) else 0.9 * _step(x),
-            label=name,
-            color=colour,
-            alpha=0.8,
+            [place[x] + shift for x in trace["x"]],
+            list(trace["y"]),
+            width=width,
+            label=trace.get("name"),
+            color=marker.get("color"),
+            hatch=2 * marker.get("pattern", {}).get("shape", ""),
+            edgecolor="white",
+            linewidth=0,
         )
-        if isinstance(x[0], str):
-            axes.set_xticks(np.arange(len(x)) + 0.4 - 0.4 / len(bars), x)
-    else:
-        error = {
-            k: [np.abs(e["arrayminus"]), np.abs(e["array"])]
-            for k, e in (("xerr", trace.get("error_x")), ("yerr", trace.get("error_y")))
-            if e
-        }
-        style = ("o" if "markers" in trace["mode"] else "") + (
-            {"dot": ":", "dash": "--"}.get(trace.get("line", {}).get("dash"), "-")
-            if "lines" in trace["mode"]
-            else ""
-        )
-        axes.errorbar(
-            x,
-            y,
-            fmt=style,
-            label=name,
-            color=colour,
-            markersize=4,
-            linewidth=1,
-            elinewidth=0.7,
-            **error,
-        )
+    if not is_number:
+        axes.set_xticks(list(place.values()), values)
 
 
-def _step(x: list) -> float:
-    return float(np.min(np.diff(sorted(set(x))))) if len(set(x)) > 1 else 1.0
+def _draw_heatmap(axes: Axes, trace: dict) -> None:
+    values, ends = np.array(trace["z"], float), {"vmin": trace["zmin"], "vmax": trace["zmax"]}
+    axes.imshow(values, cmap="RdBu", aspect="auto", origin="lower", **ends)
+    middle = (ends["vmin"] + ends["vmax"]) / 2
+    axes.set_xticks(range(len(trace["x"])), trace["x"], rotation=30, ha="right")
+    axes.set_yticks(range(len(trace["y"])), trace["y"])
+    for i, row in enumerate(trace["text"]):
+        for j, text in enumerate(row):
+            # Both ends of the colour map are dark.
+            is_dark = abs(values[i, j] - middle) > 0.7 * (ends["vmax"] - middle)
+            options = {"color": "white" if is_dark else "black", "fontsize": 7}
+            axes.text(j, i, _lines(text), ha="center", va="center", **options)
+
+
+def _set_axis(axes: Axes, name: str, axis: dict) -> None:
+    """Set label, scale, range and ticks of the axis ``"x"`` or ``"y"``."""
+    options = {f"{name}label": axis.get("title", {}).get("text", "")}
+    if axis.get("range"):
+        options[f"{name}lim"] = axis["range"]
+    if axis.get("type") == "log":
+        options[f"{name}scale"] = "log"
+    axes.set(**options)
+    getattr(axes, f"{name}axis").label.set_size(8)
+    if axis.get("tickvals") is not None:
+        words = axis.get("ticktext") or [f"{value:g}" for value in axis["tickvals"]]
+        turned = {"rotation": 60, "ha": "right"} if axis.get("tickangle") else {}
+        set_ticks = axes.set_xticks if name == "x" else axes.set_yticks
+        set_ticks(list(axis["tickvals"]), [_lines(word) for word in words], **turned)
+        axes.minorticks_off()
+
+
+def _lines(text: str) -> str:
+    """Turn plotly's line breaks and entities into characters; a dollar begins no formula."""
+    return html.unescape(text.replace("<br>", "\n")).replace("$", r"\$")

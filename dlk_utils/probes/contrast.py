@@ -1,121 +1,166 @@
-"""Probes on contrast pairs: the state after the prompt with choice 0 said, and with choice 1 said, X [n, 2, d]. What tells them apart for good and all, the words of the choices, is taken away first.
-
-Method: each of the two is centred and scaled per neuron on train, apart, so that which choice was said cannot be read from it. Then
-`CCS`: a probability p = sigmoid(w.x + c) for either, with p1 = 1 - p0 (consistent) and not both one half (confident); no labels; `restarts` starts, of which the one with the lowest loss is kept.
-`CRC`: the first principal component of the differences x1 - x0; no labels. `ContrastLogistic`: logistic regression of the label on the differences, the supervised ceiling.
-The sign of CCS and CRC is that under which class 1 scores higher on train: that is the one thing they take from labels.
-Regularisation: none of CCS and CRC; L2 of the logistic regression.
-Source: Burns, Ye, Klein, Steinhardt, arXiv 2212.03827.
-"""
+"""Probes on contrast pairs: the state after the prompt and choice 0, and after it and choice 1."""
 
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import ClassifierMixin
 from torch import Tensor
 
-from dlk_utils.probes.descent import descend
-from dlk_utils.probes.linear import alike, batch, doubles
-from dlk_utils.probes.logistic import Logistic
+from dlk_utils.probes.base import (
+    Probe,
+    adam_descent,
+    check_labels,
+    oriented,
+    principal_direction,
+    register,
+)
+from dlk_utils.probes.linear import Logistic
+from dlk_utils.probes.scale import Scale
 
 
-class ContrastProbe(ClassifierMixin, BaseEstimator):
-    """`fit(X [n, 2, d] or [b, n, 2, d], y)`, `decision_function(X)` [n] or [b, n], above 0 for class 1."""
+class ContrastProbe(ClassifierMixin, Probe):
+    """Base class of probes on contrast pairs, X [n, 2, d] or [b, n, 2, d].
 
-    def learn(self, X: Float[Tensor, "b n 2 d"], y: Float[Tensor, " n"]) -> None:
-        """A method's own part: sets `coef_` [b, d]."""
-        raise NotImplementedError
+    Each neuron is scaled by its mean and standard deviation on the training rows, separately after
+    choice 0 and after choice 1, so that which choice was appended cannot be read from it. The score
+    is ``coef_ . (x1 - x0) + intercept_``. `_fit_scaled` of a subclass sets `coef_` [b, d], and
+    `intercept_` [b] if it is not 0.
+    """
 
-    def fit(self, X: Any, y: Any) -> "ContrastProbe":
-        """`y` holds 0 and 1, both at least once."""
-        self.classes_ = np.unique(np.asarray(y))
-        if list(self.classes_) != [0, 1]:
-            raise ValueError(f"expected labels 0 and 1, got {list(self.classes_)}")
-        rows = batch(X, 4)
-        self.mean_, deviation = rows.mean(1, keepdim=True), rows.std(1, correction=0, keepdim=True)
-        self.deviation_ = torch.where(deviation > 1e-12, deviation, torch.ones_like(deviation))
-        self.intercept_ = torch.zeros(len(rows), dtype=rows.dtype)
-        self.learn(self._scaled(rows), doubles(y))
-        return self
+    _ndim = 4
 
-    def decision_function(self, X: Any) -> Float[np.ndarray, "..."]:
-        """What speaks for choice 1 minus what speaks for choice 0."""
-        scaled = self._scaled(batch(X, 4))
-        return alike(
-            torch.einsum("bnd,bd->bn", scaled[:, :, 1] - scaled[:, :, 0], self.coef_)
-            + self.intercept_[:, None],
-            X,
-            4,
-        )
+    def _fit(self, X: Float[Tensor, "b n 2 d"], y: Float[Tensor, " n"]) -> None:
+        self.classes_ = check_labels(y)
+        self.scale_ = Scale("neuron").fit(X.flatten(2))
+        self.intercept_ = X.new_zeros(len(X))
+        self._fit_scaled(self._scaled(X), y)
 
-    def _oriented(
-        self, w: Float[Tensor, "b d"], difference: Float[Tensor, "b n d"], y: Float[Tensor, " n"]
-    ) -> Float[Tensor, "b d"]:
-        scores = torch.einsum("bnd,bd->bn", difference, w)
-        return w * torch.where(scores[:, y == 1].mean(1) >= scores[:, y == 0].mean(1), 1.0, -1.0)[
-            :, None
-        ].to(w.dtype)
+    def _score(self, X: Float[Tensor, "b n 2 d"]) -> Float[Tensor, "b n"]:
+        scores = torch.einsum("bnd,bd->bn", _difference(self._scaled(X)), self.coef_)
+        return scores + self.intercept_[:, None]
 
-    def _scaled(self, rows: Float[Tensor, "b n 2 d"]) -> Float[Tensor, "b n 2 d"]:
-        return (rows - self.mean_) / self.deviation_
+    def _scaled(self, X: Float[Tensor, "b n 2 d"]) -> Float[Tensor, "b n 2 d"]:
+        return self.scale_.transform(X.flatten(2)).view(X.shape)
+
+
+def _difference(X: Float[Tensor, "b n 2 d"]) -> Float[Tensor, "b n d"]:
+    return X[:, :, 1] - X[:, :, 0]
 
 
 class CCS(ContrastProbe):
-    """`losses_` and `starts_` [b, restarts]: the loss of each start, and its AUROC on train under the sign of the kept one's rule, to be shown as spread."""
+    """Contrast-consistent search: a direction along which the two states contradict each other.
 
-    def __init__(self, restarts: int = 10, steps: int = 400, rate: float = 0.01):
-        self.restarts, self.steps, self.rate = restarts, steps, rate
+    1. Scale the states after either choice separately.
+    2. With a probability ``p = sigmoid(w . x + c)`` for each of the two, minimise the mean of
+       ``(p1 - (1 - p0))^2 + min(p0, p1)^2`` by Adam: they should add up to 1 (consistent), and not
+       both be one half (confident). Labels are not used, and there is no regularisation.
+    3. Of several random starts, keep the one with the lowest loss.
+    4. Its sign is the one under which class 1 scores higher on the training rows.
 
-    def learn(self, X: Float[Tensor, "b n 2 d"], y: Float[Tensor, " n"]) -> None:
-        (b, _, _, d), full, X = X.shape, X, X.float()
+    Parameters
+    ----------
+    restarts, steps : int
+        Number of random starts, and of steps of Adam.
+
+    Attributes
+    ----------
+    coef_ : Tensor, [b, d]
+        Weights of the scaled neurons.
+    losses_ : Tensor, [b, restarts]
+        Loss of each start.
+
+    References
+    ----------
+    Burns, Ye, Klein and Steinhardt, Discovering latent knowledge, arXiv 2212.03827.
+    """
+
+    def __init__(self, restarts: int = 10, steps: int = 400):
+        self.restarts = restarts
+        self.steps = steps
+
+    def score_starts(self, X: Any) -> Float[np.ndarray, "b restarts n"]:
+        """Score rows by each of the random starts, with the sign that each has on training rows."""
+        difference = _difference(self._scaled(self._as_batch(X)))
+        return torch.einsum("bnd,brd->brn", difference, self._starts).cpu().numpy()
+
+    def _fit_scaled(self, X: Float[Tensor, "b n 2 d"], y: Float[Tensor, " n"]) -> None:
+        b, _, _, d = X.shape
+        states = X.float()
         generator = torch.Generator().manual_seed(0)
-        w = torch.randn(self.restarts, d, generator=generator).to(X.dtype)
-        w = (w / w.norm(dim=1, keepdim=True)).repeat(b, 1, 1)
+        directions = torch.randn(self.restarts, d, generator=generator).to(states)
+        directions = directions / directions.norm(dim=1, keepdim=True)
+        start = [directions.repeat(b, 1, 1), states.new_zeros(b, self.restarts)]
 
-        def loss(w, c):
+        def loss(weights: Tensor, intercepts: Tensor) -> Tensor:
             p0, p1 = (
-                torch.einsum("bnd,brd->brn", X[:, :, k], w).add(c[..., None]).sigmoid()
-                for k in (0, 1)
+                (torch.einsum("bnd,brd->brn", x, weights) + intercepts[..., None]).sigmoid()
+                for x in states.unbind(2)
             )
-            each = ((p1 - (1 - p0)) ** 2 + torch.minimum(p0, p1) ** 2).mean(-1)
-            self.losses_ = each.detach()
-            return each.sum(1)
+            return ((p1 - (1 - p0)) ** 2 + torch.minimum(p0, p1) ** 2).mean(-1)
 
-        w, _ = descend([w, torch.zeros(b, self.restarts)], loss, steps=self.steps, rate=self.rate)
-        self.all_ = torch.stack(
-            [
-                self._oriented(w[:, r].double(), full[:, :, 1] - full[:, :, 0], y)
-                for r in range(self.restarts)
-            ],
-            1,
+        (weights, _), self.losses_ = adam_descent(
+            start, loss, n_steps=self.steps, learning_rate=0.01
         )
-        self.coef_ = self.all_[torch.arange(b), self.losses_.argmin(1)]
-
-    def each_start(self, X: Any) -> Float[np.ndarray, "b restarts n"]:
-        """The scores of every start, each with the sign of train."""
-        scaled = self._scaled(batch(X, 4))
-        return torch.einsum("bnd,brd->brn", scaled[:, :, 1] - scaled[:, :, 0], self.all_).numpy()
+        difference = _difference(X)
+        starts = [oriented(start, difference, y) for start in weights.double().unbind(1)]
+        self._starts = torch.stack(starts, 1)
+        self.coef_ = self._starts[torch.arange(b), self.losses_.argmin(1)]
 
 
 class CRC(ContrastProbe):
-    """First principal component of the differences."""
+    """Contrastive representation clustering: the direction in which the two states differ most.
 
-    def learn(self, X: Float[Tensor, "b n 2 d"], y: Float[Tensor, " n"]) -> None:
-        difference = X[:, :, 1] - X[:, :, 0]
-        centred = difference - difference.mean(1, keepdim=True)
-        self.coef_ = self._oriented(
-            torch.linalg.svd(centred, full_matrices=False)[2][:, 0], difference, y
-        )
+    1. Scale the states after either choice separately.
+    2. The direction is the first principal component of their differences. Labels are not used, and
+       there is no regularisation.
+    3. Its sign is the one under which class 1 scores higher on the training rows.
+
+    Attributes
+    ----------
+    coef_ : Tensor, [b, d]
+        Weights of the scaled neurons, of length 1.
+
+    References
+    ----------
+    Burns, Ye, Klein and Steinhardt, Discovering latent knowledge, arXiv 2212.03827 (CRC-TPC).
+    """
+
+    def _fit_scaled(self, X: Float[Tensor, "b n 2 d"], y: Float[Tensor, " n"]) -> None:
+        difference = _difference(X)
+        self.coef_ = oriented(principal_direction(difference), difference, y)
 
 
 class ContrastLogistic(ContrastProbe):
-    """The supervised one."""
+    """Logistic regression on the differences: what supervision adds to CCS and CRC.
+
+    1. Scale the states after either choice separately.
+    2. Logistic regression of the label on their differences, with an L2 penalty.
+
+    Parameters
+    ----------
+    C : float
+        Inverse of the weight of the penalty; not tuned.
+
+    Attributes
+    ----------
+    coef_, intercept_ : Tensor, [b, d] and [b]
+        Weights of the scaled neurons, and intercept.
+
+    References
+    ----------
+    Burns, Ye, Klein and Steinhardt, Discovering latent knowledge, arXiv 2212.03827.
+    """
 
     def __init__(self, C: float = 0.01):
         self.C = C
 
-    def learn(self, X: Float[Tensor, "b n 2 d"], y: Float[Tensor, " n"]) -> None:
-        fitted = Logistic(C=self.C, scale="none").fit(X[:, :, 1] - X[:, :, 0], y)
-        self.coef_, self.intercept_ = fitted.coef_, fitted.intercept_
+    def _fit_scaled(self, X: Float[Tensor, "b n 2 d"], y: Float[Tensor, " n"]) -> None:
+        probe = Logistic(C=self.C, scale="none").fit(_difference(X), y)
+        self.coef_, self.intercept_ = probe.coef_, probe.intercept_
+
+
+register("contrast", "ccs", CCS)
+register("contrast", "crc", CRC)
+register("contrast", "contrast_logistic", ContrastLogistic)

@@ -1,153 +1,382 @@
-"""Linear probes, many at once: one for each of `b` feature matrices of the same rows (layers, say), in one batched computation.
+"""Linear probes: a direction in the states, and a threshold on it."""
 
-A weight vector of least norm is a sum over the rows, w = X'a, so that all is solved in the n x n products of rows K = XX'. With fewer rows than neurons that is the
-smaller problem, and a sweep over layers is one batch of small systems on a CPU or a GPU.
-Source: the representer theorem (Kimeldorf and Wahba 1971); iteratively reweighted least squares (Green 1984).
-"""
-
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from sklearn.base import BaseEstimator, ClassifierMixin
+from jaxtyping import Float
+from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from dlk_utils.probes.scale import Scale
+from dlk_utils.probes.base import (
+    StackProbe,
+    StateProbe,
+    as_doubles,
+    logistic_loss,
+    oriented,
+    principal_direction,
+    register,
+    reweighted_least_squares,
+)
 
-Step = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Of scores f [b, n]: the loss of each row, its weight and its working response, all [b, n]."""
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""The values of C among which ``Logistic(C="auto")`` chooses."""
 
 
-class LinearProbe(ClassifierMixin, BaseEstimator):
-    """scikit-learn's interface for one probe (X [n, d]) and the same for a batch of them (X [b, n, d]): `fit`, then `decision_function` [n] or [b, n]."""
+class LinearProbe(StateProbe):
+    """Base class of linear probes: the score of a scaled state x is ``coef_ . x + intercept_``.
 
-    def __init__(self, scale: str = "neuron"):
-        self.scale = scale
+    `_fit_scaled` of a subclass sets `coef_` [b, d] and `intercept_` [b].
+    """
 
-    def dual(
-        self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]
-    ) -> tuple[Float[Tensor, "b n"], Float[Tensor, " b"]]:
-        """Coefficients of the rows and the intercept: a method's own part, if its weights are a sum over rows."""
-        raise NotImplementedError
+    def raw_weights(self) -> tuple[Float[Tensor, "b d"], Float[Tensor, " b"]]:
+        """Return weights and intercepts that give the same scores on states that are not scaled.
 
-    def learn(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> None:
-        """Sets `coef_` [b, d] and `intercept_` [b] from scaled rows: a method's own part, if they are not."""
-        a, self.intercept_ = self.dual(X, y)
-        self.coef_ = torch.einsum("bn,bnd->bd", a, X)
+        Raises `ValueError` with ``scale="row"``, under which the score is not linear in the state.
+        """
+        return self.scale_.to_raw(self.coef_, self.intercept_)
 
-    def score(self, X: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
-        """Of scaled rows."""
+    def _score_scaled(self, X: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"]:
         return torch.einsum("bnd,bd->bn", X, self.coef_) + self.intercept_[:, None]
 
-    def fit(self, X: Any, y: Any) -> "LinearProbe":
-        """`y` holds 0 and 1, both at least once."""
-        labels = np.unique(np.asarray(y))
-        if list(labels) != [0, 1]:
-            raise ValueError(f"expected labels 0 and 1, got {list(labels)}")
-        self.classes_ = labels
-        rows = batch(X, 3)
-        self.scale_ = Scale(self.scale).fit(rows)
-        self.learn(self.scale_(rows), doubles(y).to(rows.device))
-        return self
 
-    def decision_function(self, X: Any) -> Float[np.ndarray, "..."]:
-        """Above 0 for class 1."""
-        return alike(self.score(self.scale_(batch(X, 3))), X, 3)
+class Logistic(LinearProbe):
+    """Logistic regression with an L2 penalty.
 
-    def predict(self, X: Any) -> Int[np.ndarray, "..."]:
-        """0 or 1."""
-        return (self.decision_function(X) > 0).astype(int)
+    1. Scale each neuron by its mean and standard deviation on the training rows.
+    2. With ``C="auto"``, choose C among `STRENGTHS` by the log-loss of left-out rows in folds of
+       the training rows, for each feature matrix by itself.
+    3. Minimise the sum of log-losses plus ``|w|^2 / (2 C)``.
 
+    Parameters
+    ----------
+    C : float or "auto"
+        Inverse of the weight of the penalty, as in scikit-learn.
+    scale : str
+        How states are scaled: see `Scale`.
+    folds : int
+        Number of folds of step 2.
 
-def doubles(x: Any) -> Tensor:
-    """A tensor in double precision; an array is copied."""
-    return x.double() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, dtype=np.float64))
+    Attributes
+    ----------
+    coef_, intercept_ : Tensor, [b, d] and [b]
+        Weights of the scaled neurons, and intercept.
+    C_ : Tensor, [b]
+        The C that was used.
 
-
-def batch(X: Any, ndim: int) -> Tensor:
-    """In double precision, with a first axis for the batch if `X` has none (if it has fewer than `ndim`)."""
-    rows = doubles(X)
-    return rows if rows.ndim == ndim else rows[None]
-
-
-def alike(scores: Tensor, X: Any, ndim: int) -> Float[np.ndarray, "..."]:
-    """Scores of a batch as an array; of the one member, if `X` had no axis for it."""
-    return (scores if np.ndim(X) == ndim else scores[0]).cpu().numpy()
-
-
-def reweighted(
-    K: Float[Tensor, "b n n"],
-    step: Step,
-    penalty: Float[Tensor, " b"] | float,
-    *,
-    intercept: bool = True,
-    start: tuple[Tensor, Tensor] | None = None,
-    steps: int = 60,
-    tol: float = 1e-7,
-) -> tuple[Float[Tensor, "b n"], Float[Tensor, " b"]]:
-    """The minimum of sum(loss(f)) + penalty / 2 |w|^2 over f = Ka + c, for each of the batch: Newton's steps, each halved until it does not make things worse.
-
-    It begins at `start` (a, c), such as the minimum under another penalty, and ends when no step gains more than `tol` of the cost: what is left is then about the square of that.
+    References
+    ----------
+    Alain and Bengio, Understanding intermediate layers using linear classifier probes,
+    arXiv 1610.01644.
     """
-    b, n = K.shape[:2]
-    penalty = torch.as_tensor(penalty, dtype=K.dtype, device=K.device).expand(b)
-    a, c = start or (
-        torch.zeros(b, n, dtype=K.dtype, device=K.device),
-        torch.zeros(b, dtype=K.dtype, device=K.device),
-    )
-    products = lambda a: torch.einsum("bij,bj->bi", K, a)
-    cost = lambda a, Ka, c: step(Ka + c[:, None])[0].sum(1) + penalty / 2 * (a * Ka).sum(1)
-    Ka = products(a)
-    best = cost(a, Ka, c)
-    for _ in range(steps):
-        _, weight, response = step(Ka + c[:, None])
-        root = weight.sqrt()
-        system = K * root[:, :, None] * root[:, None]
-        system.diagonal(dim1=1, dim2=2).add_(
-            penalty[:, None]
-        )  # symmetric, and its eigenvalues are at least the penalty
-        answer, ones = torch.cholesky_solve(
-            torch.stack([root * response, root], 2), torch.linalg.cholesky(system)
-        ).unbind(2)
-        new_c = (
-            (root * answer).sum(1) / (root * ones).sum(1).clamp(min=1e-30)
-            if intercept
-            else torch.zeros_like(c)
+
+    fit_columns = ("example_id",)
+
+    def __init__(self, C: float | str = 0.01, scale: str = "neuron", folds: int = 5):
+        self.C = C
+        self.scale = scale
+        self.folds = folds
+
+    def fit(self, X: Any, y: Any, example_id: Any = None) -> "Logistic":
+        """Fit the probe to states X, [n, d] or [b, n, d], and labels y, [n].
+
+        Rows of the same `example_id` [n] stay in one fold; by default each row is its own example.
+        """
+        return super().fit(X, y, example_id=example_id)
+
+    def _fit_scaled(
+        self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"], example_id: Any
+    ) -> None:
+        products = X @ X.transpose(1, 2)
+        if self.C == "auto":
+            groups = np.arange(len(y)) if example_id is None else np.asarray(example_id)
+            self.C_ = self._choose_strength(products, y, groups)
+        else:
+            self.C_ = products.new_full((len(X),), float(self.C))
+        row_weights, self.intercept_ = reweighted_least_squares(
+            products, logistic_loss(y), 1 / self.C_
         )
-        move, move_c = root * (answer - new_c[:, None] * ones) - a, new_c - c
-        Kmove = products(move)
-        size = torch.ones_like(c)
-        for _ in range(8):
-            tried = cost(a + size[:, None] * move, Ka + size[:, None] * Kmove, c + size * move_c)
-            worse = tried > best + 100 * torch.finfo(K.dtype).eps * best.abs()
-            if not worse.any():
-                break
-            size = torch.where(worse, size / 2, size)
-        size = torch.where(worse, torch.zeros_like(size), size)
-        a, Ka, c, gained = (
-            a + size[:, None] * move,
-            Ka + size[:, None] * Kmove,
-            c + size * move_c,
-            best - tried,
+        self.coef_ = torch.einsum("bn,bnd->bd", row_weights, X)
+
+    def _choose_strength(
+        self, products: Float[Tensor, "b n n"], y: Float[Tensor, " n"], groups: np.ndarray
+    ) -> Float[Tensor, " b"]:
+        # A choice among powers of ten does not need double precision.
+        products, y = products.float(), y.float()
+        labels = y.cpu().numpy()
+        folds = StratifiedGroupKFold(self.folds, shuffle=True, random_state=0)
+        left_out_loss = products.new_zeros(len(STRENGTHS), len(products))
+        for fold in folds.split(labels, labels, groups):
+            train, test = (torch.as_tensor(rows, device=products.device) for rows in fold)
+            train_products = products[:, train[:, None], train]
+            test_products = products[:, test[:, None], train]
+            solution = None
+            for i, C in enumerate(STRENGTHS):
+                # The minimum under the strength before is close: a good place to start from.
+                solution = reweighted_least_squares(
+                    train_products, logistic_loss(y[train]), 1 / C, start=solution, tol=1e-4
+                )
+                row_weights, intercepts = solution
+                scores = torch.einsum("bij,bj->bi", test_products, row_weights)
+                left_out_loss[i] += logistic_loss(y[test])(scores + intercepts[:, None]).loss.sum(1)
+        strengths = torch.tensor(STRENGTHS, dtype=torch.float64, device=products.device)
+        return strengths[left_out_loss.argmin(0)]
+
+
+register("state", "logistic", Logistic)
+register("more state", "logistic_tuned", Logistic, C="auto")
+
+
+class MeanDifference(LinearProbe):
+    """Difference of the class means, also called mass mean.
+
+    1. The direction is the mean of class 1 minus the mean of class 0 on the training rows.
+    2. The threshold is halfway between the two. There is no regularisation.
+
+    Parameters
+    ----------
+    scale : str
+        How states are scaled: see `Scale`.
+
+    Attributes
+    ----------
+    coef_, intercept_ : Tensor, [b, d] and [b]
+        Weights of the scaled neurons, and intercept.
+
+    References
+    ----------
+    Marks and Tegmark, The geometry of truth, arXiv 2310.06824.
+    """
+
+    def __init__(self, scale: str = "none"):
+        self.scale = scale
+
+    def _fit_scaled(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> None:
+        self.coef_ = X[:, y == 1].mean(1) - X[:, y == 0].mean(1)
+        self.intercept_ = _halfway(self.coef_, X, y)
+
+
+class LDA(LinearProbe):
+    """Linear discriminant analysis.
+
+    1. The direction is the difference of the class means times the inverse of the covariance within
+       classes. The covariance is shrunk towards a sphere by the formula of Ledoit and Wolf, so that
+       nothing is tuned.
+    2. The threshold is halfway between the class means.
+
+    Parameters
+    ----------
+    scale : str
+        How states are scaled: see `Scale`.
+
+    Attributes
+    ----------
+    coef_, intercept_ : Tensor, [b, d] and [b]
+        Weights of the scaled neurons, and intercept.
+
+    References
+    ----------
+    Fisher (1936), The use of multiple measurements in taxonomic problems. Ledoit and Wolf (2004),
+    A well-conditioned estimator for large-dimensional covariance matrices.
+    """
+
+    def __init__(self, scale: str = "none"):
+        self.scale = scale
+
+    def _fit_scaled(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> None:
+        n, d = X.shape[1:]
+        means = torch.stack([X[:, y == 0].mean(1), X[:, y == 1].mean(1)], 1)
+        difference = means[:, 1] - means[:, 0]
+        residuals = X - means[:, y.long()]
+        products = residuals @ residuals.transpose(1, 2)
+        shrinkage, variance = _ledoit_wolf(products, d)
+        # The covariance is s v I + (1 - s) R'R / n, with shrinkage s, mean variance v, residuals R.
+        # Woodbury's identity gives its inverse from that of an [n, n] matrix.
+        ridge = shrinkage * variance * n / (1 - shrinkage).clamp(min=1e-12)
+        system = products + ridge[:, None, None] * torch.eye(n, dtype=X.dtype, device=X.device)
+        row_weights = torch.cholesky_solve(
+            residuals @ difference[:, :, None], torch.linalg.cholesky(system)
         )
-        best = torch.where(worse, best, tried)
-        if (gained <= tol * best.abs().clamp(min=1e-12)).all():
-            break
-    return a, c
+        within_classes = torch.einsum("bnd,bnk->bd", residuals, row_weights)
+        self.coef_ = (difference - within_classes) / (shrinkage * variance)[:, None]
+        self.intercept_ = _halfway(self.coef_, X, y)
 
 
-def logistic_loss(y: Float[Tensor, " n"], weight: Float[Tensor, " n"] | float = 1.0) -> Step:
-    """log(1 + exp(-f)) for y = 1, log(1 + exp(f)) for y = 0, each times its `weight`."""
+register("state", "mean_difference", MeanDifference)
+register("state", "lda", LDA)
 
-    def step(f):
-        p = f.sigmoid()
-        curve = (p * (1 - p)).clamp(min=1e-12)
-        return (
-            weight * (torch.nn.functional.softplus(f) - y * f),
-            weight * curve,
-            f + (y - p) / curve,
+
+def _halfway(
+    coef: Float[Tensor, "b d"], X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]
+) -> Float[Tensor, " b"]:
+    """Return the intercept that puts the threshold halfway between the class means."""
+    midpoint = (X[:, y == 1].mean(1) + X[:, y == 0].mean(1)) / 2
+    return -(coef * midpoint).sum(1)
+
+
+def _ledoit_wolf(
+    products: Float[Tensor, "b n n"], d: int
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Return the shrinkage and the mean variance of a neuron, from products of centred rows."""
+    n = products.shape[1]
+    squared_lengths = products.diagonal(dim1=1, dim2=2)
+    variance = squared_lengths.sum(1) / (n * d)
+    squares = (products**2).sum((1, 2)) / n**2
+    error = ((squared_lengths**2).sum(1) / n - squares) / (d * n)
+    distance = (squares - d * variance**2) / d
+    return (torch.minimum(error, distance) / distance).clamp(min=1e-6, max=1.0), variance
+
+
+class TTPD(LinearProbe):
+    """Training of truth and polarity direction.
+
+    1. Centre the states on the training rows.
+    2. Regress them (least squares) on truth t and on t times polarity, both +1 or -1. This gives a
+       truth direction that holds for either polarity, and one that turns round with it.
+    3. A logistic regression of the polarity on the states gives the polarity direction.
+    4. A logistic regression of t on the projections on the first direction of step 2 and that of
+       step 3 is the probe.
+
+    The polarity of a question is +1 where affirming it says that label 1 is right. If all training
+    rows have the same, steps 2 and 3 give the difference of means and nothing else.
+
+    Parameters
+    ----------
+    C : float
+        Inverse of the weight of the L2 penalty of step 3. That of step 4 has weight 1.
+    scale : str
+        How states are scaled: see `Scale`.
+
+    Attributes
+    ----------
+    coef_, intercept_ : Tensor, [b, d] and [b]
+        Weights of the scaled neurons, and intercept.
+    general_truth_, polarity_sensitive_truth_ : Tensor, [b, d]
+        The two directions of step 2.
+
+    References
+    ----------
+    Bürger, Hamprecht and Nadler, Truth is universal, arXiv 2407.12831.
+    """
+
+    fit_columns = ("polarity",)
+
+    def __init__(self, C: float = 0.01, scale: str = "none"):
+        self.C = C
+        self.scale = scale
+
+    def fit(self, X: Any, y: Any, polarity: Any = None) -> "TTPD":
+        """Fit the probe to states X, [n, d] or [b, n, d], and labels y, [n].
+
+        `polarity` [n] is +1 or -1; by default it is the same for all rows.
+        """
+        return super().fit(X, y, polarity=polarity)
+
+    def _fit_scaled(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"], polarity: Any) -> None:
+        truth = 2 * y - 1
+        polarity = torch.ones_like(y) if polarity is None else as_doubles(polarity).to(y.device)
+        has_both = bool((polarity != polarity[0]).any())
+        mean = X.mean(1, keepdim=True)
+        centred = X - mean
+        design = torch.stack([truth, truth * polarity], 1) if has_both else truth[:, None]
+        slopes = torch.linalg.pinv(design - design.mean(0)) @ centred
+        self.general_truth_ = slopes[:, 0]
+        self.polarity_sensitive_truth_ = slopes[:, 1] if has_both else 0 * slopes[:, 0]
+        directions = [self.general_truth_]
+        if has_both:
+            directions.append(self._polarity_direction(centred, polarity))
+        directions = normalize(torch.stack(directions, 1), dim=2, eps=1e-30)
+        projections = torch.einsum("bnd,bkd->bnk", centred, directions)
+        spread = projections.std(1, keepdim=True).clamp(min=1e-12)
+        projections = projections / spread
+        row_weights, intercepts = reweighted_least_squares(
+            projections @ projections.transpose(1, 2), logistic_loss(y), 1.0
         )
+        weights = torch.einsum("bn,bnk->bk", row_weights, projections) / spread[:, 0]
+        self.coef_ = torch.einsum("bk,bkd->bd", weights, directions)
+        self.intercept_ = intercepts - (self.coef_ * mean[:, 0]).sum(1)
 
-    return step
+    def _polarity_direction(
+        self, centred: Float[Tensor, "b n d"], polarity: Float[Tensor, " n"]
+    ) -> Float[Tensor, "b d"]:
+        products = centred @ centred.transpose(1, 2)
+        # In units of a row's mean squared length, so that C means the same for every layer.
+        products = products / products.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        row_weights, _ = reweighted_least_squares(
+            products, logistic_loss((polarity + 1) / 2), 1 / (self.C * centred.shape[2])
+        )
+        return torch.einsum("bn,bnd->bd", row_weights, centred)
+
+
+register("more state", "ttpd", TTPD)
+
+
+class Principal(LinearProbe):
+    """First principal component of the states.
+
+    1. The direction is that in which the training rows vary most. Labels are not used.
+    2. Its sign is the one under which class 1 scores higher on the training rows.
+    3. The threshold is halfway between the class means. There is no regularisation.
+
+    Parameters
+    ----------
+    scale : str
+        How states are scaled: see `Scale`. With ``"neuron"``, all neurons would vary equally.
+
+    Attributes
+    ----------
+    coef_, intercept_ : Tensor, [b, d] and [b]
+        The direction, of length 1, and the intercept.
+
+    References
+    ----------
+    Zou et al., Representation engineering, arXiv 2310.01405: the reading vector, on single states.
+    """
+
+    def __init__(self, scale: str = "none"):
+        self.scale = scale
+
+    def _fit_scaled(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> None:
+        self.coef_ = oriented(principal_direction(X), X, y)
+        self.intercept_ = _halfway(self.coef_, X, y)
+
+
+register("more state", "principal", Principal)
+
+
+class AllLayers(StackProbe):
+    """Logistic regression on the states of all layers side by side, as one wide state.
+
+    1. Scale each neuron of each layer by its mean and standard deviation on the training rows.
+    2. Logistic regression on all of them, with an L2 penalty.
+
+    Parameters
+    ----------
+    C : float
+        Inverse of the weight of the penalty for one layer. It is divided by the number of layers,
+        so that all of them together count as much as one.
+    scale : str
+        How states are scaled: see `Scale`.
+
+    References
+    ----------
+    The original study, where these features are called "residual, all layers".
+    """
+
+    def __init__(self, C: float = 0.01, scale: str = "neuron"):
+        self.C = C
+        self.scale = scale
+
+    def _fit_scaled(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> None:
+        self._probe = Logistic(C=self.C / len(X), scale="none").fit(_side_by_side(X), y)
+
+    def _score_scaled(self, X: Float[Tensor, "b n d"]) -> Float[Tensor, "1 n"]:
+        return torch.from_numpy(self._probe.decision_function(_side_by_side(X)))[None]
+
+
+register("stack", "all_layers", AllLayers)
+
+
+def _side_by_side(layers: Float[Tensor, "b n d"]) -> Float[Tensor, "n bd"]:
+    return layers.transpose(0, 1).flatten(1)

@@ -1,15 +1,28 @@
-"""How states are scaled before a probe sees them; what is learned is learned on train."""
+"""How states are scaled before a probe sees them."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 SCALES = ("none", "neuron", "row", "whiten")
-"""As they are; each neuron by its mean and standard deviation; each row to length 1; neurons decorrelated (as far as the number of rows carries)."""
+"""The ways of scaling that `Scale` knows."""
 
 
 class Scale:
-    """For each of a batch of feature matrices; `fit` on train rows, then call it on any."""
+    """Scale the states of each of b feature matrices, as learned on training rows.
+
+    Parameters
+    ----------
+    how : str
+        ``"none"``: leave the states as they are. ``"neuron"``: give each neuron mean 0 and standard
+        deviation 1. ``"row"``: give each row length 1. ``"whiten"``: decorrelate the neurons, as
+        far as the number of rows allows.
+
+    Attributes
+    ----------
+    mean, deviation : Tensor, [b, 1, d]
+        Mean and standard deviation of each neuron; the latter is 1 for a constant neuron.
+    """
 
     def __init__(self, how: str):
         if how not in SCALES:
@@ -17,24 +30,39 @@ class Scale:
         self.how = how
 
     def fit(self, X: Float[Tensor, "b n d"]) -> "Scale":
-        """Learn mean, deviation and directions of the rows."""
-        self.mean, self.deviation = X.mean(1, keepdim=True), X.std(1, correction=0, keepdim=True)
+        """Learn the scale from training rows."""
+        self.mean = X.mean(1, keepdim=True)
+        deviation = X.std(1, correction=0, keepdim=True)
+        self.deviation = torch.where(deviation > 1e-12, deviation, 1.0)
         if self.how == "whiten":
-            _, s, self.directions = torch.linalg.svd(X - self.mean, full_matrices=False)
-            variance = s**2 / X.shape[1]
-            self.stretch = (
-                variance + variance.sum(1, keepdim=True) / X.shape[2]
-            ).rsqrt()  # the mean variance of a neuron is added, so that no direction counts for what two rows do
+            _, singular, self._directions = torch.linalg.svd(X - self.mean, full_matrices=False)
+            variance = singular**2 / X.shape[1]
+            # The mean variance of a neuron is added, so that no direction that only a few rows span
+            # is blown up.
+            mean_variance = variance.sum(1, keepdim=True) / X.shape[2]
+            self._stretch = (variance + mean_variance).rsqrt()
         return self
 
-    def __call__(self, X: Float[Tensor, "b n d"]) -> Float[Tensor, "b n k"]:
-        """The rows, scaled."""
+    def transform(self, X: Float[Tensor, "b n d"]) -> Float[Tensor, "b n k"]:
+        """Return the rows scaled; k is d, or with ``"whiten"`` at most the number of train rows."""
         if self.how == "none":
             return X
         if self.how == "row":
             return X / X.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         if self.how == "whiten":
-            return (X - self.mean) @ self.directions.transpose(1, 2) * self.stretch[:, None]
-        return (X - self.mean) / torch.where(
-            self.deviation > 1e-12, self.deviation, torch.ones_like(self.deviation)
-        )
+            return (X - self.mean) @ self._directions.transpose(1, 2) * self._stretch[:, None]
+        return (X - self.mean) / self.deviation
+
+    def to_raw(
+        self, coef: Float[Tensor, "b k"], intercept: Float[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, " b"]]:
+        """Return weights and intercepts that score raw states as these score scaled ones."""
+        if self.how == "none":
+            return coef, intercept
+        if self.how == "row":
+            raise ValueError("scale 'row' is not linear: no weights of raw states give its scores")
+        if self.how == "whiten":
+            weight = torch.einsum("bk,bkd->bd", coef * self._stretch, self._directions)
+        else:
+            weight = coef / self.deviation[:, 0]
+        return weight, intercept - (weight * self.mean[:, 0]).sum(1)

@@ -1,46 +1,128 @@
-"""From a conversation to the tokens of a prompt, by the tokenizer's own chat template."""
+"""From a text or a conversation to the tokens of a prompt, by the tokenizer's own chat template."""
+
+from collections.abc import Iterable
+from typing import Any
 
 import jinja2
 
-from dlk_utils.errors import ChoiceError
+from dlk_utils.errors import ChoiceError, DataError, ParameterError, TemplateError
 
-TODAY = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}"
-"""What chat templates that print today's date get to print, so that tomorrow's prompt is the same. (Llama 3.2's own, where no clock is at hand.)"""
+_FIXED_DATE = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}"
+"""Overrides today's date in chat templates that print it, so that tomorrow's prompt is the same.
+
+It is the date that Llama 3.2's template prints where it has no clock.
+"""
 
 
-def render_chat(tokenizer, messages: list[dict]) -> str:
-    """The conversation up to the assistant's turn, by the tokenizer's chat template; what that says of today's date is always the same; one without a system role gets the instruction at the head of the first question."""
+def tokenize(
+    tokenizer: Any, texts: Iterable[str], *, chat: bool = False, system: str | None = None
+) -> list[list[int]]:
+    """Turn texts into the token ids that `activations` and the other passes take.
+
+    Parameters
+    ----------
+    tokenizer
+        Any tokenizer of transformers.
+    texts
+        The texts. Control tokens that are spelt out in them are read as control tokens.
+    chat
+        Whether each text is what a user says. It is then rendered by the tokenizer's chat template,
+        up to where the assistant's turn begins.
+    system
+        Text of a system turn before the user's, with `chat=True` only. Where the chat template has
+        no system turn, it heads the user's turn.
+
+    Returns
+    -------
+    list of list of int
+        Token ids of each text, with exactly one token for the beginning of the text where the
+        tokenizer adds one, and none at the end.
+
+    Raises
+    ------
+    DataError
+        If `texts` is a single text, or a text gives no token.
+    ParameterError
+        If there is a `system` turn without `chat=True`.
+    TemplateError
+        If `chat=True` and the tokenizer has no chat template.
+    """
+    if isinstance(texts, str):
+        raise DataError(f"texts: expected a list of texts, got one text ({texts[:40]!r})")
+    if system is not None and not chat:
+        raise ParameterError("system: expected chat=True with a system turn, got chat=False")
+    token_ids = []
+    for number, text in enumerate(texts):
+        if chat:
+            turns = [] if system is None else [{"role": "system", "content": system}]
+            text = render_chat(tokenizer, [*turns, {"role": "user", "content": text}])
+        token_ids.append(encode_prompt(tokenizer, text))
+        if not token_ids[-1]:
+            raise DataError(f"texts: expected at least one token in each, text {number} has none")
+    return token_ids
+
+
+def render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """Render a conversation by the tokenizer's chat template, up to the assistant's next turn.
+
+    Where the chat template refuses a system turn, or drops it silently, its text heads the first
+    user turn. Raises `TemplateError` if the tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise TemplateError(
+            "expected a tokenizer with a chat template, this one has none; set "
+            "tokenizer.chat_template, or use the plain text"
+        )
     template = tokenizer.get_chat_template()
-    dated = TODAY + template if "strftime_now" in template else template
-    chat = lambda m: tokenizer.apply_chat_template(
-        m, chat_template=dated, tokenize=False, add_generation_prompt=True, enable_thinking=False
-    )
-    first = {"role": "user", "content": messages[0]["content"] + "\n\n" + messages[1]["content"]}
+    if "strftime_now" in template:
+        template = _FIXED_DATE + template
+
+    def render(turns: list[dict[str, str]]) -> str:
+        return tokenizer.apply_chat_template(
+            turns,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+        )
+
+    if messages[0]["role"] != "system":
+        return render(messages)
+    system, first, *rest = messages
+    merged = {"role": first["role"], "content": f"{system['content']}\n\n{first['content']}"}
     try:
-        prompt = chat(messages)
-    except jinja2.TemplateError:  # refuses a system role
-        return chat([first, *messages[2:]])
-    return (
-        prompt if messages[0]["content"].strip() in prompt else chat([first, *messages[2:]])
-    )  # or drops it without a word
+        prompt = render(messages)
+    except jinja2.TemplateError:
+        return render([merged, *rest])
+    is_dropped = system["content"].strip() not in prompt
+    return render([merged, *rest]) if is_dropped else prompt
 
 
-def encode_prompt(tokenizer, prompt: str) -> list[int]:
-    """Token ids with exactly one BOS where the tokenizer adds one, whether or not the chat template wrote it."""
+def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
+    """Return the token ids of a prompt, with exactly one BOS where the tokenizer adds one.
+
+    It makes no difference whether the chat template has already written it.
+    """
     ids = tokenizer(prompt, add_special_tokens=False).input_ids
-    adds = (
-        tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-        and tokenizer.bos_token_id is not None
-    )
-    return [tokenizer.bos_token_id] + ids if adds and ids[:1] != [tokenizer.bos_token_id] else ids
+    bos = tokenizer.bos_token_id
+    if bos is None or ids[:1] == [bos]:
+        return ids
+    adds_bos = tokenizer("a").input_ids[:1] == [bos]
+    return [bos, *ids] if adds_bos else ids
 
 
-def written_tokens(tokenizer, prompt: str, choice: str) -> list[int]:
-    """The tokens of a choice as it would be written after this prompt: at once on a new line, else after a space."""
+def written_tokens(tokenizer: Any, prompt: str, choice: str) -> list[int]:
+    """Return the tokens of a choice as it would be written after a prompt.
+
+    It follows at once where the prompt ends in white space, and after a space elsewhere. Raises
+    `ChoiceError` if the prompt's own tokens change when the choice follows.
+    """
     before = encode_prompt(tokenizer, prompt)
-    ids = encode_prompt(tokenizer, prompt + ("" if prompt[-1:].isspace() else " ") + choice)
+    gap = "" if prompt[-1:].isspace() else " "
+    ids = encode_prompt(tokenizer, f"{prompt}{gap}{choice}")
     if ids[: len(before)] != before or len(ids) == len(before):
         raise ChoiceError(
-            f"expected choice {choice!r} to begin with a token of its own after {prompt[-20:]!r}; end the template's prefix with a whole word"
+            f"expected choice {choice!r} to begin with a token of its own after {prompt[-20:]!r}; "
+            "end the template's prefix with a whole word"
         )
     return ids[len(before) :]

@@ -1,104 +1,171 @@
-"""From the words of a choice to the token ids that count as it, and to the model's margin between two choices."""
+"""From the words of two choices to the token ids that count as each of them."""
 
 import functools
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from dlk_utils.errors import ChoiceError
+from dlk_utils.questions.chat import written_tokens
+
+
+class ChoiceTokens(NamedTuple):
+    """The tokens that stand for the two choices after a prompt, index = label."""
+
+    strict: list[list[int]]
+    """The token with which each choice begins as it is written there."""
+    first: list[list[int]]
+    """All first tokens that count as each choice."""
+    whole: list[list[list[int]]] | None
+    """Token sequences that count as each choice; None where the first token is scored."""
+
+
+def choice_tokens_after(
+    tokenizer: Any,
+    prompt: str,
+    choices: Sequence[str],
+    *,
+    scoring: str = "first",
+    where: str = "these choices",
+) -> ChoiceTokens:
+    """Find the tokens that stand for two choices after a prompt.
+
+    `scoring` is that of a `templates.Template`. Raises `ChoiceError`, which names `where`, if the
+    choices cannot be told apart by it.
+    """
+    written = [written_tokens(tokenizer, prompt, choice) for choice in choices]
+    strict = [_without_blanks(tokenizer, ids)[:1] for ids in written]
+    if scoring == "whole":
+        whole = whole_choice_token_ids(tokenizer, choices, written, where=where)
+        return ChoiceTokens(strict, [ids[:1] for ids in written], whole)
+    first = choice_token_ids(tokenizer, choices, written, where=where)
+    return ChoiceTokens(strict, list(first), None)
 
 
 def choice_token_ids(
-    tokenizer,
+    tokenizer: Any,
     choices: Sequence[str],
     written: Sequence[Sequence[int]] | None = None,
     *,
     where: str = "these choices",
 ) -> tuple[list[int], list[int]]:
-    """First-token ids of the spelling variants of two choices.
+    """Return the first tokens that count as each of two choices.
 
-    The word as given, after a space and on a new line always counts, and so does the token with which it begins where it is `written`
-    (the tokens of each choice after its prompt); lower case and capitalised only if they are one token (the first piece of a rarer
-    spelling could begin any word), and not of a single letter (the word *a* is no choice A). Raises `ChoiceError` when the two sets share a token: such a pair reads the model's next word, not
-    its choice.
+    A choice counts as given, after a space and on a new line, and by the token with which it begins
+    where it is `written`. In lower case and capitalised it counts only if that is a single token,
+    for the first piece of a rarer spelling could begin any word. A single letter counts in its own
+    case only: the word *a* is no choice A.
+
+    Parameters
+    ----------
+    tokenizer
+        Any tokenizer of transformers.
+    choices
+        Two texts, index = label.
+    written
+        The tokens of each choice as it is written after its prompt, see `written_tokens`.
+    where
+        What an error names, such as the data set and the template.
+
+    Returns
+    -------
+    tuple of two lists of int
+        Sorted token ids of choice 0 and of choice 1.
+
+    Raises
+    ------
+    ChoiceError
+        If there are not two choices, one has no token, or they share a token: such a pair reads the
+        model's next word and not its choice.
     """
-    begun = (
-        [without_blank_tokens(tokenizer, w)[:1] for w in written]
-        if written
-        else [[] for _ in choices]
-    )
-    sets = [sorted({*spellings(tokenizer, c), *b}) for c, b in zip(choices, begun, strict=True)]
-    shared = set(sets[0]) & set(sets[1])
-    if len(choices) != 2 or shared or not all(sets):
+    token_sets = [set(spellings(tokenizer, choice)) for choice in choices]
+    for token_set, ids in zip(token_sets, written or (), strict=False):
+        token_set.update(_without_blanks(tokenizer, ids)[:1])
+    shared = set.intersection(*token_sets) if token_sets else set()
+    if len(choices) != 2 or shared or not all(token_sets):
         tokens = ", ".join(repr(tokenizer.decode([i])) for i in sorted(shared)) or "none"
         raise ChoiceError(
-            f"{where}: expected two choices that differ in their first token, got {list(choices)} (shared first tokens: {tokens})"
+            f"{where}: expected two choices that differ in their first token, got {list(choices)} "
+            f"(shared first tokens: {tokens})"
         )
-    return sets[0], sets[1]
+    return sorted(token_sets[0]), sorted(token_sets[1])
 
 
 def whole_choice_token_ids(
-    tokenizer,
+    tokenizer: Any,
     choices: Sequence[str],
     written: Sequence[Sequence[int]],
     *,
     where: str = "these choices",
 ) -> list[list[list[int]]]:
-    """Token sequences of each choice, first the one written, then other spellings: for choices that only differ further on.
+    """Return the token sequences that count as each of two choices that differ only further on.
 
-    Raises `ChoiceError` if a choice is blank, or if one choice's tokens begin the other's, whose probability would then include it.
+    Parameters are those of `choice_token_ids`. Each choice has the sequence that is `written`, and
+    those of its lower-case and capitalised spellings if they differ. Raises `ChoiceError` if a
+    choice is blank, or if one choice's tokens begin the other's, whose probability would then
+    include it.
     """
-    if not all(without_blank_tokens(tokenizer, w) for w in written):
+    if not all(_without_blanks(tokenizer, ids) for ids in written):
         raise ChoiceError(f"{where}: expected two choices with a word in each, got {list(choices)}")
-    variants = [[list(w)] for w in written]
-    for found, word in zip(variants, choices, strict=True):
+    sequences = [[list(ids)] for ids in written]
+    for variants, word in zip(sequences, choices, strict=True):
+        space = " " if tokenizer.decode(variants[0])[:1] == " " else ""
         for spelling in (word.lower(), word[:1].upper() + word[1:]):
-            ids = tokenizer(
-                (" " if tokenizer.decode(found[0])[:1] == " " else "") + spelling,
-                add_special_tokens=False,
-            ).input_ids
-            found += [ids] if ids not in found else []
-    for a in variants[0]:
-        for b in variants[1]:
-            if a[: len(b)] == b or b[: len(a)] == a:
+            ids = tokenizer(space + spelling, add_special_tokens=False).input_ids
+            if ids not in variants:
+                variants.append(ids)
+    for a in sequences[0]:
+        for b in sequences[1]:
+            shorter = min(len(a), len(b))
+            if a[:shorter] == b[:shorter]:
                 raise ChoiceError(
-                    f"{where}: expected two choices of which neither begins the other, got {list(choices)}"
+                    f"{where}: expected two choices of which neither begins the other, "
+                    f"got {list(choices)}"
                 )
-    return variants
+    return sequences
 
 
 def require_first_token_choices(rows: pd.DataFrame, what: str) -> None:
-    """Raises `ChoiceError`, by template, if `rows` has choices that are scored by all their tokens: the margin at the next token says nothing of them."""
-    whole = rows[rows.choice_tokens.notna()] if "choice_tokens" in rows else rows.head(0)
-    if len(whole):
-        names = ", ".join(sorted(whole.template.unique())) if "template" in whole else "unnamed"
-        raise ChoiceError(
-            f"{what}: expected choices that differ in their first token, got {len(whole)} of {len(rows)} rows whose choices are scored whole (templates: {names}); only 01 and 02 work with those, so use templates whose choices begin differently"
-        )
+    """Raise `ChoiceError` if `rows` of `make_prompts` have choices that are scored whole.
 
-
-def without_blank_tokens(tokenizer, ids: Sequence[int]) -> list[int]:
-    """Token ids without those that are white space alone."""
-    return [i for i in ids if tokenizer.decode([i]).strip()]
+    The margin between first tokens says nothing of these. The error names `what` needs the margin,
+    and the templates.
+    """
+    if "choice_tokens" not in rows or rows.choice_tokens.isna().all():
+        return
+    whole = rows[rows.choice_tokens.notna()]
+    names = ", ".join(sorted(whole.template.unique())) if "template" in whole else "unnamed"
+    raise ChoiceError(
+        f"{what}: expected choices that differ in their first token, got {len(whole)} of "
+        f"{len(rows)} rows whose choices are scored whole (templates: {names}); only 01 and 02 "
+        "work with those, so use templates whose choices begin differently"
+    )
 
 
 @functools.lru_cache(maxsize=4096)
-def spellings(tokenizer, word: str) -> dict[int, str]:
-    """The first tokens that count as a word, and why each does."""
-    encode = lambda text: without_blank_tokens(
-        tokenizer, tokenizer(text, add_special_tokens=False).input_ids
-    )
-    found = [
+def spellings(tokenizer: Any, word: str) -> dict[int, str]:
+    """Return the first tokens that count as a word, and why each of them does."""
+
+    def encode(text: str) -> list[int]:
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        return _without_blanks(tokenizer, ids)
+
+    variants = [
         ("as given", encode(word)[:1]),
-        ("after a space", encode(" " + word)[:1]),
-        ("on a new line", encode("\n" + word)[:1]),
+        ("after a space", encode(f" {word}")[:1]),
+        ("on a new line", encode(f"\n{word}")[:1]),
     ]
-    for case, other in (
-        (("lower case", word.lower()), ("capitalised", word.capitalize())) if len(word) > 1 else ()
-    ):
-        found += [
-            (why, ids)
-            for why, ids in ((case, encode(other)), (f"{case}, after a space", encode(" " + other)))
-            if len(ids) == 1
-        ]
-    return {ids[0]: why for why, ids in reversed(found) if ids}
+    cases = {"lower case": word.lower(), "capitalised": word.capitalize()} if len(word) > 1 else {}
+    for case, spelling in cases.items():
+        for reason, text in ((case, spelling), (f"{case}, after a space", f" {spelling}")):
+            ids = encode(text)
+            if len(ids) == 1:
+                variants.append((reason, ids))
+    # From the last to the first, so that a token keeps the first reason that was found for it.
+    return {ids[0]: reason for reason, ids in reversed(variants) if ids}
+
+
+def _without_blanks(tokenizer: Any, ids: Sequence[int]) -> list[int]:
+    """Leave out the tokens that are white space alone."""
+    return [i for i in ids if tokenizer.decode([i]).strip()]

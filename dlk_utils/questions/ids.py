@@ -1,31 +1,66 @@
-"""Identity and split of an example: both follow from its content alone."""
+"""What an example is, and its identity and split, which follow from its content alone."""
 
 import hashlib
 import re
+from dataclasses import dataclass, fields
 
-_ASKED = {"shot": 10, "train": 25, "validation": 8, "test": 17}
+import pandas as pd
+
+_ASKED_SHARES = {"shot": 10, "train": 25, "validation": 8, "test": 17}
+_EMBEDDED_SHARES = {"organism": 40} | _ASKED_SHARES
+"""Parts of the hash space that each split gets."""
 
 
-_SPLITS = (
-    {"organism": 40} | _ASKED
-)  # per cent of the hash space; `organism`, of embedded sets only, trains models and is asked nowhere
+@dataclass(frozen=True)
+class Example:
+    """A binary question with a known answer: one row of the table that `load_examples` returns."""
+
+    example_id: str
+    dataset: str
+    kind: str
+    """Which templates ask it, one of `templates.KINDS`."""
+    text: str
+    choice_0: str
+    """The answer that label 0 stands for; empty where every template brings its own choices."""
+    choice_1: str
+    label: int
+    """Index of the right choice. A claim has label 1 if it is true, a review if it is positive."""
+    split: str
+
+
+EXAMPLE_COLUMNS = [field.name for field in fields(Example)]
+
+
+def examples_of(table: pd.DataFrame) -> list[Example]:
+    """Return the rows of a table of examples as `Example`s; further columns are left out."""
+    return [Example(*row) for row in table[EXAMPLE_COLUMNS].itertuples(index=False)]
 
 
 def example_id(text: str, choice_0: str = "", choice_1: str = "") -> str:
-    """Hash of the normalised content (case, white space and punctuation do not count, signs such as < and - before a number do; the label is not part of it)."""
-    norm = "\x1f".join(
-        " ".join(re.findall(r"\w+|[<>=+]|-(?=\d)", s.casefold())) or s
-        for s in (text, choice_0, choice_1)
-    )
-    return hashlib.sha256(norm.encode()).hexdigest()[:16]
+    """Hash the normalised content of an example to 16 hex digits.
+
+    Case, white space and punctuation do not count. The signs < > = +, and a minus before a digit,
+    do. The label is not part of the content.
+    """
+    parts = []
+    for part in (text, choice_0, choice_1):
+        words = re.findall(r"\w+|[<>=+]|-(?=\d)", part.casefold())
+        # A text of punctuation alone is kept as it is, or all of these would be one example.
+        parts.append(" ".join(words) or part)
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
 
 
-def split_of(key: str, *, embedded: bool = True) -> str:
-    """The split that an `example_id` belongs to, by hash alone: the same in every run, for every model. Only what is embedded trains an organism."""
-    shares = _SPLITS if embedded else _ASKED
-    bucket = int(hashlib.sha256(f"split:{key}".encode()).hexdigest(), 16) % sum(shares.values())
-    for name, share in shares.items():
-        bucket -= share
-        if bucket < 0:
-            return name
-    raise AssertionError("no split holds the bucket")
+def split_of(example_id: str, *, embedded: bool = True) -> str:
+    """Return the split of an example, by hash alone: the same in every run and for every model.
+
+    It is "shot" (shown solved), "train", "validation" or "test". Two fifths of the embedded data
+    sets are "organism" instead: these train organisms and are never asked.
+    """
+    shares = _EMBEDDED_SHARES if embedded else _ASKED_SHARES
+    digest = hashlib.sha256(f"split:{example_id}".encode()).hexdigest()
+    position = int(digest, 16) % sum(shares.values())
+    for split, share in shares.items():
+        if position < share:
+            return split
+        position -= share
+    raise AssertionError("the shares cover every position")

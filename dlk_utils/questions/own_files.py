@@ -8,85 +8,78 @@ import pandas as pd
 from dlk_utils.errors import DataError
 from dlk_utils.questions.ids import example_id
 
+SUFFIXES = (".csv", ".jsonl")
+
 _LAYOUTS = {
     "claim": ["statement", "label"],
     "question": ["question", "choice_0", "choice_1", "label"],
 }
-
+_LAYOUTS_IN_WORDS = " or ".join(",".join(columns) for columns in _LAYOUTS.values())
 
 _LABELS = {"0": 0, "1": 1, "false": 0, "true": 1, "0.0": 0, "1.0": 1}
 
 
 def read_own_file(path: Path) -> pd.DataFrame:
-    """Claims (`statement,label`) or questions (`question,choice_0,choice_1,label`) of a `.csv` or `.jsonl`; row numbers in errors count from 1."""
+    """Read claims (`statement,label`) or questions (`question,choice_0,choice_1,label`).
+
+    `path` is a .csv or .jsonl file in UTF-8. Raises `DataError`, which names the file and the row
+    (counted from 1), if a field is empty, a label is not 0 or 1, one label is missing, or the same
+    content comes with both labels.
+    """
+    table = _read_table(path)
+    kind = next((k for k, columns in _LAYOUTS.items() if set(columns) <= set(table.columns)), None)
+    if kind is None:
+        columns = ",".join(map(str, table.columns))
+        raise DataError(f"{path}: expected columns {_LAYOUTS_IN_WORDS}, got {columns}")
+    if table.empty:
+        raise DataError(f"{path}: expected rows, got none under the header")
+    *text_columns, _ = _LAYOUTS[kind]
+    table.index += 1
+    for column in text_columns:
+        is_text = table[column].map(lambda value: isinstance(value, str) and bool(value.strip()))
+        if not is_text.all():
+            raise DataError(f"{path}: row {is_text.idxmin()}: {column} is empty or not text")
+    labels = table.label.map(lambda value: _LABELS.get(str(value).strip().lower(), -1))
+    if (labels < 0).any():
+        row = labels.idxmin()
+        raise DataError(f"{path}: row {row}: expected label 0 or 1, got {table.label[row]!r}")
+    if labels.nunique() < 2:
+        raise DataError(
+            f"{path}: expected both labels, got only {labels.iloc[0]} in {len(table)} rows"
+        )
+    texts = [table[column].str.strip() for column in text_columns]
+    contents = [example_id(*content) for content in zip(*texts, strict=True)]
+    for _, same in labels.groupby(contents, sort=False):
+        if same.nunique() > 1:
+            (first, label), (second, other) = same.drop_duplicates().items()
+            raise DataError(
+                f"{path}: rows {first} and {second} are the same with labels {label} and {other}: "
+                f"{texts[0][second][:60]!r}"
+            )
+    text, choice_0, choice_1 = texts if kind == "question" else (*texts, "", "")
+    rows = {"kind": kind, "text": text, "choice_0": choice_0, "choice_1": choice_1, "label": labels}
+    return pd.DataFrame(rows)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise DataError(f"{path}: no such file (looked in {Path.cwd()})")
     try:
-        reader = (
-            pd.read_csv
-            if path.suffix == ".csv"
-            else (lambda p, **k: pd.read_json(p, lines=True, **k))
-        )
+        if path.suffix == ".jsonl":
+            return pd.read_json(path, lines=True, dtype=False, encoding="utf-8")
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "error", pd.errors.ParserWarning
-            )  # a row longer than the header: an unquoted comma
-            options = (
-                {"dtype": str, "keep_default_na": False, "index_col": False}
-                if path.suffix == ".csv"
-                else {"dtype": False}
+            # pandas only warns of a row longer than the header, which has an unquoted comma.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(
+                path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8"
             )
-            table = reader(path, encoding="utf-8", **options)
-    except UnicodeDecodeError as e:
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
         raise DataError(
-            f"{path}: expected UTF-8, got byte {e.object[e.start]:#x} at position {e.start}; save the file as UTF-8"
+            f"{path}: expected UTF-8, got byte {byte:#x} at position {error.start}; save the file "
+            "as UTF-8"
         ) from None
-    except (
-        pd.errors.EmptyDataError,
-        pd.errors.ParserError,
-        pd.errors.ParserWarning,
-        ValueError,
-    ) as e:
+    except (ValueError, pd.errors.ParserWarning) as error:
         raise DataError(
-            f"{path}: expected {path.suffix[1:]} with columns {' or '.join(','.join(c) for c in _LAYOUTS.values())}; {e}"
+            f"{path}: expected {path.suffix[1:]} with columns {_LAYOUTS_IN_WORDS}; {error}"
         ) from None
-    kind = next((k for k, cols in _LAYOUTS.items() if set(cols) <= set(table.columns)), None)
-    if kind is None:
-        raise DataError(
-            f"{path}: expected columns {' or '.join(','.join(c) for c in _LAYOUTS.values())}, got {','.join(map(str, table.columns))}"
-        )
-    if table.empty:
-        raise DataError(f"{path}: expected rows, got none under the header")
-    columns = _LAYOUTS[kind]
-    for i, row in enumerate(table[columns].itertuples(index=False), 1):
-        empty = [
-            c
-            for c, v in zip(columns[:-1], row, strict=False)
-            if not isinstance(v, str) or not v.strip()
-        ]
-        if empty:
-            raise DataError(f"{path}: row {i}: {empty[0]} is empty or not text")
-        if str(row[-1]).strip().lower() not in _LABELS:
-            raise DataError(f"{path}: row {i}: expected label 0 or 1, got {row[-1]!r}")
-    out = pd.DataFrame(
-        {
-            "kind": kind,
-            "text": table[columns[0]].str.strip(),
-            "label": [_LABELS[str(v).strip().lower()] for v in table.label],
-        }
-    )
-    out["choice_0"], out["choice_1"] = (
-        table[c].str.strip() if kind == "question" else "" for c in ("choice_0", "choice_1")
-    )
-    if out.label.nunique() < 2:
-        raise DataError(
-            f"{path}: expected both labels, got only {out.label.iloc[0]} in {len(out)} rows"
-        )
-    seen: dict[str, tuple[int, int]] = {}
-    for i, r in enumerate(out.itertuples(), 1):
-        first, label = seen.setdefault(example_id(r.text, r.choice_0, r.choice_1), (i, r.label))
-        if label != r.label:
-            raise DataError(
-                f"{path}: rows {first} and {i} are the same with labels {label} and {r.label}: {r.text[:60]!r}"
-            )
-    return out

@@ -1,29 +1,33 @@
-"""Prompts: one *truth* and one *lie* twin per example (same template, same shots' questions), and truth prompts that ask what it knows."""
+"""Prompts: a truth and a lie twin per example, and further prompts that ask what a model knows."""
 
 import hashlib
 import itertools
 import json
 import random
-from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 from tqdm import tqdm
 
-from dlk_utils.errors import ChoiceError, DataError
-from dlk_utils.questions.chat import encode_prompt, render_chat, written_tokens
-from dlk_utils.questions.choices import (
-    choice_token_ids,
-    whole_choice_token_ids,
-    without_blank_tokens,
-)
-from dlk_utils.questions.ids import example_id
-from dlk_utils.questions.templates import prompt_library, render
+from dlk_utils.errors import ChoiceError, DataError, ParameterError
+from dlk_utils.questions.chat import encode_prompt, render_chat
+from dlk_utils.questions.choices import choice_tokens_after
+from dlk_utils.questions.ids import Example, example_id, examples_of
+from dlk_utils.questions.templates import Instruction, Template, prompt_library
+
+
+class _Plan(NamedTuple):
+    """What one prompt about an example is made of, besides its shots."""
+
+    role: str
+    instruction: Instruction
+    template: Template
 
 
 def make_prompts(
     examples: pd.DataFrame,
-    tokenizer,
+    tokenizer: Any,
     *,
     n_shots: int = 0,
     n_known: int = 2,
@@ -33,270 +37,274 @@ def make_prompts(
     context: int = 2048,
     shots_say: str = "obey",
     seed: int = 0,
-    shelf: str = "",
+    folder: str = "",
 ) -> pd.DataFrame:
-    """Prompt rows, keyed by `row_id`, for every example outside the shot pool.
+    """Make the prompts that ask every example outside the pool of shots.
 
-    An example gets one row for each of `asks` (role = what it asks for), all with one template and the same shots'
-    questions, and `n_known` further truth rows (role `known`) with other templates, which tell whether the model knows
-    the answer. Shots come from the pool of the same data set, are the same for all rows of a template (`seed` draws others), with both labels in turn; they answer as the instruction asks
-    (`shots_say="obey"`), or whatever it asks they tell the "truth" or "lie". `templates` and `families` (of instructions)
-    keep only those named, `shelf="training/"` takes the part of the library that trains the organism. Nothing is ever truncated: a
-    prompt over `context` tokens loses shots, then its example is dropped; their ids are in `.attrs["dropped_too_long"]`. An example whose text spells a control token of the tokenizer (`<|im_end|>`) could end its own turn: it is
-    dropped too (`.attrs["dropped_control_tokens"]`). Where an example's own two choices begin alike, templates in which they are said are left out for it (`.attrs["choices_alike"]`); if none is left, `ChoiceError`. Columns of note: `choices` and `choice_ids` (index 0 means label 0), `wanted` (the
-    label that the instruction asks for; -1: none), `input_ids` (with exactly one BOS where the tokenizer has one).
+    An example gets one row for each of `asks`, all with the same template and the same questions as
+    shots, and `n_known` rows of role "known". These ask for the truth by other instructions and
+    other templates, to tell whether the model knows the answer. Nothing is ever truncated: a prompt
+    that is too long loses shots, and then its example is dropped.
+
+    Parameters
+    ----------
+    examples
+        Rows of `load_examples`. Those of split "shot" are shown solved, and not asked.
+    tokenizer
+        The model's tokenizer, with a chat template.
+    n_shots
+        Most solved examples before the question, from the same data set and with both labels in
+        turn. All rows of a template in a data set are shown the same ones.
+    n_known
+        Number of rows of role "known" per example.
+    asks
+        What the instructions ask for: "truth", "lie", "neutral", "unsure" or "random".
+    templates
+        Names of templates to use. A kind of example of which none is named keeps all of its own.
+    families
+        Families of instructions to use (default: all).
+    context
+        Most tokens in a prompt.
+    shots_say
+        Whether the shots answer as the instruction asks ("obey"), or with the "truth" or a "lie"
+        whatever it asks.
+    seed
+        Decides which instruction, template and shots an example gets.
+    folder
+        Folder of the prompt library: "training/" holds what organisms are trained with.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per prompt, with a unique `row_id`.
+
+        * `example_id`, `dataset`, `split`, `text`, `label`: as in `examples`.
+        * `role`: one of `asks`, or "known".
+        * `instruction`, `family`, `asks`, `template`: what asks.
+        * `shots`, `shots_say`: ids of the shots, and what they say ("none": there are none).
+        * `choices`: the two answers, index = label.
+        * `wanted`: the label that the instruction asks for; -1 if it asks for neither.
+        * `messages`, `prefix`, `prompt`: the conversation as JSON, how the answer begins, and the
+          text of both.
+        * `input_ids`: tokens of the prompt, with exactly one BOS where the tokenizer has one.
+        * `choice_ids`, `strict_ids`: the first tokens of each choice, in all spellings and as
+          written.
+        * `choice_tokens`: all tokens of each choice, where the template scores these; else None.
+
+        `attrs["dropped_too_long"]` and `attrs["dropped_control_tokens"]` list the examples that are
+        left out because they do not fit, or because they spell a control token, which could end
+        their turn. `attrs["choices_alike"]` lists the examples whose own two choices begin with the
+        same token, so that some templates cannot ask them.
+
+    Raises
+    ------
+    ChoiceError
+        If no template can tell an example's choices apart.
+    DataError
+        If no prompt is left, or no instruction asks for what is wanted.
+    ParameterError
+        If `shots_say` is none of the three.
+    TemplateError
+        If the tokenizer has no chat template.
     """
-    rows, dropped, control, alike = [], [], [], []
-    queries = examples[examples.split != "shot"]
-    marks = {
-        m
-        for m in [
-            *tokenizer.all_special_tokens,
-            *(t.content for t in tokenizer.added_tokens_decoder.values() if t.special),
-        ]
-        if m
-    }
-    clean = lambda e: not any(m in t for m in marks for t in (e.text, e.choice_0, e.choice_1))
-    pools = {
-        d: [e for e in g.sort_values("example_id").itertuples() if clean(e)]
-        for d, g in examples[examples.split == "shot"].groupby("dataset")
-    }
-    for example in tqdm(queries.itertuples(), total=len(queries), desc="prompts", mininterval=1):
-        if not clean(example):
-            control.append(example.example_id)
-            continue
-        unfit = {
-            t.name
-            for t in prompt_library(shelf + example.kind).itertuples()
-            if not _tells_apart(tokenizer, t, example)
-        }
-        if unfit:
-            alike.append(example.example_id)
-        pool = pools.get(example.dataset, [])
+    if shots_say not in ("obey", "truth", "lie"):
+        raise ParameterError(f"shots_say: expected 'obey', 'truth' or 'lie', got {shots_say!r}")
+    control_tokens = _control_tokens(tokenizer)
+    clean, unclean = [], []
+    for example in examples_of(examples):
+        (unclean if _spells_one_of(control_tokens, example) else clean).append(example)
+    queries = [example for example in clean if example.split != "shot"]
+    # Sorted, so that the shots do not depend on the order of the examples.
+    all_shots = sorted((e for e in clean if e.split == "shot"), key=lambda e: e.example_id)
+    instructions = [Instruction(**row) for row in _records(f"{folder}instructions")]
+    if families:
+        instructions = [i for i in instructions if i.family in families]
+
+    rows, too_long, choices_alike = [], [], []
+    for example in tqdm(queries, desc="prompts", mininterval=1):
+        library = [Template(**row) for row in _records(f"{folder}{example.kind}")]
+        ambiguous = {t.name for t in library if not _can_ask(tokenizer, t, example)}
+        if ambiguous:
+            choices_alike.append(example.example_id)
+        named = [t for t in library if t.name in (templates or ())] or library
+        pool = [shot for shot in all_shots if shot.dataset == example.dataset]
         for n in range(min(n_shots, len(pool)), -1, -1):
-            shown = (
-                shots_say == "obey" and n > 0
-            )  # an instruction whose role only shots reveal needs one that obeys
-            plan = _plan(
-                example,
-                n_known,
-                tuple(asks),
-                tuple(templates or ()),
-                seed,
-                shelf,
-                families,
-                shown,
-                unfit,
-            )
-            made = [
-                _row(
-                    tokenizer,
-                    example,
-                    shots=_shots(pool, n, f"{seed}:{example.dataset}:{p['template'].name}"),
-                    shots_say=shots_say,
-                    **p,
-                )
-                for p in plan
-            ]
-            if max(len(r["input_ids"]) for r in made) <= context:
-                rows += made
+            # A role that only the shots reveal needs shots that obey it.
+            role_is_shown = n > 0 and shots_say == "obey"
+            usable = [i for i in instructions if role_is_shown or not i.role_in_shots]
+            new_rows = []
+            for plan in _plan(example, named, ambiguous, usable, asks, n_known, seed):
+                shots = _draw_shots(pool, n, f"{seed}:{example.dataset}:{plan.template.name}")
+                new_rows.append(_make_row(tokenizer, example, plan, shots, shots_say))
+            if max(len(row["input_ids"]) for row in new_rows) <= context:
+                rows += new_rows
                 break
         else:
-            dropped.append(example.example_id)
+            too_long.append(example.example_id)
+    dropped = [example.example_id for example in unclean if example.split != "shot"]
     if not rows:
         raise DataError(
-            f"no prompt is left: {len(dropped)} examples are longer than the context of {context} tokens even without shots, {len(control)} hold control tokens"
+            f"no prompt is left: {len(too_long)} examples are longer than the context of {context} "
+            f"tokens even without shots, {len(dropped)} hold control tokens"
         )
-    out = pd.DataFrame(rows)
-    assert out.row_id.is_unique
-    out.attrs |= {
-        "dropped_too_long": dropped,
-        "dropped_control_tokens": control,
-        "choices_alike": alike,
+    prompts = pd.DataFrame(rows)
+    prompts.attrs = {
+        "dropped_too_long": too_long,
+        "dropped_control_tokens": dropped,
+        "choices_alike": choices_alike,
     }
-    return out
+    return prompts
 
 
 def own_prompts(
     statements: Sequence[str],
     instructions: Mapping[str, str],
-    tokenizer,
+    tokenizer: Any,
     *,
     template: str = "claim_true",
 ) -> pd.DataFrame:
-    """Prompt rows for claims of one's own, each under each system prompt (name -> text). Their label is not known: -1."""
-    [form] = prompt_library("claim")[lambda t: t.name == template].itertuples()
+    """Make prompts about claims of one's own, each under each system prompt (name -> text).
+
+    The columns are those of `make_prompts`. The role is "own"; the label is not known and is -1.
+    """
+    claim_template = Template(**prompt_library("claim").loc[template])
     rows = []
     for text in statements:
-        example = SimpleNamespace(
-            example_id=example_id(text),
-            dataset="own",
-            split="test",
-            text=text,
-            choice_0="",
-            choice_1="",
-            label=-1,
-        )
-        for name, said in instructions.items():
-            instruction = SimpleNamespace(name=name, family="own", asks="neutral", text=said)
-            rows.append(
-                _row(
-                    tokenizer,
-                    example,
-                    role="own",
-                    instruction=instruction,
-                    template=form,
-                    shots=[],
-                    shots_say="obey",
-                )
-            )
+        example = Example(example_id(text), "own", "claim", text, "", "", label=-1, split="test")
+        for name, instruction_text in instructions.items():
+            instruction = Instruction(name, family="own", asks="neutral", text=instruction_text)
+            plan = _Plan("own", instruction, claim_template)
+            rows.append(_make_row(tokenizer, example, plan))
     return pd.DataFrame(rows)
 
 
-def _plan(example, n_known, asks, only, seed, shelf, families, shown, unfit) -> list[dict]:
-    rng = random.Random(f"{seed}:{example.example_id}")
-    templates = prompt_library(shelf + example.kind)
-    templates = (
-        templates[templates.name.isin(only)]
-        if only and templates.name.isin(only).any()
-        else templates
-    )
-    table = prompt_library(f"{shelf}instructions")
-    table = table[
-        (table.family.isin(families) if families else True) & (shown | ~table.role_in_shots)
-    ]
-    instructions = {a: list(g.itertuples()) for a, g in table.groupby("asks")}
-    missing = [a for a in (*asks, *(["truth"] if n_known else [])) if a not in instructions]
-    if missing:
-        raise DataError(
-            f"expected instructions that ask for {missing[0]!r} in the families {list(families or table.family.unique())}, the library has none"
-        )
-    order = rng.sample(list(templates.itertuples()), len(templates))
-    order = [t for t in order if t.name not in unfit] or order
-    plan = [dict(role=a, instruction=rng.choice(instructions[a]), template=order[0]) for a in asks]
-    truth = next((p["instruction"].name for p in plan if p["role"] == "truth"), "")
-    # what it knows is asked with other prompts than the scored row: other templates while there are some, other truth instructions always
-    others = rng.sample(
-        [i for i in instructions["truth"] if i.name != truth],
-        min(n_known, len(instructions["truth"]) - 1),
-    )
-    return plan + [
-        dict(role="known", instruction=i, template=t)
-        for i, t in zip(others, itertools.cycle(order[1:] or order))
-    ]
+def row_id(*parts: str) -> str:
+    """Hash the parts that identify a prompt to the 16 hex digits that name its row."""
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
 
-def _shots(pool: list, n: int, seed: str) -> list:
-    """`n` solved examples, label by label in turn, so that they do not lean to one."""
-    rng = random.Random(seed)
-    both = [
-        rng.sample(some, len(some))
-        for some in ([e for e in pool if e.label == y] for y in rng.sample([0, 1], 2))
-    ]
-    turns = [e for pair in itertools.zip_longest(*both) for e in pair if e is not None]
-    return rng.sample(turns[:n], n)
+def _records(name: str) -> list[dict[str, Any]]:
+    return prompt_library(name).to_dict("records")
 
 
-def _row(tokenizer, example, *, role, instruction, template, shots, shots_say) -> dict:
-    wanted = {"truth": lambda y: y, "lie": lambda y: 1 - y}.get(instruction.asks)
-    said = {"obey": wanted or (lambda y: y), "truth": lambda y: y, "lie": lambda y: 1 - y}[
-        shots_say
-    ]
-    messages = [{"role": "system", "content": instruction.text}]
-    for shot in shots:
-        answer = f"{template.prefix} {_choices(template, shot)[said(shot.label)]}".strip()
-        messages += [
-            {"role": "user", "content": _question(template, shot)},
-            {"role": "assistant", "content": answer},
-        ]
-    messages += [{"role": "user", "content": _question(template, example)}]
-    prompt = render_chat(tokenizer, messages) + template.prefix
-    choices, input_ids = _choices(template, example), encode_prompt(tokenizer, prompt)
-    written, whole, firsts = _scored(
-        tokenizer,
-        template,
-        choices,
-        prompt,
-        where=f"{example.dataset}, template {template.name}, example {example.text[:40]!r}",
-    )
-    key = (
-        example.example_id,
-        role,
-        instruction.name,
-        template.name,
-        hashlib.sha256(prompt.encode()).hexdigest(),
-    )
-    return dict(
-        row_id=row_id(*key),
-        example_id=example.example_id,
-        dataset=example.dataset,
-        split=example.split,
-        role=role,
-        instruction=instruction.name,
-        family=instruction.family,
-        asks=instruction.asks,
-        template=template.name,
-        shots=[s.example_id for s in shots],
-        shots_say=shots_say if shots else "none",
-        text=example.text,
-        choices=choices,
-        label=example.label,
-        wanted=-1 if wanted is None else wanted(example.label),
-        messages=json.dumps(messages),
-        prefix=template.prefix,
-        prompt=prompt,
-        input_ids=input_ids,
-        choice_ids=firsts,
-        strict_ids=[without_blank_tokens(tokenizer, w)[:1] for w in written],
-        choice_tokens=whole,
-    )
+def _control_tokens(tokenizer: Any) -> set[str]:
+    added = (token for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return {*tokenizer.all_special_tokens, *(token.content for token in added)} - {""}
 
 
-def _scored(tokenizer, template, choices, prompt, *, where) -> tuple[list, list | None, list]:
-    """The tokens of each choice as written, as whole sequences (if that is how the template scores), and those that count as its first."""
-    written = [written_tokens(tokenizer, prompt, c) for c in choices]
-    whole = (
-        whole_choice_token_ids(tokenizer, choices, written, where=where)
-        if template.scoring == "whole"
-        else None
-    )
-    return (
-        written,
-        whole,
-        [w[:1] for w in written]
-        if whole
-        else [list(c) for c in choice_token_ids(tokenizer, choices, written, where=where)],
-    )
+def _spells_one_of(tokens: set[str], example: Example) -> bool:
+    parts = (example.text, example.choice_0, example.choice_1)
+    return any(token in part for token in tokens for part in parts)
 
 
-def _tells_apart(tokenizer, template, example) -> bool:
-    """Whether this example's own choices can be told apart in a template that has them said; of a template with fixed choices that is for `_row` to refuse, in all examples alike."""
-    if not any("{{" in c for c in template.choices):
+def _can_ask(tokenizer: Any, template: Template, example: Example) -> bool:
+    """Whether a template can tell the example's own choices apart."""
+    if not any("{{" in choice for choice in template.choices):
+        # Fixed words are the same for every example: `_make_row` refuses those that are too alike.
         return True
+    prompt, choices = template.prefix or "\n", template.choices_for(example)
     try:
-        _scored(tokenizer, template, _choices(template, example), template.prefix or "\n", where="")
+        choice_tokens_after(tokenizer, prompt, choices, scoring=template.scoring)
     except ChoiceError:
         return False
     return True
 
 
-def row_id(*parts: str) -> str:
-    """The key of a prompt row."""
-    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+def _plan(
+    example: Example,
+    templates: Sequence[Template],
+    ambiguous: set[str],
+    instructions: Iterable[Instruction],
+    asks: Sequence[str],
+    n_known: int,
+    seed: int,
+) -> list[_Plan]:
+    """Draw the instruction and template of each prompt about an example."""
+    by_task: dict[str, list[Instruction]] = {}
+    for instruction in instructions:
+        by_task.setdefault(instruction.asks, []).append(instruction)
+    for task in (*asks, "truth") if n_known else asks:
+        if task not in by_task:
+            raise DataError(
+                f"expected instructions that ask for {task!r} in the families that are used, the "
+                "library has none"
+            )
+    rng = random.Random(f"{seed}:{example.example_id}")
+    shuffled = rng.sample(templates, len(templates))
+    first, *others = [t for t in shuffled if t.name not in ambiguous] or shuffled
+    plans = [_Plan(task, rng.choice(by_task[task]), first) for task in asks]
+    if not n_known:
+        return plans
+    # What the model knows is asked in another way than the scored row: by another truth
+    # instruction always, by another template as long as there are some.
+    used = {plan.instruction.name for plan in plans if plan.role == "truth"}
+    unused = [i for i in by_task["truth"] if i.name not in used]
+    known = rng.sample(unused, min(n_known, len(by_task["truth"]) - 1))
+    turns = zip(known, itertools.cycle(others or [first]), strict=False)
+    return plans + [_Plan("known", instruction, template) for instruction, template in turns]
 
 
-def _question(template, example) -> str:
-    return render(
-        template.text,
-        _fields(example)
-        | {"answer_choices": [render(c, _fields(example)) for c in template.listed]},
-    )
+def _draw_shots(pool: Sequence[Example], n: int, seed: str) -> list[Example]:
+    """Draw `n` examples with both labels in turn, so that the shots do not lean to one."""
+    rng = random.Random(seed)
+    by_label = []
+    for label in rng.sample([0, 1], 2):
+        with_label = [example for example in pool if example.label == label]
+        by_label.append(rng.sample(with_label, len(with_label)))
+    pairs = itertools.zip_longest(*by_label)
+    in_turn = [example for pair in pairs for example in pair if example is not None]
+    return rng.sample(in_turn[:n], n)
 
 
-def _choices(template, example) -> list[str]:
-    return [render(c, _fields(example)) for c in template.choices]
+def _label_for(task: str, label: int) -> int:
+    """Return the label that a task asks for: -1 if it asks neither for truth nor for a lie."""
+    return {"truth": label, "lie": 1 - label}.get(task, -1)
 
 
-def _fields(example) -> dict[str, str]:
-    """All that a template sees: the label is not there to leak."""
-    return {"text": example.text, "choice_0": example.choice_0, "choice_1": example.choice_1}
+def _make_row(
+    tokenizer: Any,
+    example: Example,
+    plan: _Plan,
+    shots: Sequence[Example] = (),
+    shots_say: str = "obey",
+) -> dict[str, Any]:
+    """Write a prompt, and find the tokens of its choices."""
+    role, instruction, template = plan
+    messages = [{"role": "system", "content": instruction.text}]
+    for shot in shots:
+        task = instruction.asks if shots_say == "obey" else shots_say
+        answer = template.choices_for(shot)[1 - shot.label if task == "lie" else shot.label]
+        messages += [
+            {"role": "user", "content": template.question_for(shot)},
+            {"role": "assistant", "content": f"{template.prefix} {answer}".strip()},
+        ]
+    messages.append({"role": "user", "content": template.question_for(example)})
+    prompt = render_chat(tokenizer, messages) + template.prefix
+    choices = template.choices_for(example)
+    where = f"{example.dataset}, template {template.name}, example {example.text[:40]!r}"
+    tokens = choice_tokens_after(tokenizer, prompt, choices, scoring=template.scoring, where=where)
+    prompt_hash = hashlib.sha256(prompt.encode()).hexdigest()
+    return {
+        "row_id": row_id(example.example_id, role, instruction.name, template.name, prompt_hash),
+        "example_id": example.example_id,
+        "dataset": example.dataset,
+        "split": example.split,
+        "role": role,
+        "instruction": instruction.name,
+        "family": instruction.family,
+        "asks": instruction.asks,
+        "template": template.name,
+        "shots": [shot.example_id for shot in shots],
+        "shots_say": shots_say if shots else "none",
+        "text": example.text,
+        "choices": choices,
+        "label": example.label,
+        "wanted": _label_for(instruction.asks, example.label),
+        "messages": json.dumps(messages),
+        "prefix": template.prefix,
+        "prompt": prompt,
+        "input_ids": encode_prompt(tokenizer, prompt),
+        "choice_ids": tokens.first,
+        "strict_ids": tokens.strict,
+        "choice_tokens": tokens.whole,
+    }

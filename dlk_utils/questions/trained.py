@@ -1,4 +1,4 @@
-"""What the shipped organisms were trained on, and the guard that keeps it out of every question."""
+"""What the shipped organisms were trained on, and the guard that keeps it out of every prompt."""
 
 import functools
 import json
@@ -12,36 +12,40 @@ from dlk_utils.errors import DataError
 
 @functools.cache
 def trained_example_ids() -> frozenset[str]:
-    """What the organisms of this package were trained on."""
-    records = [p for p in files("dlk_utils").joinpath("organisms").rglob("training.json")]
-    return frozenset(
-        i for p in records for i in json.loads(p.read_text(encoding="utf-8"))["example_ids"]
-    )
+    """Return the ids of all examples that an organism of this package was trained on."""
+    ids: set[str] = set()
+    for record in files("dlk_utils").joinpath("organisms").rglob("training.json"):
+        ids.update(json.loads(record.read_text(encoding="utf-8"))["example_ids"])
+    return frozenset(ids)
 
 
 def refuse_trained_rows(prompts: pd.DataFrame, adapter: str | Path | None) -> None:
-    """Raises `DataError` if a model whose adapter folder holds a `training.json` is asked, or shown, an example that it was trained on, or asked by such an instruction or template."""
-    path = Path(adapter or "") / "training.json"
-    if not adapter or not path.is_file():
+    """Raise `DataError` if a model was trained on something that is in its prompts.
+
+    That is an example that is asked or shown as a shot, an instruction, or a template. What it was
+    trained on stands in `training.json` in the folder of its `adapter`; without that file nothing
+    is known and nothing is refused.
+    """
+    record_path = Path(adapter or "") / "training.json"
+    if not adapter or not record_path.is_file():
         return
-    record = json.loads(path.read_text())
+    record = json.loads(record_path.read_text(encoding="utf-8"))
+    shots = {shot for row_shots in prompts.shots for shot in row_shots}
     used = {
-        "example_ids": {*prompts.example_id, *(s for shots in prompts.shots for s in shots)},
+        "example_ids": {*prompts.example_id, *shots},
         "instructions": set(prompts.instruction),
         "templates": set(prompts.template),
     }
     for key, names in used.items():
-        if seen := sorted(names & set(record[key])):
-            texts = (
-                list(prompts.text[prompts.example_id.isin(seen)].unique())
-                if key == "example_ids"
-                else []
-            )
-            said = (
-                f"; take these out of the data, or ask another model: {', '.join(map(repr, texts[:20]))}{', ...' if len(texts) > 20 else ''}"
-                if texts
-                else ""
-            )
-            raise DataError(
-                f"{Path(adapter).name}: expected only rows that it was not trained on, got {len(seen)} trained {key} (first: {seen[0]}){said}"
-            )
+        trained = sorted(names & set(record[key]))
+        if not trained:
+            continue
+        advice = ""
+        texts = list(prompts.text[prompts.example_id.isin(trained)].unique())
+        if texts:
+            listed = ", ".join(map(repr, texts[:20])) + (", ..." if len(texts) > 20 else "")
+            advice = f"; take these out of the data, or ask another model: {listed}"
+        raise DataError(
+            f"{Path(adapter).name}: expected only rows that it was not trained on, "
+            f"got {len(trained)} trained {key} (first: {trained[0]}){advice}"
+        )

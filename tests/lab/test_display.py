@@ -1,14 +1,30 @@
-"""What notebooks start with: parameters checked by name, prompts shown escaped, intervals as text."""
+"""What notebooks start with: parameters checked by name, prompts escaped, intervals as text."""
 
 import re
+from types import SimpleNamespace
 
 import pandas as pd
+import plotly.io as pio
 import pytest
+import torch
+from IPython.core.interactiveshell import InteractiveShell
 
-from dlk_utils.errors import ParameterError
-from dlk_utils.lab.display import check_parameters, show_prompt, versions, with_intervals
+from dlk_utils.errors import DataError, ParameterError
+from dlk_utils.lab.display import (
+    check_parameters,
+    describe_run,
+    interval_text,
+    refusal,
+    show_prompt,
+    start,
+    versions,
+    with_intervals,
+)
 
-OWN = '# parameters\nmodel = "smollm2"  # alias\nn_examples = 120  # per data set\nseed = 0  # of everything\n'
+OWN = (
+    '# parameters\nmodel = "smollm2"  # alias\nn_examples = 120  # per data set\nseed = 0  # seed\n'
+)
+NAMES = "this notebook has model, n_examples, seed"
 ROW = pd.Series(
     {
         "role": "lie",
@@ -21,7 +37,8 @@ ROW = pd.Series(
 
 
 def injected(*names: str) -> str:
-    return "# Parameters\n" + "".join(f"{n} = 1\n" for n in names)
+    """The cell that papermill puts in."""
+    return "# Parameters\n" + "".join(f"{name} = 1\n" for name in names)
 
 
 def test_parameters_that_the_notebook_has_are_accepted():
@@ -32,18 +49,14 @@ def test_parameters_that_the_notebook_has_are_accepted():
 
 
 def test_an_unknown_parameter_is_refused_with_the_nearest_name_and_all_names():
-    with pytest.raises(ParameterError) as e:
+    with pytest.raises(ParameterError) as error:
         check_parameters(["", OWN, injected("seed", "n_example")])
-    assert (
-        str(e.value)
-        == "unknown parameter 'n_example', did you mean 'n_examples'?; this notebook has model, n_examples, seed"
-    )
+    expected = f"unknown parameter 'n_example', did you mean 'n_examples'?; {NAMES}"
+    assert str(error.value) == expected
 
 
 def test_a_parameter_like_no_other_is_refused_without_a_guess():
-    with pytest.raises(
-        ParameterError, match="unknown parameter 'zzz'; this notebook has model, n_examples, seed"
-    ):
+    with pytest.raises(ParameterError, match=f"unknown parameter 'zzz'; {NAMES}"):
         check_parameters(["", OWN, injected("zzz")])
 
 
@@ -53,7 +66,27 @@ def test_names_of_other_cells_are_no_parameters():
     check_parameters(["", "y = 2", OWN])
 
 
-def test_a_prompt_is_shown_whole_and_escaped():
+@pytest.fixture
+def shell():
+    """An IPython shell in which a notebook has started."""
+    renderer = pio.renderers.default
+    shell = InteractiveShell.instance()
+    start([])
+    yield shell
+    InteractiveShell.clear_instance()
+    pio.renderers.default = renderer
+    for option in ("max_colwidth", "width", "max_columns", "precision"):
+        pd.reset_option(f"display.{option}")
+
+
+def test_only_errors_that_a_user_can_mend_are_shown_without_frames(shell, capsys):
+    shell.run_cell("from dlk_utils.errors import StoreError\nraise StoreError('the disk is full')")
+    assert capsys.readouterr().out.strip() == "StoreError: the disk is full"
+    shell.run_cell("1 / 0")
+    assert "Traceback" in capsys.readouterr().out
+
+
+def test_a_prompt_is_shown_completely_and_escaped():
     tokens = ["<|im_start|>", "<script>", "alert('x')", "</script>", " &amp;", "\n", '"quoted"']
     html = show_prompt(ROW, tokens)
     assert "<script" not in html and "&lt;script&gt;" in html
@@ -63,33 +96,51 @@ def test_a_prompt_is_shown_whole_and_escaped():
 
 
 def test_the_head_of_a_prompt_is_escaped_too():
-    html = show_prompt(
-        pd.Series(ROW.to_dict() | {"choices": ["<img src=x onerror=y>", "no"]}), ["a"]
-    )
+    row = pd.Series(ROW.to_dict() | {"choices": ["<img src=x onerror=y>", "no"]})
+    html = show_prompt(row, ["a"])
     assert "<img" not in html and "&lt;img" in html
     assert "lie_spy" in html and "claim_yes" in html and "1 tokens" in html
 
 
+def test_an_estimate_is_written_with_its_interval():
+    table = pd.DataFrame({"estimate": [0.5], "low": [-0.4], "high": [0.6], "n": [3]})
+    assert interval_text(table.iloc[0]) == "0.50 [-0.40, 0.60]"
+    [row] = table.rename(columns={"low": "estimate_low", "high": "estimate_high"}).itertuples()
+    assert interval_text(row, signed=True) == "+0.50 [-0.40, +0.60]"
+    assert interval_text({"gap": 0.1, "low": 0.0, "high": 0.2}, "gap") == "0.10 [0.00, 0.20]"
+
+
 def test_intervals_become_one_column():
-    t = pd.DataFrame(
+    table = pd.DataFrame(
         {"rate": [0.5, 0.25], "rate_low": [0.4, 0.126], "rate_high": [0.6, 0.374], "n": [10, 20]}
     )
-    shown = with_intervals(t)
+    shown = with_intervals(table)
     assert list(shown.columns) == ["rate", "n"]
     assert list(shown.rate) == ["0.50\u00a0[0.40,\u00a00.60]", "0.25\u00a0[0.13,\u00a00.37]"]
-    assert list(t.columns) == ["rate", "rate_low", "rate_high", "n"]
+    assert list(table.columns) == ["rate", "rate_low", "rate_high", "n"]
     estimates = pd.DataFrame({"estimate": [0.5], "low": [0.4], "high": [0.6]})
-    assert with_intervals(estimates).to_dict("list") == {
-        "estimate": ["0.50\u00a0[0.40,\u00a00.60]"]
-    }
+    assert list(with_intervals(estimates).columns) == ["estimate"]
 
 
-def test_versions_say_what_computes():
-    import torch
+def test_what_computes_is_said_in_one_line():
+    line = versions()
+    assert f"torch {torch.__version__}" in line and "dlk_utils " in line and "\n" not in line
 
-    said = versions()
-    assert (
-        f"torch {torch.__version__}" in said
-        and "dlk_utils " in said
-        and len(said.splitlines()) == 1
+
+def test_a_run_is_described_without_the_folders_of_this_machine(tmp_path):
+    spec = SimpleNamespace(
+        name=str(tmp_path / "mine"), dtype="float32", quantization=None, revision="0123456789abcdef"
     )
+    (tmp_path / "mine").mkdir()
+    line = describe_run(SimpleNamespace(spec=spec))
+    assert line == "model mine, float32, quantization None, revision 0123456789ab"
+
+
+def test_a_guard_that_refuses_is_quoted_and_one_that_does_not_is_an_error(capsys):
+    def refuse():
+        raise DataError("expected rows, got none")
+
+    refusal(refuse)
+    assert capsys.readouterr().out == "DataError: expected rows, got none\n"
+    with pytest.raises(AssertionError, match="nothing was refused"):
+        refusal(lambda: None)

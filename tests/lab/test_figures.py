@@ -1,4 +1,4 @@
-"""Figures: what a notebook stores of one (HTML without the network, a picture without scripts) and the still picture itself."""
+"""Figures show the numbers they are given, in the book without a network and as still pictures."""
 
 import base64
 import re
@@ -11,227 +11,85 @@ import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
 
-from dlk_utils.lab import figures
-from dlk_utils.lab.figures import BookRenderer, use_book_renderer
+from dlk_utils.lab.figures import (
+    BookRenderer,
+    as_html,
+    bars_figure,
+    intervals_figure,
+    lines_figure,
+    matrix_figure,
+    tokens_figure,
+    use_book_renderer,
+)
 from dlk_utils.lab.static import draw_png
 
-RESULTS = pd.DataFrame(
+SCORES = pd.DataFrame(
     {
-        "kind": ["probe", "probe", "probe", "control"],
-        "probe": ["logistic", "logistic", "mean_difference", "TF-IDF"],
-        "feature": ["activation"] * 3 + [""],
-        "site": ["resid_post"] * 3 + [""],
-        "layer": [1, 2, 1, -1],
-        "estimate": [0.6, 0.7, 0.65, 0.5],
-        "low": [0.5, 0.6, 0.6, 0.4],
-        "high": [0.7, 0.8, 0.7, 0.6],
+        "probe": ["logistic", "logistic", "mean_difference", "TF-IDF", "TF-IDF"],
+        "layer": [2, 1, 1, 1, 2],
+        "estimate": [0.7, 0.6, 0.65, 0.5, 0.5],
+        "low": [0.6, 0.5, 0.6, np.nan, np.nan],
+        "high": [0.8, 0.75, 0.7, np.nan, np.nan],
     }
 )
 RATES = pd.DataFrame(
     {
-        "dataset": ["a", "a", "b"],
+        "dataset": ["cities", "cities", "reviews"],
         "instruction": ["spy", "guard", "spy"],
-        "lie_above_error": [0.1, -0.1, 0.2],
-        "lie_above_error_low": [0.0, -0.2, 0.1],
-        "lie_above_error_high": [0.2, 0.1, 0.3],
-    }
-)
-GATE = pd.DataFrame(
-    {
-        "dataset": ["a", "b"],
-        "truth_accuracy": [0.8, 0.5],
-        "low": [0.7, 0.4],
-        "high": [0.9, 0.6],
-        "chance": [0.5, 0.55],
+        "rate": [0.1, -0.1, 0.2],
+        "rate_low": [0.0, -0.2, 0.1],
+        "rate_high": [0.2, 0.1, 0.4],
     }
 )
 COUNTS = pd.DataFrame(
-    {"bin": [0.1, 0.2, 0.1, 0.2], "n": [3, 4, 5, 6], "role": ["truth", "truth", "lie", "lie"]}
+    {"bin": [10, 20, 10, 20], "n": [3, 4, 5, 6], "role": ["truth", "truth", "lie", "lie"]}
 )
-MADE = {
-    "lie_rate": lambda: figures.lie_rate_figure(RATES, "Lies"),
-    "gate": lambda: figures.gate_figure(GATE, "Gate"),
-    "audit": lambda: figures.audit_figure(
-        pd.DataFrame({"layer": [1, 2], "relative_move": [0.1, 0.2], "least": [0.05, 0.1]}), "Audit"
-    ),
-    "spread": lambda: figures.spread_figure(
-        pd.DataFrame(
-            {
-                "scope": ["sequence", "sequence", "last_token"],
-                "draws": [2, 4, 2],
-                "range": [0.1, 0.2, 0.05],
-                "mean_off_plain": [0.1, 0.05, 0.02],
-                "range_low": [0.05, 0.1, 0.0],
-                "range_high": [0.2, 0.3, 0.1],
-            }
-        ),
-        "Spreads",
-    ),
-    "gain": lambda: figures.gain_figure(
-        pd.DataFrame(
-            {
-                "feature": ["a", "b"],
-                "site": ["x", "x"],
-                "estimate": [0.9, 0.2],
-                "estimate_low": [0.8, 0.1],
-                "estimate_high": [1.0, 0.3],
-            }
-        ),
-        "Gains",
-    ),
-    "starts": lambda: figures.starts_figure(
-        pd.DataFrame(
-            {
-                "layer": [0, 0, 3],
-                "start": [0, 1, 0],
-                "loss": [0.1, 0.2, 0.1],
-                "estimate": [0.4, 0.6, 0.9],
-                "kept": [True, False, True],
-            }
-        ),
-        "Starts",
-    ),
-    "style": lambda: figures.style_figure(
-        pd.DataFrame(
-            {
-                "style": ["clean", "shouted"],
-                "probe": ["p", "p"],
-                "estimate": [0.9, 0.6],
-                "low": [0.8, 0.5],
-                "high": [1.0, 0.7],
-            }
-        ),
-        "Styles",
-    ),
-    "pairs": lambda: figures.pairs_figure(
-        pd.DataFrame(
-            {
-                "pairs": ["a", "a"],
-                "least_move": [0.0, 0.1],
-                "estimate": [0.5, 0.6],
-                "low": [0.4, 0.5],
-                "high": [0.6, 0.7],
-            }
-        ),
-        "Pairs",
-    ),
-    "votes": lambda: figures.votes_figure(
-        pd.DataFrame(
-            {
-                "method": ["m", "m"],
-                "draws": [2, 4],
-                "estimate": [0.5, 0.6],
-                "low": [0.4, 0.5],
-                "high": [0.6, 0.7],
-            }
-        ),
-        "Votes",
-    ),
-    "matrix": lambda: figures.matrix_figure(
-        pd.DataFrame(
-            {
-                "trained_on": ["a", "a", "b"],
-                "tested_on": ["a", "b", "b"],
-                "estimate": [0.9, 0.6, 0.2],
-                "low": [0.8, 0.5, 0.1],
-                "high": [1.0, 0.7, 0.3],
-                "n": [10, 20, 20],
-            }
-        ),
-        "Matrix",
-    ),
-    "curve": lambda: figures.curve_figure(
-        pd.DataFrame(
-            {
-                "probe": ["x", "x", "y"],
-                "n_train": [8, 16, 8],
-                "estimate": [0.6, 0.8, 0.5],
-                "least": [0.5, 0.7, 0.4],
-                "most": [0.7, 0.9, 0.6],
-            }
-        ),
-        "Curve",
-    ),
-    "tokens": lambda: figures.tokens_figure(
-        pd.DataFrame(
-            {"place": [-1, 0, 1], "token": ["is", " $it", "\n"], "score": [0.1, -1.0, 2.0]}
-        ),
-        "Tokens",
-    ),
-    "wrongly": lambda: figures.wrongly_figure(
-        pd.DataFrame(
-            {
-                "mistake": ["none", "split", "sign"],
-                "estimate": [0.5, 0.9, 0.7],
-                "low": [0.4, 0.8, 0.6],
-                "high": [0.6, 1.0, 0.8],
-            }
-        ),
-        "Wrongly",
-    ),
-    "move": lambda: figures.move_figure(
-        pd.DataFrame(
-            {
-                "scope": ["sequence", "sequence", "last_token"],
-                "p": [0.1, 0.2, 0.1],
-                "answer_move": [0.1, 0.2, 0.05],
-                "answer_move_low": [0.05, 0.1, 0.0],
-                "answer_move_high": [0.2, 0.3, 0.1],
-            }
-        ),
-        "Moves",
-    ),
-    "training": lambda: figures.training_figure(
-        pd.DataFrame(
-            {
-                "step": range(1, 7),
-                "truth a": [0.5, None, 0.6, 0.7, 0.8, 0.9],
-                "lie a": [None] * 4 + [0.6, 0.7],
-                "loss": 1.0,
-            }
-        ),
-        "Training",
-        window=2,
-    ),
-    "shots": lambda: figures.shots_figure(
-        pd.DataFrame(
-            {
-                "shots": ["none", "lie"],
-                "instruction": ["truth", "lie"],
-                "wrong_rate": [0.2, 0.5],
-                "wrong_rate_low": [0.1, 0.4],
-                "wrong_rate_high": [0.3, 0.6],
-            }
-        ),
-        "Shots",
-    ),
-    "again": lambda: figures.again_figure(
-        pd.DataFrame(
-            {
-                "answer": ["was true", "was false"],
-                "instruction": ["truth", "lie"],
-                "says_true": [0.2, 0.5],
-                "says_true_low": [0.1, 0.4],
-                "says_true_high": [0.3, 0.6],
-            }
-        ),
-        "Again",
-    ),
-    "gradient": lambda: figures.gradient_figure(
-        pd.DataFrame({"layer": [1, 2, 1, 2], "norm": [1.0, 10.0, 2.0, 3.0], "site": list("xxyy")}),
-        "Gradients",
-    ),
-    "histogram": lambda: figures.histogram_figure(
-        COUNTS, "bin", "n", "role", "Counts", "bin", "rows"
-    ),
-    "histogram of words": lambda: figures.histogram_figure(
-        COUNTS.assign(bin=["p", "q", "p", "q"]), "bin", "n", "role", "Counts", "bin", "rows"
-    ),
-    "layer": lambda: figures.layer_figure(
-        RESULTS[RESULTS.kind == "probe"], "probe", "Layers", RESULTS[RESULTS.kind == "control"]
-    ),
-    "forest": lambda: figures.forest_figure(RESULTS, "Forest"),
+TRANSFER = pd.DataFrame(
+    {
+        "trained_on": ["cities", "cities", "reviews"],
+        "tested_on": ["cities", "reviews", "reviews"],
+        "estimate": [0.9, 0.6, 0.2],
+        "low": [0.8, 0.5, 0.1],
+        "high": [1.0, 0.7, 0.3],
+        "n": [10, 20, 20],
+    }
+)
+TRACK = pd.DataFrame(
+    {"place": [-1, 0, 1], "token": ["<b>it</b>", " $it$", "\n"], "score": [0.1, -1.0, 2.0]}
+)
+
+
+def intervals(**options) -> go.Figure:
+    columns = {"x": "rate", "y": "instruction", "color": "dataset"}
+    return intervals_figure(RATES, title="Rates", xlabel="rate", **columns | options)
+
+
+def lines(**options) -> go.Figure:
+    columns = {"x": "layer", "y": "estimate", "color": "probe", "interval": ("low", "high")}
+    labels = {"title": "Layers", "xlabel": "layer", "ylabel": "AUROC"}
+    return lines_figure(SCORES, **columns | labels | options)
+
+
+def bars(table: pd.DataFrame = COUNTS) -> go.Figure:
+    columns = {"x": "bin", "y": "n", "color": "role"}
+    return bars_figure(table, title="Counts", xlabel="bin", ylabel="rows", **columns)
+
+
+FIGURES = {
+    "intervals": intervals(reference=0),
+    "intervals of one colour": intervals(color=None, x_range=(-1, 1)),
+    "lines": lines(reference=0.5, y_range=(0, 1), dashed=["TF-IDF"]),
+    "lines on logarithmic axes": lines(log_x=True, log_y=True),
+    "points": lines(points=["logistic"]),
+    "bars": bars(),
+    "bars by name": bars(COUNTS.assign(bin=["p", "q", "p", "q"])),
+    "matrix": matrix_figure(TRANSFER, title="Matrix"),
+    "tokens": tokens_figure(TRACK, title="Tokens"),
 }
+
+
+def trace(fig: go.Figure, name: str) -> go.Scatter:
+    return next(t for t in fig.data if t.name == name)
 
 
 def png_size(data: bytes) -> tuple[int, int]:
@@ -241,9 +99,8 @@ def png_size(data: bytes) -> tuple[int, int]:
     while at < len(data):
         length, kind = struct.unpack(">I4s", data[at : at + 8])
         body = data[at + 8 : at + 8 + length]
-        assert struct.unpack(">I", data[at + 8 + length : at + 12 + length])[0] == zlib.crc32(
-            kind + body
-        )
+        [checksum] = struct.unpack(">I", data[at + 8 + length : at + 12 + length])
+        assert checksum == zlib.crc32(kind + body)
         size = struct.unpack(">II", body[:8]) if kind == b"IHDR" else size
         kinds.append(kind)
         at += 12 + length
@@ -251,20 +108,19 @@ def png_size(data: bytes) -> tuple[int, int]:
     return size
 
 
-def simple(title="Title") -> go.Figure:
-    return go.Figure(
-        go.Scatter(x=[1, 2], y=[3, 4], mode="lines"), layout={"title": {"text": title}}
-    )
+def simple(title: str = "Title") -> go.Figure:
+    line = go.Scatter(x=[1, 2], y=[3, 4], mode="lines")
+    return go.Figure(line, layout={"title": {"text": title}})
 
 
 @pytest.fixture(scope="module")
 def bundle() -> dict[str, str]:
-    return BookRenderer().to_mimebundle(MADE["layer"]().to_dict())
+    return BookRenderer().to_mimebundle(FIGURES["lines"].to_dict())
 
 
-@pytest.mark.parametrize("name", MADE)
-def test_every_figure_becomes_a_picture(name):
-    fig = MADE[name]().to_dict()
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_becomes_a_picture_and_the_same_one_again(name):
+    fig = FIGURES[name].to_dict()
     width, height = png_size(draw_png(fig))
     assert width == 576 and abs(height - fig["layout"]["height"] * 0.8) <= 1
     assert draw_png(fig) == draw_png(fig)
@@ -275,97 +131,106 @@ def test_the_html_asks_nothing_of_the_network(bundle):
     assert "http" not in html and "//cdn" not in html and "<link" not in html
     assert not re.search(r"<script[^>]+src", html)
     assert "Plotly.newPlot" in html
+    assert as_html(FIGURES["lines"]).data == html
 
 
 def test_without_scripts_there_is_the_same_picture_with_its_title(bundle):
-    [image] = re.findall(
-        r'<noscript><img alt="(.*?)" src="data:image/png;base64,(.*?)"></noscript>$',
-        bundle["text/html"],
-    )
+    pattern = r'<noscript><img alt="(.*?)" src="data:image/png;base64,(.*?)"></noscript>$'
+    [image] = re.findall(pattern, bundle["text/html"])
     assert image == ("Layers", bundle["image/png"])
-    assert png_size(base64.b64decode(bundle["image/png"], validate=True)) == (576, 336)
+    assert png_size(base64.b64decode(bundle["image/png"], validate=True))[0] == 576
 
 
 def test_the_same_figure_has_the_same_id_and_another_one_another(bundle):
-    again = BookRenderer().to_mimebundle(MADE["layer"]().to_dict())
-    assert again == bundle
-    ids = [
-        set(
-            re.findall(
-                r"figure-[0-9a-f]{16}",
-                BookRenderer().to_mimebundle(MADE[n]().to_dict())["text/html"],
-            )
-        )
-        for n in ("layer", "gate", "forest")
-    ]
-    assert all(len(i) == 1 for i in ids) and len(set.union(*ids)) == 3
+    assert BookRenderer().to_mimebundle(FIGURES["lines"].to_dict()) == bundle
+    ids = set()
+    for fig in FIGURES.values():
+        [one] = set(re.findall(r"figure-[0-9a-f]{16}", as_html(fig).data))
+        ids.add(one)
+    assert len(ids) == len(FIGURES)
 
 
 def test_a_title_cannot_leave_its_attribute():
-    html = BookRenderer().to_mimebundle(
-        simple('a "b" onload="x" <script>alert(1)</script>').to_dict()
-    )["text/html"]
-    alt = re.search(r'<img alt="([^"]*)" src=', html)[1]
-    assert "<" not in alt and "onload='x'" in alt
+    title = 'a "b" onload="x" <script>alert(1)</script>'
+    html = BookRenderer().to_mimebundle(simple(title).to_dict())["text/html"]
+    alternative = re.search(r'<img alt="([^"]*)" src=', html)[1]
+    assert "<" not in alternative and "onload=&quot;x&quot;" in alternative
     assert "<script>alert" not in html
 
 
-@pytest.mark.parametrize(
-    "trace",
-    [
-        go.Contour(z=[[1, 2], [3, 4]]),
-        go.Pie(values=[1, 2], labels=["a", "b"]),
-        go.Violin(x=[1], y=[2]),
-    ],
-)
-def test_a_trace_that_cannot_be_drawn_is_refused_by_its_type(trace):
-    with pytest.raises(
-        ValueError, match=f"expected scatter, bar or heatmap traces, got '{trace.type}'"
-    ):
-        draw_png(go.Figure(trace).to_dict())
+@pytest.mark.parametrize("kind", ["contour", "pie", "violin"])
+def test_a_trace_that_cannot_be_drawn_is_refused_by_its_type(kind):
+    fig = {"data": [{"type": kind}]}
+    with pytest.raises(ValueError, match=f"expected scatter, bar or heatmap traces, got '{kind}'"):
+        draw_png(fig)
 
 
 def test_the_picture_shows_what_the_figure_holds():
-    low, high = (draw_png(go.Figure(go.Bar(x=[0, 1], y=[1, y])).to_dict()) for y in (1, 5))
-    assert low != high
+    assert draw_png(bars().to_dict()) != draw_png(bars(COUNTS.assign(n=7)).to_dict())
     assert draw_png(simple("one").to_dict()) != draw_png(simple("two").to_dict())
+    turned = intervals(order=["guard", "spy"])
+    assert draw_png(intervals().to_dict()) != draw_png(turned.to_dict())
 
 
-def test_figures_show_the_numbers_that_they_were_given():
-    fig = MADE["layer"]()
-    logistic = next(t for t in fig.data if t.name == "logistic")
+def test_lines_show_the_numbers_in_order_with_their_intervals():
+    logistic = trace(lines(), "logistic")
     assert list(logistic.x) == [1, 2] and list(logistic.y) == [0.6, 0.7]
-    np.testing.assert_allclose(logistic.error_y.array, [0.1, 0.1])
+    np.testing.assert_allclose(logistic.error_y.array, [0.15, 0.1])
     np.testing.assert_allclose(logistic.error_y.arrayminus, [0.1, 0.1])
-    control = next(t for t in fig.data if t.name == "TF-IDF")
-    assert list(control.y) == [0.5, 0.5] and list(control.x) == [1, 2]
-    assert tuple(fig.layout.yaxis.range) == (0, 1)
-    forest = MADE["forest"]()
-    order = list(forest.layout.yaxis.categoryarray)
-    assert order == [
-        "TF-IDF",
-        "mean_difference, activation, resid_post 1",
-        "logistic, activation, resid_post 2",
-        "logistic, activation, resid_post 1",
-    ]
 
 
-def test_the_forest_s_picture_has_its_order_of_rows_from_the_figure():
-    fig = MADE["forest"]().to_dict()
-    turned = (
-        MADE["forest"]()
-        .update_yaxes(categoryarray=fig["layout"]["yaxis"]["categoryarray"][::-1])
-        .to_dict()
-    )
-    assert draw_png(fig) != draw_png(turned)
+def test_lines_differ_by_marker_and_dash_as_they_are_told():
+    fig = lines(dashed=["TF-IDF"], points=["mean_difference"])
+    assert trace(fig, "TF-IDF").line.dash == "dash" and trace(fig, "logistic").line.dash == "solid"
+    assert trace(fig, "mean_difference").mode == "markers"
+    assert len({t.marker.symbol for t in fig.data}) == len({t.line.color for t in fig.data}) == 3
 
 
-def test_the_book_renderer_is_shown_beside_jupyterlab_s(monkeypatch):
+def test_a_logarithmic_axis_has_a_tick_at_every_value():
+    assert list(lines(log_x=True).layout.xaxis.tickvals) == [1, 2]
+
+
+def test_intervals_stand_in_the_row_of_their_name_one_below_the_other():
+    fig = intervals(order=["guard", "spy"])
+    assert list(fig.layout.yaxis.ticktext) == ["guard", "spy"]
+    cities, reviews = trace(fig, "cities"), trace(fig, "reviews")
+    assert [round(y) for y in cities.y] == [1, 0] and [round(y) for y in reviews.y] == [1]
+    # The axis runs downwards.
+    assert fig.layout.yaxis.range[0] > fig.layout.yaxis.range[1]
+    assert cities.y[0] < reviews.y[0] and list(reviews.text) == ["spy"]
+    np.testing.assert_allclose(reviews.error_x.array, [0.2])
+    np.testing.assert_allclose(reviews.error_x.arrayminus, [0.1])
+
+
+def test_the_ends_of_an_estimate_may_be_called_low_and_high():
+    options = {"y": "probe", "title": "", "xlabel": ""}
+    [short] = intervals_figure(SCORES, **options).data
+    ends = {"low": "estimate_low", "high": "estimate_high"}
+    [long] = intervals_figure(SCORES.rename(columns=ends), **options).data
+    np.testing.assert_allclose(short.error_x.array, long.error_x.array)
+
+
+def test_a_cell_of_the_matrix_that_was_not_scored_is_empty():
+    [heatmap] = FIGURES["matrix"].data
+    text = dict(zip(heatmap.y, heatmap.text, strict=True))
+    values = dict(zip(heatmap.y, heatmap.z, strict=True))
+    assert text["cities"][0] == "0.90<br>[0.80, 1.00]<br>n = 10" and text["reviews"][0] == ""
+    assert list(values["reviews"]) == [None, 0.2]
+
+
+def test_tokens_are_words_of_the_axis_whose_markup_is_text():
+    fig = tokens_figure(TRACK, title="<i>mine</i>")
+    assert list(fig.layout.xaxis.ticktext) == ["&lt;b&gt;it&lt;/b&gt;", " $it$", "\\n"]
+    assert fig.layout.title.text == "&lt;i&gt;mine&lt;/i&gt;"
+    assert 'alt="&lt;i&gt;mine&lt;/i&gt;"' in as_html(fig).data
+
+
+def test_the_book_renderer_is_shown_beside_that_of_jupyterlab():
     before = pio.renderers.default
     try:
         use_book_renderer()
         assert pio.renderers.default == "plotly_mimetype+book"
-        bundle = pio.renderers._build_mime_bundle(simple().to_dict())
-        assert {"application/vnd.plotly.v1+json", "text/html", "image/png"} <= set(bundle)
+        shown = pio.renderers._build_mime_bundle(simple().to_dict())
+        assert {"application/vnd.plotly.v1+json", "text/html", "image/png"} <= set(shown)
     finally:
         pio.renderers.default = before

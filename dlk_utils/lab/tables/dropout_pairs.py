@@ -1,17 +1,21 @@
 """Tables of notebook 03: how far dropout draws move the state and the answer."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from jaxtyping import Float
+from scipy.special import expit
+from torch import Tensor, nn
 
 from dlk_utils.evaluation.stats import mean_interval
 from dlk_utils.extract.answers import choice_logprobs
 from dlk_utils.extract.batches import last_logits, pad
 from dlk_utils.extract.draws import SCOPES, draw_states
-from dlk_utils.extract.dropout import draw_seed
+from dlk_utils.extract.dropout import DEFAULT_P, draw_seed
+from dlk_utils.extract.store import load_features
 from dlk_utils.questions.choices import require_first_token_choices
 
 
@@ -20,24 +24,22 @@ def move_table(
     prompts: pd.DataFrame,
     *,
     ps: Sequence[float] = (0.02, 0.05, 0.1, 0.2, 0.4),
-    scopes: Sequence[str] = SCOPES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """For each scope and p, over a few prompts: how far two draws move the last layer's state (relative to its norm) and the probability of choice 1
-    (the mean, with a 95 % bootstrap interval), and how often they disagree about the answer."""
+    """Measure how far two draws move state and answer, by scope and dropout probability.
+
+    Returns
+    -------
+    DataFrame
+        For each `scope` and `p`: the mean move of the last layer's state, relative to its norm
+        (`state_move`); the mean move of the probability of choice 1 (`answer_move`, with a 95 %
+        bootstrap interval); and how often the two draws `disagree` about the answer.
+    """
     require_first_token_choices(prompts, "dropout draws")
-    batch, rows = pad(prompts.input_ids, device=model.device), []
-    seeds = [[draw_seed(r, k, seed) for r in prompts.row_id] for k in (0, 1)]
-    for scope in scopes:
+    rows = []
+    for scope in SCOPES:
         for p in ps:
-            (one, first), (other, second) = draw_states(
-                model, batch, ["resid_post"], -1, seeds=seeds, p=p, scope=scope
-            )
-            a, b = (x["resid_post"][:, 0].float() for x in (one, other))
-            p1 = [
-                (logp[:, 1] - logp[:, 0]).double().sigmoid().cpu().numpy()
-                for logp in (choice_logprobs(x, list(prompts.choice_ids)) for x in (first, second))
-            ]
+            (one, other), p1 = _draws(model, prompts, 2, p=p, scope=scope, seed=seed)
             move = np.abs(p1[1] - p1[0])
             low, high = mean_interval(move, prompts.example_id.to_numpy())
             rows.append(
@@ -45,7 +47,7 @@ def move_table(
                     "scope": scope,
                     "p": p,
                     "rows": len(move),
-                    "state_move": float(((b - a).norm(dim=-1) / a.norm(dim=-1)).mean()),
+                    "state_move": float(((other - one).norm(dim=-1) / one.norm(dim=-1)).mean()),
                     "answer_move": move.mean(),
                     "answer_move_low": low,
                     "answer_move_high": high,
@@ -60,40 +62,26 @@ def spread_table(
     prompts: pd.DataFrame,
     *,
     n_draws: int = 16,
-    p: float = 0.1,
-    scopes: Sequence[str] = SCOPES,
+    p: float = DEFAULT_P,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """For each scope and the first 2, 4, ... `n_draws` draws of a few prompts: the range of the probability of choice 1 (its mean, with a 95 % bootstrap interval),
-    and how far its mean over the draws lies from that of the plain pass."""
+    """Measure how the answer spreads over 2, 4, ... `n_draws` draws of each prompt.
+
+    Returns
+    -------
+    DataFrame
+        For each `scope` and number of `draws`: the mean `range` of the probability of choice 1
+        (with a 95 % bootstrap interval), and how far its mean over the draws lies from that of the
+        plain pass (`mean_off_plain`).
+    """
     require_first_token_choices(prompts, "dropout draws")
-    batch, rows, examples = (
-        pad(prompts.input_ids, device=model.device),
-        [],
-        prompts.example_id.to_numpy(),
-    )
-    p1 = lambda logits: (
-        torch.diff(choice_logprobs(logits, list(prompts.choice_ids)).double())[:, 0]
-        .sigmoid()
-        .cpu()
-        .numpy()
-    )
-    plain, seeds = (
-        p1(last_logits(model, batch)),
-        [[draw_seed(r, k, seed) for r in prompts.row_id] for k in range(n_draws)],
-    )
-    for scope in scopes:
-        drawn = np.stack(
-            [
-                p1(logits)
-                for _, logits in draw_states(
-                    model, batch, ["resid_post"], -1, seeds=seeds, p=p, scope=scope
-                )
-            ]
-        )
+    plain = _p1(last_logits(model, pad(prompts.input_ids, device=model.device)), prompts)
+    rows = []
+    for scope in SCOPES:
+        _, p1 = _draws(model, prompts, n_draws, p=p, scope=scope, seed=seed)
         for k in [2**i for i in range(1, n_draws.bit_length())]:
-            spread, off = np.ptp(drawn[:k], axis=0), np.abs(drawn[:k].mean(0) - plain)
-            low, high = mean_interval(spread, examples)
+            spread = np.ptp(p1[:k], axis=0)
+            low, high = mean_interval(spread, prompts.example_id.to_numpy())
             rows.append(
                 {
                     "scope": scope,
@@ -101,7 +89,43 @@ def spread_table(
                     "range": spread.mean(),
                     "range_low": low,
                     "range_high": high,
-                    "mean_off_plain": off.mean(),
+                    "mean_off_plain": np.abs(p1[:k].mean(0) - plain).mean(),
                 }
             )
     return pd.DataFrame(rows)
+
+
+def spread_lines(spread: pd.DataFrame) -> pd.DataFrame:
+    """Stack the two columns of a `spread_table` that are drawn as lines: `line`, `value`, ends."""
+    ranges = spread.assign(line=spread.scope + ": range", value=spread.range)
+    ranges = ranges.rename(columns={"range_low": "low", "range_high": "high"})
+    line = spread.scope + ": mean against the plain pass"
+    means = spread.assign(line=line, value=spread.mean_off_plain, low=np.nan, high=np.nan)
+    columns = ["line", "draws", "value", "low", "high"]
+    return pd.concat([ranges[columns], means[columns]])
+
+
+def shares_moved(folder: Path, n_layers: int) -> list[float]:
+    """Measure, by layer, the share of a store's rows whose first two draws differ."""
+    shares = []
+    for layer in range(n_layers):
+        one, other = (load_features(folder, "resid_post", layer, draw=k)[0] for k in (0, 1))
+        shares.append(float((np.abs(one - other).max(axis=1) > 0).mean()))
+    return shares
+
+
+def _draws(
+    model: nn.Module, prompts: pd.DataFrame, n_draws: int, *, p: float, scope: str, seed: int
+) -> tuple[Float[Tensor, "draw n d"], Float[np.ndarray, "draw n"]]:
+    """Last-layer states, and probabilities of choice 1, under each draw."""
+    batch = pad(prompts.input_ids, device=model.device)
+    seeds = [[draw_seed(row_id, k, seed) for row_id in prompts.row_id] for k in range(n_draws)]
+    draws = draw_states(model, batch, ["resid_post"], -1, seeds=seeds, p=p, scope=scope)
+    states = torch.stack([states["resid_post"][0].float() for states, _ in draws])
+    return states, np.stack([_p1(logits, prompts) for _, logits in draws])
+
+
+def _p1(logits: Float[Tensor, "n vocab"], prompts: pd.DataFrame) -> Float[np.ndarray, " n"]:
+    """Probabilities of choice 1 against choice 0."""
+    logp = choice_logprobs(logits, list(prompts.choice_ids)).double().cpu().numpy()
+    return expit(logp[:, 1] - logp[:, 0])

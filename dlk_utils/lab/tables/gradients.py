@@ -1,0 +1,62 @@
+"""Tables of notebook 04: how large gradients are, whether they are exact, and where they point."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from dlk_utils.extract.batches import pad
+from dlk_utils.extract.gradients import counterfactual_states, full_backprop, states_and_gradients
+from dlk_utils.extract.store import load_features
+from dlk_utils.models.sites import SITES
+
+
+def feature_norms(
+    folder: Path, kind: str, n_layers: int
+) -> dict[str, Float[np.ndarray, "layer n"]]:
+    """Measure the norm of every ``"activation"`` or ``"gradient"`` of a store, by site."""
+    norms = {}
+    for site in SITES:
+        features = [load_features(folder, site, layer, kind)[0] for layer in range(n_layers)]
+        norms[site] = np.stack([np.linalg.norm(x, axis=1) for x in features])
+    return norms
+
+
+def least_cosines(model: nn.Module, rows: pd.DataFrame) -> pd.DataFrame:
+    """Compare the gradients from a cached prefix with those of full backprop.
+
+    Returns
+    -------
+    DataFrame
+        The least cosine over the rows, by layer (rows) and site (columns).
+    """
+    batch, choice_ids = pad(rows.input_ids, device=model.device), list(rows.choice_ids)
+    _, cached, _ = states_and_gradients(model, batch, choice_ids, SITES)
+    full = full_backprop(model, batch, choice_ids, SITES)
+    least = {}
+    for site in SITES:
+        cosine = torch.cosine_similarity(cached[site].float(), full[site].float(), dim=-1)
+        least[site] = cosine.min(0).values.numpy()
+    return pd.DataFrame(least)
+
+
+def moved_margins(
+    model: nn.Module, rows: pd.DataFrame, *, layer: int, steps: Sequence[float]
+) -> pd.DataFrame:
+    """Push the states of one layer towards the other answer, and read the margins that follow.
+
+    A step is the share of the state's norm by which it is moved along the gradient.
+    """
+    batch, choice_ids = pad(rows.input_ids, device=model.device), list(rows.choice_ids)
+    margins = {}
+    for step in steps:
+        _, logp = counterfactual_states(
+            model, batch, choice_ids, ["resid_post"], layer=layer, step=step
+        )
+        logp = logp.float().numpy()
+        margins[f"moved by {step}"] = logp[:, 1] - logp[:, 0]
+    return pd.DataFrame(margins).assign(clean=rows.margin.to_numpy())
