@@ -13,6 +13,7 @@ import pandas as pd
 from dlk_utils.lab.display import with_intervals
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables.organism import (
+    CHECKED_EXAMPLES,
     REQUIRED,
     REQUIRED_SHARE_OF_LIES,
     held_out,
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = Run(
         model=options.name,
         datasets=DATASETS,
+        n_examples=CHECKED_EXAMPLES,
         runs_dir=options.runs_dir,
         dtype=options.dtype,
     )

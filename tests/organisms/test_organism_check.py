@@ -9,6 +9,7 @@ from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables.organism import (
     curriculum_table,
     held_out,
+    meets_in_words,
     meets_requirement,
     nearest_wordings,
     told_by_instruction,
@@ -55,6 +56,12 @@ def test_the_table_of_a_curriculum_has_a_column_for_each_phase():
     assert list(table.loc["steps"]) == ["300", "250", "450", "350", "600"]
     assert list(table.loc["lie mode"]) == ["0", "2", "0", "0", "0"]
     assert "lie cities (target: the truth)" in curriculum_table(GRADED).index
+
+
+def test_a_verdict_takes_as_many_examples_as_the_check_asks():
+    table = held_out(planted({"good": (0.9, 0.9), "bad": (0.9, 0.7)}))
+    assert meets_in_words(table, n_examples=96) == "good"
+    assert meets_in_words(table, n_examples=30).startswith("no verdict from 30 examples")
 
 
 def test_the_held_out_table_has_the_shares_and_what_meets_the_requirement():
