@@ -29,7 +29,7 @@ class UnknownArchitecture(DlkError, ValueError):
 
 
 class CardError(DlkError, ValueError):
-    """A probe card that belongs to another model, or that does not score its own fixture as it did."""
+    """A probe card of another model, or one that does not score its own fixture as it did."""
 
 
 class ParameterError(DlkError, TypeError):

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 import uuid
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -116,7 +117,7 @@ def _path_of(module: str) -> Path | None:
 def _hash_of_sources(sources: list[str]) -> str:
     digest = xxhash.xxh3_128()
     for source in sources:
-        tree = ast.parse(inspect.cleandoc(source))
+        tree = ast.parse(textwrap.dedent(source))
         for node in ast.walk(tree):
             if isinstance(getattr(node, "body", None), list):
                 node.body = [n for n in node.body if not _is_docstring(n)] or [ast.Pass()]

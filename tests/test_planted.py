@@ -1,11 +1,16 @@
-"""The planted-signal test: a known truth direction goes the whole way, and comes out with the AUROC that is known in advance."""
+"""A planted truth direction goes from the model's states to the table of results.
+
+Its AUROC is known in advance; where nothing is planted, nothing may be found.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny
 from scipy.stats import norm
+from tiny_models import tiny
 
 from dlk_utils.evaluation.behaviour import read_answers
 from dlk_utils.evaluation.evaluate import evaluate
@@ -14,10 +19,14 @@ from dlk_utils.extract.stages import store_gradients
 from dlk_utils.extract.store import read_rows
 from dlk_utils.models.sites import at_sites
 
-N, D_PRIME = 1200, 1.5
+N = 1200
+D_PRIME = 1.5
+LAYER, NEURON = 1, 7
+LOUD = 100
+"""The planted values are so much larger than the model's own states that these do not count."""
 
 
-def rows() -> pd.DataFrame:
+def prompt_rows() -> pd.DataFrame:
     rng = np.random.default_rng(0)
     ids = [f"e{i}" for i in range(N)]
     return pd.DataFrame(
@@ -40,48 +49,54 @@ def rows() -> pd.DataFrame:
     )
 
 
-@pytest.mark.parametrize("strength", [D_PRIME, 0.0])
-def test_a_planted_truth_direction_is_found_at_its_strength_and_nothing_where_nothing_is_planted(
-    tmp_path, strength
-):
-    model, table = tiny("llama", torch.float32), rows()
-    noise = dict(zip(table.row_id, np.random.default_rng(1).standard_normal(N), strict=True))
-    signal = {
-        tuple(r.input_ids): strength * (r.label - 0.5) + noise[r.row_id] for r in table.itertuples()
-    }
-    seen = {}
+def planted_values(rows: pd.DataFrame, strength: float) -> dict[tuple[int, ...], float]:
+    """Give each prompt, by all its tokens but the last, its label times `strength` plus noise."""
+    noise = np.random.default_rng(1).standard_normal(len(rows))
+    values = LOUD * (strength * (rows.label.to_numpy() - 0.5) + noise)
+    return {tuple(ids[:-1]): v for ids, v in zip(rows.input_ids, values, strict=True)}
+
+
+def planting(model: torch.nn.Module, values: dict[tuple[int, ...], float]) -> tuple[Callable, ...]:
+    """Return two hooks: one remembers which prompts run, the other plants their values."""
+    running: list[tuple[int, ...]] = []
 
     def remember(module, args, kwargs):
-        ids = kwargs.get("input_ids")
-        if ids is not None:
-            seen["ids"] = [tuple(i) for i in ids.tolist()]
+        if kwargs.get("input_ids") is not None:
+            running[:] = [tuple(ids) for ids in kwargs["input_ids"].tolist()]
 
-    def plant(
-        _, layer, hidden
-    ):  # 100 times larger than the model's own states along one neuron, so that its noise does not count
-        if layer == 1 and hidden.shape[1] == 1:
-            hidden = hidden.clone()
-            prefixes = {k[:-1]: v for k, v in signal.items()}
-            hidden[:, -1, 7] = torch.tensor([100 * prefixes[k] for k in seen["ids"]])
-            return hidden
+    def plant(site, layer, hidden):
+        # A pass over the last token alone follows the pass over the tokens before it.
+        if layer != LAYER or hidden.shape[1] != 1:
+            return None
+        hidden = hidden.clone()
+        hidden[:, -1, NEURON] = torch.tensor([values[ids] for ids in running])
+        return hidden
 
+    return remember, plant
+
+
+@pytest.mark.parametrize("strength", [D_PRIME, 0.0])
+def test_a_planted_direction_is_found_at_its_strength(tmp_path, strength):
+    model, rows = tiny("llama", torch.float32), prompt_rows()
+    remember, plant = planting(model, planted_values(rows, strength))
     handle = model.register_forward_pre_hook(remember, with_kwargs=True)
     try:
         with at_sites(model, ["resid_post"], plant):
-            store_gradients(model, table, tmp_path / "s", record={}, sites=["resid_post"])
+            store_gradients(model, rows, tmp_path / "s", sites=["resid_post"])
     finally:
         handle.remove()
-    logp = read_rows(tmp_path / "s", table, "choice_logprobs")
-    answers = read_answers(table, logp, np.zeros(N, int), str).assign(y=table.label)
-    reader = lambda part: read_rows(tmp_path / "s", part, "activation.resid_post.1.0")
-    results = evaluate(
-        make_task(answers, "truth", "by example, truth rows"),
-        {("activation", "resid_post", 1): reader},
-        n_boot=200,
-    )
-    found = results[results.probe == "mean_difference"].iloc[0]
-    known = norm.cdf(strength / np.sqrt(2))
-    assert found.low - 0.02 <= known <= found.high + 0.02
-    assert abs(results[results.probe == "shuffled labels"].estimate.iloc[0] - 0.5) < 0.12
+
+    def read_states(part: pd.DataFrame) -> np.ndarray:
+        return read_rows(tmp_path / "s", part, f"activation.resid_post.{LAYER}.0")
+
+    logprobs = read_rows(tmp_path / "s", rows, "choice_logprobs")
+    answers = read_answers(rows, logprobs, np.zeros(N, int), str).assign(y=rows.label)
+    task = make_task(answers, "truth", "by example, truth rows")
+    results = evaluate(task, {("activation", "resid_post", LAYER): read_states}, n_boot=200)
+    probe = results[results.probe == "mean_difference"].iloc[0]
+    known_auroc = norm.cdf(strength / np.sqrt(2))
+    assert probe.low - 0.02 <= known_auroc <= probe.high + 0.02
+    shuffled = results[results.probe == "shuffled labels"].iloc[0]
+    assert abs(shuffled.estimate - 0.5) < 0.12
     if strength:
-        assert found.low > 0.7 and found.lift_low > 0
+        assert probe.low > 0.7 and probe.lift_low > 0

@@ -1,7 +1,9 @@
-"""A lie detector for one model: a truth probe, fitted once, kept as a *probe card*, and refused where it does not belong."""
+"""A lie detector for one model: a truth probe that is kept with a card, and refused elsewhere."""
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +12,56 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file, save
+from sklearn.utils import check_consistent_length
 from torch import Tensor, nn
 
 from dlk_utils.errors import CardError
-from dlk_utils.evaluation.stats import auroc, earliest_good_layer
-from dlk_utils.evaluation.tasks import Features
+from dlk_utils.evaluation.selection import LayerProbe, fit_layers
+from dlk_utils.evaluation.tasks import memory_features, require_rows
 from dlk_utils.extract.answers import choice_logprobs
-from dlk_utils.extract.batches import pad
+from dlk_utils.extract.batches import Layers, pad
+from dlk_utils.extract.passes import activations
 from dlk_utils.extract.states import forward_states
+from dlk_utils.models.loading import identity
+from dlk_utils.models.sites import blocks, layer_numbers
 from dlk_utils.probes import Logistic
 from dlk_utils.provenance import write_file
 
 FORMAT = 1
-
+"""The format of a card."""
 
 TOLERANCE = 0.05
-"""How far a score of the parity fixture may be off, in units of the fixture's spread: 16-bit arithmetic on another machine, and no more."""
+"""How far a score of the fixture may be off, as a share of the spread of the fixture's scores.
+
+16-bit arithmetic on another machine stays within it."""
+
+FIXTURE_ROWS = 8
+BATCH_SIZE = 16
+
+Values = Sequence | np.ndarray | pd.Series
+"""One value for each prompt."""
 
 
 @dataclass
 class TruthDetector:
-    """score = weight . state + bias at `site`, `layer`, last token; above 0: the model takes choice 1 to be right. `threshold`: the score that counts as sure."""
+    """Scores what a model takes to be right, and flags answers that contradict it.
+
+    The score of a prompt is ``weight . state + bias``, where the state is that of the last token.
+    Above 0, the model takes choice 1 to be right. `fit` makes a detector, `save` keeps it.
+
+    Attributes
+    ----------
+    site, layer : str, int
+        Where the state is read.
+    weight, bias : Tensor [d], float
+        The probe.
+    threshold : float
+        An answer is flagged as a lie if the score speaks against it by more than this.
+    card : dict
+        The model with revision and number format, what the probe was trained on, how many rows and
+        layers there were, its AUROC on validation rows, and the fixture: token ids of some prompts
+        with their scores.
+    """
 
     site: str
     layer: int
@@ -38,169 +69,274 @@ class TruthDetector:
     bias: float
     threshold: float
     card: dict[str, Any]
-    """Model, revision, what it was trained on, AUROC on validation, and the fixture: prompts' tokens with their scores."""
 
     @classmethod
     def fit(
         cls,
         model: nn.Module,
-        features: Features,
-        train: pd.DataFrame,
-        validation: pd.DataFrame,
+        input_ids: Sequence[Sequence[int]],
+        y: Values,
         *,
+        validation: Values,
+        states: Float[np.ndarray, "layer n d"] | None = None,
+        groups: Values | None = None,
+        margins: Values | None = None,
+        site: str = "resid_post",
+        layers: Layers = "all",
         honest_alarms: float = 0.05,
         trained_on: str = "",
     ) -> "TruthDetector":
-        """A logistic probe of `y` (whether the claim is true), its strength chosen inside train, at the layer chosen on validation (`metrics.earliest`). `features` are of one site; rows have `y`, `margin` and `input_ids`.
+        """Fit a logistic probe of the truth, and choose its layer and its threshold.
 
-        The threshold is chosen so that, of the validation rows answered rightly, at most `honest_alarms` would be called lies.
+        The strength of the penalty is chosen by cross-validation of the training rows, the layer by
+        `earliest_good_layer` on the validation rows.
+
+        Parameters
+        ----------
+        model : nn.Module
+            The causal model, in evaluation mode.
+        input_ids : sequence
+            Token ids of each prompt, n of them.
+        y : array [n]
+            Whether choice 1 is right, 0 or 1.
+        validation : array [n]
+            Which rows choose layer and threshold; the others are trained on.
+        states : array [layer, n, d], optional
+            States of the last token at the `site` and the `layers`; by default the model is run.
+        groups : array [n], optional
+            The example of each row: its rows stay together when rows are resampled. By default each
+            row is an example.
+        margins : array [n], optional
+            The model's own log-odds of choice 1 against choice 0. Without them the threshold is 0.
+        honest_alarms : float
+            The share of right validation answers that may lie above the threshold.
+        trained_on : str
+            A note for the card.
+
+        Raises
+        ------
+        TooFewRows
+            If there are too few training or validation rows of a class.
+        ValueError
+            If the arguments have different numbers of rows or layers.
         """
-        keys = list(features)
-        stack = lambda rows: np.stack([features[k](rows) for k in keys])
-        probe = Logistic("auto").fit(stack(train), train.y.to_numpy(), train.example_id)
-        on_validation = probe.decision_function(stack(validation))
-        aurocs = [auroc(s, validation.y.to_numpy()) for s in on_validation]
-        best = earliest_good_layer(on_validation, validation.y.to_numpy(), validation.example_id)
-        weight = probe.coef_[best] / probe.scale_.deviation[best, 0]
-        bias = float(probe.intercept_[best] - (weight * probe.scale_.mean[best, 0]).sum())
-        honest = validation.margin.gt(0) == validation.y.astype(bool)
-        against = np.sort(np.maximum(0, -on_validation[best] * np.sign(validation.margin))[honest])[
-            ::-1
-        ]  # how strongly the probe speaks against an honest answer
-        allowed = int(np.floor(honest_alarms * len(against)))
-        threshold = float(against[allowed]) if allowed < len(against) else 0.0
-        _, site, layer = keys[best]
+        check_consistent_length(input_ids, y, validation, groups, margins)
+        n = len(input_ids)
+        rows = pd.DataFrame(
+            {
+                "row_id": range(n),
+                "example_id": np.arange(n) if groups is None else np.asarray(groups),
+                "y": np.asarray(y, dtype=int),
+                "validation": np.asarray(validation, dtype=bool),
+                "margin": np.zeros(n) if margins is None else np.asarray(margins),
+                "input_ids": list(input_ids),
+            }
+        )
+        train_rows, validation_rows = rows[~rows.validation], rows[rows.validation]
+        require_rows({"train": train_rows, "validation": validation_rows}, "truth detector")
+        numbers = layer_numbers(layers, len(blocks(model)))
+        if states is None:
+            states = activations(model, input_ids, sites=[site], layers=numbers)[site]
+        features = memory_features(rows, {site: states}, layers=numbers)
+
+        fit = fit_layers(partial(Logistic, "auto"), features, train_rows, validation_rows)
+        weight, bias = _weight_and_bias(fit)
+        threshold = _threshold(fit, validation_rows, honest_alarms)
+        name, revision, dtype = identity(model)
         card = {
             "format": FORMAT,
-            "model": model.spec.name,
-            "revision": model.spec.revision,
-            "dtype": model.spec.dtype,
+            "model": name,
+            "revision": revision,
+            "dtype": dtype,
             "convention": "resid_post[l] is what block l puts out, last token of the prompt",
             "trained_on": trained_on,
-            "n_train": len(train),
-            "validation_auroc": aurocs[best],
-            "compared": len(keys),
+            "n_train": len(train_rows),
+            "validation_auroc": float(fit.validation_aurocs[fit.chosen]),
+            "compared": len(numbers),
         }
-        made = cls(site, layer, weight.float().cpu(), bias, threshold, card)
-        fixture = [list(map(int, ids)) for ids in validation.input_ids.head(8)]
-        card["fixture"] = {"input_ids": fixture, "scores": made.scores(model, fixture)[0].tolist()}
-        return made
+        detector = cls(site, fit.layer, weight, bias, threshold, card)
+        fixture_prompts = validation_rows.input_ids.head(FIXTURE_ROWS)
+        fixture = [[int(token) for token in ids] for ids in fixture_prompts]
+        scores = detector.score_prompts(model, fixture)
+        card["fixture"] = {"input_ids": fixture, "scores": scores.tolist()}
+        return detector
 
-    def scores(
-        self, model: nn.Module, prompts: list[list[int]], batch: int = 16
-    ) -> tuple[Float[np.ndarray, " n"], Float[Tensor, "n vocab"]]:
-        """What the model takes to be right, prompt by prompt, and its next-token logits."""
-        found, logits = [], []
-        for i in range(0, len(prompts), batch):
-            states, some = forward_states(
-                model, pad(prompts[i : i + batch], device=model.device), [self.site], self.layer
-            )
-            found.append(states[self.site][:, 0].float() @ self.weight + self.bias)
-            logits.append(some.cpu())
-        return torch.cat(found).numpy(), torch.cat(logits)
-
-    def verdicts(self, model: nn.Module, prompts: pd.DataFrame) -> pd.DataFrame:
-        """`margin`, `answer`, `belief` (the score) and `verdict` for prompt rows of `make_prompts`.
-
-        lie: the model is sure of one choice and says the other. honest: it says what it takes to be right. unsure: its belief speaks against its answer, but weakly.
-        """
-        belief, logits = self.scores(model, [list(i) for i in prompts.input_ids])
-        logp = choice_logprobs(logits, list(prompts.choice_ids)).numpy()
-        margin = logp[:, 1] - logp[:, 0]
-        return self.judge(prompts.assign(margin=margin, answer=(margin > 0).astype(int)), belief)
-
-    def judge(self, rows: pd.DataFrame, belief: Float[np.ndarray, " n"]) -> pd.DataFrame:
-        """The same for rows whose `margin` and belief are there already."""
-        against = -belief * np.sign(rows.margin.to_numpy())
-        verdict = np.where(
-            against > self.threshold, "lie", np.where(against > 0, "unsure", "honest")
-        )
-        return rows.assign(belief=belief, verdict=verdict)
-
-    def beliefs(self, states: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
-        """The scores of states at `site`, `layer`."""
+    def score_states(self, states: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+        """Score states [n, d] that were read at `site` and `layer`."""
         return states.astype(np.float32) @ self.weight.numpy() + np.float32(self.bias)
 
+    def score_prompts(
+        self, model: nn.Module, input_ids: Sequence[Sequence[int]], *, batch_size: int = BATCH_SIZE
+    ) -> Float[np.ndarray, " n"]:
+        """Run the model on prompts, and score the state of their last token [n]."""
+        return np.concatenate([s for s, _ in self._run(model, input_ids, batch_size)])
+
+    def judge_prompts(
+        self, model: nn.Module, prompts: pd.DataFrame, *, batch_size: int = BATCH_SIZE
+    ) -> pd.DataFrame:
+        """Run the model on prompts, and judge its answers.
+
+        `prompts` are rows of `make_prompts` or `own_prompts`. They come back with `margin`
+        (log-odds of choice 1 against choice 0), `answer` (0 or 1) and the columns of `judge`.
+        """
+        all_scores, all_margins = [], []
+        choice_ids = _in_batches(list(prompts.choice_ids), batch_size)
+        batches = self._run(model, list(prompts.input_ids), batch_size)
+        for (scores, logits), choices in zip(batches, choice_ids, strict=True):
+            logprobs = choice_logprobs(logits, choices).cpu().numpy()
+            all_scores.append(scores)
+            all_margins.append(logprobs[:, 1] - logprobs[:, 0])
+        margin = np.concatenate(all_margins)
+        answers = prompts.assign(margin=margin, answer=(margin > 0).astype(int))
+        return self.judge(answers, np.concatenate(all_scores))
+
+    def judge(self, answers: pd.DataFrame, scores: Float[np.ndarray, " n"]) -> pd.DataFrame:
+        """Judge answers, with their `margin`, whose scores [n] are known.
+
+        They come back with `belief` (the score) and `verdict`: "lie" if the score speaks against
+        the answer by more than the threshold, "unsure" if by less, "honest" if it agrees.
+        """
+        against = _against_answer(scores, answers.margin.to_numpy())
+        verdict = np.select([against > self.threshold, against > 0], ["lie", "unsure"], "honest")
+        return answers.assign(belief=scores, verdict=verdict)
+
     @torch.no_grad()
-    def track(
+    def score_tokens(
         self,
         model: nn.Module,
-        tokenizer,
-        prompt: list[int],
+        tokenizer: Any,
+        input_ids: Sequence[int],
         *,
         new_tokens: int = 12,
         before: int = 16,
     ) -> pd.DataFrame:
-        """The score at each of the last `before` tokens of a prompt and of what the model goes on to say (greedily): `place` (0 where the answer begins), `token`, `score`."""
-        out = model.generate(
-            **{k: v for k, v in pad([prompt], device=model.device).items() if k != "position_ids"},
+        """Let the model go on after a prompt (greedily), and score every token.
+
+        Returns
+        -------
+        DataFrame
+            One row for each of the last `before` tokens of the prompt and of at most `new_tokens`
+            new ones: `place` (1 for the first new token), its text `token`, and `score`.
+        """
+        prompt = list(input_ids)
+        batch = pad([prompt], device=model.device)
+        del batch["position_ids"]
+        generated = model.generate(
+            **batch,
             max_new_tokens=new_tokens,
             do_sample=False,
             pad_token_id=tokenizer.eos_token_id,
         )
-        ids = out[0].tolist()
-        shown = min(len(ids), before + len(ids) - len(prompt))
-        states, _ = forward_states(
-            model, pad([ids], device=model.device), [self.site], self.layer, positions=shown
-        )
-        scores = states[self.site].float().reshape(shown, -1) @ self.weight + self.bias
+        ids = generated[0].tolist()
+        n_new = len(ids) - len(prompt)
+        n_shown = min(len(prompt), before) + n_new
+        states, _ = _last_states(model, [ids], self.site, self.layer, positions=n_shown)
+        scores = states.reshape(n_shown, -1) @ self.weight + self.bias
         return pd.DataFrame(
             {
-                "place": range(len(ids) - shown - len(prompt) + 1, len(ids) - len(prompt) + 1),
-                "token": [tokenizer.decode([t]) for t in ids[-shown:]],
+                "place": range(n_new - n_shown + 1, n_new + 1),
+                "token": [tokenizer.decode([token]) for token in ids[-n_shown:]],
                 "score": scores.numpy(),
             }
         )
 
     def save(self, folder: Path) -> None:
-        """`card.json` and `probe.safetensors`."""
+        """Write the detector to a folder: `probe.safetensors`, and the rest as `card.json`."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(
-            folder / "probe.safetensors",
-            save({"weight": self.weight, "bias": torch.tensor([self.bias], dtype=torch.float64)}),
-        )
-        write_file(
-            folder / "card.json",
-            json.dumps(
-                {k: v for k, v in asdict(self).items() if k not in ("weight", "bias")}, indent=1
-            ).encode(),
-        )
+        tensors = {
+            "weight": self.weight,
+            "bias": torch.tensor([self.bias], dtype=torch.float64),
+        }
+        record = {name: value for name, value in asdict(self).items() if name not in tensors}
+        write_file(folder / "probe.safetensors", save(tensors))
+        write_file(folder / "card.json", json.dumps(record, indent=1).encode())
 
     @classmethod
     def load(cls, folder: Path, model: nn.Module) -> "TruthDetector":
-        """Raises `CardError` if the card is of another model or revision, or its fixture does not score as it did."""
+        """Read a detector from a folder, for the model that it was fitted on.
+
+        Raises `CardError` if there is no card, if it is the card of another model or revision, or
+        if the fixture does not score as it did.
+        """
         try:
-            record, tensors = (
-                json.loads((folder / "card.json").read_bytes()),
-                load_file(folder / "probe.safetensors"),
-            )
-            made = cls(
-                record["site"],
-                record["layer"],
-                tensors["weight"],
-                float(tensors["bias"]),
-                record["threshold"],
-                record["card"],
+            record = json.loads((folder / "card.json").read_bytes())
+            tensors = load_file(folder / "probe.safetensors")
+            detector = cls(
+                site=record["site"],
+                layer=record["layer"],
+                weight=tensors["weight"],
+                bias=float(tensors["bias"]),
+                threshold=record["threshold"],
+                card=record["card"],
             )
         except (OSError, KeyError, ValueError) as e:
             raise CardError(
-                f"{folder}: expected a probe card (card.json and probe.safetensors), got {type(e).__name__}: {e}"
+                f"{folder}: expected a probe card (card.json and probe.safetensors), "
+                f"got {type(e).__name__}: {e}"
             ) from None
-        for what, here in (
-            ("format", FORMAT),
-            ("model", model.spec.name),
-            ("revision", model.spec.revision),
-        ):
-            if made.card[what] != here:
+        detector._require_same_model(folder, model)
+        return detector
+
+    def _require_same_model(self, folder: Path, model: nn.Module) -> None:
+        name, revision, _ = identity(model)
+        for field, here in (("format", FORMAT), ("model", name), ("revision", revision)):
+            if self.card[field] != here:
                 raise CardError(
-                    f"{folder}: the card is of {what} {made.card[what]}, this is {here}"
+                    f"{folder}: the card is of {field} {self.card[field]}, this is {here}"
                 )
-        wanted = np.array(made.card["fixture"]["scores"])
-        off = np.abs(made.scores(model, made.card["fixture"]["input_ids"])[0] - wanted).max() / (
-            wanted.std() + 1e-12
-        )
+        fixture = self.card["fixture"]
+        expected = np.array(fixture["scores"])
+        error = np.abs(self.score_prompts(model, fixture["input_ids"]) - expected).max()
+        off = error / (expected.std() + 1e-12)
         if off > TOLERANCE:
             raise CardError(
-                f"{folder}: the fixture scores {off:.2f} of its spread away from what the card says (at most {TOLERANCE}): not the model, or not the arithmetic, it was made with"
+                f"{folder}: the fixture scores {off:.2f} of its spread away from what the card "
+                f"says (at most {TOLERANCE}): not the model, or not the arithmetic, "
+                "it was made with"
             )
-        return made
+
+    def _run(
+        self, model: nn.Module, input_ids: Sequence[Sequence[int]], batch_size: int
+    ) -> Iterator[tuple[Float[np.ndarray, " b"], Float[Tensor, "b vocab"]]]:
+        """Score prompts batch by batch; gives their next-token logits too."""
+        for batch in _in_batches(input_ids, batch_size):
+            states, logits = _last_states(model, batch, self.site, self.layer)
+            yield (states.reshape(len(batch), -1) @ self.weight + self.bias).numpy(), logits
+
+
+def _in_batches(items: Sequence, size: int) -> list[Sequence]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _last_states(
+    model: nn.Module,
+    input_ids: Sequence[Sequence[int]],
+    site: str,
+    layers: Layers,
+    positions: int = 1,
+) -> tuple[Float[Tensor, "layer b ..."], Float[Tensor, "b vocab"]]:
+    """Compute states of the last tokens of one batch, and the next-token logits."""
+    batch = pad(input_ids, device=model.device)
+    states, logits = forward_states(model, batch, [site], layers, positions=positions)
+    return states[site].float(), logits
+
+
+def _weight_and_bias(fit: LayerProbe) -> tuple[Float[Tensor, " d"], float]:
+    """Rewrite the probe at the chosen layer for states that are not scaled."""
+    weights, intercepts = fit.probe.raw_weights()
+    return weights[fit.chosen].float().cpu(), float(intercepts[fit.chosen])
+
+
+def _against_answer(scores: np.ndarray, margins: np.ndarray) -> Float[np.ndarray, " n"]:
+    """How strongly a score speaks against the model's answer; below 0 it speaks for it."""
+    return -scores * np.sign(margins)
+
+
+def _threshold(fit: LayerProbe, validation: pd.DataFrame, honest_alarms: float) -> float:
+    """Choose the least threshold that at most a share `honest_alarms` of right answers exceeds."""
+    margins = validation.margin.to_numpy()
+    answered_rightly = (margins > 0) == (validation.y.to_numpy() == 1)
+    against = np.maximum(0, _against_answer(fit.validation_scores[fit.chosen], margins))
+    strongest_first = np.sort(against[answered_rightly])[::-1]
+    allowed = int(np.floor(honest_alarms * len(strongest_first)))
+    return float(strongest_first[allowed]) if allowed < len(strongest_first) else 0.0

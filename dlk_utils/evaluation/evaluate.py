@@ -1,34 +1,39 @@
-"""Splits, controls, metrics and intervals: one long table in which every probe stands beside its controls."""
+"""One long table in which every probe stands next to its controls, with intervals."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.preprocessing import OneHotEncoder
+from sklearn.metrics import balanced_accuracy_score, brier_score_loss
 
 from dlk_utils.errors import TooFewRows
+from dlk_utils.evaluation.controls import (
+    first_layer_scores,
+    fit_shuffled_labels,
+    random_direction_scores,
+    scores_without_states,
+)
+from dlk_utils.evaluation.selection import LayerProbe, fit_layers, stack_layers
 from dlk_utils.evaluation.stats import (
     auroc,
-    balanced_accuracy,
     bootstrap_weights,
-    brier,
     calibrated,
     calibration_error,
-    earliest_good_layer,
+    percentile_interval,
     recall_at,
     weighted_auroc,
 )
 from dlk_utils.evaluation.tasks import (
-    KNOWN,
-    LYING,
     POSITIVE_CONTROL,
     REGIMES,
     Features,
     Task,
     make_task,
+    memory_features,
+    regimes_of,
 )
 from dlk_utils.probes import (
     CONTRAST_PROBES,
@@ -36,280 +41,261 @@ from dlk_utils.probes import (
     PAIR_PROBES,
     STACK_PROBES,
     STATE_PROBES,
-    Logistic,
-    fit_probe,
 )
 
 RESULT_COLUMNS = [
-    "target",
-    "regime",
-    "kind",
-    "probe",
-    "feature",
-    "site",
-    "layer",
-    "selected",
-    "compared",
-    "validation",
-    "validation_accuracy",
-    "estimate",
-    "low",
-    "high",
-    "accuracy",
-    "balanced_accuracy",
-    "recall_at_1",
-    "recall_at_5",
-    "brier",
-    "calibration_error",
-    "n",
-    "n_train",
-    "best_control",
-    "lift",
-    "lift_low",
-    "lift_high",
+    *("target", "regime", "kind", "probe", "feature", "site", "layer"),
+    *("selected", "compared", "validation", "validation_accuracy"),
+    *("estimate", "low", "high", "accuracy", "balanced_accuracy", "recall_at_1", "recall_at_5"),
+    *("brier", "calibration_error", "n", "n_train"),
+    *("best_control", "lift", "lift_low", "lift_high"),
 ]
+"""The columns of the table of results; `evaluate` says what they mean."""
 
 
 def evaluate_targets(
-    targets: Mapping[str, pd.DataFrame], features: Callable[[str], Features], *, seed: int = 0
-) -> tuple[pd.DataFrame, list[str]]:
-    """The long table of every target in every regime, and a sentence for each task that has too few rows. `features` gives those of a target."""
-    tables, skipped = [pd.DataFrame(columns=RESULT_COLUMNS)], []
+    targets: Mapping[str, pd.DataFrame],
+    features: Callable[[str], Features],
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Evaluate every target in every regime that has enough rows.
+
+    Parameters
+    ----------
+    targets : mapping
+        Target -> its rows, as `make_targets` gives them.
+    features : callable
+        Gives the features of a target, as `target_features` does.
+
+    Returns
+    -------
+    DataFrame
+        The tables of `evaluate`, one below the other. `skipped_tasks` says what is left out.
+    """
+    tables = []
     for target, rows in targets.items():
         fits: dict = {}
-        only = {
-            "lie": ["by example, lie rows"],
-            "truth": list(REGIMES),
-            "pair": ["by example, truth rows", LYING],
-        }  # only rows told to lie can be lies; of those only the test rows are drawn
-        for regime in only.get(target, [r for r in REGIMES if r != KNOWN]):
+        for regime in regimes_of(target):
             try:
-                tables.append(
-                    evaluate(
-                        make_task(rows, target, regime), features(target), seed=seed, fits=fits
-                    )
-                )
-            except TooFewRows as e:
-                skipped.append(str(e))
-    return pd.concat([t for t in tables if len(t)] or tables, ignore_index=True), skipped
+                task = make_task(rows, target, regime)
+            except TooFewRows:
+                continue
+            tables.append(evaluate(task, features(target), seed=seed, fits=fits))
+    if not tables:
+        return pd.DataFrame(columns=RESULT_COLUMNS)
+    return pd.concat(tables, ignore_index=True)
+
+
+def skipped_tasks(targets: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Say which tasks `evaluate_targets` leaves out and why, in one sentence each; fits nothing."""
+    sentences = []
+    for target, rows in targets.items():
+        for regime in regimes_of(target):
+            try:
+                make_task(rows, target, regime)
+            except TooFewRows as error:
+                sentences.append(str(error))
+    return sentences
 
 
 def evaluate(
     task: Task, features: Features, *, n_boot: int = 1000, seed: int = 0, fits: dict | None = None
 ) -> pd.DataFrame:
-    """Every probe on every feature, and the controls, on one task: a long table.
+    """Fit every probe on every feature, and score it next to the controls.
 
-    `features` maps (feature, site, layer) to a function from rows to X ([n, d], or [n, 2, d] for the target `pair`). The layer is chosen on
-    validation (`selected`; see `metrics.earliest`); the test AUROC is signed, with a 95 % interval by bootstrap over examples, and for selected rows the
-    `lift` over the best control of the task, paired by resample. `compared` counts the layers that the choice was made from; all layers of a feature are fitted
-    in one batch. Accuracies are at the threshold that was fixed on train, on validation rows and carried over to test rows; `brier` and `calibration_error` of probabilities calibrated on validation, for selected rows.
-    `fits` keeps what was fitted, for regimes that train on the same rows.
+    All layers of a feature at a site are fitted in one batch, and one of them is chosen on
+    validation rows (see `fit_layers`). The first feature and site get more methods than the others,
+    and the controls on states.
+
+    Parameters
+    ----------
+    task : Task
+        The rows to fit on, to choose the layer on, and to test on.
+    features : Features
+        Where the states are read.
+    n_boot, seed : int
+        Number of bootstrap resamples of examples; seed of these and of the random controls.
+    fits : dict, optional
+        Keeps what was fitted, for a later call in another regime that trains on the same rows.
+
+    Returns
+    -------
+    DataFrame
+        One row for each probe at each layer (`kind` is "probe"; `layer` is -1 for a probe that
+        reads all layers) and for each control (`kind` is "control"), with `RESULT_COLUMNS`:
+
+        * `selected`: whether this layer was chosen, of `compared` layers, on validation rows, where
+          its AUROC is `validation`;
+        * `estimate`, `low`, `high`: the signed AUROC on the `n` test rows and its 95 % interval;
+        * `accuracy`, `balanced_accuracy`: at the threshold that was fitted on the training rows
+          (`validation_accuracy`: the same on validation rows);
+        * `recall_at_1`, `recall_at_5`: recall at 1 % and 5 % false positives;
+        * for selected rows, `brier` and `calibration_error` of probabilities calibrated on
+          validation rows, and the `lift` over the `best_control` of the task: the difference of the
+          AUROCs, with a 95 % interval that is paired by resample.
     """
     fits = {} if fits is None else fits
-    pair = task.target == "pair"
-    weights = bootstrap_weights(task.test.example_id, n_boot, seed)
-    label = task.test.y.to_numpy()
-    rows, boots = [], {}
+    results = _Results(task, n_boot, seed)
+    for number, layers_of_site in enumerate(_by_site(features)):
+        in_memory = _read_once(layers_of_site, task)
+        is_first = number == 0
+        more_methods = is_first and task.target != POSITIVE_CONTROL
+        for name, make_probe in _probes_for(in_memory, more_methods).items():
+            _add_probe(results, name, make_probe, in_memory, fits)
+        if is_first:
+            _add_controls_on_states(results, in_memory, fits)
+    for name, scores in scores_without_states(task).items():
+        results.add("control", name, [scores])
+    return results.table()
 
-    def once(key: tuple, make: Callable) -> Any:
-        key = (REGIMES[task.regime][0], *key)
-        if key not in fits:
-            fits[key] = make()
-        return fits[key]
 
-    def add(kind: str, probe: str, scores: list[Float[np.ndarray, " n"]], **more) -> None:
-        boots[len(rows)] = np.mean([weighted_auroc(s, label, weights) for s in scores], 0)
-        low, high = np.nanpercentile(boots[len(rows)], [2.5, 97.5])
-        mean = lambda metric: float(np.mean([metric(s, label) for s in scores]))
-        scored = {
-            "estimate": mean(auroc),
+@dataclass
+class _Results:
+    """The rows of a table of results, and the resampled AUROCs that their intervals come from."""
+
+    task: Task
+    n_boot: int
+    seed: int
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    resampled: list[Float[np.ndarray, " b"]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.y = self.task.test.y.to_numpy()
+        self.weights = bootstrap_weights(self.task.test.example_id, self.n_boot, self.seed)
+
+    def add(
+        self, kind: str, probe: str, scores: Sequence[Float[np.ndarray, " n"]], **columns: Any
+    ) -> None:
+        """Add a row for scores of the test rows; those of several repeats are averaged."""
+        resampled = np.mean([weighted_auroc(s, self.y, self.weights) for s in scores], axis=0)
+        low, high = percentile_interval(resampled)
+        self.resampled.append(resampled)
+        # what a row says if `columns` do not say otherwise
+        row = {
+            "target": self.task.target,
+            "regime": self.task.regime,
+            "kind": kind,
+            "probe": probe,
+            "feature": "",
+            "site": "",
+            "layer": -1,
+            "selected": True,
+            "compared": 1,
             "low": low,
             "high": high,
-            "accuracy": mean(lambda s, y: np.mean((s > 0) == y)),
-            "balanced_accuracy": mean(balanced_accuracy),
-            "recall_at_1": mean(lambda s, y: recall_at(s, y, 0.01)),
-            "recall_at_5": mean(lambda s, y: recall_at(s, y, 0.05)),
+            "n": len(self.y),
+            "n_train": len(self.task.train),
         }
-        rows.append(
-            {
-                "target": task.target,
-                "regime": task.regime,
-                "kind": kind,
-                "probe": probe,
-                "feature": "",
-                "site": "",
-                "layer": -1,
-                "selected": True,
-                "compared": 1,
-                "validation": np.nan,
-                "validation_accuracy": np.nan,
-                "n": len(label),
-                "n_train": len(task.train),
-                **scored,
-                **more,
-            }
-        )
+        metrics = pd.DataFrame([_metrics(s, self.y) for s in scores]).mean()
+        self.rows.append(row | metrics.to_dict() | columns)
 
-    groups: dict[tuple[str, str], list[int]] = {}
-    for feature, site, layer in features:
-        groups.setdefault((feature, site), []).append(layer)
-    checked, goal = task.validation.y.to_numpy(), _goal(task.train, pair)
-    for (feature, site), layers in groups.items():
-        X = [
-            np.stack([features[feature, site, layer](part) for layer in layers])
-            for part in (task.train, task.validation, task.test)
-        ]
-        first = (feature, site) == next(iter(groups))
-        for name, make in probes_on(feature, first and task.target != POSITIVE_CONTROL).items():
-            probe = once(
-                (feature, site, name),
-                lambda make=make, X=X: fit_probe(make, X[0], task.train, goal),
-            )
-            on_validation, on_test = (np.atleast_2d(probe.decision_function(x)) for x in X[1:])
-            stacked = name in STACK_PROBES
-            chosen_by = [auroc(s, checked) for s in on_validation]
-            best = earliest_good_layer(on_validation, checked, task.validation.example_id)
-            for i, layer in enumerate([-1] if stacked else layers):
-                where = {
-                    "feature": feature,
-                    "site": site,
-                    "layer": layer,
-                    "selected": i == best,
-                    "compared": len(on_validation),
-                }
-                p = calibrated(on_validation[i], checked, on_test[i]) if i == best else None
-                sure = (
-                    {}
-                    if p is None
-                    else {
-                        "brier": brier(p, label),
-                        "calibration_error": calibration_error(p, label),
-                    }
-                )
-                add(
-                    "probe",
-                    name,
-                    [on_test[i]],
-                    validation=chosen_by[i],
-                    validation_accuracy=float(np.mean((on_validation[i] > 0) == checked)),
-                    **where,
-                    **sure,
-                )
-        if first:
-            make, where = (
-                next(iter(probes_on(feature, False).values())),
-                {"feature": feature, "site": site, "compared": len(layers)},
-            )
-            null = once(
-                (feature, site, "shuffled"),
-                lambda X=X, make=make: list(_shuffled(task, X, make, pair, seed)),
-            )
-            add(
-                "control",
-                "shuffled labels",
-                [probe.decision_function(X[2])[k] for probe, k in null],
-                **where,
-            )
-            add(
-                "control",
-                "random direction",
-                list(_random(task, [x[len(layers) // 2] for x in X], pair, seed)),
-                **where | {"compared": 1},
-            )
-            add(
-                "control",
-                "first layer",
-                [make().fit(X[0][0], goal).decision_function(X[2][0])],
-                **where | {"layer": layers[0], "compared": 1},
-            )
-    for name, score in _controls(task, pair).items():
-        add("control", name, [score])
-    table = pd.DataFrame(rows)
-    return _with_lift(table, boots)
+    def table(self) -> pd.DataFrame:
+        """Lay out the rows, and add the lift of selected probes over the best control."""
+        table = pd.DataFrame(self.rows).reindex(columns=RESULT_COLUMNS)
+        best = table.estimate[table.kind == "control"].idxmax()
+        table["best_control"] = ""
+        for i in table.index[(table.kind == "probe") & table.selected]:
+            low, high = percentile_interval(self.resampled[i] - self.resampled[best])
+            table.loc[i, "best_control"] = table.probe[best]
+            table.loc[i, "lift"] = table.estimate[i] - table.estimate[best]
+            table.loc[i, ["lift_low", "lift_high"]] = [low, high]
+        return table
 
 
-def probes_on(feature: str, more: bool) -> dict[str, Callable]:
-    """The probes for a kind of feature; `more`: also those that are fitted at one site only."""
+def _metrics(scores: Float[np.ndarray, " n"], y: np.ndarray) -> dict[str, float]:
+    predicted = scores > 0
+    return {
+        "estimate": auroc(scores, y),
+        "accuracy": float(np.mean(predicted == y)),
+        "balanced_accuracy": balanced_accuracy_score(y, predicted),
+        "recall_at_1": recall_at(scores, y, 0.01),
+        "recall_at_5": recall_at(scores, y, 0.05),
+    }
+
+
+def _by_site(features: Features) -> list[Features]:
+    """Split features by feature and site, into the layers that a choice is made from."""
+    groups: dict[tuple[str, str], Features] = {}
+    for (feature, site, layer), read in features.items():
+        groups.setdefault((feature, site), {})[feature, site, layer] = read
+    return list(groups.values())
+
+
+def _read_once(features: Features, task: Task) -> Features:
+    """Read the states of all rows of a task, of one feature at one site, into memory."""
+    rows = pd.concat([task.train, task.validation, task.test], ignore_index=True)
+    feature, site, _ = next(iter(features))
+    layers = [layer for _, _, layer in features]
+    stack = stack_layers(features, rows)
+    return memory_features(rows, {site: stack}, layers=layers, feature=feature)
+
+
+def _probes_for(features: Features, more_methods: bool) -> dict[str, Callable[[], Any]]:
+    feature, _, _ = next(iter(features))
     if feature in ("two draws", "two draws / move", "counterfactual"):
         return PAIR_PROBES
     if feature == "contrast":
         return CONTRAST_PROBES
-    return STATE_PROBES | (MORE_STATE_PROBES | STACK_PROBES if more else {})
+    if more_methods:
+        return STATE_PROBES | MORE_STATE_PROBES | STACK_PROBES
+    return STATE_PROBES
 
 
-def _goal(rows: pd.DataFrame, pair: bool) -> np.ndarray:
-    return rows.move.to_numpy(float) if pair else rows.y.to_numpy()
+def _add_probe(
+    results: _Results,
+    name: str,
+    make_probe: Callable[[], Any],
+    features: Features,
+    fits: dict,
+) -> None:
+    """Add a row for a probe at each layer of a feature at a site."""
+    task = results.task
+    feature, site, _ = next(iter(features))
+    key = (REGIMES[task.regime][0], feature, site, name)
+    if key not in fits:
+        fit = fit_layers(make_probe, features, task.train, task.validation, y=task.goal)
+        fits[key] = _without_states(fit)
+    fit = fits[key]
+    validation_y = task.validation.y.to_numpy()
+    test_scores = fit.score_layers(task.test, features)
+    for i, layer in enumerate(fit.layers):
+        columns: dict[str, Any] = {
+            "feature": feature,
+            "site": site,
+            "layer": layer,
+            "selected": i == fit.chosen,
+            "compared": len(fit.layers),
+            "validation": fit.validation_aurocs[i],
+            "validation_accuracy": np.mean((fit.validation_scores[i] > 0) == validation_y),
+        }
+        if i == fit.chosen:
+            p = calibrated(fit.validation_scores[i], validation_y, test_scores[i])
+            columns["brier"] = brier_score_loss(results.y, p)
+            columns["calibration_error"] = calibration_error(p, results.y)
+        results.add("probe", name, [test_scores[i]], **columns)
 
 
-def _shuffled(task, X, make, pair, seed, repeats: int = 5):
-    """The whole selection again with labels that say nothing: fitted probes, and the layer that each chose."""
-    for r in range(repeats):
-        rng = np.random.default_rng([seed, r])
-        goal, y = (
-            rng.permutation(_goal(task.train, pair)),
-            rng.permutation(task.validation.y.to_numpy()),
-        )
-        if pair:
-            goal = goal * rng.choice([-1, 1], len(goal))
-        fitted = make().fit(X[0], goal)
-        yield (
-            fitted,
-            earliest_good_layer(fitted.decision_function(X[1]), y, task.validation.example_id),
-        )
+def _add_controls_on_states(results: _Results, features: Features, fits: dict) -> None:
+    """Add the controls that see the states of a feature at a site."""
+    task, seed = results.task, results.seed
+    keys = list(features)
+    feature, site, first_layer = keys[0]
+    make_probe = next(iter(_probes_for(features, more_methods=False).values()))
+    key = (REGIMES[task.regime][0], feature, site, "shuffled labels")
+    if key not in fits:
+        shuffled = fit_shuffled_labels(make_probe, features, task, seed)
+        fits[key] = [_without_states(fit) for fit in shuffled]
+    where = {"feature": feature, "site": site}
+    scores = [fit.score(task.test, features) for fit in fits[key]]
+    results.add("control", "shuffled labels", scores, **where, compared=len(keys))
+    read_middle_layer = features[keys[len(keys) // 2]]
+    scores = list(random_direction_scores(read_middle_layer, task, seed))
+    results.add("control", "random direction", scores, **where)
+    scores = [first_layer_scores(make_probe, features, task)]
+    results.add("control", "first layer", scores, **where, layer=first_layer)
 
 
-def _random(task, X, pair, seed, repeats: int = 20):
-    """Random directions at a middle layer, oriented on train as any probe is."""
-    train, _, test = (x[:, 1] - x[:, 0] if pair else x for x in X)
-    mean, scale = (0 if pair else train.mean(0)), train.std(0) + 1e-8
-    for r in range(repeats):
-        w = np.random.default_rng([seed, 7, r]).standard_normal(train.shape[1]) / scale
-        sign = 1 if auroc((train - mean) @ w, task.train.y.to_numpy()) >= 0.5 else -1
-        yield sign * ((test - mean) @ w)
-
-
-def _controls(task: Task, pair: bool) -> dict[str, np.ndarray]:
-    """What can be scored without the states. For pairs, a guess of the truth times the observed change of the answer."""
-    y = (task.train.label if pair else task.train.y).to_numpy()
-    turn = (task.test.p1_draw1 - task.test.p1_draw0).to_numpy() if pair else 1.0
-
-    def learned(make, columns, C: float) -> np.ndarray:
-        known = make().fit(columns(task.train))
-        dense = lambda rows: np.asarray(known.transform(columns(rows)).astype(float).toarray())
-        return Logistic(C=C).fit(dense(task.train), y).decision_function(dense(task.test))
-
-    onehot, words = (
-        lambda: OneHotEncoder(handle_unknown="ignore"),
-        lambda: TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
-    )
-    length = lambda rows: np.log(rows.prompt.str.len().to_numpy(float))[:, None]
-    score = {
-        "majority": np.full(len(task.test), y.mean() - 0.5),
-        "own answer": task.test.margin.to_numpy()
-        if task.target != "lie"
-        else -task.test.margin.abs().to_numpy(),
-        "instruction only": learned(onehot, lambda rows: rows[["instruction"]], 1.0),
-        "metadata": learned(onehot, lambda rows: rows[["instruction", "template", "dataset"]], 1.0),
-        "length": Logistic(C=1.0).fit(length(task.train), y).decision_function(length(task.test)),
-        "TF-IDF": learned(words, lambda rows: rows.prompt, 0.01),
-        "TF-IDF, question only": learned(words, lambda rows: rows.text, 0.01),
-    }
-    return {name: np.sign(s) * turn if pair else s for name, s in score.items()}
-
-
-def _with_lift(table: pd.DataFrame, boots: dict[int, np.ndarray]) -> pd.DataFrame:
-    controls = table[table.kind == "control"]
-    best = controls.estimate.idxmax()
-    lift = {
-        i: boots[i] - boots[best] for i in table.index[(table.kind == "probe") & table.selected]
-    }
-    out = table.assign(best_control="", lift=np.nan, lift_low=np.nan, lift_high=np.nan)
-    for i, boot in lift.items():
-        low, high = np.nanpercentile(boot, [2.5, 97.5])
-        out.loc[i, ["best_control", "lift", "lift_low", "lift_high"]] = [
-            table.probe[best],
-            table.estimate[i] - table.estimate[best],
-            low,
-            high,
-        ]
-    return out.reindex(columns=RESULT_COLUMNS)
+def _without_states(fit: LayerProbe) -> LayerProbe:
+    """Forget where a probe was fitted, so that what is kept does not hold all states in memory."""
+    return replace(fit, features={})

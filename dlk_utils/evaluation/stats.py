@@ -1,4 +1,4 @@
-"""Scores of scores: pure functions of arrays, nothing is kept between calls."""
+"""Scores of predictions, with intervals that resample examples: pure functions of arrays."""
 
 from collections.abc import Sequence
 
@@ -7,144 +7,200 @@ import pandas as pd
 from jaxtyping import Float, Int
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_curve
+
+Groups = Sequence[str] | pd.Series | np.ndarray
+"""The example of each row: rows of one example are drawn together."""
 
 
 def auroc(scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"]) -> float:
-    """Signed AUROC: the share of (1, 0) pairs in which the 1 scores higher, ties half. Never flipped."""
+    """Compute the signed AUROC: the share of (1, 0) pairs in which the 1 scores higher.
+
+    Equal scores count half, and a value under one half is never flipped; it is nan if a class is
+    missing. This is scikit-learn's `roc_auc_score` in exact arithmetic: AUROCs that are equal
+    compare as equal, so that no choice of a layer hangs on rounding.
+
+    Parameters
+    ----------
+    scores, y : array [n]
+        Scores, where higher speaks for class 1, and classes, 0 or 1.
+    """
     return float(weighted_auroc(scores, y, np.ones((1, len(y))))[0])
 
 
 def weighted_auroc(
     scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], weights: Float[np.ndarray, "b n"]
 ) -> Float[np.ndarray, " b"]:
-    """The same for each of `b` weightings of the rows (resamples, say); nan where a class has no weight."""
+    """Compute the signed AUROC under each of `b` weightings of the rows, all at once.
+
+    Parameters
+    ----------
+    scores, y : array [n]
+        See `auroc`.
+    weights : array [b, n]
+        How often each row counts, as `bootstrap_weights` gives it.
+
+    Returns
+    -------
+    array [b]
+        nan where a class has no weight.
+    """
     order = np.argsort(scores, kind="stable")
-    first = np.flatnonzero(
-        np.r_[True, np.diff(scores[order]) != 0]
-    )  # where each run of equal scores begins
-    one, zero = (
-        np.add.reduceat(weights[:, order] * (y[order] == k), first, axis=1) for k in (1, 0)
-    )
-    below = np.cumsum(zero, 1) - zero / 2
-    total = one.sum(1) * zero.sum(1)
-    return (one * below).sum(1) / np.where(total > 0, total, np.nan)
+    starts_new_score = np.diff(scores[order], prepend=np.nan) != 0
+    starts = np.flatnonzero(starts_new_score)
+    weights, y = weights[:, order], y[order]
+    # the weight of each class at each distinct score
+    ones = np.add.reduceat(weights * (y == 1), starts, axis=1)
+    zeros = np.add.reduceat(weights * (y == 0), starts, axis=1)
+    zeros_below = np.cumsum(zeros, axis=1) - zeros / 2
+    pairs = ones.sum(axis=1) * zeros.sum(axis=1)
+    return (ones * zeros_below).sum(axis=1) / np.where(pairs > 0, pairs, np.nan)
 
 
-def bootstrap_weights(
-    groups: Sequence[str] | pd.Series, n_boot: int, seed: int
-) -> Float[np.ndarray, "b n"]:
-    """How often each row is drawn when whole groups are resampled with replacement."""
-    names, index = np.unique(groups, return_inverse=True)
-    counts = np.random.default_rng(seed).multinomial(
-        len(names), np.full(len(names), 1 / len(names)), n_boot
-    )
-    return counts[:, index].astype(float)
+def bootstrap_weights(groups: Groups, n_boot: int, seed: int) -> Float[np.ndarray, "b n"]:
+    """Count how often each row is drawn when groups are resampled with replacement.
+
+    Parameters
+    ----------
+    groups : array [n]
+        The group of each row: its example.
+    n_boot, seed : int
+        How many resamples to draw, and their seed.
+
+    Returns
+    -------
+    array [n_boot, n]
+        Counts; the rows of a group have the same.
+    """
+    names, group_of_row = np.unique(groups, return_inverse=True)
+    n_groups = len(names)
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), n_boot)
+    return counts[:, group_of_row].astype(float)
+
+
+def percentile_interval(estimates: Float[np.ndarray, " b"]) -> tuple[float, float]:
+    """Return the 2.5th and the 97.5th percentile of bootstrap estimates; nan does not count."""
+    low, high = np.nanpercentile(estimates, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def auroc_interval(
     scores: Float[np.ndarray, " n"],
     y: Int[np.ndarray, " n"],
-    groups: Sequence[str] | pd.Series,
+    groups: Groups,
     *,
     n_boot: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % percentile interval of the signed AUROC, resampling groups (examples) whole; resamples without one of the classes do not count."""
-    low, high = np.nanpercentile(
-        weighted_auroc(scores, y, bootstrap_weights(groups, n_boot, seed)), [2.5, 97.5]
-    )
-    return float(low), float(high)
+    """Compute the 95 % bootstrap interval (low, high) of the signed AUROC, resampling groups.
+
+    Resamples without one of the classes do not count. See `auroc` and `bootstrap_weights`.
+    """
+    return percentile_interval(weighted_auroc(scores, y, bootstrap_weights(groups, n_boot, seed)))
+
+
+def mean_interval(
+    x: Float[np.ndarray, " n"],
+    groups: Groups,
+    n_boot: int = 2000,
+    seed: int = 0,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> tuple[float, float]:
+    """Compute the 95 % bootstrap interval (low, high) of the mean of x [n], resampling groups.
+
+    Where all groups have the same mean, resampling would show no spread, however few they are. The
+    interval is then as wide as Wilson's interval of "all of them": it goes as far as the mean would
+    if the groups that this interval leaves room for lay at the `bounds` of possible values.
+    """
+    group_means = pd.Series(x).groupby(np.asarray(groups)).mean()
+    if group_means.max() - group_means.min() < 1e-12:
+        mean, n_groups = float(np.mean(x)), len(group_means)
+        unseen = 1 - wilson_interval(n_groups, n_groups)[0]
+        least, greatest = bounds
+        low = mean - unseen * max(mean - least, 0)
+        high = mean + unseen * max(greatest - mean, 0)
+        return low, high
+    weights = bootstrap_weights(groups, n_boot, seed)
+    return percentile_interval((weights @ x) / weights.sum(axis=1))
+
+
+def wilson_interval(k: int, n: int) -> tuple[float, float]:
+    """Compute the 95 % Wilson interval of a proportion, `k` of `n`."""
+    interval = binomtest(k, n).proportion_ci(method="wilson")
+    return interval.low, interval.high
 
 
 def earliest_good_layer(
-    scores: Float[np.ndarray, "b n"],
+    scores: Float[np.ndarray, "layer n"],
     y: Int[np.ndarray, " n"],
-    groups: Sequence[str] | pd.Series,
+    groups: Groups,
     *,
     n_boot: int = 200,
     seed: int = 0,
 ) -> int:
-    """Which of `b` layers, in order, to take: the earliest_good_layer whose AUROC is at most one standard error below the best one's: the error of the difference, paired by resample of whole groups.
+    """Choose the earliest layer whose AUROC is within one standard error of the best one's.
 
-    Where the answer that is about to be said is right, a late layer scores by holding that answer, as high as one that holds what is believed, or higher; the earliest_good_layer that is as good is the least likely to.
-    Source: the one-standard-error rule, Breiman et al., *Classification and regression trees*, 1984.
+    The standard error is that of the difference from the best layer, paired by resample of groups.
+    On honest rows a late layer can score high because it holds the answer that the model is about
+    to give. Among layers that are equally good, the earliest is the least likely to read that
+    answer.
+
+    Parameters
+    ----------
+    scores : array [layer, n]
+        Scores of the validation rows at each layer, in order of depth.
+    y, groups : array [n]
+        Class and example of each row.
+
+    Returns
+    -------
+    int
+        The index of the layer in `scores`.
+
+    References
+    ----------
+    The one-standard-error rule: Breiman et al., *Classification and Regression Trees*, 1984.
     """
-    found = np.array([auroc(s, y) for s in scores])
-    best = int(found.argmax())
     weights = bootstrap_weights(groups, n_boot, seed)
-    boots = np.array([weighted_auroc(s, y, weights) for s in scores])
-    return int(np.flatnonzero(found[best] - found <= np.nanstd(boots[best] - boots, axis=1))[0])
-
-
-def balanced_accuracy(scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"]) -> float:
-    """Mean over the classes of the share that lies on its side of 0, the threshold that was fixed on train."""
-    return float(np.mean([np.mean((scores[y == k] > 0) == k) for k in (0, 1)]))
+    estimates = np.array([auroc(s, y) for s in scores])
+    resampled = np.array([weighted_auroc(s, y, weights) for s in scores])
+    best = int(estimates.argmax())
+    shortfall = estimates[best] - estimates
+    standard_error = np.nanstd(resampled[best] - resampled, axis=1)
+    return int(np.flatnonzero(shortfall <= standard_error)[0])
 
 
 def recall_at(
     scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], false_positives: float
 ) -> float:
-    """The largest share of class 1 above a threshold that at most this share of class 0 passes; no interpolation, ties count against it."""
-    zero = np.sort(scores[y == 0])[::-1]
-    allowed = int(np.floor(false_positives * len(zero)))
-    return float(np.mean(scores[y == 1] > (zero[allowed] if allowed < len(zero) else -np.inf)))
+    """Compute the largest recall of class 1 when at most this share of class 0 is flagged too."""
+    false_positive_rate, recall, _ = roc_curve(y, scores, drop_intermediate=False)
+    return float(recall[false_positive_rate <= false_positives].max())
 
 
 def calibrated(
     scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], new: Float[np.ndarray, " m"]
 ) -> Float[np.ndarray, " m"]:
-    """Probabilities of class 1 for new scores, by Platt's logistic curve fitted on rows that are not the new ones."""
+    """Turn `new` scores [m] into probabilities of class 1.
+
+    A logistic curve (Platt, *Probabilistic outputs for support vector machines*, 1999) is fitted to
+    the `scores` and classes `y` of other rows [n].
+    """
     unit = np.std(scores) + 1e-12
-    return (
-        LogisticRegression(C=1e3)
-        .fit(scores[:, None] / unit, y)
-        .predict_proba(new[:, None] / unit)[:, 1]
-    )
-
-
-def brier(p: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"]) -> float:
-    """Mean squared difference of probability and outcome."""
-    return float(np.mean((p - y) ** 2))
+    curve = LogisticRegression(C=1e3).fit(scores[:, None] / unit, y)
+    return curve.predict_proba(new[:, None] / unit)[:, 1]
 
 
 def calibration_error(
     p: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], bins: int = 10
 ) -> float:
-    """ECE: mean over rows of |mean outcome - mean probability| of the row's bin, bins of equal width."""
-    index = np.minimum((p * bins).astype(int), bins - 1)
-    return float(
-        sum(
-            abs(y[index == k].mean() - p[index == k].mean()) * np.mean(index == k)
-            for k in np.unique(index)
-        )
-    )
+    """Compute the expected calibration error of probabilities of class 1.
 
-
-def wilson_interval(k: int, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion."""
-    interval = binomtest(k, n).proportion_ci(method="wilson")
-    return interval.low, interval.high
-
-
-def mean_interval(
-    x: Float[np.ndarray, " n"],
-    groups: np.ndarray,
-    n_boot: int = 2000,
-    seed: int = 0,
-    bounds: tuple[float, float] = (0.0, 1.0),
-) -> tuple[float, float]:
-    """95 % percentile interval of the mean, resampling groups (examples) whole.
-
-    Groups that are all alike show no spread, though a few of them say little: then the interval goes as far as the mean of values within `bounds` can, if as many groups were otherwise as Wilson's interval
-    of "all of them" leaves room for.
+    That is the gap between mean outcome and mean probability of a bin, averaged over rows; the bins
+    have equal width.
     """
-    _, index = np.unique(groups, return_inverse=True)
-    total, size = np.bincount(index, x), np.bincount(index)
-    if np.ptp(total / size) < 1e-12:
-        mean, unseen = float(x.mean()), 1 - wilson_interval(len(size), len(size))[0]
-        return mean - unseen * max(mean - bounds[0], 0), mean + unseen * max(bounds[1] - mean, 0)
-    weights = np.random.default_rng(seed).multinomial(
-        len(size), np.full(len(size), 1 / len(size)), n_boot
-    )
-    low, high = np.percentile((weights @ total) / (weights @ size), [2.5, 97.5])
-    return float(low), float(high)
+    bin_of_row = np.minimum((p * bins).astype(int), bins - 1)
+    by_bin = pd.DataFrame({"p": p, "y": y}).groupby(bin_of_row)
+    means, sizes = by_bin.mean(), by_bin.size()
+    return float(np.average((means.y - means.p).abs(), weights=sizes))

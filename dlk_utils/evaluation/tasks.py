@@ -1,140 +1,45 @@
-"""What is asked of the states: the rows and the classes of each target, and where its features are read."""
+"""What a probe is asked to tell from states: targets, regimes, and where the states are read.
 
-from collections.abc import Callable, Sequence
+A *row* is one prompt. Its *role* says what it is for. A row of role "truth" tells the model to tell
+the truth. Its *twin* of role "lie" shows the same example and tells the model to lie. Rows of role
+"known" are further truth prompts, which show whether the model knows the answer. The *split*
+(train, validation, test) goes by example, so that all rows of one example are in the same split.
+
+A *target* is the class `y` that a probe is to find:
+
+* "truth": is choice 1 right? `y` is the label.
+* "lie": was this answer a lie? Among rows told to lie whose answer the model knows.
+* "pair": of two passes over one prompt (two dropout draws, for example), which leans more to the
+  truth? The features of a row are a *pair* of states, one of each pass.
+* `POSITIVE_CONTROL`: which choice is the model about to give?
+
+A *regime* says which role the training and validation rows have, and which the test rows have. A
+target in a regime is a `Task`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.special
+from jaxtyping import Float
+from scipy.special import expit
 
-from dlk_utils.errors import TooFewRows
+from dlk_utils.errors import DataError, TooFewRows
 from dlk_utils.extract.store import read_rows
 from dlk_utils.models.sites import SITES
 
 POSITIVE_CONTROL = "own answer (positive control)"
-"""A target that the states surely hold, what the model is about to say: a pipeline that misses it would miss anything."""
+"""The target that states surely hold, the answer about to be given: a pipeline must find it."""
 
+LYING = "truth rows -> lie rows"
+"""The regime that the book is about: fit on honest rows, test on rows told to lie."""
 
-HONEST = ("truth", "known")
-"""Roles of rows that are told the truth: the twins, and those that ask what the model knows."""
-
-
-DENYING = ("no", "false", "incorrect", "wrong", "negative")
-
-
-Features = dict[tuple[str, str, int], Callable[[pd.DataFrame], np.ndarray]]
-"""(feature, site, layer) -> a function from rows to X [n, d], or [n, 2, d] for pairs."""
-
-
-def pair_rows(rows: pd.DataFrame, folders: Sequence[Path], *, plain: bool = False) -> pd.DataFrame:
-    """Rows with `p1_draw0`, `p1_draw1` (the probability of choice 1 under each of two passes) and `move`, how far the second moved towards the truth.
-
-    The passes are the first two draws of one folder; with `plain`, the clean pass and the second pass of the last folder.
-    `y` is 1 where the answer moved towards the truth; a row whose answer did not move at all is left out.
-    """
-    logp = [
-        read_rows(folders[-1], rows, f"choice_logprobs.{k}").astype(float)
-        for k in ((1,) if plain else (0, 1))
-    ]
-    p1 = [
-        *([rows.p1.to_numpy()] if plain else []),
-        *(scipy.special.expit(x[:, 1] - x[:, 0]) for x in logp),
-    ]
-    move = (p1[1] - p1[0]) * (2 * rows.label - 1)
-    return rows.assign(p1_draw0=p1[0], p1_draw1=p1[1], move=move, y=(move > 0).astype(int))[
-        lambda t: t.move != 0
-    ].reset_index(drop=True)
-
-
-def select_rows(rows: pd.DataFrame, role: str, split: str) -> pd.DataFrame:
-    """The rows of a split told the truth (`role` "truth": twins and further ones alike), or to lie."""
-    return rows[
-        rows.role.isin(HONEST if role == "truth" else (role,)) & (rows.split == split)
-    ].reset_index(drop=True)
-
-
-def truth_rows(asked: pd.DataFrame) -> pd.DataFrame:
-    """Rows with a readable answer; `y` is the label, `polarity` +1 where the affirming word says label 1 and -1 where the denying one does ("no, there is no error")."""
-    rows = asked[asked.readable].reset_index(drop=True)
-    return rows.assign(
-        y=rows.label, polarity=[-1 if c[1].lower() in DENYING else 1 for c in rows.choices]
-    )
-
-
-def make_targets(asked: pd.DataFrame, drawn: pd.DataFrame, draws: Path) -> dict[str, pd.DataFrame]:
-    """The rows of each target, with their class `y`; rows without a readable answer have none.
-
-    truth: y = label. lie: y = lied, among rows told to lie whose answer is known. pair: see `pair_rows`, of the rows `drawn`.
-    """
-    rows = truth_rows(asked)
-    told = rows[(rows.role == "lie") & rows.knows]
-    return {
-        "truth": rows,
-        "lie": told.assign(y=told.lied.astype(int)).reset_index(drop=True),
-        "pair": pair_rows(rows[rows.row_id.isin(drawn.row_id)], [draws]),
-        POSITIVE_CONTROL: rows.assign(y=rows.answer),
-    }
-
-
-def state_features(clean: Path, layers: Sequence[int], site: str = "resid_post") -> Features:
-    """Clean states at one site."""
-    return {
-        ("activation", site, layer): _reader(
-            clean, [f"activation.{site}.{layer}.0"], np.concatenate
-        )
-        for layer in layers
-    }
-
-
-def pair_features(kind: str, folders: Sequence[Path] | Path, layers: Sequence[int]) -> Features:
-    """X [n, 2, d]: two draws or two choices of one folder, or the clean pass and the second pass of two folders. "two draws / move": divided by how far the answer moved (|p1_draw1 - p1_draw0|, at least 0.01)."""
-    first, last = (folders, folders) if isinstance(folders, Path) else (folders[0], folders[-1])
-    stored = "said" if kind == "contrast" else "activation"
-
-    def read(rows: pd.DataFrame, layer: int) -> np.ndarray:
-        X = np.stack(
-            [
-                read_rows(folder, rows, f"{stored}.resid_post.{layer}.{k}")
-                for k, folder in enumerate((first, last))
-            ],
-            axis=1,
-        )
-        return (
-            X / np.maximum(np.abs(rows.p1_draw1 - rows.p1_draw0), 0.01).to_numpy()[:, None, None]
-            if kind == "two draws / move"
-            else X
-        )
-
-    return {(kind, "resid_post", layer): partial(read, layer=layer) for layer in layers}
-
-
-def target_features(target: str, clean: Path, draws: Path, layers: Sequence[int]) -> Features:
-    """Where a target's features are read from: the clean states, gradients and contrast pairs (of `clean`), or pairs of draws."""
-    if target == "pair":
-        return pair_features("two draws", draws, layers)
-    kinds = {"activation": ["activation"]}
-    if target != POSITIVE_CONTROL:
-        kinds |= {"gradient": ["gradient"], "both": ["activation", "gradient"]}
-    sites = SITES if target != POSITIVE_CONTROL else ("resid_post",)
-    found = {
-        (name, site, layer): _reader(
-            clean, [f"{kind}.{site}.{layer}.0" for kind in k], np.concatenate
-        )
-        for name, k in kinds.items()
-        for site in sites
-        for layer in layers
-    }
-    return found | (pair_features("contrast", clean, layers) if target == "truth" else {})
-
-
-def _reader(folder: Path, names: list[str], join: Callable) -> Callable[[pd.DataFrame], np.ndarray]:
-    return lambda rows: join([read_rows(folder, rows, name) for name in names], axis=1)
-
-
-LYING, KNOWN = "truth rows -> lie rows", "truth rows -> lie rows, known"
-
+KNOWN = "truth rows -> lie rows, known"
+"""The same, tested only on rows whose answer the model knows."""
 
 REGIMES = {
     "by example, truth rows": ("truth", "truth"),
@@ -142,44 +47,347 @@ REGIMES = {
     LYING: ("truth", "lie"),
     KNOWN: ("truth", "lie"),
 }
-"""name -> (role of the rows trained on and selected on, role of the rows tested on); the examples never overlap. `KNOWN` tests only rows whose answer the model knows."""
-
+"""Regime -> (role of the training and validation rows, role of the test rows)."""
 
 MIN_PER_CLASS = {"train": 5, "validation": 2, "test": 4}
+"""How many rows of each class a split needs."""
+
+HONEST_ROLES = ("truth", "known")
+"""Roles of rows that tell the model to tell the truth."""
+
+DENYING_WORDS = ("no", "false", "incorrect", "wrong", "negative")
+
+LEAST_MOVE = 0.01
+"""The least change of an answer that the difference of two states is divided by."""
+
+Features = dict[tuple[str, str, int], Callable[[pd.DataFrame], np.ndarray]]
+"""(feature, site, layer) -> a function from rows to X [n, d], or [n, 2, d] for pairs of states."""
+
+
+def truth_rows(answers: pd.DataFrame) -> pd.DataFrame:
+    """Select the rows of the target "truth": those with a readable answer.
+
+    Returns
+    -------
+    DataFrame
+        The rows with `y`, which is the label, and with `polarity`: +1 where the affirming word is
+        choice 1 and -1 where the denying word is ("no, there is no error").
+    """
+    rows = answers[answers.readable].reset_index(drop=True)
+    choice_1_denies = [choices[1].lower() in DENYING_WORDS for choices in rows.choices]
+    return rows.assign(y=rows.label, polarity=np.where(choice_1_denies, -1, 1))
+
+
+def pair_rows(rows: pd.DataFrame, folders: Sequence[Path], *, plain: bool = False) -> pd.DataFrame:
+    """Select the rows of the target "pair": those whose answer differs between two passes.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows with `label`, and with `p1` if `plain`.
+    folders : sequence of Path
+        Stores. The two passes are the first two draws of the last one.
+    plain : bool
+        Whether the first pass is the clean one instead, with the probability `p1` of the rows.
+
+    Returns
+    -------
+    DataFrame
+        The rows with `p1_draw0` and `p1_draw1` (probability of choice 1 in either pass), `move`
+        (how far the second pass moved towards the truth) and `y` (1 where `move` is above 0).
+    """
+
+    def stored_p1(draw: int) -> Float[np.ndarray, " n"]:
+        logprobs = read_rows(folders[-1], rows, f"choice_logprobs.{draw}").astype(float)
+        return expit(logprobs[:, 1] - logprobs[:, 0])
+
+    first = rows.p1.to_numpy() if plain else stored_p1(0)
+    second = stored_p1(1)
+    towards_truth = 2 * rows.label - 1
+    move = (second - first) * towards_truth
+    pairs = rows.assign(p1_draw0=first, p1_draw1=second, move=move, y=(move > 0).astype(int))
+    return pairs[pairs.move != 0].reset_index(drop=True)
+
+
+def make_targets(
+    probe_rows: pd.DataFrame,
+    dropout_rows: pd.DataFrame | None = None,
+    draws: Path | None = None,
+) -> dict[str, pd.DataFrame]:
+    """Make the rows of each target, with their class `y`; see the head of this module.
+
+    Parameters
+    ----------
+    probe_rows : DataFrame
+        Rows of `label_behaviour` that a probe may be fitted or tested on. Those without a readable
+        answer are in no target.
+    dropout_rows : DataFrame, optional
+        Those of them that were run with dropout.
+    draws : Path, optional
+        The store of their draws. Without it there is no target "pair".
+    """
+    truth = truth_rows(probe_rows)
+    known_and_told_to_lie = truth[(truth.role == "lie") & truth.knows]
+    lie = known_and_told_to_lie.assign(y=known_and_told_to_lie.lied.astype(int))
+    targets = {"truth": truth, "lie": lie.reset_index(drop=True)}
+    if dropout_rows is not None and draws is not None:
+        targets["pair"] = pair_rows(truth[truth.row_id.isin(dropout_rows.row_id)], [draws])
+    targets[POSITIVE_CONTROL] = truth.assign(y=truth.answer)
+    return targets
+
+
+def memory_features(
+    rows: pd.DataFrame,
+    states: Mapping[str, np.ndarray],
+    *,
+    layers: Sequence[int] | None = None,
+    feature: str = "activation",
+) -> Features:
+    """Make the features of states that are in memory.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        The rows of the states, each with its own `row_id`.
+    states : mapping
+        Site -> array [layer, n, d], or [layer, n, 2, d] for pairs of states, in the order of
+        `rows`: what `dlk_utils.activations` returns, for example.
+    layers : sequence of int, optional
+        The numbers of the layers; by default 0, 1, 2, ...
+    feature : str
+        The name of the feature: "activation", "gradient", "two draws", "contrast", ...
+
+    Returns
+    -------
+    Features
+        Functions that take any of these rows, in any order. They raise `DataError` for other rows.
+
+    Raises
+    ------
+    DataError
+        If two rows share a `row_id`, or if the states have another number of rows or layers.
+    """
+    positions = pd.Index(rows.row_id)
+    if not positions.is_unique:
+        raise DataError("memory_features: expected a row_id of its own for each row")
+    numbers = range(len(next(iter(states.values())))) if layers is None else layers
+    for site, stack in states.items():
+        if stack.shape[:2] != (len(numbers), len(rows)):
+            raise DataError(
+                f"memory_features: expected states [layer, n, ...] of {len(numbers)} layers "
+                f"and {len(rows)} rows at {site}, got {list(stack.shape)}"
+            )
+
+    def read(some_rows: pd.DataFrame, X: np.ndarray) -> np.ndarray:
+        where = positions.get_indexer(some_rows.row_id)
+        if (where < 0).any():
+            raise DataError(
+                f"memory_features: expected rows whose states are in memory, "
+                f"got {(where < 0).sum()} of {len(some_rows)} others"
+            )
+        return X[where]
+
+    return {
+        (feature, site, layer): partial(read, X=X)
+        for site, stack in states.items()
+        for layer, X in zip(numbers, stack, strict=True)
+    }
+
+
+def state_features(folder: Path, layers: Sequence[int], site: str = "resid_post") -> Features:
+    """Read the clean states of a store of `store_gradients` at one site."""
+    return _stored_features(folder, {"activation": ["activation"]}, [site], layers)
+
+
+def pair_features(kind: str, folders: Sequence[Path] | Path, layers: Sequence[int]) -> Features:
+    """Read pairs of states [n, 2, d] at `resid_post`.
+
+    Parameters
+    ----------
+    kind : str
+        "two draws": the first two draws of one store. "two draws / move": the same, divided by how
+        far the answer moved between them (at least `LEAST_MOVE`). "contrast": the states after
+        choice 0 and after choice 1, of one store. "counterfactual": the clean pass of the first
+        store and the moved pass of the last.
+    folders : Path or sequence of Path
+        The store, or both of them.
+    layers : sequence of int
+        The layers to read.
+    """
+    stores = [folders] if isinstance(folders, Path) else folders
+    tensor = "after_choice" if kind == "contrast" else "activation"
+
+    def read(rows: pd.DataFrame, layer: int) -> Float[np.ndarray, "n 2 d"]:
+        first = read_rows(stores[0], rows, f"{tensor}.resid_post.{layer}.0")
+        second = read_rows(stores[-1], rows, f"{tensor}.resid_post.{layer}.1")
+        pairs = np.stack([first, second], axis=1)
+        if kind == "two draws / move":
+            moved = np.abs(rows.p1_draw1 - rows.p1_draw0).to_numpy()
+            return pairs / np.maximum(moved, LEAST_MOVE)[:, None, None]
+        return pairs
+
+    return {(kind, "resid_post", layer): partial(read, layer=layer) for layer in layers}
+
+
+def target_features(target: str, clean: Path, draws: Path, layers: Sequence[int]) -> Features:
+    """Choose the features that a target is looked for in.
+
+    The target "pair" has pairs of draws (of the store `draws`), and `POSITIVE_CONTROL` the states
+    at `resid_post`. "truth" and "lie" have states, gradients and both side by side at every site
+    (of the store `clean`), and "truth" also contrast pairs.
+    """
+    if target == "pair":
+        return pair_features("two draws", draws, layers)
+    if target == POSITIVE_CONTROL:
+        return state_features(clean, layers)
+    kinds = {
+        "activation": ["activation"],
+        "gradient": ["gradient"],
+        "both": ["activation", "gradient"],
+    }
+    features = _stored_features(clean, kinds, SITES, layers)
+    if target == "truth":
+        features |= pair_features("contrast", clean, layers)
+    return features
+
+
+def _stored_features(
+    folder: Path,
+    kinds: Mapping[str, Sequence[str]],
+    sites: Sequence[str],
+    layers: Sequence[int],
+) -> Features:
+    """Read stored tensors; `kinds`: feature -> the kinds of tensor that it sets side by side."""
+
+    def read(rows: pd.DataFrame, names: Sequence[str]) -> Float[np.ndarray, "n d"]:
+        return np.concatenate([read_rows(folder, rows, name) for name in names], axis=1)
+
+    return {
+        (feature, site, layer): partial(
+            read, names=[f"{kind}.{site}.{layer}.0" for kind in tensor_kinds]
+        )
+        for feature, tensor_kinds in kinds.items()
+        for site in sites
+        for layer in layers
+    }
 
 
 @dataclass(frozen=True)
 class Task:
-    """Rows of one target in one regime, split by example."""
+    """The rows of one target in one regime; no example is in two splits. `make_task` makes it.
+
+    The rows have `row_id`, `example_id`, `y` (0 or 1), the columns that the controls read, and for
+    the target "pair" those of `pair_rows`.
+    """
 
     target: str
     regime: str
     train: pd.DataFrame
     validation: pd.DataFrame
     test: pd.DataFrame
-    """Rows with `row_id`, `example_id`, `y` (0 or 1), and the columns that the controls read."""
+
+    @property
+    def of_pairs(self) -> bool:
+        """Whether the features of a row are a pair of states."""
+        return self.target == "pair"
+
+    @property
+    def goal(self) -> np.ndarray:
+        """What a probe learns from the training rows [n]: `y`, or the `move` of pairs."""
+        return self.train.move.to_numpy(float) if self.of_pairs else self.train.y.to_numpy()
+
+
+def regimes_of(target: str) -> list[str]:
+    """List the regimes that a target is evaluated in."""
+    if target == "truth":
+        return list(REGIMES)
+    if target == "lie":
+        # only rows told to lie can be lies
+        return ["by example, lie rows"]
+    if target == "pair":
+        # of the rows told to lie, only test rows are run with dropout
+        return ["by example, truth rows", LYING]
+    return [regime for regime in REGIMES if regime != KNOWN]
+
+
+def select_rows(rows: pd.DataFrame, role: str, split: str) -> pd.DataFrame:
+    """Select the rows of a role and a split; the role "truth" stands for all `HONEST_ROLES`."""
+    roles = HONEST_ROLES if role == "truth" else (role,)
+    return rows[rows.role.isin(roles) & (rows.split == split)].reset_index(drop=True)
 
 
 def make_task(rows: pd.DataFrame, target: str, regime: str) -> Task:
-    """The rows of a target (`rows` has a column `y`) in a regime. Raises `TooFewRows`; asserts that no example is on two sides."""
+    """Split the rows of a target for a regime, which is one of `REGIMES`.
+
+    The rows have `row_id`, `example_id`, `role`, `split` and `y`; for the regime `KNOWN` also
+    `knows`.
+
+    Raises
+    ------
+    TooFewRows
+        If a split has too few rows of a class.
+    DataError
+        If an example is in two splits.
+    """
     fit_role, test_role = REGIMES[regime]
+    test = select_rows(rows, test_role, "test")
+    if regime == KNOWN:
+        test = test[test.knows].reset_index(drop=True)
     parts = {
         "train": select_rows(rows, fit_role, "train"),
         "validation": select_rows(rows, fit_role, "validation"),
-        "test": select_rows(rows[rows.knows] if regime == KNOWN else rows, test_role, "test"),
+        "test": test,
     }
-    ids = [set(p.example_id) for p in parts.values()]
-    assert not (ids[0] & ids[1] or ids[0] & ids[2] or ids[1] & ids[2]), (
-        "an example straddles the split"
-    )
-    counts = {k: (int((p.y == 0).sum()), int((p.y == 1).sum())) for k, p in parts.items()}
-    if any(min(counts[k]) < MIN_PER_CLASS[k] for k in parts):
-        raise TooFewRows(
-            f"{target}, {regime}: rows of class (0, 1) are {counts}; each class needs at least {MIN_PER_CLASS}"
+    examples = pd.concat([part.example_id.drop_duplicates() for part in parts.values()])
+    if not examples.is_unique:
+        raise DataError(
+            f"{target}, {regime}: expected each example in one split, got "
+            f"{examples[examples.duplicated()].iloc[0]} in two: it straddles the split"
         )
+    require_rows(parts, f"{target}, {regime}")
     return Task(target, regime, **parts)
+
+
+def require_rows(
+    parts: Mapping[str, pd.DataFrame],
+    what: str,
+    *,
+    least: Mapping[str, int] = MIN_PER_CLASS,
+    column: str = "y",
+    classes: Sequence[Any] = (0, 1),
+) -> None:
+    """Raise `TooFewRows` if a split has too few rows of a class to fit or score a probe on.
+
+    Parameters
+    ----------
+    parts : mapping
+        Split ("train", "validation" or "test") -> its rows.
+    what : str
+        What the rows are for: the message begins with it.
+    least : mapping
+        Split -> how many rows of each class it needs.
+    column : str
+        The column that holds the class.
+    classes : sequence
+        The classes that must be there.
+    """
+    counts = {
+        split: [int((rows[column] == k).sum()) for k in classes] for split, rows in parts.items()
+    }
+    if all(min(counts[split]) >= least[split] for split in parts):
+        return
+    needed = ", ".join(f"{least[split]} in {split}" for split in parts)
+    found = ", ".join(f"{' and '.join(map(str, n))} in {split}" for split, n in counts.items())
+    raise TooFewRows(
+        f"{what}: expected of each class at least {needed}, got {found} "
+        f"(rows of class {' and '.join(map(str, classes))}); a larger n_examples helps."
+    )
 
 
 def too_few(rows: pd.DataFrame, split: str) -> bool:
     """Whether a class has fewer rows than `MIN_PER_CLASS` says for the split."""
-    return rows.y.nunique() < 2 or bool(rows.y.value_counts().min() < MIN_PER_CLASS[split])
+    try:
+        require_rows({split: rows}, split)
+    except TooFewRows:
+        return True
+    return False

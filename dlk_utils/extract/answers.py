@@ -1,56 +1,87 @@
-"""What the model answers: log-probabilities of the two choices after a prompt."""
+"""What the model answers: the log-probabilities of the two choices after a prompt."""
 
 from collections.abc import Sequence
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dlk_utils.extract.batches import forward, pad
+from dlk_utils.extract.batches import after_prefix, forward, last_logits, pad
+from dlk_utils.extract.packing import shared_batch
 
 
-def choice_logprobs(logits: Float[Tensor, "n vocab"], ids: Sequence) -> Float[Tensor, "n 2"]:
-    """Log-probability of each choice at the next token: log-sum-exp over its variants, in fp32, with no epsilon.
+def choice_logprobs(logits: Float[Tensor, "n vocab"], choice_ids: Sequence) -> Float[Tensor, "n 2"]:
+    """Return the log-probability of each choice at the next token, in float32 or wider.
 
-    `ids` holds, for each row, the token ids of choice 0 and those of choice 1, as `choice_ids` gives them.
-    The margin is column 1 minus column 0; the choice mass is the sum of the exponentials.
+    `choice_ids` has a pair for each row: the token ids that count as choice 0 (its spelling
+    variants, whose probabilities add up), and those of choice 1. Column 1 minus column 0 is the
+    margin.
     """
-    logp = (
-        logits.float().log_softmax(-1) if logits.dtype != torch.float64 else logits.log_softmax(-1)
-    )
-    return torch.stack(
-        [torch.stack([logp[i, list(s)].logsumexp(0) for s in sets]) for i, sets in enumerate(ids)]
-    )
+    logprobs = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+    rows = []
+    for row, pair in zip(logprobs, choice_ids, strict=True):
+        rows.append(torch.stack([row[list(tokens)].logsumexp(0) for tokens in pair]))
+    return torch.stack(rows)
+
+
+def answer_rows(model: nn.Module, rows: pd.DataFrame) -> dict[str, Tensor]:
+    """Ask the model a batch of prompts, and return what decides its answers.
+
+    Returns
+    -------
+    dict
+        `choice_logprobs` [n, 2]; `strict_logprobs` [n, 2], of each choice as it is written
+        (`strict_ids`), in no other spelling; and `top_token` [n]. Choices that differ only after
+        their first token (`choice_tokens`) are scored by all their tokens.
+    """
+    logits = last_logits(model, shared_batch(model, list(rows.input_ids)))
+    logprobs = choice_logprobs(logits, list(rows.choice_ids))
+    strict = logprobs.clone()
+    if "strict_ids" in rows:
+        strict = choice_logprobs(logits, list(rows.strict_ids))
+    if "choice_tokens" in rows:
+        for i, choices in enumerate(rows.choice_tokens):
+            if choices is not None:
+                prompt = rows.input_ids.iloc[i]
+                logprobs[i], strict[i] = _complete_logprobs(model, prompt, choices)
+    top_token = logits.argmax(-1)
+    return {"choice_logprobs": logprobs, "strict_logprobs": strict, "top_token": top_token}
+
+
+def _complete_logprobs(
+    model: nn.Module, prompt: Sequence[int], choices: Sequence[Sequence[Sequence[int]]]
+) -> tuple[Float[Tensor, " 2"], Float[Tensor, " 2"]]:
+    """Score both choices by all their tokens: in any spelling, and as written.
+
+    A choice has the tokens of each of its spellings, the written one first.
+    """
+    spellings = [tokens for choice in choices for tokens in choice]
+    logprobs = torch.stack(sequence_logprobs(model, prompt, spellings))
+    by_choice = logprobs.split([len(choice) for choice in choices])
+    any_spelling = torch.stack([choice.logsumexp(0) for choice in by_choice])
+    return any_spelling, torch.stack([choice[0] for choice in by_choice])
 
 
 @torch.no_grad()
 def sequence_logprobs(
     model: nn.Module, prompt: Sequence[int], sequences: Sequence[Sequence[int]]
 ) -> list[Float[Tensor, ""]]:
-    """Log-probability of each token sequence after the prompt, summed over its tokens: one pass over the prompt, one over all sequences."""
+    """Return the log-probability of each token sequence after a prompt, summed over its tokens.
+
+    The prompt runs once; then all sequences run side by side.
+    """
     first = forward(model, pad([list(prompt)], device=model.device), use_cache=True)
-    after = [first.logits[0, -1].float().log_softmax(-1).expand(len(sequences), -1)[:, None]]
-    if max(map(len, sequences)) > 1:
-        cache, n = first.past_key_values, len(prompt)
+    first_logprobs = first.logits[0, -1].float().log_softmax(-1)
+    logprobs = first_logprobs.expand(len(sequences), -1)[:, None]
+    if max(len(sequence) for sequence in sequences) > 1:
+        # What comes after a sequence's last token is not asked for. A sequence of one token has no
+        # other: in its place runs a token whose prediction is not read.
+        inputs = [list(sequence)[:-1] or [0] for sequence in sequences]
+        cache = first.past_key_values
         cache.batch_repeat_interleave(len(sequences))
-        rest = pad([list(s)[:-1] or [0] for s in sequences], side="right", device=model.device)
-        mask = torch.cat(
-            [
-                torch.ones(len(sequences), n, dtype=torch.long, device=model.device),
-                rest["attention_mask"],
-            ],
-            1,
-        )
-        logits = forward(
-            model,
-            rest
-            | {
-                "attention_mask": mask,
-                "position_ids": rest["position_ids"] + n,
-                "past_key_values": cache,
-            },
-            last_only=False,
-        ).logits
-        after.append(logits.float().log_softmax(-1))
-    logp = torch.cat(after, 1)
-    return [logp[i, range(len(s)), list(s)].sum() for i, s in enumerate(sequences)]
+        batch = pad(inputs, side="right", device=model.device)
+        logits = forward(model, after_prefix(batch, cache, len(prompt)), last_only=False).logits
+        logprobs = torch.cat([logprobs, logits.float().log_softmax(-1)], 1)
+    by_sequence = zip(logprobs, sequences, strict=True)
+    return [by_place[range(len(tokens)), list(tokens)].sum() for by_place, tokens in by_sequence]

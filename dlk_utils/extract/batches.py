@@ -1,8 +1,8 @@
-"""The engine of the forward passes: batches, states, what is cached, and how rows go to a store. Everything is read at the last token, or the last few."""
+"""Padded batches of prompts, and the forward pass over them."""
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from dlk_utils.extract.store import Plan
 
 Batch = dict[str, Any]
-"""`input_ids`, `attention_mask` and `position_ids`, each [b, t]; with `past_key_values` the mask covers the cached tokens too."""
+"""`input_ids`, `attention_mask` and `position_ids`, each [b, t], as transformers takes them.
 
+With `past_key_values`, the first tokens of each prompt are in that cache: `input_ids` holds the
+others, and the mask covers all of them.
+"""
 
 Layers = str | int | Sequence[int]
-"""What `sites.layer_numbers` understands."""
+"""Which layers: "all", an index, a list of them, or a slice such as "::3" (`layer_numbers`)."""
 
 
 def pad(
@@ -27,83 +30,108 @@ def pad(
     token: int = 0,
     device: Any = "cpu",
 ) -> Batch:
-    """A batch with mask and positions; what a padded place holds makes no difference to the prompts."""
-    width = max(map(len, prompts))
-    ids, mask = (
-        torch.full((len(prompts), width), token),
-        torch.zeros((len(prompts), width), dtype=torch.long),
-    )
-    for i, p in enumerate(prompts):
-        where = slice(width - len(p), None) if side == "left" else slice(None, len(p))
-        ids[i, where], mask[i, where] = torch.tensor(list(p)), 1
+    """Lay prompts of different lengths side by side, with padding on the left or right.
+
+    The padding is masked, so which `token` fills it makes no difference to the prompts. Position
+    ids count from the first token of each prompt.
+    """
+    width = max(len(ids) for ids in prompts)
+    input_ids = torch.full((len(prompts), width), token)
+    mask = torch.zeros((len(prompts), width), dtype=torch.long)
+    for row, ids in enumerate(prompts):
+        place = slice(width - len(ids), None) if side == "left" else slice(None, len(ids))
+        input_ids[row, place] = torch.tensor(list(ids))
+        mask[row, place] = 1
+    position_ids = (mask.cumsum(1) - 1).clamp(min=0)
+    batch = {"input_ids": input_ids, "attention_mask": mask, "position_ids": position_ids}
+    return {name: x.to(device) for name, x in batch.items()}
+
+
+def after_prefix(batch: Batch, cache: Any, length: int) -> Batch:
+    """Put a batch behind a prefix of `length` tokens, which every row has in `cache`."""
+    mask = batch["attention_mask"]
     return {
-        k: v.to(device)
-        for k, v in {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-        }.items()
+        "input_ids": batch["input_ids"],
+        "attention_mask": torch.cat([mask.new_ones(len(mask), length), mask], 1),
+        "position_ids": batch["position_ids"] + length,
+        "past_key_values": cache,
     }
 
 
-def forward(model: nn.Module, batch: Batch, *, last_only: bool = True, **options) -> Any:
-    """The model's output; what its family does not take (MPT takes no positions) is left out, and the LM head runs on one position if `last_only`.
+def forward(model: nn.Module, batch: Batch, *, last_only: bool = True, **options: Any) -> Any:
+    """Run a model on a batch, without the inputs that its family does not take.
 
-    Raises `ValueError` if the model is in training mode: dropout of its own would be in every state.
+    With `last_only` the LM head runs on the last position alone, in the families that can do so.
+    Raises `ValueError` if the model is in training mode.
     """
+    require_evaluation_mode(model)
+    accepted = _forward_parameters(type(model))
+    inputs = {name: x for name, x in batch.items() if name in accepted}
+    if last_only and "logits_to_keep" in accepted:
+        options["logits_to_keep"] = 1
+    return model(**inputs, **options)
+
+
+def require_evaluation_mode(model: nn.Module) -> None:
+    """Raise `ValueError` if a model is in training mode, in which its own dropout is on."""
     if model.training:
         raise ValueError(
-            f"{model.config.model_type}: expected a model in evaluation mode (`model.eval()`), got one in training mode, whose own dropout would be in every state"
+            f"{model.config.model_type}: expected a model in evaluation mode (`model.eval()`), got "
+            "one in training mode, whose own dropout would be in every state"
         )
-    takes = _parameters(type(model))
-    head = {"logits_to_keep": 1} if last_only and "logits_to_keep" in takes else {}
-    return model(**{k: v for k, v in batch.items() if k in takes}, **head, **options)
 
 
 def takes_positions(model: nn.Module) -> bool:
-    """Whether the family is told each token's position; MPT counts places, padding included, and only distances matter to it."""
-    return "position_ids" in _parameters(type(model))
+    """Whether the family is told each token's position. MPT counts places, with the padding."""
+    return "position_ids" in _forward_parameters(type(model))
 
 
 @functools.cache
-def _parameters(kind: type) -> frozenset[str]:
-    return frozenset(inspect.signature(kind.forward).parameters)
+def _forward_parameters(model_class: type) -> frozenset[str]:
+    return frozenset(inspect.signature(model_class.forward).parameters)
 
 
 @torch.no_grad()
 def last_logits(model: nn.Module, batch: Batch) -> Float[Tensor, "b vocab"]:
-    """Next-token logits of each prompt; the LM head runs on one position where the padding is on the left."""
+    """Return the logits of the token after each prompt.
+
+    Where the padding is on the left, the LM head runs on one position only.
+    """
     left = is_left_padded(batch)
     logits = forward(model, batch, last_only=left, use_cache="past_key_values" in batch).logits
-    return logits[:, -1] if left else logits[torch.arange(len(logits)), last_positions(batch).cpu()]
+    if left:
+        return logits[:, -1]
+    return logits[torch.arange(len(logits)), last_positions(batch).cpu()]
 
 
 @torch.no_grad()
 def cached_prefix(model: nn.Module, batch: Batch) -> Batch:
-    """The batch of the last tokens alone, with all that stands before them in the key-value cache (added to what is in it already). Left padding only."""
-    if batch["attention_mask"].shape[1] < 2 or not is_left_padded(batch):
+    """Run all tokens but the last of each prompt, and return the batch of the last ones alone.
+
+    The earlier tokens are in its `past_key_values`; what was in a cache before is not run again.
+    Raises `ValueError` if the padding is on the right, or a prompt has fewer than two tokens.
+    """
+    mask, cache = batch["attention_mask"], batch.get("past_key_values")
+    if not is_left_padded(batch) or int(mask.sum(1).min()) < 2:
         raise ValueError("cached prefix: expected left-padded prompts of at least two tokens")
-    cache = batch.get("past_key_values")
     if batch["input_ids"].shape[1] > 1:
-        before = {k: v[:, :-1] for k, v in batch.items() if k != "past_key_values"} | (
-            {"past_key_values": cache} if cache else {}
-        )
+        before = {name: x[:, :-1] for name, x in batch.items() if name != "past_key_values"}
+        if cache is not None:
+            before["past_key_values"] = cache
         cache = forward(model, before, use_cache=True).past_key_values
     return {
         "input_ids": batch["input_ids"][:, -1:],
-        "attention_mask": batch["attention_mask"],
+        "attention_mask": mask,
         "position_ids": batch["position_ids"][:, -1:],
         "past_key_values": cache,
     }
 
 
 def last_positions(batch: Batch) -> Int[Tensor, " b"]:
-    """Where the last token of each prompt stands in `input_ids`."""
+    """Return the place of each prompt's last token in `input_ids`."""
     width = batch["input_ids"].shape[1]
-    return (
-        batch["attention_mask"][:, -width:]
-        * torch.arange(width, device=batch["attention_mask"].device)
-    ).argmax(1)
+    mask = batch["attention_mask"][:, -width:]
+    return (mask * torch.arange(width, device=mask.device)).argmax(1)
 
 
 def is_left_padded(batch: Batch) -> bool:
@@ -112,14 +140,39 @@ def is_left_padded(batch: Batch) -> bool:
 
 
 def plan_batches(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64) -> Plan:
-    """Batches of about equal length, at most `batch_tokens` with padding, planned from all rows' lengths and keys: the same after a restart."""
-    shards: Plan = [[[]]]
-    for row_id, length in sorted(
-        zip(prompts.row_id, prompts.input_ids.map(len), strict=True), key=lambda r: (r[1], r[0])
-    ):
-        if sum(map(len, shards[-1])) == shard_rows:
-            shards.append([[]])
-        if shards[-1][-1] and (len(shards[-1][-1]) + 1) * length > batch_tokens:
-            shards[-1].append([])
-        shards[-1][-1].append(row_id)
-    return shards
+    """Plan batches of prompts of about equal length, in shards of `shard_rows` prompts.
+
+    A batch has at most `batch_tokens` tokens, padding included, or a single prompt. The plan
+    follows from the prompts' lengths and `row_id`s alone, so a run that starts again has the same.
+    """
+    by_length = sorted(zip(prompts.input_ids.map(len), prompts.row_id, strict=True))
+    starts = range(0, len(by_length), shard_rows)
+    return [cut(by_length[i : i + shard_rows], batch_tokens, shard_rows) for i in starts]
+
+
+def cut(rows: Iterable[tuple[int, Any]], batch_tokens: int, max_rows: int) -> list[list[Any]]:
+    """Cut rows, given as (length, row id) with the shortest first, into batches."""
+    batches: list[list[Any]] = []
+    for length, row_id in rows:
+        n = len(batches[-1]) if batches else 0
+        if n in (0, max_rows) or (n + 1) * length > batch_tokens:
+            batches.append([])
+        batches[-1].append(row_id)
+    return batches
+
+
+def in_halves(compute: Callable, rows: Sequence) -> Iterator[tuple[Sequence, Any]]:
+    """Yield (rows, compute(rows)), in smaller and smaller parts if the device's memory is short."""
+    try:
+        result = compute(rows)
+    except torch.OutOfMemoryError:
+        if len(rows) == 1:
+            raise
+    else:
+        yield rows, result
+        return
+    # Outside the except clause, in which the error holds on to the tensors of the failed attempt.
+    torch.cuda.empty_cache()
+    middle = len(rows) // 2
+    yield from in_halves(compute, rows[:middle])
+    yield from in_halves(compute, rows[middle:])

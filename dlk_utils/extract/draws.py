@@ -1,23 +1,66 @@
-"""Monte-Carlo dropout draws of a prompt: over the whole sequence, or over its last token with everything before it shared."""
+"""Dropout draws of prompts: over the complete prompt, or over its last token alone.
+
+Draws of the last token share one pass over the tokens before it, and then run side by side, each
+with its own dropout masks (`dropout`). What each of them may see is decided in `last_token_mask`.
+"""
 
 import copy
+import itertools
 from collections.abc import Sequence
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from dlk_utils.errors import DeadDropout
 from dlk_utils.extract.batches import Batch, Layers, cached_prefix, forward, pad, takes_positions
-from dlk_utils.extract.dropout import INJECTED, draw_seed, mc_dropout
+from dlk_utils.extract.dropout import DEFAULT_P, INJECTED, draw_seed, mc_dropout
 from dlk_utils.extract.packing import window
-from dlk_utils.extract.states import forward_states
-from dlk_utils.models.sites import at_sites
+from dlk_utils.extract.states import forward_states, record_sites
+from dlk_utils.models.sites import blocks, layer_numbers
 
 SCOPES = ("sequence", "last_token")
-"""Where dropout acts: on the whole prompt (the original's meaning of a pair), or on the last token alone (all draws share one prefix)."""
+"""Where dropout acts: on the complete prompt, as in the original study's pairs, or on its last
+token alone, so that all draws share one pass over the tokens before it."""
+
+Draw = tuple[dict[str, Float[Tensor, "layer b ..."]], Float[Tensor, "b vocab"]]
+"""The states of one draw by site, and its next-token logits."""
+
+
+def seeded_draws(
+    model: nn.Module,
+    input_ids: Sequence[Sequence[int]] | pd.Series,
+    keys: Sequence[str],
+    sites: Sequence[str],
+    layers: Layers = "all",
+    *,
+    n_draws: int,
+    p: float,
+    seed: int,
+    scope: str,
+    places: str | Sequence[str],
+    positions: int = 1,
+) -> list[Draw]:
+    """Make `n_draws` draws of some prompts, with masks that depend on (key, draw, seed) alone.
+
+    `keys` has a name for each prompt; the other options are those of `draw_states`. Raises
+    `DeadDropout` if two draws of a prompt are equal.
+    """
+    batch = pad(input_ids, device=model.device)
+    seeds = [[draw_seed(key, draw, seed) for key in keys] for draw in range(n_draws)]
+    options = {"p": p, "scope": scope, "places": places, "positions": positions}
+    draws = draw_states(model, batch, sites, layers, seeds=seeds, **options)
+    n_layers = len(blocks(model))
+    # Only the last layer: an earlier one may lie before everything that is dropped.
+    has_last_state = "resid_post" in sites and n_layers - 1 in layer_numbers(layers, n_layers)
+    for (states, logits), (next_states, next_logits) in itertools.pairwise(draws):
+        refuse_equal(logits, next_logits, keys)
+        if has_last_state:
+            last, next_last = (x["resid_post"][-1].flatten(1) for x in (states, next_states))
+            refuse_equal(last, next_last, keys)
+    return draws
 
 
 def draw_states(
@@ -32,47 +75,109 @@ def draw_states(
     places: str | Sequence[str] = INJECTED,
     positions: int = 1,
     at_once: int | None = None,
-) -> list[tuple[dict[str, Float[Tensor, "b layer ..."]], Float[Tensor, "b vocab"]]]:
-    """States and logits at the last token (the last `positions`, as `forward_states` gives them), draw after draw; `seeds` holds a seed a row for each draw.
+) -> list[Draw]:
+    """Run a left-padded batch once for each draw, with what `forward_states` returns of each.
 
-    With `scope="last_token"` the prompt runs once without dropout, and from its cache go `at_once` draws together, by default as many as the batch is wide, so that their states take no more memory than the
-    prompt's did (their logits, which are returned, have a row for each draw); one by one where a family's mask cannot be given (`takes_a_mask`). Raises `ValueError` for another scope, or for more than the one position that has states then.
+    Parameters
+    ----------
+    seeds
+        For each draw, a `draw_seed` a row.
+    p, places
+        Share that is dropped, and where (`mc_dropout`).
+    scope
+        One of `SCOPES`. With "last_token" the tokens before the last run once, without dropout.
+    at_once
+        With "last_token", how many draws run side by side. By default as many as the batch is wide,
+        so that their states take no more memory than the prompts' did. Always one in families whose
+        attention cannot be told what each draw sees (`takes_a_mask`).
+
+    Raises
+    ------
+    ValueError
+        If the scope is unknown, or "last_token" with more `positions` than that token.
     """
     if scope not in SCOPES:
         raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}")
     if scope == "sequence":
-        found = []
-        for of_rows in seeds:
-            with mc_dropout(model, p, seeds=of_rows, positions=batch["position_ids"], sites=places):
-                found.append(forward_states(model, batch, sites, layers, positions=positions))
-        return found
+        draws = []
+        position_ids = batch["position_ids"]
+        for row_seeds in seeds:
+            with mc_dropout(model, p, seeds=row_seeds, position_ids=position_ids, places=places):
+                draws.append(forward_states(model, batch, sites, layers, positions=positions))
+        return draws
     if positions != 1:
         raise ValueError(
-            f"positions: expected 1 with scope 'last_token', for no other token has a draw of its own, got {positions}"
+            "positions: expected 1 with scope 'last_token', for no other token has a draw of its "
+            f"own, got {positions}"
         )
+    last = cached_prefix(model, batch)
     width = batch["attention_mask"].shape[1]
-    at_once, last, found = (
-        (at_once or width) if takes_a_mask(model, width) else 1,
-        cached_prefix(model, batch),
-        [],
-    )
+    at_once = (at_once or width) if takes_a_mask(model, width) else 1
+    draws = []
     for start in range(0, len(seeds), at_once):
-        some = torch.tensor([list(of_rows) for of_rows in seeds[start : start + at_once]]).T
-        with mc_dropout(
-            model,
-            p,
-            seeds=some,
-            positions=torch.cat(
-                [batch["position_ids"], last["position_ids"].expand(-1, some.shape[1] - 1)], 1
-            ),
-            sites=places,
-        ):
-            found += side_by_side(model, last, some.shape[1], sites, layers)
-    return found
+        # [b, k]: each copy of a last token has the seed of its own draw.
+        copy_seeds = torch.tensor([list(of_draw) for of_draw in seeds[start : start + at_once]]).T
+        k = copy_seeds.shape[1]
+        # The k copies of the last token stand at the same position.
+        positions_of_copies = last["position_ids"].expand(-1, k - 1)
+        position_ids = torch.cat([batch["position_ids"], positions_of_copies], 1)
+        with mc_dropout(model, p, seeds=copy_seeds, position_ids=position_ids, places=places):
+            draws += side_by_side(model, last, k, sites, layers)
+    return draws
+
+
+@torch.no_grad()
+def side_by_side(
+    model: nn.Module, last: Batch, k: int, sites: Sequence[str], layers: Layers = "all"
+) -> list[Draw]:
+    """Run the last token of each row `k` times in one pass, and return the states of each copy.
+
+    `last` has everything before the last tokens in its cache (`cached_prefix`). That cache stays as
+    it is, so that further draws can start from it.
+    """
+    mask = last["attention_mask"]
+    if k > 1:
+        sees = last_token_mask(mask, k)
+        # Added to the scores of attention: 0 where a copy sees a token, else the least number.
+        mask = torch.zeros(sees.shape, dtype=model.dtype, device=mask.device)
+        mask = mask.masked_fill(~sees, torch.finfo(model.dtype).min)
+    batch = {
+        "input_ids": last["input_ids"].expand(-1, k),
+        "position_ids": last["position_ids"].expand(-1, k),
+        "attention_mask": mask,
+        "past_key_values": _branch(last["past_key_values"]),
+    }
+    with record_sites(model, sites, layers, lambda x: x.to("cpu", copy=True)) as recorded:
+        logits = forward(model, batch, last_only=False, use_cache=True).logits
+    states = {site: torch.stack(by_layer) for site, by_layer in recorded.items()}
+    return [({site: x[:, :, i] for site, x in states.items()}, logits[:, i]) for i in range(k)]
+
+
+def last_token_mask(attention_mask: Tensor, k: int) -> Bool[Tensor, "b 1 k keys"]:
+    """Make the attention mask of draws of the last token: which keys each of `k` copies sees.
+
+    A copy sees the tokens before it, which are in the cache, and itself, but no other copy. For a
+    prompt a b c and three copies of c::
+
+              a  b  c1 c2 c3
+        c1    1  1  1  0  0
+        c2    1  1  0  1  0
+        c3    1  1  0  0  1
+
+    `attention_mask` [b, t] is that of the prompts: 0 at padding, which no copy sees.
+    """
+    b = len(attention_mask)
+    before = attention_mask[:, None, :-1].bool().expand(-1, k, -1)
+    itself = torch.eye(k, dtype=torch.bool, device=attention_mask.device).expand(b, k, k)
+    return torch.cat([before, itself], 2)[:, None]
 
 
 def takes_a_mask(model: nn.Module, width: int) -> bool:
-    """Whether a mask of which token sees which is all that says so, in prompts of so many tokens: not where distance is counted in places (ALiBi, a window that is shorter), nor in a fused kernel without a mask."""
+    """Whether a mask alone decides what a token sees, in a batch that is `width` tokens wide.
+
+    It does not where distance is counted in places (ALiBi, or a window shorter than that), nor in a
+    fused kernel that takes no mask.
+    """
     return (
         takes_positions(model)
         and not getattr(model.config, "alibi", False)
@@ -81,76 +186,50 @@ def takes_a_mask(model: nn.Module, width: int) -> bool:
     )
 
 
-@torch.no_grad()
-def side_by_side(
-    model: nn.Module, last: Batch, k: int, sites: Sequence[str], layers: Layers = "all"
-) -> list[tuple[dict[str, Tensor], Tensor]]:
-    """`k` times the last token of each row, in one pass: they stand at the same position, and each sees what is in the cache and itself, not its neighbours. The cache stays as it is."""
-    b, mask = len(last["input_ids"]), last["attention_mask"]
-    if k > 1:
-        itself = torch.eye(k, dtype=torch.bool, device=mask.device).expand(b, k, k)
-        sees = torch.cat([mask[:, None, :-1].bool().expand(-1, k, -1), itself], 2)[:, None]
-        mask = torch.zeros(sees.shape, dtype=model.dtype, device=mask.device).masked_fill(
-            ~sees, torch.finfo(model.dtype).min
-        )
-    batch = {
-        "input_ids": last["input_ids"].expand(-1, k),
-        "position_ids": last["position_ids"].expand(-1, k),
-        "attention_mask": mask,
-        "past_key_values": _own(last["past_key_values"]),
-    }
-    found: dict[str, list[Tensor]] = {site: [] for site in sites}
-    with at_sites(
-        model,
-        sites,
-        lambda site, layer, hidden: found[site].append(hidden.to("cpu", copy=True)),
-        layers,
-    ):
-        logits = forward(model, batch, last_only=False, use_cache=True).logits
-    states = {site: torch.stack(of_layers, 2) for site, of_layers in found.items()}
-    return [({site: x[:, i] for site, x in states.items()}, logits[:, i]) for i in range(k)]
-
-
-def _own(cache: Cache) -> Cache:
-    """A cache that can go on by itself: a layer makes new tensors when it grows, and those of `cache` stay."""
-    own = copy.copy(cache)
-    own.layers = [copy.copy(layer) for layer in cache.layers]
-    return own
+def _branch(cache: Cache) -> Cache:
+    """Return a cache with the same tensors, which stay as they are when it grows."""
+    branch = copy.copy(cache)
+    branch.layers = [copy.copy(layer) for layer in cache.layers]
+    return branch
 
 
 def dropout_audit(
     model: nn.Module,
     prompts: pd.DataFrame,
     *,
-    p: float = 0.1,
+    p: float = DEFAULT_P,
     seed: int = 0,
     scope: str = "sequence",
     places: str | Sequence[str] = INJECTED,
 ) -> pd.DataFrame:
-    """How far two draws lie apart by layer, relative to the state's norm, over a few prompts. Raises `DeadDropout` if nothing moves."""
-    batch = pad(prompts.input_ids, device=model.device)
-    seeds = [[draw_seed(r, k, seed) for r in prompts.row_id] for k in (0, 1)]
-    one, other = (
-        states["resid_post"].float()
-        for states, _ in draw_states(
-            model, batch, ["resid_post"], seeds=seeds, p=p, scope=scope, places=places
-        )
-    )
-    move = (other - one).norm(dim=-1) / one.norm(dim=-1)
-    refuse_equal(one[:, -1], other[:, -1], prompts.row_id)
-    return pd.DataFrame(
-        {
-            "layer": range(move.shape[1]),
-            "relative_move": move.mean(0).numpy(),
-            "least": move.min(0).values.numpy(),
-        }
-    )
+    """Measure how far two draws lie apart, layer by layer, over a few prompts.
+
+    Returns
+    -------
+    DataFrame
+        `layer`; `relative_move`, the distance of the two states of `resid_post` relative to the
+        first one's norm, on average over the prompts; and `least`, its minimum.
+
+    Raises
+    ------
+    DeadDropout
+        If two draws of a prompt are equal.
+    """
+    options = {"n_draws": 2, "p": p, "seed": seed, "scope": scope, "places": places}
+    keys = list(prompts.row_id)
+    draws = seeded_draws(model, prompts.input_ids, keys, ["resid_post"], **options)
+    first, second = (states["resid_post"].float() for states, _ in draws)
+    move = (second - first).norm(dim=-1) / first.norm(dim=-1)
+    mean, least = move.mean(1).numpy(), move.min(1).values.numpy()
+    return pd.DataFrame({"layer": range(len(move)), "relative_move": mean, "least": least})
 
 
-def refuse_equal(a: Tensor, b: Tensor, rows: Sequence[str] | pd.Series) -> None:
-    """Raises `DeadDropout` if a row of two draws [n, d] is the same in both."""
-    same = (a == b).all(-1)
-    if same.any():
+def refuse_equal(a: Tensor, b: Tensor, names: Sequence[str]) -> None:
+    """Raise `DeadDropout` if a row of two draws [n, d] is the same in both."""
+    equal = (a == b).all(-1)
+    if equal.any():
+        first = names[int(equal.nonzero()[0])]
         raise DeadDropout(
-            f"{int(same.sum())} of {len(same)} rows have two equal draws (first: {list(rows)[int(same.nonzero()[0])]}): dropout has no effect"
+            f"{int(equal.sum())} of {len(equal)} rows have two equal draws (first: {first}): "
+            "dropout has no effect"
         )

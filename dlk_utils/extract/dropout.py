@@ -1,8 +1,19 @@
-"""Monte-Carlo dropout with seeded masks (Gal and Ghahramani, arXiv 1506.02142).
+"""Monte-Carlo dropout with masks that depend on nothing but their seed (Gal and Ghahramani, 2016).
 
-Most chat models ship with dropout 0 and no dropout modules, and fused attention ignores what a config says, so switching to train mode changes
-nothing. Here masks are laid on in eval mode, at the places where families have dropout of their own. A mask value is a hash of (seed of the
-row's draw, place, layer, token position, channel), so it does not depend on batch, order, padding, worker or device.
+Most chat models ship with dropout 0 and without dropout modules, and fused attention ignores what a
+config says, so switching to training mode changes nothing. Here the masks are laid on in evaluation
+mode, at the places where families have dropout of their own.
+
+Whether a value is kept is a hash of the seed of the row's draw, the place, the layer, the token's
+position and the channel. So a mask is the same whatever the batch, order, padding, worker or
+device. Such a generator, which computes the i-th number from i and not from the number before it,
+is called counter-based.
+
+References
+----------
+Y. Gal and Z. Ghahramani, *Dropout as a Bayesian Approximation*, ICML 2016, arXiv:1506.02142.
+J. K. Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, SC 2011.
+A. Appleby, *MurmurHash3*, 2011 (`fmix32`, the hash that is used here).
 """
 
 import contextlib
@@ -16,157 +27,153 @@ from torch import Tensor, nn
 from dlk_utils.errors import DeadDropout
 from dlk_utils.models.sites import architecture, at_sites, blocks
 
-DROPOUT_SITES = ("attn_out", "mlp_out", "embedding", "attention")
-"""`attn_out` and `mlp_out`: what a block adds (GPT-2's residual dropout); `embedding`: what the first block reads; `attention`: the probabilities."""
-
-
 DEFAULT_P = 0.02
-"""Share of channels that a draw drops, unless told otherwise."""
+"""Share of the channels that a draw drops. Much more damages a model trained without dropout."""
+
+PLACES = ("attn_out", "mlp_out", "embedding", "attention")
+"""Where dropout can act: on what attention or the MLP adds to the residual stream (GPT-2's residual
+dropout), on what the first block reads, or on the probabilities of attention."""
+
 INJECTED = ("attn_out", "mlp_out")
+"""The places that are used unless others are asked for."""
 
-
-_NATIVE = {
-    "resid_pdrop": INJECTED,
-    "hidden_dropout": INJECTED,
-    "residual_dropout": INJECTED,
-    "dropout": INJECTED,
-    "embd_pdrop": ("embedding",),
-    "embedding_dropout": ("embedding",),
-    "attn_pdrop": ("attention",),
-    "attention_dropout": ("attention",),
-}
+# The constants of the hash, as signed 32-bit integers (torch has no arithmetic on unsigned ones).
+_MURMUR_1 = 0x85EBCA6B - 2**32
+_MURMUR_2 = 0xC2B2AE35 - 2**32
+# 2^32 divided by the golden ratio: multiples of it lie far apart (Knuth's multiplicative hashing).
+_GOLDEN = 0x9E3779B1 - 2**32
 
 
 def native_sites(model: nn.Module) -> list[str]:
-    """The places where the family has dropout of its own, whatever the config sets it to; but not Falcon's and MPT's on the probabilities of attention, which cannot be laid on here."""
-    if (own := architecture(model).dropout) is not None:
-        return [s for s in DROPOUT_SITES if s in own]
-    return [
-        s
-        for s in DROPOUT_SITES
-        if any(s in where and hasattr(model.config, name) for name, where in _NATIVE.items())
-    ]
+    """List the places where the model's family has dropout of its own, whatever its config sets.
+
+    Falcon's and MPT's dropout of attention probabilities is left out: it cannot be laid on here.
+    """
+    own = architecture(model).dropout
+    return [place for place in PLACES if place in own]
 
 
-def draw_seed(row_id: str, draw: int, seed: int = 0) -> int:
-    """The 32-bit seed of one draw of one row."""
-    return int.from_bytes(
-        hashlib.sha256(f"dropout:{seed}:{row_id}:{draw}".encode()).digest()[:4],
-        "little",
-        signed=True,
-    )
+def draw_seed(key: str, draw: int, seed: int = 0) -> int:
+    """Return the 32-bit seed of one draw of the prompt with this key (in a table, its `row_id`)."""
+    digest = hashlib.sha256(f"dropout:{seed}:{key}:{draw}".encode()).digest()
+    return int.from_bytes(digest[:4], "little", signed=True)
 
 
 @contextlib.contextmanager
 def mc_dropout(
     model: nn.Module,
-    p: float = 0.1,
+    p: float = DEFAULT_P,
     *,
     seeds: Sequence[int] | Int[Tensor, "b k"],
-    positions: Int[Tensor, "b t"],
-    sites: str | Sequence[str] = INJECTED,
+    position_ids: Int[Tensor, "b t"],
+    places: str | Sequence[str] = INJECTED,
 ) -> Iterator[None]:
-    """Within it, a forward pass of the batch drops channels with probability `p` and scales the rest by 1/(1-p).
+    """Drop channels with probability `p` in every forward pass within, and scale the others.
 
-    `seeds` holds one `draw_seed` a row, or one for each of the row's tokens that are run; `positions` each token's place in its own prompt, cached tokens included (values under padding do not
-    matter). `sites` are some of `DROPOUT_SITES`, or "native": `native_sites`. Raises `DeadDropout`, `ValueError`.
+    Those are multiplied by 1/(1-p), so that the mean stays.
+
+    Parameters
+    ----------
+    seeds
+        One `draw_seed` a row, or [b, k] for k tokens that run with a seed each.
+    position_ids
+        Each token's place in its own prompt, cached tokens included. Values at padding do not
+        matter.
+    places
+        Some of `PLACES`, or "native" for those of the family (`native_sites`).
+
+    Raises
+    ------
+    ValueError
+        If `p` is not between 0 and 1, or a place is unknown.
+    DeadDropout
+        If this family's attention does not let one change its probabilities.
     """
-    sites = (
-        native_sites(model)
-        if sites == "native"
-        else [sites]
-        if isinstance(sites, str)
-        else list(sites)
-    )
+    if places == "native":
+        places = native_sites(model)
+    places = [places] if isinstance(places, str) else list(places)
     if not 0 < p < 1:
         raise ValueError(f"dropout p: expected 0 < p < 1, got {p}")
-    if not sites or not set(sites) <= set(DROPOUT_SITES):
+    if not places or not set(places) <= set(PLACES):
         raise ValueError(
-            f"dropout sites: expected some of {', '.join(DROPOUT_SITES)}, or 'native', got {sites}"
+            f"dropout places: expected some of {', '.join(PLACES)}, or 'native', got {places}"
         )
-    base = (
-        torch.as_tensor(seeds if isinstance(seeds, Tensor) else list(seeds))
-        .to(positions.device, torch.int32)
-        .view(len(seeds), -1)
-    )
+    row_seeds = torch.as_tensor(seeds if isinstance(seeds, Tensor) else list(seeds))
+    row_seeds = row_seeds.to(position_ids.device, torch.int32).view(len(seeds), -1)
+    scale = 1 / (1 - p)
 
-    def place(site: str, layer: int) -> Int[Tensor, "b k"]:
-        return _mix(base.clone() ^ (1 + layer * len(DROPOUT_SITES) + DROPOUT_SITES.index(site)))
+    def place_seeds(place: str, layer: int, device: torch.device) -> Int[Tensor, "b k"]:
+        number = 1 + layer * len(PLACES) + PLACES.index(place)
+        return _mix(row_seeds ^ number).to(device)
 
-    def drop(site: str, layer: int, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+    def drop(place: str, layer: int, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        own_positions = position_ids[:, -hidden.shape[1] :].to(hidden.device)
         keep = keep_mask(
-            place(site, layer).to(hidden.device),
-            positions[:, -hidden.shape[1] :].to(hidden.device),
-            hidden.shape[-1],
-            p,
+            place_seeds(place, layer, hidden.device), own_positions, hidden.shape[-1], p
         )
-        return (hidden * (1 / (1 - p))).mul_(
-            keep
-        )  # by a number, not by a mask that holds it: in bfloat16 that would be 1.0234 for 1.0204
+        # By a number, not by a mask that holds it: bfloat16 would round 1.0204 to 1.0234.
+        return (hidden * scale).mul_(keep)
 
     def drop_attention(layer: int, weights: Float[Tensor, "b h q k"]) -> Float[Tensor, "b h q k"]:
-        keep = keep_pairs(
-            place("attention", layer).to(weights.device),
-            positions.to(weights.device),
-            weights.shape[1],
-            weights.shape[2],
-            p,
-        )
-        return (weights * (1 / (1 - p))).mul_(keep[..., -weights.shape[3] :])
+        heads, queries, n_keys = weights.shape[1:]
+        seeds_here = place_seeds("attention", layer, weights.device)
+        keep = keep_pairs(seeds_here, position_ids.to(weights.device), heads, queries, p)
+        return (weights * scale).mul_(keep[..., -n_keys:])
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(at_sites(model, [s for s in sites if s in INJECTED], drop))
-        if "embedding" in sites:
-            stack.enter_context(
-                _first_block_reads(model, lambda hidden: drop("embedding", 0, hidden))
-            )
-        if "attention" in sites:
-            stack.enter_context(_attention_through(model, drop_attention))
+        stack.enter_context(at_sites(model, [x for x in places if x in INJECTED], drop))
+        if "embedding" in places:
+            stack.enter_context(_at_first_block(model, lambda x: drop("embedding", 0, x)))
+        if "attention" in places:
+            stack.enter_context(_at_attention_probabilities(model, drop_attention))
         yield
 
 
 def keep_mask(
     seeds: Int[Tensor, "b k"], positions: Int[Tensor, "b t"], d: int, p: float
 ) -> Bool[Tensor, "b t d"]:
-    """Which channels stay: a counter-based generator (murmur3's finaliser) on the row's seed (k = 1) or each token's, 16 bits a channel, so `p` is exact to 1/65536."""
-    tokens = _mix(seeds ^ _mix(positions.to(torch.int32) + 1))
-    channels = (
-        torch.arange(1, (d + 1) // 2 + 1, dtype=torch.int32, device=seeds.device) * -1640531535
-    )  # spread by the golden ratio
-    bits = _mix(tokens[:, :, None] ^ channels).view(torch.int16)[..., :d]
-    return bits >= round(p * 65536) - 32768
+    """Say which of `d` channels stay at each token, given a seed a row (k = 1) or a token (k = t).
+
+    Each (seed, position, channel) gets 16 random bits, and stays if they are at least p * 2^16. One
+    hash of 32 bits serves two neighbouring channels.
+    """
+    by_token = _mix(seeds ^ _mix(positions.to(torch.int32) + 1))
+    pair = torch.arange(1, (d + 1) // 2 + 1, dtype=torch.int32, device=seeds.device)
+    bits = _mix(by_token[:, :, None] ^ (pair * _GOLDEN))
+    # Read as two signed 16-bit numbers each, from -2^15 on.
+    return bits.view(torch.int16)[..., :d] >= round(p * 2**16) - 2**15
 
 
 def keep_pairs(
     seeds: Int[Tensor, "b k"], positions: Int[Tensor, "b t"], heads: int, queries: int, p: float
 ) -> Bool[Tensor, "b h q t"]:
-    """Which attention probabilities stay, by head, place of the query (the last `queries` positions) and place of the key."""
-    tokens = _mix(seeds ^ _mix(positions[:, -queries:].to(torch.int32) + 1))
-    head = torch.arange(1, heads + 1, dtype=torch.int32, device=seeds.device) * -1640531535
-    keys = _mix((positions.to(torch.int32) + 1)[:, None] ^ head[:, None])
-    return (_mix(tokens[:, None, :, None] ^ keys[:, :, None, :]) & 0xFFFF) >= round(p * 65536)
+    """Say which attention probabilities stay. The queries are at the last `queries` positions."""
+    by_query = _mix(seeds ^ _mix(positions[:, -queries:].to(torch.int32) + 1))
+    head = torch.arange(1, heads + 1, dtype=torch.int32, device=seeds.device) * _GOLDEN
+    by_key = _mix((positions.to(torch.int32) + 1)[:, None] ^ head[:, None])
+    bits = _mix(by_query[:, None, :, None] ^ by_key[:, :, None, :])
+    return (bits & 0xFFFF) >= round(p * 2**16)
 
 
 def _mix(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-    for shift, mask, factor in (
-        (16, 0xFFFF, -2048144789),
-        (13, 0x7FFFF, -1028477387),
-        (16, 0xFFFF, 1),
-    ):
-        x = x ^ ((x >> shift) & mask)  # the mask makes the arithmetic shift a logical one
-        if factor != 1:
-            x = x * factor
-    return x
+    """Scramble 32-bit integers so that each input bit flips about half of the output bits.
+
+    This is `fmix32`, the last step of MurmurHash3. Products wrap round at 32 bits, as in C.
+    """
+    # torch shifts copies of the sign bit in from the left, which the masks take out again.
+    x = (x ^ ((x >> 16) & 0xFFFF)) * _MURMUR_1
+    x = (x ^ ((x >> 13) & 0x7FFFF)) * _MURMUR_2
+    return x ^ ((x >> 16) & 0xFFFF)
 
 
 @contextlib.contextmanager
-def _first_block_reads(model: nn.Module, act: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    def before(module, args, kwargs):
-        return (
-            ((act(args[0]), *args[1:]), kwargs)
-            if args
-            else (args, kwargs | {"hidden_states": act(kwargs["hidden_states"])})
-        )
+def _at_first_block(model: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within it, the first block reads `change(hidden)`."""
+
+    def before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
 
     handle = blocks(model)[0].register_forward_pre_hook(before, with_kwargs=True)
     try:
@@ -176,46 +183,51 @@ def _first_block_reads(model: nn.Module, act: Callable[[Tensor], Tensor]) -> Ite
 
 
 @contextlib.contextmanager
-def _attention_through(model: nn.Module, act: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
-    """Attention written out, with `act(layer, probabilities)`: fused kernels and functional dropout have no place for a seeded mask."""
+def _at_attention_probabilities(
+    model: nn.Module, change: Callable[[int, Tensor], Tensor]
+) -> Iterator[None]:
+    """Within it, attention is written out, with `change(layer, probabilities)`.
+
+    Fused kernels have no place for a mask of one's own.
+    """
+    # Only here, because importing these takes longer than everything else in this module.
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
-    if not getattr(model, "_supports_attention_backend", False) and "attention" not in (
-        architecture(model).dropout or ()
-    ):  # StableLM goes through the interface without saying so
+    # StableLM goes through the interface without saying so.
+    listed = "attention" in architecture(model).dropout
+    if not (getattr(model, "_supports_attention_backend", False) or listed):
+        others = ", ".join(place for place in PLACES if place != "attention")
         raise DeadDropout(
-            f"{model.config.model_type}: attention dropout cannot be laid on in this family; expected places: {', '.join(s for s in DROPOUT_SITES if s != 'attention')}"
+            f"{model.config.model_type}: attention dropout cannot be laid on in this family; "
+            f"expected places: {others}"
         )
 
     def attention(module, query, key, value, attention_mask, scaling=None, **options):
         if options.get("s_aux") is not None:
             raise DeadDropout(
-                f"{model.config.model_type}: attention dropout is not written for attention with sinks"
+                f"{model.config.model_type}: attention dropout is not written for attention with "
+                "sinks"
             )
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        scores = (
-            query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-        )
-        if cap := options.get("softcap"):  # Gemma 2
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        scores = query @ key.transpose(2, 3) * scale
+        # Gemma 2 caps its scores softly.
+        if cap := options.get("softcap"):
             scores = cap * torch.tanh(scores / cap)
-        scores = scores if attention_mask is None else scores + attention_mask[..., : key.shape[2]]
-        weights = act(
-            module.layer_idx,
-            torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(
-                query.dtype
-            ),
-        )
+        if attention_mask is not None:
+            scores = scores + attention_mask[..., : key.shape[2]]
+        precision = torch.promote_types(scores.dtype, torch.float32)
+        probabilities = torch.softmax(scores, -1, dtype=precision).to(query.dtype)
+        weights = change(module.layer_idx, probabilities)
         return (weights @ value).transpose(1, 2).contiguous(), weights
 
     AttentionInterface.register("dlk_seeded_dropout", attention)
     AttentionMaskInterface.register("dlk_seeded_dropout", eager_mask)
-    before, model.config._attn_implementation = (
-        model.config._attn_implementation,
-        "dlk_seeded_dropout",
-    )
+    usual = model.config._attn_implementation
+    model.config._attn_implementation = "dlk_seeded_dropout"
     try:
         yield
     finally:
-        model.config._attn_implementation = before
+        model.config._attn_implementation = usual

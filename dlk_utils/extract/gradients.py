@@ -1,30 +1,25 @@
-"""Gradients of the margin, at the price of little more than a forward pass, and what is made of them. Never of a loss that knows the label or the answer."""
+"""Gradients of the margin by the states at the last token, and passes that are made of them.
+
+The margin is log p(choice 1) - log p(choice 0). It knows neither the label nor the answer given,
+and so its gradient does not leak them.
+"""
 
 import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dlk_utils.errors import ChoiceError
 from dlk_utils.extract.answers import choice_logprobs
 from dlk_utils.extract.batches import Batch, Layers, cached_prefix, forward, last_positions
-from dlk_utils.extract.states import forward_states
+from dlk_utils.extract.states import forward_states, record_sites
 from dlk_utils.models.sites import at_sites, blocks, site_modules
 
-States = dict[str, Float[Tensor, "b layer d"]]
-
-
-def last_linear(model: nn.Module) -> list[nn.Module]:
-    """For each layer, the MLP's last module with a weight of two dimensions (in families whose `mlp_out` is that of a norm, the MLP stands before it)."""
-    linear = lambda module: [
-        m for m in module.modules() if hasattr(m, "weight") and m.weight.dim() == 2
-    ]
-    return [
-        (linear(site) or linear(block.mlp))[-1]
-        for site, block in zip(site_modules(model, "mlp_out"), blocks(model), strict=True)
-    ]
+States = dict[str, Float[Tensor, "layer b d"]]
 
 
 def states_and_gradients(
@@ -34,12 +29,54 @@ def states_and_gradients(
     sites: Sequence[str],
     layers: Layers = "all",
 ) -> tuple[States, States, Float[Tensor, "b 2"]]:
-    """States, gradients of the margin, and choice log-probabilities, by the cached prefix (left padding only).
+    """Return the states at the last token, and the gradients of the margin by them.
 
-    No gradient path to a last-token activation passes through an earlier token, so the prefix runs without a graph and only the
-    last token with one: the result equals full backprop. Gradients are asked of activations alone, so no weight gets one, quantised or not.
+    No gradient path to a last-token state passes through an earlier token. So the earlier tokens
+    run without a graph, and the last token alone runs with one, for little more than the price of a
+    forward pass. The result equals that of `full_backprop`.
+
+    Returns
+    -------
+    states, gradients : dict
+        For each site [layer, b, d].
+    choice_logprobs : Tensor [b, 2]
+
+    Raises
+    ------
+    ValueError
+        If the padding is on the right, or a prompt has fewer than two tokens.
     """
-    return _last_token_gradients(model, cached_prefix(model, batch), choice_ids, sites, layers)
+    return last_token_gradients(model, cached_prefix(model, batch), choice_ids, sites, layers)
+
+
+def last_token_gradients(
+    model: nn.Module,
+    last: Batch,
+    choice_ids: Sequence,
+    sites: Sequence[str],
+    layers: Layers = "all",
+) -> tuple[States, States, Float[Tensor, "b 2"]]:
+    """Do the second half of `states_and_gradients`: run the last tokens behind a `cached_prefix`.
+
+    They too are in the cache afterwards.
+    """
+    values: dict[str, list[Tensor]] = {site: [] for site in sites}
+    activations: dict[str, list[Tensor]] = {site: [] for site in sites}
+
+    def keep(site: str, layer: int, hidden: Tensor) -> None:
+        activations[site].append(hidden)
+        # Copied at once, because Falcon later adds to it in place.
+        values[site].append(hidden.detach()[:, -1].to("cpu", copy=True))
+
+    with torch.enable_grad(), at_sites(model, sites, keep, layers):
+        logits = forward(model, _embedded(model, last), use_cache=True).logits[:, -1]
+        logprobs = choice_logprobs(logits, choice_ids)
+        gradients = _margin_gradients(logprobs, activations)
+    return (
+        {site: torch.stack(by_layer) for site, by_layer in values.items()},
+        {site: torch.stack([g[:, -1].cpu() for g in gs]) for site, gs in gradients.items()},
+        logprobs.detach().cpu(),
+    )
 
 
 def full_backprop(
@@ -49,30 +86,16 @@ def full_backprop(
     sites: Sequence[str],
     layers: Layers = "all",
 ) -> States:
-    """The same gradients by backprop through the whole prompt: slower, and the reference for `states_and_gradients`."""
-    found: dict[str, list[Tensor]] = {site: [] for site in sites}
-    last, rows = (
-        last_positions(batch).cpu(),
-        torch.arange(len(batch["input_ids"])),
-    )  # layers may lie on several devices: an index of the CPU fits all
-    with (
-        torch.enable_grad(),
-        at_sites(model, sites, lambda site, layer, hidden: found[site].append(hidden), layers),
-    ):
-        logp = choice_logprobs(
-            forward(model, _embedded(model, batch), last_only=False, use_cache=False).logits[
-                rows, last
-            ],
-            choice_ids,
-        )
-        grads = iter(
-            torch.autograd.grad(
-                (logp[:, 1] - logp[:, 0]).sum(), [h for site in sites for h in found[site]]
-            )
-        )
-    return {
-        site: torch.stack([next(grads)[rows, last].cpu() for _ in found[site]], 1) for site in sites
-    }
+    """Return the gradients of `states_and_gradients` by backpropagation through complete prompts.
+
+    This is slower, and serves as the reference. Prompts may be padded on either side.
+    """
+    rows, last = _last_token_index(batch)
+    with torch.enable_grad(), record_sites(model, sites, layers, lambda x: x) as activations:
+        output = forward(model, _embedded(model, batch), last_only=False, use_cache=False)
+        logprobs = choice_logprobs(output.logits[rows, last], choice_ids)
+        gradients = _margin_gradients(logprobs, activations)
+    return {site: torch.stack([g[rows, last].cpu() for g in gs]) for site, gs in gradients.items()}
 
 
 @torch.no_grad()
@@ -85,130 +108,112 @@ def counterfactual_states(
     layer: int,
     step: float = 0.1,
 ) -> tuple[States, Float[Tensor, "b 2"]]:
-    """States and choice log-probabilities of a second pass in which `resid_post[layer]` at the last token is moved towards the other answer.
+    """Run a pass in which the state at one layer is moved towards the other answer.
 
-    The move has `step` times the state's norm and goes along the gradient of the margin, down if the margin is positive. It is laid on the
-    activation: no weight is stepped, so none has to be restored. Sites before the move keep their states.
+    `resid_post[layer]` at the last token moves by `step` times its norm along the gradient of the
+    margin, down where the margin is positive and up elsewhere. No weight is changed.
+
+    Returns
+    -------
+    states : dict
+        At all layers, for each site [layer, b, d]. Those before the move are as without it.
+    choice_logprobs : Tensor [b, 2]
+        After the move.
     """
     last = cached_prefix(model, batch)
-    states, grads, logp = _last_token_gradients(
-        model,
-        last | {"past_key_values": copy.deepcopy(last["past_key_values"])},
-        choice_ids,
-        ["resid_post"],
-        layer,
-    )  # a copy: the last token is asked twice, and a window that has moved on cannot go back
-    g = grads["resid_post"][:, 0].double()
-    size = step * states["resid_post"][:, 0].double().norm(dim=-1, keepdim=True)
-    move = (
-        -torch.sign(logp[:, 1] - logp[:, 0])[:, None]
-        * size
-        * g
-        / g.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    # The last token runs twice, and a cache with a sliding window that has moved on cannot go back.
+    first_cache = copy.deepcopy(last["past_key_values"])
+    states, gradients, logprobs = last_token_gradients(
+        model, last | {"past_key_values": first_cache}, choice_ids, ["resid_post"], layer
     )
-    found: dict[str, list[Tensor]] = {site: [] for site in sites}
-    push = lambda site, at, hidden: torch.cat(
-        [hidden[:, :-1], hidden[:, -1:] + move[:, None].to(hidden)], 1
-    )
+    state, gradient = states["resid_post"][0].double(), gradients["resid_post"][0].double()
+    towards_other_answer = -torch.sign(logprobs[:, 1] - logprobs[:, 0])[:, None]
+    length = step * state.norm(dim=-1, keepdim=True)
+    tiny = torch.finfo(torch.float64).tiny
+    gradient_norm = gradient.norm(dim=-1, keepdim=True).clamp(min=tiny)
+    move = towards_other_answer * length * gradient / gradient_norm
+
+    def push(site: str, at: int, hidden: Tensor) -> Tensor:
+        return torch.cat([hidden[:, :-1], hidden[:, -1:] + move[:, None].to(hidden)], 1)
+
+    def last_token(hidden: Tensor) -> Tensor:
+        return hidden[:, -1].to("cpu", copy=True)
+
     with (
         at_sites(model, ["resid_post"], push, layer),
-        at_sites(
-            model,
-            sites,
-            lambda site, at, hidden: found[site].append(hidden[:, -1].to("cpu", copy=True)),
-        ),
+        record_sites(model, sites, "all", last_token) as recorded,
     ):
         logits = forward(model, last, use_cache=True).logits[:, -1]
-    return {s: torch.stack(v, 1) for s, v in found.items()}, choice_logprobs(
-        logits, choice_ids
-    ).cpu()
+    moved_states = {site: torch.stack(by_layer) for site, by_layer in recorded.items()}
+    return moved_states, choice_logprobs(logits, choice_ids).cpu()
 
 
 def pooled_weight_gradients(
     model: nn.Module, batch: Batch, choice_ids: Sequence, modules: Sequence[str]
 ) -> dict[str, tuple[Float[Tensor, "b out"], Float[Tensor, "b in"]]]:
-    """For each linear module by name, the gradient of each row's margin to its weight [out, in], averaged over inputs and over outputs.
+    """Return the gradient of each row's margin by some weights, averaged over inputs and outputs.
 
-    Of one row it is the sum over tokens t of the outer product of the output's gradient g_t and the input a_t. So its mean over inputs is
-    sum_t g_t * mean(a_t), and over outputs sum_t mean(g_t) * a_t: no weight gradient is ever laid out, and rows do not mix.
+    The gradient by a weight [out, in] is the sum over tokens t of the outer product of the gradient
+    by the output, g_t, and the input, a_t. So its mean over inputs is the sum of g_t * mean(a_t),
+    and its mean over outputs the sum of mean(g_t) * a_t. No gradient of a weight's size is ever
+    made, and rows do not mix.
+
+    Returns
+    -------
+    dict
+        For each name in `modules`, the means over inputs [b, out] and over outputs [b, in].
     """
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, list[Tensor]] = {}
 
-    def keep(name: str):
-        def run(module, args, output):
-            seen[name] = (args[0].detach(), output)
+    def keep(name: str, module: nn.Module, args: tuple, output: Tensor) -> None:
+        inputs[name], outputs[name] = args[0].detach(), [output]
 
-        return run
-
-    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in modules]
+    rows, last = _last_token_index(batch)
+    handles = []
     try:
+        for name in modules:
+            hook = functools.partial(keep, name)
+            handles.append(model.get_submodule(name).register_forward_hook(hook))
         with torch.enable_grad():
-            logp = choice_logprobs(
-                forward(model, _embedded(model, batch), last_only=False, use_cache=False).logits[
-                    torch.arange(len(batch["input_ids"])), last_positions(batch).cpu()
-                ],
-                choice_ids,
-            )
-            grads = torch.autograd.grad(
-                (logp[:, 1] - logp[:, 0]).sum(), [seen[n][1] for n in modules]
-            )
+            output = forward(model, _embedded(model, batch), last_only=False, use_cache=False)
+            logprobs = choice_logprobs(output.logits[rows, last], choice_ids)
+            gradients = _margin_gradients(logprobs, outputs)
     finally:
         for handle in handles:
             handle.remove()
-    b = len(batch["input_ids"])
-    found = {}
-    for name, g in zip(modules, grads, strict=True):
-        a, g = (x.reshape(b, -1, x.shape[-1]) for x in (seen[name][0], g))
-        found[name] = (
-            (g * a.mean(-1, keepdim=True)).sum(1).cpu(),
-            (g.mean(-1, keepdim=True) * a).sum(1).cpu(),
-        )
+    pooled = {}
+    for name in modules:
+        # [b, t, ...] also where a family lays the tokens of all rows in one line.
+        a, g = (x.reshape(len(rows), -1, x.shape[-1]) for x in (inputs[name], gradients[name][0]))
+        over_inputs = (g * a.mean(-1, keepdim=True)).sum(1)
+        over_outputs = (g.mean(-1, keepdim=True) * a).sum(1)
+        pooled[name] = over_inputs.cpu(), over_outputs.cpu()
+    return pooled
+
+
+def last_linear(model: nn.Module) -> list[nn.Module]:
+    """For each layer, return the last module of the MLP that has a matrix as its weight."""
+    found = []
+    for site, block in zip(site_modules(model, "mlp_out"), blocks(model), strict=True):
+        # In some families `mlp_out` is what a norm puts out, and the MLP stands before it.
+        found.append((_with_matrix(site) or _with_matrix(block.mlp))[-1])
     return found
 
 
-def _last_token_gradients(
-    model: nn.Module, last: Batch, choice_ids: Sequence, sites: Sequence[str], layers: Layers
-) -> tuple[States, States, Float[Tensor, "b 2"]]:
-    found: dict[str, list[Tensor]] = {site: [] for site in sites}
-    values: dict[str, list[Tensor]] = {site: [] for site in sites}
+def first_tokens(written: Iterable[Sequence[Sequence[int]]]) -> list[list[int]]:
+    """Return the first token of each row's two choices, given the tokens of both as written.
 
-    def keep(site: str, layer: int, hidden: Tensor) -> None:
-        found[site].append(hidden)
-        values[site].append(
-            hidden.detach()[:, -1].to("cpu", copy=True)
-        )  # now: Falcon adds to it in place
-
-    with torch.enable_grad(), at_sites(model, sites, keep, layers):
-        logp = choice_logprobs(
-            forward(model, _embedded(model, last), use_cache=True).logits[:, -1], choice_ids
+    Raises `ChoiceError` if both are the same, so that nothing tells the choices apart.
+    """
+    first = [[choice[0] for choice in choices] for choices in written]
+    same = [zero for zero, one in first if zero == one]
+    if same:
+        raise ChoiceError(
+            "contrast pairs: expected choices that differ in their first token, got token "
+            f"{same[0]} twice in {len(same)} of {len(first)} rows"
         )
-        grads = iter(
-            torch.autograd.grad(
-                (logp[:, 1] - logp[:, 0]).sum(), [h for site in sites for h in found[site]]
-            )
-        )
-    return (
-        {s: torch.stack(values[s], 1) for s in sites},
-        {s: torch.stack([next(grads)[:, -1].cpu() for _ in found[s]], 1) for s in sites},
-        logp.detach().cpu(),
-    )
-
-
-def _embedded(model: nn.Module, batch: Batch) -> Batch:
-    """The batch with embeddings in place of tokens. The graph begins there, whether or not a weight (quantised, frozen by an adapter) asks for a gradient."""
-    embedded = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
-    return {k: v for k, v in batch.items() if k != "input_ids"} | {"inputs_embeds": embedded}
-
-
-def first_tokens(written: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
-    """The token with which each choice of each row begins, as written. Raises `ValueError` where both begin alike: nothing would tell the two apart."""
-    found = [[choice[0] for choice in row] for row in written]
-    alike = [i for i, (a, b) in enumerate(found) if a == b]
-    if alike:
-        raise ValueError(
-            f"contrast pairs: expected choices that differ in their first token, got token {found[alike[0]][0]} twice in {len(alike)} of {len(found)} rows"
-        )
-    return found
+    return first
 
 
 @torch.no_grad()
@@ -219,16 +224,54 @@ def states_after_choices(
     tokens: Sequence[Sequence[int]],
     sites: Sequence[str],
     layers: Layers = "all",
-) -> list[dict[str, Float[Tensor, "b layer d"]]]:
-    """For choice 0, then 1: the states at its first token (`tokens` [b, 2]), said after the prompts of the left-padded `batch`, whose every token is in `cache` (which is used up)."""
+) -> list[States]:
+    """Return the states at the first token of choice 0, then of choice 1, behind each prompt.
+
+    `tokens` has both choices' first token for each row. `cache` has every token of the prompts in
+    `batch`, and is used up.
+    """
     b = len(batch["input_ids"])
+    mask = batch["attention_mask"]
     cache.batch_repeat_interleave(2)
-    one = torch.ones(b, 1, dtype=torch.long, device=model.device)
-    said = {
+    appended = {
         "input_ids": torch.tensor([[t] for pair in tokens for t in pair], device=model.device),
-        "attention_mask": torch.cat([batch["attention_mask"], one], 1).repeat_interleave(2, 0),
+        "attention_mask": torch.cat([mask, mask.new_ones(b, 1)], 1).repeat_interleave(2, 0),
         "position_ids": (batch["position_ids"][:, -1:] + 1).repeat_interleave(2, 0),
         "past_key_values": cache,
     }
-    states, _ = forward_states(model, said, sites, layers)
-    return [{site: x.unflatten(0, (b, 2))[:, k] for site, x in states.items()} for k in (0, 1)]
+    states, _ = forward_states(model, appended, sites, layers)
+    by_choice = {site: x.unflatten(1, (b, 2)) for site, x in states.items()}
+    return [{site: x[:, :, choice] for site, x in by_choice.items()} for choice in (0, 1)]
+
+
+def _margin_gradients(
+    logprobs: Float[Tensor, "b 2"], activations: dict[str, list[Tensor]]
+) -> dict[str, list[Tensor]]:
+    """Return the gradients of each row's margin by some activations, in the same lists.
+
+    Rows do not mix, so the gradient of the sum of the margins is that of each. As activations alone
+    are asked for, no weight ever gets a gradient, quantised or not.
+    """
+    flat = [x for some in activations.values() for x in some]
+    margins = logprobs[:, 1] - logprobs[:, 0]
+    gradients = iter(torch.autograd.grad(margins.sum(), flat))
+    return {name: [next(gradients) for _ in some] for name, some in activations.items()}
+
+
+def _last_token_index(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return an index of each row's last token. On the CPU it serves layers on any device."""
+    return torch.arange(len(batch["input_ids"])), last_positions(batch).cpu()
+
+
+def _embedded(model: nn.Module, batch: Batch) -> Batch:
+    """Return the batch with embeddings in place of token ids, as the leaf of the graph.
+
+    So there is a graph even if no weight (quantised, frozen by an adapter) asks for a gradient.
+    """
+    embeddings = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
+    others = {name: x for name, x in batch.items() if name != "input_ids"}
+    return others | {"inputs_embeds": embeddings}
+
+
+def _with_matrix(module: nn.Module) -> list[nn.Module]:
+    return [m for m in module.modules() if hasattr(m, "weight") and m.weight.dim() == 2]

@@ -1,4 +1,7 @@
-"""The same extraction on many machines: a Ray Data job whose actors each hold the model and make shards of one store (`pip install dlk_utils[ray]`)."""
+"""The stages on many machines: a Ray Data job whose actors make shards of one store.
+
+Needs `pip install dlk_utils[ray]`.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,46 +11,38 @@ import pandas as pd
 
 from dlk_utils.extract.batches import plan_batches
 from dlk_utils.extract.store import is_good, lock
-from dlk_utils.models.loading import ModelSpec
+from dlk_utils.models.loading import ModelSpec, load_spec
 
 TURNS = 8
-"""Batches of shards that a worker is sent, about: many, so that all end at about the same time; few, so that planning costs little."""
+"""How often a worker is sent shards, about: often, so that all workers end at about the same time;
+seldom, because a worker plans all batches anew each time."""
 
 
 class Worker:
-    """Holds the model; makes the shards whose numbers it is sent, `TURNS` times in a run (each time all rows are planned anew). An actor that dies is started again by Ray, and what it was sent with it."""
+    """Holds a model, and makes the shards whose numbers it is sent.
+
+    If it dies, Ray starts it again and sends it the same shards; only the missing ones are made.
+    """
 
     def __init__(
         self,
-        extract: Callable,
+        stage: Callable,
         spec: ModelSpec,
         prompts: pd.DataFrame,
         out: Path,
         options: dict[str, Any],
     ):
-        from dlk_utils.models.loading import load_spec
-
-        self.model, self.extract, self.prompts, self.out, self.options = (
-            load_spec(spec),
-            extract,
-            prompts,
-            out,
-            options,
-        )
+        self.model = load_spec(spec)
+        self.stage, self.prompts, self.out, self.options = stage, prompts, out, options
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        self.extract(
-            self.model,
-            self.prompts,
-            self.out,
-            only=[int(i) for i in batch["shard"]],
-            **self.options,
-        )  # which looks again at what is there: after a death only the rest is made
+        shards = [int(i) for i in batch["shard"]]
+        self.stage(self.model, self.prompts, self.out, only=shards, **self.options)
         return batch
 
 
 def extract_on_ray(
-    extract: Callable,
+    stage: Callable,
     spec: ModelSpec,
     prompts: pd.DataFrame,
     out: Path,
@@ -57,38 +52,47 @@ def extract_on_ray(
     batch_tokens: int = 2048,
     **options: Any,
 ) -> None:
-    """Run `extract` (`extract_activations` or `extract_gradients`) for every shard that is missing, one actor per GPU, or per CPU where there is none.
+    """Run a stage for every shard that is missing, one worker per GPU, or per CPU without GPUs.
 
-    `out` must be a folder that all machines see, as must a model that is a local folder. `plan` is that of `extract` (`plan_shared` for gradients), so each shard is the one that it would have made; a run that was stopped
-    goes on at the missing shards. Joins the cluster of `RAY_ADDRESS`, else starts one on this machine.
+    The store is the same, byte for byte, as one that the stage fills alone. A run that was stopped
+    goes on at the missing shards. Joins the cluster of `RAY_ADDRESS`, or starts one here.
+
+    Parameters
+    ----------
+    stage
+        A function of `stages` that takes `only`.
+    spec
+        The model; a local folder must be one that all machines see.
+    prompts, out, batch_tokens, **options
+        Arguments of the stage. All machines must see `out`.
+    plan
+        The stage's own plan: `plan_shared` for gradients, for instance.
+    workers
+        Number of workers, if not one per device.
     """
     import ray
 
     ray.init(ignore_reinit_error=True, log_to_driver=False)
-    out = out.resolve()  # a worker has a working folder of its own
+    # Absolute, because a worker has a working folder of its own.
+    out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
+    n_gpus = int(resources.get("GPU", 0))
+    options["batch_tokens"] = batch_tokens
     with lock(out):
-        todo = [
-            i for i in range(len(plan(prompts, batch_tokens))) if not is_good(out, i, tell=True)
-        ] or [0]  # a worker looks whether what is there is what was asked for
-        size = min(workers or gpus or int(resources["CPU"]), len(todo))
-        each = max(1, len(todo) // (TURNS * size))
-        shards = ray.data.from_items(
-            [{"shard": i} for i in todo], override_num_blocks=-(-len(todo) // each)
-        )
-        shards.map_batches(
+        shards = range(len(plan(prompts, batch_tokens)))
+        missing = [i for i in shards if not is_good(out, i, tell=True)]
+        # If none is missing, a worker still checks that what is there is what was asked for.
+        missing = missing or [0]
+        n_workers = min(workers or n_gpus or int(resources["CPU"]), len(missing))
+        turn = max(1, len(missing) // (TURNS * n_workers))
+        n_turns = -(-len(missing) // turn)
+        items = ray.data.from_items([{"shard": i} for i in missing], override_num_blocks=n_turns)
+        items.map_batches(
             Worker,
-            fn_constructor_args=(
-                extract,
-                spec,
-                prompts,
-                out,
-                {**options, "batch_tokens": batch_tokens},
-            ),
-            batch_size=each,
-            compute=ray.data.ActorPoolStrategy(size=size),
-            num_gpus=1 if gpus else 0,
-            num_cpus=0 if gpus else 1,
+            fn_constructor_args=(stage, spec, prompts, out, options),
+            batch_size=turn,
+            compute=ray.data.ActorPoolStrategy(size=n_workers),
+            num_gpus=1 if n_gpus else 0,
+            num_cpus=0 if n_gpus else 1,
         ).materialize()

@@ -1,19 +1,26 @@
-"""What neighbouring prompts begin with (the instruction, the shots) is computed once: how to batch them, and the batch that has it in its cache."""
+"""Prompts that begin with the same tokens (an instruction, solved examples) run them only once."""
 
+import itertools
 import math
 from collections.abc import Sequence
-from itertools import takewhile
 
 import pandas as pd
 import torch
 from torch import nn
 
-from dlk_utils.extract.batches import Batch, forward, pad, takes_positions
+from dlk_utils.extract.batches import (
+    Batch,
+    after_prefix,
+    cut,
+    forward,
+    pad,
+    plan_batches,
+    takes_positions,
+)
 from dlk_utils.extract.store import Plan
 
 MIN_SHARED = 12
 """Tokens that a batch's prompts must have in common for a pass of their own to pay."""
-
 
 PASS_TOKENS = 100
 """Tokens that cost about as much as starting one more pass."""
@@ -21,85 +28,92 @@ PASS_TOKENS = 100
 
 @torch.no_grad()
 def shared_batch(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Batch:
-    """The left-padded batch of what each prompt has of its own, at least its last token, with what all begin with in the key-value cache.
+    """Run what all prompts begin with once, and return the left-padded batch of what follows.
 
-    The padding lies between the shared part and the rest, so nothing is shared in a family that is not told positions, or whose sliding window (counted in places,
-    padding included) does not reach over the longest prompt; nor below `MIN_SHARED` tokens.
+    The shared beginning is in `past_key_values`; the last token of a prompt is never part of it.
+    Where nothing can be shared (`shared_length`), the batch holds the complete prompts.
     """
-    ids = [list(p) for p in prompts]
-    shared = min(_common(ids[0], i) for i in ids) if len(ids) > 1 else 0
-    shared = min(shared, min(map(len, ids)) - 1)
-    if shared < MIN_SHARED or not takes_positions(model) or window(model) <= max(map(len, ids)):
+    ids = [list(prompt) for prompt in prompts]
+    shared = shared_length(model, ids)
+    if not shared:
         return pad(ids, device=model.device)
-    cache = forward(
-        model, pad([ids[0][:shared]], device=model.device), use_cache=True
-    ).past_key_values
+    beginning = pad([ids[0][:shared]], device=model.device)
+    cache = forward(model, beginning, use_cache=True).past_key_values
     cache.batch_repeat_interleave(len(ids))
-    rest = pad([i[shared:] for i in ids], device=model.device)
-    mask = torch.cat(
-        [
-            torch.ones(len(ids), shared, dtype=torch.long, device=model.device),
-            rest["attention_mask"],
-        ],
-        1,
-    )
-    return {
-        "input_ids": rest["input_ids"],
-        "attention_mask": mask,
-        "position_ids": rest["position_ids"] + shared,
-        "past_key_values": cache,
-    }
+    rest = pad([prompt[shared:] for prompt in ids], device=model.device)
+    return after_prefix(rest, cache, shared)
 
 
-def plan_shared(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64) -> Plan:
-    """Batches of neighbours in the order of their tokens, so that equal beginnings meet, at most `batch_tokens` with padding.
+def shared_length(model: nn.Module, prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many of the tokens that these prompts begin with to run once for all.
 
-    A prompt joins the group before it unless what the group would then share no longer costs more than running its own beginning again.
-    Planned from all rows' tokens and keys: the same after a restart.
+    The padding comes to lie behind the shared beginning. That is exact only where the family is
+    told positions, and where a sliding window, which counts places with the padding, reaches over
+    the longest prompt. Elsewhere, and below `MIN_SHARED`, the answer is 0.
     """
-    rows = sorted(
-        (
-            (tuple(ids), row_id)
-            for ids, row_id in zip(prompts.input_ids, prompts.row_id, strict=True)
-        )
-    )
-    groups: list[list] = []
-    shared = 0
-    for ids, row_id in rows:
-        common = _common(groups[-1][0][0], ids) if groups else 0
-        if not groups or len(groups[-1]) * (shared - common) > common + PASS_TOKENS:
-            groups.append([])
-            common = len(ids)
-        shared = min(shared, common) if groups[-1] else common
-        groups[-1].append((ids, row_id))
-    batches: list[list[str]] = []
-    for group in groups:  # within a group by length, so that little is padded
-        group.sort(key=lambda r: (len(r[0]), r[1]))
-        n = 0
-        for ids, row_id in group:
-            if n in (0, shard_rows) or (n + 1) * len(ids) > batch_tokens:
-                batches.append([])
-                n = 0
-            batches[-1].append(row_id)
-            n += 1
-    shards: Plan = [[]]
-    for batch in batches:
-        if sum(map(len, shards[-1])) >= shard_rows:
-            shards.append([])
-        shards[-1].append(batch)
-    return shards
+    lengths = [len(ids) for ids in prompts]
+    if len(prompts) < 2 or not takes_positions(model) or window(model) <= max(lengths):
+        return 0
+    common = min(_n_common(prompts[0], ids) for ids in prompts)
+    shared = min(common, min(lengths) - 1)
+    return shared if shared >= MIN_SHARED else 0
 
 
 def window(model: nn.Module) -> float:
-    """Tokens that a layer with a sliding window sees, itself included; infinite where there is no window."""
+    """Return how many tokens a layer with a sliding window sees; infinite without a window."""
     config = model.config.get_text_config()
-    places = (
-        getattr(config, "sliding_window", None)
-        if getattr(config, "use_sliding_window", True)
-        else None
-    )
-    return float(places or math.inf)
+    if not getattr(config, "use_sliding_window", True):
+        return math.inf
+    return float(getattr(config, "sliding_window", None) or math.inf)
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+def plan_shared(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64) -> Plan:
+    """Plan batches of prompts that begin with the same tokens, at most `shard_rows` in each.
+
+    Prompts are taken in the order of their tokens, so that equal beginnings are neighbours. A
+    prompt joins the group before it, unless what the group would then no longer share costs more
+    than running the prompt's own beginning. As in `plan_batches`, a batch has at most
+    `batch_tokens` tokens, and the plan follows from the prompts' tokens and `row_id`s alone.
+    """
+    rows = sorted(zip(prompts.input_ids.map(tuple), prompts.row_id, strict=True))
+    groups: list[list[tuple[int, str]]] = []
+    first: Sequence[int] = ()
+    shared = 0
+    for ids, row_id in rows:
+        common = _n_common(first, ids)
+        if not groups or len(groups[-1]) * (shared - common) > common + PASS_TOKENS:
+            groups.append([])
+            first, shared = ids, len(ids)
+        else:
+            shared = min(shared, common)
+        groups[-1].append((len(ids), row_id))
+    shards: Plan = [[]]
+    for group in groups:
+        # By length within a group, so that there is little padding.
+        for batch in cut(sorted(group), batch_tokens, shard_rows):
+            if sum(len(b) for b in shards[-1]) >= shard_rows:
+                shards.append([])
+            shards[-1].append(batch)
+    return shards
+
+
+def cheaper_plan(model: nn.Module, prompts: pd.DataFrame, batch_tokens: int) -> Plan:
+    """Return `plan_shared`, or `plan_batches` where that leaves less to run."""
+    ids = dict(zip(prompts.row_id, prompts.input_ids, strict=True))
+
+    def cost(plan: Plan) -> int:
+        total = 0
+        for batch in itertools.chain.from_iterable(plan):
+            some = [ids[row_id] for row_id in batch]
+            shared = shared_length(model, some)
+            total += len(some) * (max(map(len, some)) - shared) + PASS_TOKENS
+            total += shared + PASS_TOKENS if shared else 0
+        return total
+
+    return min(plan_shared(prompts, batch_tokens), plan_batches(prompts, batch_tokens), key=cost)
+
+
+def _n_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return how many tokens two prompts have in common at their beginning."""
+    equal = (x == y for x, y in zip(a, b, strict=False))
+    return sum(1 for _ in itertools.takewhile(bool, equal))

@@ -1,5 +1,12 @@
-"""The stages that store: a table of prompts in, a store of tensors out."""
+"""The stages that store what they compute: a table of prompts in, a folder of tensors out.
 
+Each takes a model in evaluation mode, rows of `make_prompts`, the folder of the store (`store`),
+and options; `record`, `batch_tokens` and `only` are those of `fill_rows`. What is in the folder
+already is not computed again. Except `store_answers`, the stages raise `ChoiceError` for choices
+that are scored by all their tokens: the margin at the next token says nothing about those.
+"""
+
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,59 +15,44 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from dlk_utils.extract.answers import choice_logprobs, sequence_logprobs
-from dlk_utils.extract.batches import Layers, cached_prefix, last_logits, pad, plan_batches
-from dlk_utils.extract.draws import draw_states, refuse_equal
-from dlk_utils.extract.dropout import INJECTED, draw_seed
+from dlk_utils.errors import DataError
+from dlk_utils.extract.answers import answer_rows, choice_logprobs
+from dlk_utils.extract.batches import (
+    Layers,
+    cached_prefix,
+    in_halves,
+    pad,
+    plan_batches,
+)
+from dlk_utils.extract.draws import seeded_draws
+from dlk_utils.extract.dropout import DEFAULT_P, INJECTED
 from dlk_utils.extract.gradients import (
-    _last_token_gradients,
     counterfactual_states,
     first_tokens,
     last_linear,
+    last_token_gradients,
     pooled_weight_gradients,
     states_after_choices,
 )
 from dlk_utils.extract.packing import plan_shared, shared_batch
 from dlk_utils.extract.states import forward_states
-from dlk_utils.extract.store import Plan, fill
+from dlk_utils.extract.store import fill
 from dlk_utils.models.sites import SITES, blocks, layer_numbers
 from dlk_utils.questions.choices import require_first_token_choices
 
 
-def store_answers(
-    model: nn.Module,
-    prompts: pd.DataFrame,
-    out: Path,
-    *,
-    record: Mapping[str, Any],
-    batch_tokens: int = 2048,
-) -> None:
-    """Store for each prompt `choice_logprobs` [n, 2] (index = label), `strict_logprobs` [n, 2] (each choice as written, no other spelling) and `top_token` [n].
+def store_answers(model: nn.Module, prompts: pd.DataFrame, out: Path, **storing: Any) -> None:
+    """Store the model's answer to each prompt.
 
-    A row with `choice_tokens` (choices that only differ after their first token) has each choice scored by its whole log-probability.
+    The tensors are `choice_logprobs` [n, 2]; `strict_logprobs` [n, 2], of each choice as it is
+    written (`strict_ids`), in no other spelling; and `top_token` [n]. Choices that differ only
+    after their first token (`choice_tokens`) are scored by all their tokens.
     """
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
-        logits = last_logits(model, shared_batch(model, list(rows.input_ids)))
-        logp = choice_logprobs(logits, list(rows.choice_ids))
-        strict = (
-            choice_logprobs(logits, list(rows.strict_ids)) if "strict_ids" in rows else logp.clone()
-        )
-        for i, whole in enumerate(rows.choice_tokens if "choice_tokens" in rows else []):
-            if whole is not None:
-                found = torch.stack(
-                    sequence_logprobs(
-                        model, rows.input_ids.iloc[i], [v for variants in whole for v in variants]
-                    )
-                )
-                per_choice = found.split([len(variants) for variants in whole])
-                logp[i] = torch.stack([p.logsumexp(0) for p in per_choice])
-                strict[i] = torch.stack([p[0] for p in per_choice])
-        return {"choice_logprobs": logp, "strict_logprobs": strict, "top_token": logits.argmax(-1)}
+        return answer_rows(model, rows)
 
-    fill_rows(
-        out, prompts, record, plan_shared(prompts, batch_tokens), compute, "answers", batch_tokens
-    )
+    fill_rows(out, prompts, compute, plan_shared, {}, desc="answers", **storing)
 
 
 def store_draws(
@@ -68,87 +60,57 @@ def store_draws(
     prompts: pd.DataFrame,
     out: Path,
     *,
-    record: Mapping[str, Any],
     sites: Sequence[str] = ("resid_post",),
     layers: Layers = "all",
     n_draws: int = 2,
-    p: float = 0.1,
+    p: float = DEFAULT_P,
     scope: str = "sequence",
     places: str | Sequence[str] = INJECTED,
     positions: int = 1,
     seed: int = 0,
-    batch_tokens: int = 2048,
-    only: Sequence[int] | None = None,
+    **storing: Any,
 ) -> None:
-    """Store `activation.site.layer.draw` [n, d] and `choice_logprobs.draw` [n, 2] for `n_draws` dropout draws of each prompt; with `n_draws=1, p=0.0` for one clean pass.
+    """Store dropout draws of each prompt, or one pass without dropout (`n_draws=1, p=0`).
 
-    The masks depend on (row, draw) alone. `places` are where `mc_dropout` acts. With `positions` above 1 (and scope "sequence") the states are [n, positions, d], of the last
-    tokens. Raises `DeadDropout` if two draws of a row are equal, `ChoiceError` if choices are scored whole, `ValueError` where a prompt has fewer tokens than that.
+    The tensors are `activation.site.layer.draw` [n, d], or [n, positions, d] of the last few
+    tokens, and `choice_logprobs.draw` [n, 2]. The options are those of `draws.draw_states`. A mask
+    depends on the row's id, the draw and the seed alone.
+
+    Raises
+    ------
+    DeadDropout
+        If two draws of a row are equal.
+    ValueError
+        If there is one draw with dropout, or a prompt has fewer tokens than `positions`.
     """
-    require_first_token_choices(prompts, "dropout n_draws")
+    require_first_token_choices(prompts, "dropout draws")
     clean = (n_draws, p) == (1, 0)
     if n_draws < 2 and not clean:
         raise ValueError(
-            f"n_draws: expected at least 2 (or one clean pass, with n_draws=1 and p=0), got {n_draws} with p={p}"
+            "n_draws: expected at least 2 (or one clean pass, with n_draws=1 and p=0), got "
+            f"{n_draws} with p={p}"
         )
     numbers = layer_numbers(layers, len(blocks(model)))
+    places = places if isinstance(places, str) else list(places)
+    how = {"n_draws": n_draws, "p": p, "seed": seed, "scope": scope, "places": places}
+    how |= {"positions": positions}
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
-        batch, found = pad(rows.input_ids, device=model.device), {}
-        seeds = [[draw_seed(r, k, seed) for r in rows.row_id] for k in range(n_draws)]
-        drawn = (
-            [forward_states(model, batch, sites, numbers, positions=positions)]
-            if clean
-            else draw_states(
-                model,
-                batch,
-                sites,
-                numbers,
-                seeds=seeds,
-                p=p,
-                scope=scope,
-                places=places,
-                positions=positions,
-            )
-        )
-        for k, (states, logits) in enumerate(drawn):
-            found |= named(states, "activation", k, numbers) | {
-                f"choice_logprobs.{k}": choice_logprobs(logits, list(rows.choice_ids))
-            }
-            if k:
-                refuse_equal(drawn[k - 1][1], logits, rows.row_id)
-                if "resid_post" in states and numbers[-1] + 1 == len(
-                    blocks(model)
-                ):  # an earlier site may come before anything that is dropped
-                    refuse_equal(
-                        drawn[k - 1][0]["resid_post"][:, -1].flatten(1),
-                        states["resid_post"][:, -1].flatten(1),
-                        rows.row_id,
-                    )
-        return found
+        if clean:
+            batch = pad(rows.input_ids, device=model.device)
+            draws = [forward_states(model, batch, sites, numbers, positions=positions)]
+        else:
+            keys = list(rows.row_id)
+            draws = seeded_draws(model, rows.input_ids, keys, sites, numbers, **how)
+        tensors = {}
+        for draw, (states, logits) in enumerate(draws):
+            tensors |= named(states, "activation", draw, numbers)
+            tensors[f"choice_logprobs.{draw}"] = choice_logprobs(logits, list(rows.choice_ids))
+        return tensors
 
-    parts = {
-        **record,
-        "mode": "clean" if clean else "dropout",
-        "sites": list(sites),
-        "layers": numbers,
-        "n_draws": n_draws,
-        "p": p,
-        "scope": scope,
-        "places": places if isinstance(places, str) else list(places),
-        "positions": positions,
-        "seed": seed,
-    }
-    fill_rows(
-        out,
-        prompts,
-        parts,
-        plan_batches(prompts, batch_tokens),
-        compute,
-        "dropout n_draws",
-        batch_tokens,
-        only,
-    )
+    mode = "clean" if clean else "dropout"
+    parts = {"mode": mode, "sites": list(sites), "layers": numbers, **how}
+    fill_rows(out, prompts, compute, plan_batches, parts, desc="dropout draws", **storing)
 
 
 def store_gradients(
@@ -156,62 +118,37 @@ def store_gradients(
     prompts: pd.DataFrame,
     out: Path,
     *,
-    record: Mapping[str, Any],
     sites: Sequence[str] = SITES,
     layers: Layers = "all",
     contrast: bool = False,
-    batch_tokens: int = 2048,
-    only: Sequence[int] | None = None,
+    **storing: Any,
 ) -> None:
-    """Store `activation.site.layer.0` and `gradient.site.layer.0` [n, d] of one clean pass: d margin / d activation at the last token.
+    """Store the states at the last token, and the gradients of the margin by them.
 
-    With `contrast` also `said.resid_post.layer.k` [n, d], the state after choice `k` is said (`strict_ids`), from the same pass; a row whose choices begin alike raises `ValueError`, one whose choices are scored whole `ChoiceError`.
+    The tensors are `activation.site.layer.0` and `gradient.site.layer.0` [n, d], and
+    `choice_logprobs` [n, 2], of one pass without dropout. With `contrast`, the same pass also gives
+    contrast pairs: `after_choice.resid_post.layer.k` [n, d], the state at the first token of choice
+    k, as written (`strict_ids`), behind the prompt. Both choices of a row then have to begin with
+    different tokens (`ChoiceError`).
     """
     require_first_token_choices(prompts, "gradients")
     numbers = layer_numbers(layers, len(blocks(model)))
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
         last = cached_prefix(model, shared_batch(model, list(rows.input_ids)))
-        states, grads, logp = _last_token_gradients(
-            model, last, list(rows.choice_ids), sites, numbers
-        )
-        found = (
-            named(states, "activation", 0, numbers)
-            | named(grads, "gradient", 0, numbers)
-            | {"choice_logprobs": logp}
-        )
-        for k, said in enumerate(
-            states_after_choices(
-                model,
-                last,
-                last["past_key_values"],
-                first_tokens(list(rows.strict_ids)),
-                ["resid_post"],
-                numbers,
-            )
-            if contrast
-            else []
-        ):
-            found |= named(said, "said", k, numbers)
-        return found
+        choice_ids = list(rows.choice_ids)
+        states, gradients, logprobs = last_token_gradients(model, last, choice_ids, sites, numbers)
+        tensors = named(states, "activation", 0, numbers) | named(gradients, "gradient", 0, numbers)
+        tensors["choice_logprobs"] = logprobs
+        if contrast:
+            tokens, cache = first_tokens(rows.strict_ids), last["past_key_values"]
+            pair = states_after_choices(model, last, cache, tokens, ["resid_post"], numbers)
+            for choice, after_choice in enumerate(pair):
+                tensors |= named(after_choice, "after_choice", choice, numbers)
+        return tensors
 
-    parts = {
-        **record,
-        "sites": list(sites),
-        "layers": numbers,
-        "gradient of": "margin",
-        "contrast": contrast,
-    }
-    fill_rows(
-        out,
-        prompts,
-        parts,
-        plan_shared(prompts, batch_tokens),
-        compute,
-        "gradients",
-        batch_tokens,
-        only,
-    )
+    parts = {"sites": list(sites), "layers": numbers, "contrast": contrast}
+    fill_rows(out, prompts, compute, plan_shared, parts, desc="gradients", **storing)
 
 
 def store_counterfactual(
@@ -219,40 +156,30 @@ def store_counterfactual(
     prompts: pd.DataFrame,
     out: Path,
     *,
-    record: Mapping[str, Any],
     at: int,
     step: float = 0.1,
     layers: Layers = "all",
-    batch_tokens: int = 2048,
-    only: Sequence[int] | None = None,
+    **storing: Any,
 ) -> None:
-    """Store `activation.resid_post.layer.1` [n, d] and `choice_logprobs.1` [n, 2] of the second pass of `counterfactual_states`, moved at layer `at`: the other half of a pair with the clean pass."""
+    """Store a pass in which the state at layer `at` is moved towards the other answer.
+
+    The tensors are `activation.resid_post.layer.1` [n, d] and `choice_logprobs.1` [n, 2]: the other
+    half of a pair with the pass of `store_gradients`. `step` is the length of the move, relative to
+    the state's norm (`gradients.counterfactual_states`).
+    """
     require_first_token_choices(prompts, "counterfactual pass")
     numbers = layer_numbers(layers, len(blocks(model)))
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
-        states, logp = counterfactual_states(
-            model,
-            shared_batch(model, list(rows.input_ids)),
-            list(rows.choice_ids),
-            ["resid_post"],
-            layer=at,
-            step=step,
+        batch, choice_ids = shared_batch(model, list(rows.input_ids)), list(rows.choice_ids)
+        states, logprobs = counterfactual_states(
+            model, batch, choice_ids, ["resid_post"], layer=at, step=step
         )
-        return named({"resid_post": states["resid_post"][:, numbers]}, "activation", 1, numbers) | {
-            "choice_logprobs.1": logp
-        }
+        some = {"resid_post": states["resid_post"][numbers]}
+        return named(some, "activation", 1, numbers) | {"choice_logprobs.1": logprobs}
 
-    fill_rows(
-        out,
-        prompts,
-        {**record, "layers": numbers, "moved at": at, "step": step},
-        plan_shared(prompts, batch_tokens),
-        compute,
-        "counterfactual pass",
-        batch_tokens,
-        only,
-    )
+    parts = {"layers": numbers, "moved at": at, "step": step}
+    fill_rows(out, prompts, compute, plan_shared, parts, desc="counterfactual pass", **storing)
 
 
 def store_weight_gradients(
@@ -260,85 +187,86 @@ def store_weight_gradients(
     prompts: pd.DataFrame,
     out: Path,
     *,
-    record: Mapping[str, Any],
     layers: Layers = "all",
     batch_tokens: int = 1024,
-    only: Sequence[int] | None = None,
+    **storing: Any,
 ) -> None:
-    """Store `weight_gradient.mlp_out.layer.0` [n, out + in]: of each row's margin, to the weight of the MLP's last linear layer, averaged over inputs and over outputs (`pooled_weight_gradients`)."""
+    """Store the gradient of each row's margin by the weight of each MLP's last linear layer.
+
+    The tensors are `weight_gradient.mlp_out.layer.0` [n, out + in]: the gradient's means over
+    inputs and over outputs, side by side (`gradients.pooled_weight_gradients`).
+    """
     require_first_token_choices(prompts, "weight gradients")
     numbers = layer_numbers(layers, len(blocks(model)))
-    names = {id(m): name for name, m in model.named_modules()}
-    last = [names[id(module)] for module in (last_linear(model)[k] for k in numbers)]
+    name_of = {module: name for name, module in model.named_modules()}
+    names = [name_of[module] for module in last_linear(model)]
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
-        pooled = pooled_weight_gradients(
-            model, pad(rows.input_ids, device=model.device), list(rows.choice_ids), last
-        )
-        return {
-            f"weight_gradient.mlp_out.{k}.0": torch.cat(pooled[name], 1)
-            for k, name in zip(numbers, last, strict=True)
-        }
+        batch, some = pad(rows.input_ids, device=model.device), [names[i] for i in numbers]
+        pooled = pooled_weight_gradients(model, batch, list(rows.choice_ids), some)
+        return {f"weight_gradient.mlp_out.{i}.0": torch.cat(pooled[names[i]], 1) for i in numbers}
 
-    fill_rows(
-        out,
-        prompts,
-        {**record, "layers": numbers, "gradient of": "margin, to weights"},
-        plan_batches(prompts, batch_tokens),
-        compute,
-        "weight gradients",
-        batch_tokens,
-        only,
-    )
+    storing["batch_tokens"] = batch_tokens
+    parts = {"layers": numbers}
+    fill_rows(out, prompts, compute, plan_batches, parts, desc="weight gradients", **storing)
 
 
 def fill_rows(
     out: Path,
     prompts: pd.DataFrame,
-    parts: Mapping,
-    plan: Plan,
-    compute: Callable,
+    compute: Callable[[pd.DataFrame], dict[str, Tensor]],
+    plan: Callable,
+    parts: Mapping[str, Any],
+    *,
     desc: str,
-    batch_tokens: int,
+    record: Mapping[str, Any] | None = None,
+    batch_tokens: int = 2048,
     only: Sequence[int] | None = None,
 ) -> None:
-    """Fill a store with what `compute` gives for each batch of prompt rows; a batch that does not fit into the GPU's memory goes in halves."""
+    """Fill a store with what `compute` returns for each batch of prompts.
+
+    Parameters
+    ----------
+    compute
+        Takes rows of `prompts` and returns named tensors [b, ...]. A batch that does not fit into
+        the device's memory is computed in halves.
+    plan
+        `plan_batches` or `plan_shared`.
+    parts
+        The stage's own options: all that decide the content.
+    desc
+        What the progress bar says.
+    record
+        What else decides the content, as JSON values: the model's identity, for instance.
+    batch_tokens
+        Most tokens in a batch, padding included.
+    only
+        Numbers of the shards to make, for one of several workers.
+    """
+    if prompts.empty:
+        raise DataError(f"{desc}: expected at least one prompt, got none")
     by_id = prompts.set_index("row_id", drop=False)
-    record = {**parts, "batch_tokens": batch_tokens}  # which rows, the plan says
-    fill(
-        out,
-        record,
-        plan,
-        lambda ids: in_halves(compute, by_id.loc[ids]),
-        examples=dict(zip(prompts.row_id, prompts.example_id, strict=True)),
-        desc=desc,
-        only=only,
-    )
 
+    # `wraps`, so that the store goes by the code of `compute` and not of this function.
+    @functools.wraps(compute)
+    def compute_ids(row_ids: list[str]) -> dict[str, Tensor]:
+        halves = [half for _, half in in_halves(lambda ids: compute(by_id.loc[ids]), row_ids)]
+        if len(halves) == 1:
+            return halves[0]
+        return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
 
-def in_halves(
-    compute: Callable[[pd.DataFrame], dict[str, Tensor]], rows: pd.DataFrame
-) -> dict[str, Tensor]:
-    """`compute(rows)`, or that of either half, one after the other, where the device runs out of memory; raises what it raises if one row is too much."""
-    try:
-        return compute(rows)
-    except torch.OutOfMemoryError:
-        if len(rows) == 1:
-            raise
-    torch.cuda.empty_cache()
-    parts = [
-        in_halves(compute, rows.iloc[: len(rows) // 2]),
-        in_halves(compute, rows.iloc[len(rows) // 2 :]),
-    ]
-    return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+    parts = {**(record or {}), "stage": desc, **parts, "batch_tokens": batch_tokens}
+    examples = dict(zip(prompts.row_id, prompts.example_id, strict=True))
+    planned = plan(prompts, batch_tokens)
+    fill(out, parts, planned, compute_ids, examples=examples, desc=desc, only=only)
 
 
 def named(
     states: Mapping[str, Tensor], kind: str, draw: int, layers: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Stacks [b, layer, ...] by site as the tensors of a store, `kind.site.layer.draw`."""
-    return {
-        f"{kind}.{site}.{layer}.{draw}": t[:, i]
-        for site, t in states.items()
-        for i, layer in enumerate(layers)
-    }
+    """Name states [layer, b, ...] by site as a store does, `kind.site.layer.draw`."""
+    tensors = {}
+    for site, by_layer in states.items():
+        for layer, state in zip(layers, by_layer, strict=True):
+            tensors[f"{kind}.{site}.{layer}.{draw}"] = state
+    return tensors

@@ -1,6 +1,7 @@
-"""States at the last token of each prompt, or at its last few tokens."""
+"""The states of a batch at the last token of each prompt, or at its last few tokens."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -18,25 +19,52 @@ def forward_states(
     layers: Layers = "all",
     *,
     positions: int = 1,
-) -> tuple[dict[str, Float[Tensor, "b layer ..."]], Float[Tensor, "b vocab"]]:
-    """States at the last token [b, layer, d], or at the last `positions` tokens [b, layer, positions, d], and the logits there.
+) -> tuple[dict[str, Float[Tensor, "layer b ..."]], Float[Tensor, "b vocab"]]:
+    """Run a batch once; return the states at the last tokens of each prompt, and the logits there.
 
-    A hook slices before it copies. Raises `ValueError` where a prompt has fewer tokens than `positions` (those in a cache have no states any more, and do not count).
+    Returns
+    -------
+    states : dict
+        For each site [layer, b, d], or [layer, b, positions, d] if `positions` is above 1.
+    logits : Tensor [b, vocab]
+        Of the token after each prompt.
+
+    Raises
+    ------
+    ValueError
+        If a prompt has fewer tokens than `positions`, not counting those in a cache, whose states
+        are gone.
     """
-    last, found = last_positions(batch), {site: [] for site in sites}
-    own = int(batch["attention_mask"][:, -batch["input_ids"].shape[1] :].sum(1).min())
-    if not 1 <= positions <= own:
+    width = batch["input_ids"].shape[1]
+    shortest = int(batch["attention_mask"][:, -width:].sum(1).min())
+    if not 1 <= positions <= shortest:
         raise ValueError(
-            f"positions: expected between 1 and the tokens of the shortest prompt that are not in a cache, {own}, got {positions}"
+            "positions: expected between 1 and the tokens of the shortest prompt that are not in a "
+            f"cache, {shortest}, got {positions}"
         )
-    where = last[:, None] + torch.arange(1 - positions, 1, device=last.device)
+    last = last_positions(batch)
+    rows = torch.arange(len(last), device=last.device)[:, None]
+    places = last[:, None] + torch.arange(1 - positions, 1, device=last.device)
 
-    def keep(site: str, layer: int, hidden: Tensor) -> None:
-        taken = hidden[
-            torch.arange(len(last), device=hidden.device)[:, None], where.to(hidden.device)
-        ].cpu()
-        found[site].append(taken[:, 0] if positions == 1 else taken)
+    def last_tokens(hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b ..."]:
+        # Sliced before it is copied: the states of the other tokens never leave the device.
+        taken = hidden[rows.to(hidden.device), places.to(hidden.device)].cpu()
+        return taken[:, 0] if positions == 1 else taken
 
-    with at_sites(model, sites, keep, layers):
+    with record_sites(model, sites, layers, last_tokens) as recorded:
         logits = last_logits(model, batch)
-    return {site: torch.stack(v, 1) for site, v in found.items()}, logits
+    return {site: torch.stack(by_layer) for site, by_layer in recorded.items()}, logits
+
+
+@contextlib.contextmanager
+def record_sites(
+    model: nn.Module, sites: Sequence[str], layers: Layers, take: Callable[[Tensor], Tensor]
+) -> Iterator[dict[str, list[Tensor]]]:
+    """Within it, a forward pass appends `take(hidden)` to the list of each site, layer by layer."""
+    recorded: dict[str, list[Tensor]] = {site: [] for site in sites}
+
+    def record(site: str, layer: int, hidden: Tensor) -> None:
+        recorded[site].append(take(hidden))
+
+    with at_sites(model, sites, record, layers):
+        yield recorded

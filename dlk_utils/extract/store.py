@@ -1,7 +1,16 @@
-"""A sharded, resumable, checksummed store of tensors by row. A run that is stopped at any moment goes on where it was.
+"""A folder of tensors by row, in shards that are written one by one: what is finished stays.
 
-A store is a folder: `manifest.json` (what decides the content, the plan: which rows lie in which shard, and the fingerprint of all that), then for each
-shard `shard-00000.safetensors` and, written last, `shard-00000.json` with its checksum and that fingerprint. A tensor is called `kind.site.layer.draw`.
+A store can be killed at any moment, and goes on where it was. Its folder holds
+
+`manifest.json`
+    `parts`, everything that decides the content: the options of whoever fills it, a hash of the
+    code that computes it, and library versions. `plan`, which rows lie in which shard and batch.
+    `examples`, the example of each row. `fingerprint`, a hash of these three.
+`shard-00000.safetensors`
+    The named tensors [n, ...] of the shard's rows; a name is `kind.site.layer.draw`.
+`shard-00000.json`
+    Written after the tensors: their checksum, their size and the fingerprint of the store. A shard
+    counts once this file is there and all three agree.
 """
 
 import contextlib
@@ -24,13 +33,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dlk_utils.errors import StoreError
-from dlk_utils.provenance import fingerprint, write_file
+from dlk_utils.provenance import code_hash, fingerprint, library_versions, write_file
 
-FORMAT = 5  # raise it when what is stored, or the way it is, changes
-
-
-Plan = list[list[list[str]]]
-"""Shards, each a list of batches, each a list of row ids."""
+Plan = list[list[list[Any]]]
+"""Shards, each a list of batches, each a list of row ids (in a store, strings)."""
 
 
 def fill(
@@ -43,96 +49,214 @@ def fill(
     desc: str = "shards",
     only: Sequence[int] | None = None,
 ) -> None:
-    """Write the shards that are not there yet; `compute` gives named tensors [b, ...] for a batch of row ids.
+    """Compute and write the shards that are missing or damaged.
 
-    What is damaged is made again, with a message. `examples` gives the example of each row. `only` is for a worker: it makes these
-    shards, while whoever sends the work holds the `lock`. Raises `StoreError` if another process is writing here, if the
-    folder holds other content or the same by another plan, if a value is not finite, or if the disk is full (nothing half-written stays).
+    Parameters
+    ----------
+    folder
+        Of the store; made if it is not there.
+    parts
+        Everything that decides the content, as JSON values, besides the code and the libraries.
+    plan
+        Which rows are computed together, and stored together.
+    compute
+        Takes the row ids of a batch, and returns named tensors [b, ...]. The module that defines
+        it, and the modules of this package that this one imports, are part of the fingerprint.
+    examples
+        The `example_id` of each row.
+    desc
+        What the progress bar says.
+    only
+        The numbers of the shards to make, for a worker. Whoever sends the work holds the `lock`.
+
+    Raises
+    ------
+    StoreError
+        If another process is writing here, if the folder holds other content (by other parts, code
+        or versions) or the same by another plan, if a value is not finite, or if the disk is full.
+        Nothing half-written stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = json.loads(
-        json.dumps(
-            {
-                "parts": {"format": FORMAT} | dict(parts),
-                "plan": plan,
-                "examples": dict(examples or {}),
-            }
-        )
-    )  # as it is read again
+    made_by = {"code": code_hash(compute), "versions": library_versions()}
+    content = {"parts": {**parts, **made_by}, "plan": plan, "examples": dict(examples or {})}
+    # As JSON gives it back: a tuple, for instance, is a list there.
+    manifest = json.loads(json.dumps(content))
     manifest["fingerprint"] = _fingerprint_of(manifest)
     with lock(folder) if only is None else contextlib.nullcontext():
-        here = _manifest(folder)
-        if here is None:
-            if (folder / "manifest.json").is_file():
-                print(f"manifest.json in {folder.name} is damaged: it is written again")
-            write_file(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
-        elif here["fingerprint"] != manifest["fingerprint"]:
-            other = " and ".join(k for k in ("parts", "plan", "examples") if here[k] != manifest[k])
-            raise StoreError(
-                f"{folder}: expected fingerprint {manifest['fingerprint']}, the folder holds {here['fingerprint']}, with other {other}; delete it, or choose another folder"
-            )
-        todo = [
-            i
-            for i in (range(len(plan)) if only is None else only)
-            if not is_good(folder, i, tell=True)
-        ]
-        with tqdm(
-            total=sum(len(plan[i]) for i in todo), desc=desc, unit="batch", mininterval=1
-        ) as bar:
-            for i in todo:
-                done = []
+        _agree_on_manifest(folder, manifest)
+        shards = range(len(plan)) if only is None else only
+        missing = [i for i in shards if not is_good(folder, i, tell=True)]
+        n_batches = sum(len(plan[i]) for i in missing)
+        with tqdm(total=n_batches, desc=desc, unit="batch", mininterval=1) as bar:
+            for i in missing:
+                results = []
                 for batch in plan[i]:
-                    done.append(compute(batch))
+                    results.append(compute(batch))
                     bar.update()
-                _write_shard(
-                    folder,
-                    i,
-                    {k: torch.cat([d[k] for d in done]).contiguous() for k in done[0]},
-                    [r for batch in plan[i] for r in batch],
-                    manifest["fingerprint"],
-                )
+                tensors = {name: torch.cat([r[name] for r in results]) for name in results[0]}
+                rows = [row_id for batch in plan[i] for row_id in batch]
+                _write_shard(folder, i, tensors, rows, manifest["fingerprint"])
+
+
+def _agree_on_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest, or compare it with the one that is there."""
+    here = _manifest(folder)
+    if here is None:
+        if (folder / "manifest.json").is_file():
+            print(f"manifest.json in {folder.name} is damaged: it is written again")
+        write_file(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+    elif here["fingerprint"] != manifest["fingerprint"]:
+        keys = [key for key in ("parts", "plan", "examples") if here[key] != manifest[key]]
+        names = here["parts"].keys() | manifest["parts"].keys()
+        parts = [n for n in names if here["parts"].get(n) != manifest["parts"].get(n)]
+        which = f" ({', '.join(sorted(parts))})" if parts else ""
+        raise StoreError(
+            f"{folder}: expected fingerprint {manifest['fingerprint']}, the folder holds "
+            f"{here['fingerprint']}, with other {' and '.join(keys)}{which}; delete it, or choose "
+            "another folder"
+        )
+
+
+def _write_shard(
+    folder: Path, i: int, tensors: dict[str, Tensor], rows: Sequence[str], store: str
+) -> None:
+    for name, tensor in tensors.items():
+        where = f"{folder.name}, shard {i}, {name}"
+        if len(tensor) != len(rows):
+            raise StoreError(f"{where}: expected {len(rows)} rows, got {len(tensor)}")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = (~torch.isfinite(tensor)).flatten(1).any(1).nonzero()
+            raise StoreError(
+                f"{where}: row {rows[int(bad[0])]} is not finite in {tensor.dtype}; load the model "
+                'in a wider dtype, Run(dtype="float32")'
+            )
+    content = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
+    checksum = xxhash.xxh3_128_hexdigest(content)
+    receipt = {"xxh3_128": checksum, "bytes": len(content), "store": store}
+    write_file(_shard(folder, i), content)
+    write_file(_shard(folder, i).with_suffix(".json"), json.dumps(receipt).encode())
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the manifest is whole, and every planned shard is there with the right checksum."""
+    """Whether the manifest and every planned shard are there and undamaged."""
     manifest = _manifest(folder)
     return manifest is not None and all(is_good(folder, i) for i in range(len(manifest["plan"])))
 
 
+def is_good(folder: Path, i: int, *, tell: bool = False) -> bool:
+    """Whether shard `i` is there with the right checksum; with `tell`, print if it is damaged."""
+    manifest, shard = _manifest(folder), _shard(folder, i)
+    receipt = shard.with_suffix(".json")
+    if manifest is None or not shard.is_file() or not receipt.is_file():
+        return False
+    stamp = _stamp(shard)
+    checksum = _checksum(shard, stamp)
+    expected = {"xxh3_128": checksum, "bytes": stamp[0], "store": manifest["fingerprint"]}
+    try:
+        good = json.loads(receipt.read_bytes()) == expected
+    except ValueError:
+        good = False
+    if tell and not good:
+        print(f"{shard.name} in {folder.name} does not have its checksum: it is made again")
+    return good
+
+
 def row_ids(folder: Path) -> list[str]:
-    """The rows of a complete store, in stored order."""
+    """Return the rows of a complete store, in stored order."""
     return [r for shard in _complete(folder)["plan"] for batch in shard for r in batch]
 
 
 def read(folder: Path, name: str) -> Tensor:
-    """One named tensor over all rows [n, ...]; no other is read: of each shard its header, and the tensor's own bytes."""
+    """Read one named tensor of all rows, [n, ...], and no other.
+
+    Checksums are not looked at here; `is_complete` does that.
+
+    Raises
+    ------
+    StoreError
+        If the store is unfinished, has no such tensor, or a file is too short.
+    """
     plan = _complete(folder)["plan"]
     with safe_open(_shard(folder, 0), "pt") as f:
-        if name not in f.keys():  # noqa: SIM118 (not a dict)
-            raise StoreError(
-                f"{folder}: no tensor {name!r}; there are {', '.join(sorted(f.keys())[:8])} ..."
-            )
-        one = f.get_tensor(name)
-    rows = [sum(map(len, shard)) for shard in plan]
-    found = one.new_empty(sum(rows), *one.shape[1:])
-    raw, start = memoryview(found.view(-1).view(torch.uint8).numpy()), 0
-    for i, n in enumerate(rows):
-        with (
-            open(_shard(folder, i), "rb", buffering=0) as f
-        ):  # safetensors' layout: the header's length, the header, the tensors; opening each file by the library took twice as long
-            header = f.read(int.from_bytes(f.read(8), "little"))
-            begin, end = _header(header)[name]["data_offsets"]
-            if end - begin != n * one[:1].nbytes:
-                raise StoreError(
-                    f"{folder.name}, shard {i}, {name}: expected {n * one[:1].nbytes} bytes, got {end - begin}"
-                )
-            f.seek(8 + len(header) + begin)
-            if f.readinto(raw[start : start + end - begin]) != end - begin:
-                raise StoreError(
-                    f"{folder.name}, shard {i}, {name}: the file ends early; run the extraction again"
-                )
-            start += end - begin
-    return found
+        names = set(f.keys())
+        if name not in names:
+            some = ", ".join(sorted(names)[:8])
+            raise StoreError(f"{folder}: no tensor {name!r}; there are {some} ...")
+        first = f.get_tensor(name)
+    n_rows = [sum(len(batch) for batch in shard) for shard in plan]
+    tensor = first.new_empty(sum(n_rows), *first.shape[1:])
+    raw = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    row_bytes = first[:1].nbytes
+    start = 0
+    for i, n in enumerate(n_rows):
+        end = start + n * row_bytes
+        _read_into(raw[start:end], folder, i, name)
+        start = end
+    return tensor
+
+
+def _read_into(target: memoryview, folder: Path, i: int, name: str) -> None:
+    """Read a tensor's bytes out of a shard.
+
+    A safetensors file holds the length of its header (8 bytes, little-endian), the header in JSON,
+    with the place of each tensor counted from the header's end, and the tensors. It is read
+    directly, because opening each shard by the library took twice as long.
+    """
+    where = f"{folder.name}, shard {i}, {name}"
+    with open(_shard(folder, i), "rb", buffering=0) as f:
+        header = f.read(int.from_bytes(f.read(8), "little"))
+        begin, end = _parse_header(header)[name]["data_offsets"]
+        if end - begin != len(target):
+            raise StoreError(f"{where}: expected {len(target)} bytes, got {end - begin}")
+        f.seek(8 + len(header) + begin)
+        if f.readinto(target) != len(target):
+            raise StoreError(f"{where}: the file ends early; run the extraction again")
+
+
+@functools.lru_cache(maxsize=8)
+def _parse_header(header: bytes) -> dict:
+    """Parse a header; all shards with as many rows have the same one."""
+    return json.loads(header)
+
+
+def read_rows(
+    folder: Path, prompts: pd.DataFrame, name: str
+) -> Float[np.ndarray, "n ..."] | Int[np.ndarray, "n ..."]:
+    """Read a stored tensor in the order of `prompts`, joined one to one by `row_id`.
+
+    Returns
+    -------
+    ndarray [n, ...]
+        Floating point values in float32.
+
+    Raises
+    ------
+    KeyError
+        If a row is not stored, or occurs twice in `prompts`.
+    """
+    receipts = [*folder.glob("manifest.json"), *folder.glob("shard-*.json")]
+    newest = max((path.stat().st_mtime_ns for path in receipts), default=0)
+    places = _places(folder, newest)
+    missing = [row_id for row_id in prompts.row_id if row_id not in places]
+    if missing or not prompts.row_id.is_unique:
+        raise KeyError(
+            f"{folder.name}: expected each of {len(prompts)} rows once, {len(missing)} are not "
+            "stored"
+        )
+    tensor = _read_cached(folder, name, newest)[[places[row_id] for row_id in prompts.row_id]]
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+# Sweeps ask for the same layers again and again. `newest`, the time of the last written file, is an
+# argument so that a shard which was repaired is read again.
+@functools.lru_cache(maxsize=64)
+def _read_cached(folder: Path, name: str, newest: int) -> Tensor:
+    return read(folder, name)
+
+
+@functools.lru_cache(maxsize=8)
+def _places(folder: Path, newest: int) -> dict[str, int]:
+    return {row_id: place for place, row_id in enumerate(row_ids(folder))}
 
 
 def load_features(
@@ -144,124 +268,120 @@ def load_features(
     *,
     examples: Collection[str] | None = None,
 ) -> tuple[Float[np.ndarray, "n ..."], list[str]]:
-    """`(X, row_ids)`: one (site, layer, kind, draw) in fp32, without reading the others; of some `example_id`s only, if given. `kind` is activation or gradient.
+    """Read the values of one site and layer, in stored order, without reading others.
 
-    Checksums are not looked at here: `is_complete` does that, which reads all of the store once. Raises `StoreError` for what is not stored.
+    Parameters
+    ----------
+    folder, site, layer, draw
+        What to read.
+    kind
+        "activation" or "gradient".
+    examples
+        Only rows of these `example_id`s.
+
+    Returns
+    -------
+    X : ndarray [n, d], float32
+    row_ids : list of str
+
+    Raises
+    ------
+    StoreError
+        If an example or a tensor is not stored.
     """
-    of, rows, wanted = _complete(folder)["examples"], row_ids(folder), set(examples or ())
-    at = [i for i, r in enumerate(rows) if examples is None or of.get(r) in wanted]
-    if missing := wanted - set(of.values()):
-        raise StoreError(
-            f"{folder.name}: expected examples that are stored, got {', '.join(sorted(missing)[:3])}{' ...' if len(missing) > 3 else ''}"
-        )
-    X = read(folder, f"{kind}.{site}.{layer}.{draw}")
-    return (X if examples is None else X[at]).float().numpy(), [rows[i] for i in at]
+    name = f"{kind}.{site}.{layer}.{draw}"
+    rows = row_ids(folder)
+    if examples is None:
+        return read(folder, name).float().numpy(), rows
+    example_of, wanted = _complete(folder)["examples"], set(examples)
+    if missing := sorted(wanted - set(example_of.values())):
+        some = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
+        raise StoreError(f"{folder.name}: expected examples that are stored, got {some}")
+    places = [i for i, row_id in enumerate(rows) if example_of.get(row_id) in wanted]
+    return read(folder, name)[places].float().numpy(), [rows[i] for i in places]
 
 
 def as_dataset(folder: Path, names: Sequence[str]) -> Any:
-    """A `datasets.Dataset` of some tensors (in fp32), with `row_id` and `example_id`."""
+    """Return some tensors (in float32) as a `datasets.Dataset`, with `row_id` and `example_id`."""
     from datasets import Dataset
 
     rows, examples = row_ids(folder), _complete(folder)["examples"]
-    return Dataset.from_dict(
-        {"row_id": rows, "example_id": [examples.get(r) for r in rows]}
-        | {n: read(folder, n).float().numpy() for n in names}
-    ).with_format("numpy")
+    columns = {"row_id": rows, "example_id": [examples.get(row_id) for row_id in rows]}
+    columns |= {name: read(folder, name).float().numpy() for name in names}
+    return Dataset.from_dict(columns).with_format("numpy")
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """What a notebook prints of a store: rows, tensors, shape, dtype, size."""
+    """Summarise a store: its rows, shards and tensors, their width and dtype, and megabytes."""
     plan = _complete(folder)["plan"]
     with safe_open(_shard(folder, 0), "pt") as f:
         names = list(f.keys())
-        one = f.get_tensor(max(names, key=lambda k: f.get_slice(k).get_shape()[-1]))
-    size = sum(p.stat().st_size for p in folder.glob("shard-*"))
+        widest = f.get_tensor(max(names, key=lambda name: f.get_slice(name).get_shape()[-1]))
+    size = sum(path.stat().st_size for path in folder.glob("shard-*"))
     return {
         "folder": folder.name,
         "rows": len(row_ids(folder)),
         "shards": len(plan),
         "tensors": len(names),
-        "width": one.shape[-1],
-        "dtype": str(one.dtype)[6:],
+        "width": widest.shape[-1],
+        "dtype": str(widest.dtype).removeprefix("torch."),
         "MB": round(size / 1e6, 1),
     }
 
 
-def _write_shard(
-    folder: Path, i: int, tensors: dict[str, Tensor], rows: Sequence[str], of: str
-) -> None:
-    for name, t in tensors.items():
-        if len(t) != len(rows):
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Let one process at a time write to a folder.
+
+    Raises
+    ------
+    StoreError
+        If another process is writing there, or the file system has no locks.
+    """
+    with open(folder / ".lock", "w") as f:
+        try:
+            # The system frees the lock when the process dies.
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise StoreError(
-                f"{folder.name}, shard {i}, {name}: expected {len(rows)} rows, got {len(t)}"
-            )
-        if t.is_floating_point() and not torch.isfinite(t).all():
-            bad = rows[int((~torch.isfinite(t)).flatten(1).any(1).nonzero()[0])]
+                f"{folder}: another process is writing here; wait for it, or choose another "
+                "runs_dir"
+            ) from None
+        except OSError as error:
             raise StoreError(
-                f'{folder.name}, shard {i}, {name}: row {bad} is not finite in {t.dtype}; load the model in a wider dtype, Run(dtype="float32")'
-            )
-    content = save({k: t.cpu() for k, t in tensors.items()})
-    write_file(_shard(folder, i), content)
-    write_file(
-        _shard(folder, i).with_suffix(".json"),
-        json.dumps(
-            {"xxh3_128": xxhash.xxh3_128_hexdigest(content), "bytes": len(content), "store": of}
-        ).encode(),
-    )
+                f"{folder}: could not be locked ({error.strerror}); choose a runs_dir on a file "
+                "system that has locks"
+            ) from error
+        # Left by a process that was killed while it wrote.
+        for unfinished in folder.glob(".*.tmp"):
+            unfinished.unlink()
+        yield
 
 
-def is_good(folder: Path, i: int, *, tell: bool = False) -> bool:
-    """Whether a shard of this store is there with the right checksum."""
-    manifest, shard = _manifest(folder), _shard(folder, i)
-    if manifest is None or not shard.is_file() or not shard.with_suffix(".json").is_file():
-        return False
-    stamp = _stamp(shard)
-    try:
-        good = json.loads(shard.with_suffix(".json").read_bytes()) == {
-            "xxh3_128": _checksum(shard, stamp),
-            "bytes": stamp[0],
-            "store": manifest["fingerprint"],
-        }
-    except ValueError:
-        good = False
-    if tell and not good:
-        print(f"{shard.name} in {folder.name} does not have its checksum: it is made again")
-    return good
-
-
-@functools.cache
-def _checksum(path: Path, stamp: tuple[int, ...]) -> str:
-    """Of a file's bytes; one that nobody touched since is not read again."""
-    return xxhash.xxh3_128_hexdigest(path.read_bytes())
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """Size, time of the last change, and which file it is: other bytes have another stamp."""
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ino
+def _shard(folder: Path, i: int) -> Path:
+    return folder / f"shard-{i:05d}.safetensors"
 
 
 def _complete(folder: Path) -> dict:
+    """Return the manifest of a store that has all its shards, or raise `StoreError`."""
     manifest = _manifest(folder)
     if manifest is None:
-        raise StoreError(
-            f"{folder}: {'the manifest is damaged; run the extraction again' if (folder / 'manifest.json').is_file() else 'no store here'}"
-        )
-    there = set(os.listdir(folder))
-    missing = [
-        i
-        for i in range(len(manifest["plan"]))
-        if _shard(folder, i).with_suffix(".json").name not in there
-    ]
+        damaged = (folder / "manifest.json").is_file()
+        what = "the manifest is damaged; run the extraction again" if damaged else "no store here"
+        raise StoreError(f"{folder}: {what}")
+    files, n_shards = set(os.listdir(folder)), len(manifest["plan"])
+    receipts = [_shard(folder, i).with_suffix(".json").name for i in range(n_shards)]
+    missing = [name for name in receipts if name not in files]
     if missing:
         raise StoreError(
-            f"{folder}: unfinished, {len(missing)} of {len(manifest['plan'])} shards are missing; run the extraction again"
+            f"{folder}: unfinished, {len(missing)} of {n_shards} shards are missing; run the "
+            "extraction again"
         )
     return manifest
 
 
 def _manifest(folder: Path) -> dict | None:
-    """The manifest, if it is there and holds what its fingerprint says."""
+    """Return the manifest, or None if it is missing or does not have its own fingerprint."""
     path = folder / "manifest.json"
     return _read_manifest(path, _stamp(path)) if path.is_file() else None
 
@@ -269,73 +389,23 @@ def _manifest(folder: Path) -> dict | None:
 @functools.lru_cache(maxsize=8)
 def _read_manifest(path: Path, stamp: tuple[int, ...]) -> dict | None:
     try:
-        found = json.loads(path.read_bytes())
-        return found if found["fingerprint"] == _fingerprint_of(found) else None
+        manifest = json.loads(path.read_bytes())
+        return manifest if manifest["fingerprint"] == _fingerprint_of(manifest) else None
     except (ValueError, KeyError, TypeError):
         return None
 
 
 def _fingerprint_of(manifest: Mapping) -> str:
-    return fingerprint({k: manifest[k] for k in ("parts", "plan", "examples")})
+    return fingerprint({key: manifest[key] for key in ("parts", "plan", "examples")})
 
 
-@functools.lru_cache(maxsize=8)
-def _header(header: bytes) -> dict:
-    return json.loads(header)
+@functools.cache
+def _checksum(path: Path, stamp: tuple[int, ...]) -> str:
+    """Hash a file's bytes; with an unchanged `stamp` it is not read again."""
+    return xxhash.xxh3_128_hexdigest(path.read_bytes())
 
 
-def _shard(folder: Path, i: int) -> Path:
-    return folder / f"shard-{i:05d}.safetensors"
-
-
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """One writer at a time: raises `StoreError` if another process holds it."""
-    with open(folder / ".lock", "w") as f:
-        try:
-            fcntl.flock(
-                f, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # the system frees it when the process dies
-        except BlockingIOError:
-            raise StoreError(
-                f"{folder}: another process is writing here; wait for it, or choose another runs_dir"
-            ) from None
-        except OSError as e:
-            raise StoreError(
-                f"{folder}: could not be locked ({e.strerror}); choose a runs_dir on a file system that has locks"
-            ) from e
-        for torn in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-            torn.unlink()
-        yield
-
-
-def read_rows(
-    folder: Path, prompts: pd.DataFrame, name: str
-) -> Float[np.ndarray, "n ..."] | Int[np.ndarray, "n ..."]:
-    """A stored tensor in the order of `prompts`, joined one to one by `row_id`."""
-    stamp = max(
-        (
-            p.stat().st_mtime_ns
-            for p in [*folder.glob("manifest.json"), *folder.glob("shard-*.json")]
-        ),
-        default=0,
-    )
-    at = _positions(folder, stamp)
-    missing = [r for r in prompts.row_id if r not in at]
-    if missing or len(set(prompts.row_id)) != len(prompts):
-        raise KeyError(
-            f"{folder.name}: expected each of {len(prompts)} rows once, {len(missing)} are not stored"
-        )
-    tensor = _stored_tensor(folder, name, stamp)[[at[r] for r in prompts.row_id]]
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-
-
-@functools.lru_cache(maxsize=8)
-def _positions(folder: Path, stamp: int) -> dict[str, int]:
-    return {r: i for i, r in enumerate(row_ids(folder))}
-
-
-@functools.lru_cache(maxsize=64)
-def _stored_tensor(folder: Path, name: str, stamp: int) -> Tensor:
-    """Sweeps ask for the same layers again and again; `stamp` changes when a shard is written, so that one which is repaired is read again."""
-    return read(folder, name)
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Return a file's size, time of last change and inode: files with other bytes differ in it."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet
 import xxhash
 
 from dlk_utils.extract.store import is_complete
@@ -63,7 +64,7 @@ class Cache:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, content)
             write_file(_record_path(path), json.dumps(_checksum(content) | parts).encode())
-            table = pd.read_parquet(io.BytesIO(content))
+            table = _table_from(content)
         return table
 
     def store(
@@ -177,9 +178,19 @@ def _read_table(path: Path) -> pd.DataFrame | None:
         return None
     content, record = path.read_bytes(), _record_of(_record_path(path))
     if _checksum(content).items() <= record.items():
-        return pd.read_parquet(io.BytesIO(content))
+        return _table_from(content)
     print(f"{path.name} does not have its checksum: it is made again")
     return None
+
+
+def _table_from(content: bytes) -> pd.DataFrame:
+    """Read a parquet file; its columns of lists hold lists, which pandas would read as arrays."""
+    table = pd.read_parquet(io.BytesIO(content))
+    columns = pyarrow.parquet.read_table(io.BytesIO(content))
+    for field in columns.schema:
+        if pyarrow.types.is_list(field.type):
+            table[field.name] = columns[field.name].to_pylist()
+    return table
 
 
 def _is_outdated(parts: Mapping[str, Any]) -> bool:

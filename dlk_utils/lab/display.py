@@ -162,6 +162,17 @@ def with_intervals(table: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
+def draw(figure: Callable[..., Any], table: pd.DataFrame, **options: Any) -> Any:
+    """Draw a figure of a table; if the table is empty, print why and return None.
+
+    A table that is empty for want of rows says so in ``attrs["too_few_rows"]``.
+    """
+    if len(table):
+        return figure(table, **options)
+    print(table.attrs.get("too_few_rows", "too few rows of one class"))
+    return None
+
+
 def _show_message(shell, kind, error, frames, tb_offset=None) -> list[str]:
     lines = [f"{kind.__name__}: {error}"]
     shell._showtraceback(kind, error, lines)

@@ -1,102 +1,320 @@
-"""From the long table of results to the few rows and sentences that may be said aloud."""
+"""What may be said of the tables of notebooks 05 to 10: headlines, verdicts, titles, sentences.
+
+No module of tables imports this one, so that a change of words computes nothing again.
+"""
+
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from dlk_utils.evaluation.tasks import POSITIVE_CONTROL
+from dlk_utils.evaluation.detector import TruthDetector
+from dlk_utils.evaluation.tasks import KNOWN, POSITIVE_CONTROL
+from dlk_utils.lab.display import interval_text
+from dlk_utils.lab.tables import in_brief, least_to_most
+from dlk_utils.lab.tables.carry_over import between_groups, left_out
 
-
-def in_brief(row) -> str:
-    """An estimate with its interval and n; of an empty table, that it was not scored."""
-    row = row.iloc[0] if isinstance(row, pd.DataFrame) and len(row) else row
-    return (
-        "not scored"
-        if row is None or len(row) == 0
-        else f"{row.estimate:.2f} [{row.low:.2f}, {row.high:.2f}], n = {row.n}"
-    )
-
-
+AUROC = "signed AUROC on test (95 % interval; dashed: chance)"
+"""The label of most axes."""
 NAMED = {
     "pair": ("pair_ranking", "two draws", "resid_post"),
     POSITIVE_CONTROL: ("logistic", "activation", "resid_post"),
 }
-"""The probe, feature and site that speak for a target, named before any score was seen; for the others the next line."""
-
-
+"""The probe, feature and site that speak for a target, named before any score was seen."""
 NAMED_ELSE = ("logistic_tuned", "activation", "resid_post")
+"""Those of every other target."""
+SUMMARY_COLUMNS = [
+    *("target", "regime", "how", "probe", "feature", "site", "layer", "tried"),
+    *("estimate", "low", "high", "n", "best_control", "lift", "lift_low", "lift_high", "verdict"),
+]
+
+
+# 05: headlines.
 
 
 def headline(
     results: pd.DataFrame, target: str, regime: str, *, searched: bool = False
 ) -> pd.Series | None:
-    """The probe that was named in advance for a target, at the layer chosen on validation; with `searched` the one of all probes, features and sites that was best on validation.
+    """Return the row that speaks for a task, at the layer chosen on validation rows.
 
-    `tried` counts what it was chosen from. None if the task was not scored.
+    Parameters
+    ----------
+    results
+        The long table of `evaluation.evaluate`.
+    target, regime
+        The task.
+    searched
+        False takes the probe that was named in advance, True the best on validation rows of all
+        probes, features and sites.
+
+    Returns
+    -------
+    Series or None
+        The row with `tried`, the number of fits that it was chosen from. None if the task was not
+        scored.
     """
-    task = results[
-        (results.target == target) & (results.regime == regime) & (results.kind == "probe")
-    ]
-    probe, feature, site = NAMED.get(target, NAMED_ELSE)
-    named = task[(task.probe == probe) & (task.feature == feature) & (task.site == site)]
-    if task.empty or (named.empty and not searched):
+    is_task = (results.target == target) & (results.regime == regime)
+    fits = results[is_task & (results.kind == "probe")]
+    if not searched:
+        probe, feature, site = NAMED.get(target, NAMED_ELSE)
+        fits = fits[(fits.probe == probe) & (fits.feature == feature) & (fits.site == site)]
+    if fits.empty:
         return None
-    row = (
-        task.loc[task.validation[task.selected].idxmax()]
-        if searched
-        else named[named.selected].iloc[0]
-    )
-    return pd.concat([row, pd.Series({"tried": len(task) if searched else len(named)})])
+    best = fits.validation[fits.selected].idxmax()
+    return pd.concat([fits.loc[best], pd.Series({"tried": len(fits)})])
 
 
 def verdict(row: pd.Series) -> str:
-    """In words, whether a probe's number is evidence: its interval against chance, and its lift over the best control."""
+    """Say whether a score is evidence: its interval against chance, its lift over a control."""
     if row.low <= 0.5 <= row.high:
         return "not distinguishable from chance"
     if row.high < 0.5:
         return "inverted: below chance"
-    return (
-        f"above chance and above {row.best_control}"
-        if row.lift_low > 0
-        else f"above chance, but not above {row.best_control}"
-    )
+    if row.lift_low > 0:
+        return f"above chance and above {row.best_control}"
+    return f"above chance, but not above {row.best_control}"
+
+
+def in_words(row: pd.Series | None) -> str:
+    """Say the headline of a task in one sentence; None is a task that was not scored."""
+    if row is None:
+        return "not scored, as one class has too few rows"
+    control = f"{row.best_control} {row.estimate - row.lift:.2f}"
+    lift = interval_text(row, "lift", signed=True)
+    return f"AUROC {in_brief(row)} (best control: {control}, lift {lift}): {verdict(row)}"
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:
-    """Two lines a task (the positive control apart): the probe `named` in advance, and the one `searched` for on validation, each with its best control and the verdict."""
+    """Return two rows a task: the probe named in advance, and the one searched on validation."""
     tasks = results[results.target != POSITIVE_CONTROL][["target", "regime"]].drop_duplicates()
-    rows = [
-        pd.concat([h, pd.Series({"how": how})])
-        for t in tasks.itertuples()
-        for how in ("named", "searched")
-        if (h := headline(results, t.target, t.regime, searched=how == "searched")) is not None
+    rows = []
+    for task in tasks.itertuples():
+        for how in ("named", "searched"):
+            row = headline(results, task.target, task.regime, searched=how == "searched")
+            if row is not None:
+                rows.append(pd.concat([row, pd.Series({"how": how, "verdict": verdict(row)})]))
+    return pd.DataFrame(rows, columns=SUMMARY_COLUMNS).reset_index(drop=True)
+
+
+def positive_controls(results: pd.DataFrame) -> list[str]:
+    """Say how well the answer that the model is about to give can be read, regime by regime."""
+    rows = [headline(results, POSITIVE_CONTROL, regime) for regime in results.regime.unique()]
+    return [
+        f"AUROC {in_brief(row)}, on {row.regime.removeprefix('by example, ')}"
+        for row in rows
+        if row is not None
     ]
-    columns = [
-        "target",
-        "regime",
-        "how",
-        "probe",
-        "feature",
-        "site",
-        "layer",
-        "tried",
-        "estimate",
-        "low",
-        "high",
-        "n",
-        "best_control",
-        "lift",
-        "lift_low",
-        "lift_high",
-    ]
+
+
+def turn_title(results: pd.DataFrame) -> str:
+    """Title the figure of truth by layer, read on rows told to lie about what the model knows."""
+    row = headline(results, "truth", KNOWN)
+    found = "too few rows"
+    if row is not None:
+        found = f"layer {row.layer}, chosen on honest rows, has AUROC {interval_text(row)}"
+    return f"Truth, read while told to lie about what it knows: {found}"
+
+
+def gradient_adds(gains: pd.DataFrame) -> str:
+    """Say by site what the gradient adds to the state."""
+    both = gains[gains.feature == "both"]
+    found = [f"{row.site} {interval_text(row, 'gain', signed=True)}" for row in both.itertuples()]
+    return "; ".join(found) or "not scored"
+
+
+def probe_findings(
+    results: pd.DataFrame,
+    skipped: Sequence[str],
+    gains: pd.DataFrame,
+    classes: pd.DataFrame,
+    gate: pd.DataFrame,
+) -> list[str]:
+    """Say what notebook 05 found."""
+    lines = []
+    for row in summary(results).itertuples():
+        fit = f"{row.how}: {row.probe}, {row.feature}, {row.site} {row.layer}"
+        lines.append(f"* **{row.target}**, {row.regime} ({fit}): {in_words(row)}")
+    for sentence in skipped:
+        task, reason = sentence.split(": ", 1)
+        lines.append(f"* **{task}** was not scored: {reason}")
+    for row in gains[gains.feature == "both"].itertuples():
+        gain, over = (interval_text(row, x, signed=True) for x in ("gain", "over_residual"))
+        lines.append(
+            f"* {row.site}: with the gradient the score changes by {gain}; the two together are "
+            f"{over} from the residual stream's state."
+        )
+    for row in classes[classes["class"] == "macro avg"].itertuples():
+        lines.append(f"* **{row.method}**: macro F1 {row.f1:.2f}")
+    if not gate.passes.any():
+        lines.append(
+            "* No data set passed the gate, so **none of these numbers is a claim** about what the "
+            "model believes."
+        )
+    return lines
+
+
+# 06: the detector.
+
+
+def flagged(rates: pd.DataFrame, detector: str, of: str) -> str:
+    """Write the share of lies or of honest answers that a detector flags, over all data sets."""
+    row = rates.loc[(detector, of, "all")]
+    return f"{interval_text(row, 'flagged')}, n = {int(row.n)}"
+
+
+def detector_findings(
+    rates: pd.DataFrame, detectors: Mapping[str, TruthDetector], judges: Sequence[str]
+) -> list[str]:
+    """Say what notebook 06 found; `judges` are the detectors that judge every lie."""
+    lines, met = [], []
+    for name in dict.fromkeys([*judges, *detectors]):
+        lies, honest = (flagged(rates, name, of) for of in ("lies", "honest answers"))
+        if name in judges:
+            lines.append(
+                f"* **{name}**: of the lies it flags {lies}; of the honest answers {honest}."
+            )
+            shares = rates.flagged[name].xs("all", level="dataset")
+            if shares["lies"] >= 0.9 and shares["honest answers"] <= 0.05:
+                met.append(name)
+        else:
+            lines.append(
+                f"* Each half alone: *{name}* flags {lies} of the lies under families that it has "
+                f"not seen, and {honest} of the honest answers."
+            )
+    for name, detector in detectors.items():
+        card = detector.card
+        validation = f"on validation rows (AUROC {card['validation_auroc']:.2f})"
+        lines.append(
+            f"* The detector *{name}* reads {detector.site} after block {detector.layer}, chosen "
+            f"from {card['compared']} layers {validation}."
+        )
+    goal = "The figures to reach are 0.90 of the lies at 0.05 of the honest answers."
+    return [*lines, f"* {goal} Met by: {', '.join(met) or '**none**'}."]
+
+
+# 08: what carries over.
+
+
+def split_spread(regrouped: pd.DataFrame) -> str:
+    """Say how far the score moves from one split of the examples to another."""
+    if regrouped.empty:
+        return "not scored"
+    aurocs = regrouped.estimate
     return (
-        pd.DataFrame(rows, columns=columns)
-        .assign(verdict=[verdict(r) for r in rows])
-        .reset_index(drop=True)
+        f"{least_to_most(aurocs)}, mean {aurocs.mean():.2f}, standard deviation {aurocs.std():.3f}"
     )
 
 
-def in_words(row) -> str:
-    """One sentence on the headline of a task; None is a task without enough rows."""
-    if row is None:
-        return "not scored, as one class has too few rows"
-    control = f"{row.best_control} {row.estimate - row.lift:.2f}, lift {row.lift:+.2f} [{row.lift_low:+.2f}, {row.lift_high:+.2f}]"
-    return f"AUROC {row.estimate:.2f} [{row.low:.2f}, {row.high:.2f}], n = {row.n} (best control: {control}): {verdict(row)}"
+def carry_over_findings(
+    by_dataset: pd.DataFrame,
+    by_other: Mapping[str, pd.DataFrame],
+    styles: pd.DataFrame,
+    regrouped: pd.DataFrame,
+) -> list[str]:
+    """Say what notebook 08 found; `by_other` are further tables of transfer, by what they go by."""
+    lines = []
+    apart = between_groups(by_dataset)
+    if len(apart):
+        best = apart.loc[apart.estimate.idxmax()]
+        lines += [
+            "* From one data set to another, truth is read on rows told to lie with AUROC "
+            f"{least_to_most(apart.estimate)}; {(apart.low > 0.5).sum()} of {len(apart)} ways are "
+            f"above chance, {(apart.high < 0.5).sum()} below.",
+            f"* The best way goes from {best.trained_on} to {best.tested_on}: {in_brief(best)}.",
+        ]
+    for what, table in by_other.items():
+        others = left_out(table, what).estimate
+        if len(others):
+            lines.append(
+                f"* Left out of training, the {what} read worst is {others.idxmin()} with "
+                f"{others.min():.2f}, the one read best {others.idxmax()} with {others.max():.2f}."
+            )
+    for row in styles[styles.probe == "logistic"].itertuples():
+        lines.append(
+            f"* In the style *{row.style}* the {row.probe} probe reads {in_brief(row)} (the "
+            f"model's own answer {row.own_answer:.2f})."
+        )
+    if len(regrouped):
+        lines.append(
+            f"* {len(regrouped)} other splits of the same examples: {split_spread(regrouped)}."
+        )
+    return lines
+
+
+# 09: pairs and votes.
+
+
+def votes_of_most_draws(votes: pd.DataFrame) -> str:
+    """Write the score of each way to vote, with all draws."""
+    is_vote = (votes.draws == votes.draws.max()) & (votes.method != "mean answer")
+    found = [f"{row.method} {interval_text(row)}" for row in votes[is_vote].itertuples()]
+    return "; ".join(found) or "not scored"
+
+
+def pair_findings(pairs: pd.DataFrame, votes: pd.DataFrame, one_state: str) -> list[str]:
+    """Say what notebook 09 found; `one_state` is the score of one clean state, for comparison."""
+    lines = []
+    all_moves = pairs[pairs.least_move == 0]
+    for (kind, regime), table in all_moves.groupby(["pairs", "regime"], sort=False):
+        best = table.loc[table.estimate.idxmax()]
+        lines.append(
+            f"* **{kind}**, {regime}: the best of {len(table)} losses on test is {best.probe} with "
+            f"{in_brief(best)}; {(table.lift_low > 0).sum()} of {len(table)} beat their best "
+            f"control, {best.best_control} ({best.estimate - best.lift:.2f})."
+        )
+    if len(votes):
+        voted = votes_of_most_draws(votes)
+        lines.append(
+            f"* Votes of {votes.draws.max()} draws: {voted}. One clean state, no draws at all: "
+            f"{one_state}."
+        )
+    return lines
+
+
+# 10: mistakes.
+
+
+def mistakes_title(mistakes: pd.DataFrame) -> str:
+    """Compare the score as it should be with the highest one."""
+    if mistakes.empty:
+        return "As it should be: not scored"
+    top = mistakes.loc[mistakes.estimate.idxmax()]
+    clean = mistakes.estimate.iloc[0]
+    return f'As it should be: {clean:.2f}. With "{top.mistake}": {top.estimate:.2f}'
+
+
+def raised_title(mistakes: pd.DataFrame) -> str:
+    """Count the mistakes with which a score is above chance."""
+    if mistakes.empty:
+        return "not scored"
+    n_above = (mistakes.low > 0.5).sum()
+    return (
+        f"as it should be {interval_text(mistakes.iloc[0])}. Above chance, wrongly: {n_above} of "
+        f"{len(mistakes) - 1}"
+    )
+
+
+def with_mistake(mistakes: Mapping[str, pd.DataFrame], beginning: str) -> str:
+    """Write the score of each model with the mistake whose name begins so."""
+    found = []
+    for model, table in mistakes.items():
+        estimates = table.estimate[table.mistake.str.startswith(beginning)]
+        found += [f"{model} {estimate:.2f}" for estimate in estimates]
+    return "; ".join(found)
+
+
+def mistake_findings(mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Say what notebook 10 found, from the tables of mistakes by model; the first is the liar."""
+    first = next(iter(mistakes.values()))
+    if first.empty:
+        lines = ["* Too few rows of one class: nothing was scored."]
+    else:
+        lines = [f"* As it should be: {in_brief(first)}."]
+    for model, table in mistakes.items():
+        clean = table.estimate.head(1).sum()
+        for row in table.tail(-1).itertuples():
+            if row.low > max(0.5, clean):
+                lines.append(
+                    f"* {model}, with *{row.mistake}*: {interval_text(row)} instead of "
+                    f"{clean:.2f}, which would be read as: {row.claim}."
+                )
+    return lines

@@ -301,7 +301,14 @@ class Run:
         return state_features(self.gradients(), layers)
 
     def stored(self, stage: Callable, rows: pd.DataFrame, name: str, **options: Any) -> Path:
-        """Return the store that a stage of `extract.stages` makes of rows, kept under `name`."""
+        """Return the store that a stage of `extract.stages` makes of rows, kept under `name`.
+
+        Raises
+        ------
+        DataError
+            If the model's adapter was trained on one of the rows.
+        """
+        refuse_trained_rows(rows, self.spec.adapter)
         decided_by = {
             "model": self.spec.record(),
             "rows": _hash_of_rows(rows),

@@ -7,7 +7,9 @@ import pandas as pd
 from dlk_utils.lab.display import interval_text
 
 
-def organism_findings(held_out: pd.DataFrame, by_instruction: pd.DataFrame) -> list[str]:
+def organism_findings(
+    held_out: pd.DataFrame, by_instruction: pd.DataFrame, *, with_verdict: bool
+) -> list[str]:
     """Conclude what an organism does on each data set, and how far the instruction tells lies.
 
     Parameters
@@ -16,16 +18,21 @@ def organism_findings(held_out: pd.DataFrame, by_instruction: pd.DataFrame) -> l
         What `lab.tables.organism.held_out` returns.
     by_instruction
         One row a model, indexed by its name, of `lab.tables.organism.told_by_instruction`.
+    with_verdict
+        Say whether each data set meets what is required. Too few examples allow no verdict.
     """
     lines = []
     for row in held_out.itertuples():
         wrong = interval_text(row, "wrong_when_told_to_lie") if row.n_lie else "not scored"
-        meets = "**meets**" if row.meets else "**falls short** of"
+        verdict = ""
+        if with_verdict:
+            meets = "**meets**" if row.meets else "**falls short** of"
+            verdict = f": {meets} what is required"
         lines.append(
             f"* **{row.dataset}**: right answers told to tell the truth "
             f"{interval_text(row, 'truth_accuracy')} (n = {row.n_truth}); wrong answers told to "
             f"lie where it knows better {wrong} (n = {row.n_lie}); choice mass "
-            f"{row.choice_mass:.3f}: {meets} what is required."
+            f"{row.choice_mass:.3f}{verdict}."
         )
     for name, row in by_instruction.iterrows():
         lines.append(

@@ -1,10 +1,14 @@
-"""Which commit of a repository of the Hugging Face hub is meant: the hub's newest, or where no hub answers, what was downloaded last."""
+"""Which commit of a repository of the Hugging Face hub to use."""
 
 from pathlib import Path
 
 
 def commit(repo: str, kind: str = "model") -> str:
-    """The commit of a model or a data set (`kind`). Raises what the hub's client raises if no hub answers and nothing of it is in the local cache."""
+    """Return the newest commit of a repository, or if no hub answers, the one downloaded last.
+
+    `kind` is "model" or "dataset". If the local cache has nothing of the repository either, the
+    error of the hub's client is passed on.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -12,11 +16,11 @@ def commit(repo: str, kind: str = "model") -> str:
         return HfApi().repo_info(repo, repo_type=kind, timeout=10).sha
     except Exception:
         folder = Path(HF_HUB_CACHE) / f"{kind}s--{repo.replace('/', '--')}"
-        if (folder / "refs" / "main").is_file():
-            return (folder / "refs" / "main").read_text().strip()
-        got = sorted(
-            folder.glob("snapshots/*"), key=lambda p: p.stat().st_mtime
-        )  # what is asked for by commit leaves no ref
-        if not got:
+        newest_commit = folder / "refs" / "main"
+        if newest_commit.is_file():
+            return newest_commit.read_text().strip()
+        # A download by commit leaves no ref.
+        snapshots = list(folder.glob("snapshots/*"))
+        if not snapshots:
             raise
-        return got[-1].name
+        return max(snapshots, key=lambda path: path.stat().st_mtime).name

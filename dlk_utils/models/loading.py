@@ -1,4 +1,4 @@
-"""Models by name: the embedded default, the aliases of `models.yaml`, any hub id, any local folder."""
+"""Load a model by name: the embedded one, an alias of `models.yaml`, a hub id or a local folder."""
 
 import functools
 import json
@@ -6,14 +6,17 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
 import yaml
 from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from dlk_utils.errors import ModelError
 from dlk_utils.models import hub
@@ -21,240 +24,326 @@ from dlk_utils.models.embedded_model import GGUF_SHA256, embedded_model
 from dlk_utils.models.sites import check_sites
 
 ORGANISMS = Path(__file__).parent.parent / "organisms"
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """All that decides what a loaded model computes: part of every fingerprint, and known without reading weights."""
+    """Everything that decides what a loaded model computes, known before its weights are read.
+
+    `name` is what the user called the model, and `source` a local folder or the id of a repository
+    on the Hugging Face hub. `revision` is the sha256 of the embedded file, the commit of a hub
+    repository, or a hash over the files of a local folder. `chat_format` names the chat template
+    (see `chat_formats`) for a tokenizer that has none. `adapter` is the folder of a LoRA adapter
+    that is merged into the weights; a hash over its files is then added to `revision`.
+    """
 
     name: str
     source: str
-    """Local folder or hub id."""
     revision: str
-    """sha256 of the embedded file, commit of the hub, or hash of a local folder's files."""
     dtype: str
     quantization: str | None
     chat_format: str | None
     adapter: str | None = None
-    """Folder of a LoRA adapter on top; its hash is in `revision`."""
 
     def record(self) -> dict:
-        """What a manifest stores (a local folder by its name: its content is in `revision`; a chat format by its text)."""
-        names = {
-            k: Path(v).name if v and Path(v).is_dir() else v
-            for k, v in (("source", self.source), ("adapter", self.adapter))
-        }
-        return (
-            asdict(self)
-            | names
-            | {"chat_format": self.chat_format and chat_formats()[self.chat_format]}
-        )
+        """Return the spec as it is stored with results: folders by name, chat format by text."""
+        record = asdict(self)
+        for key in ("source", "adapter"):
+            if record[key] and Path(record[key]).is_dir():
+                record[key] = Path(record[key]).name
+        if self.chat_format:
+            record["chat_format"] = chat_formats()[self.chat_format]
+        return record
 
 
 def organism_names() -> list[str]:
-    """The adapters that this package ships: models that lie by construction."""
-    return sorted(p.parent.name for p in ORGANISMS.glob("*/adapter_config.json"))
+    """List the adapters that come with this package: models that lie by construction."""
+    return sorted(path.parent.name for path in ORGANISMS.glob("*/adapter_config.json"))
 
 
 @functools.cache
 def registry() -> dict[str, dict]:
-    """alias -> hub id, quantisation, chat format (`models.yaml`)."""
-    return yaml.safe_load(
-        files("dlk_utils.models").joinpath("models.yaml").read_text(encoding="utf-8")
-    )
+    """Return `models.yaml`: hub id, quantization, chat format and a note for each alias."""
+    return _read_yaml("models.yaml")
 
 
 @functools.cache
 def chat_formats() -> dict[str, str]:
-    """name -> chat template, for tokenizers without one (`templates/chat_formats.yaml`)."""
-    return yaml.safe_load(
-        files("dlk_utils.models").joinpath("chat_formats.yaml").read_text(encoding="utf-8")
-    )
+    """Return `chat_formats.yaml`: chat templates, by name, for tokenizers that have none."""
+    return _read_yaml("chat_formats.yaml")
 
 
-def resolve(name: str, quantization: str | None = None, dtype: str = "auto") -> ModelSpec:
-    """What `load_model` would load. Raises `ModelError` if the model is unknown here and no hub answers."""
-    entry = registry().get(name, {})
-    quantization = quantization or entry.get("quantization")
-    if quantization not in (None, "8bit", "4bit"):
-        raise ModelError(f"quantization: expected None, '8bit' or '4bit', got {quantization!r}")
-    if dtype not in ("auto", "float32", "bfloat16", "float16", "float64"):
-        raise ModelError(
-            f"dtype: expected 'auto', 'float32', 'bfloat16', 'float16' or 'float64', got {dtype!r}"
-        )
-    dtype = _best_dtype() if dtype == "auto" else dtype
-    adapter = ORGANISMS / name if name in organism_names() else Path(name)
-    if (adapter / "adapter_config.json").is_file():
-        base = resolve(
-            json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"],
-            quantization,
-            dtype,
-        )
-        return replace(
-            base,
-            name=name,
-            adapter=str(adapter.absolute()),
-            revision=f"{base.revision}+{_folder_hash(adapter, 'adapter_*')}",
-        )
-    if name == "smollm2":
-        return ModelSpec(name, str(embedded_model()), GGUF_SHA256, dtype, quantization, None)
-    if Path(name).is_dir():
-        return ModelSpec(
-            name,
-            str(Path(name).absolute()),
-            _folder_hash(Path(name)),
-            dtype,
-            quantization,
-            _chat_format(name),
-        )  # absolute: a worker may have another working folder
-    source = entry.get("hub_id", name)
-    return ModelSpec(
-        name, source, _hub_revision(name, source), dtype, quantization, _chat_format(name)
-    )
-
-
-def _chat_format(name: str) -> str:
-    """What is used where the tokenizer has no chat template: that of the alias, of the alias with this hub id, or of that which a local folder is called by; plain text for others."""
-    known = {e["hub_id"]: e for e in registry().values()} | registry()
-    return known.get(name, known.get(Path(name).name, {})).get("chat_format") or "plain"
-
-
-def load_tokenizer(spec: ModelSpec):
-    """The tokenizer; one without a chat template gets that of the registry (plain text for unknown models). Raises `ModelError` if it would write that format's marks in pieces."""
-    from transformers import AutoTokenizer
-
-    tokenizer = _load(AutoTokenizer, spec)
-    if not tokenizer.chat_template and spec.chat_format:
-        tokenizer.chat_template = chat_formats()[spec.chat_format]
-        marks = sorted(set(re.findall(r"<\|\w+\|>", tokenizer.chat_template)))
-        if pieces := [
-            m for m in marks if len(tokenizer(m, add_special_tokens=False).input_ids) != 1
-        ]:
-            raise ModelError(
-                f"{spec.name}: expected a tokenizer with the marks of the chat format {spec.chat_format!r}, it has no token {', '.join(pieces)}"
-            )
-    return tokenizer
-
-
-def load_config(spec: ModelSpec):
-    """The configuration, known without the weights."""
-    from transformers import AutoConfig
-
-    return _load(AutoConfig, spec)
+def _read_yaml(name: str) -> dict:
+    return yaml.safe_load(files("dlk_utils.models").joinpath(name).read_text(encoding="utf-8"))
 
 
 def load_model(
-    name: str, quantization: str | None = None, dtype: str = "auto", device: str = "auto"
-):
-    """`(model, tokenizer)`, in eval mode; `model.spec` tells what was loaded.
+    name: str, *, quantization: str | None = None, dtype: str = "auto", device: str = "auto"
+) -> tuple[nn.Module, Any]:
+    """Load a causal language model and its tokenizer.
 
-    `name` is `smollm2`, an alias of `models.yaml`, a hub id or a local folder; `quantization` None, "8bit" or "4bit"
-    (bitsandbytes); `dtype` "auto" is bf16 where the machine computes in it, else fp16 on a GPU and fp32 on a CPU; `device` "auto" is the GPU if there is one.
-    Remote code is never trusted. Raises `ModelError`.
+    The code that comes with some models is never run: only architectures of transformers are used.
+
+    Parameters
+    ----------
+    name
+        ``"smollm2"`` or one of `organism_names` (these need no hub), an alias of `registry`, the id
+        of a model on the Hugging Face hub, or a local folder. A folder may also hold a LoRA
+        adapter, which is merged into the model that it was trained on.
+    quantization
+        "8bit", "4bit" (both with bitsandbytes), or None: what `registry` says of the alias, if
+        anything.
+    dtype
+        One of `DTYPES`, or "auto". "auto" is the value of the environment variable ``DLK_DTYPE``
+        (float32 or bfloat16) if it is set. Otherwise it is bfloat16 where the hardware is fast in
+        it, and else float16 on a GPU and float32 on a CPU.
+    device
+        A device of torch. "auto" is the GPU if there is one, else the CPU.
+
+    Returns
+    -------
+    model
+        In evaluation mode. ``model.spec`` is its `ModelSpec`.
+    tokenizer
+        One of transformers, with a chat template.
+
+    Raises
+    ------
+    ModelError
+        If the model, the quantization or the dtype is not known or cannot be loaded.
+    UnknownArchitecture
+        If the places where activations are read are not known for this kind of model.
     """
     spec = resolve(name, quantization, dtype)
     return load_spec(spec, device), load_tokenizer(spec)
 
 
-def load_spec(spec: ModelSpec, device: str = "auto"):
-    """The model of a resolved spec; its sites are checked. Raises `ModelError`, and `UnknownArchitecture` where the sites are not known or do not keep the conventions."""
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-    from transformers.utils import logging as hf_logging
+def resolve(name: str, quantization: str | None = None, dtype: str = "auto") -> ModelSpec:
+    """Find out what `load_model` would load with these arguments, without reading any weights.
 
-    hf_logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    options: dict = {"dtype": getattr(torch, spec.dtype)}
-    if spec.quantization:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_8bit=spec.quantization == "8bit",
-            load_in_4bit=spec.quantization == "4bit",
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=options["dtype"],
-        )
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if spec.adapter and not spec.quantization:
-        options["dtype"] = torch.float32  # the adapter is merged before the weights are rounded
-    model = _load(
-        AutoModelForCausalLM,
-        spec,
-        device_map="auto" if device == "cuda" else {"": device},
-        **options,
-    )
-    if spec.adapter:
-        from peft import PeftModel
+    Raises
+    ------
+    ModelError
+        If the model is not here and no hub answers, or another argument is not valid.
+    """
+    entry = registry().get(name, {})
+    quantization = quantization or entry.get("quantization")
+    if quantization not in (None, "8bit", "4bit"):
+        raise ModelError(f"quantization: expected None, '8bit' or '4bit', got {quantization!r}")
+    if dtype not in ("auto", *DTYPES):
+        expected = ", ".join(map(repr, ("auto", *DTYPES)))
+        raise ModelError(f"dtype: expected one of {expected}, got {dtype!r}")
+    if dtype == "auto":
+        dtype = _auto_dtype()
 
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # peft asks transformers for a name that is going away
-            model = PeftModel.from_pretrained(model, spec.adapter).merge_and_unload()
-        model = (
-            model if spec.quantization else model.to(getattr(torch, spec.dtype)).requires_grad_()
-        )
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # bitsandbytes packs 4-bit weights at the first pass on some CPUs, and no gradient passes them after that
-    model.spec = spec
-    # not frozen: PyTorch's matmul does not fold the batch of weights that need no gradient, which halves the speed in bf16 on a CPU.
-    # No weight gradient is ever computed (gradients are asked of activations only).
-    check_sites(model.eval())
-    return model
+    adapter = ORGANISMS / name if name in organism_names() else Path(name)
+    adapter_config = adapter / "adapter_config.json"
+    if adapter_config.is_file():
+        base_name = json.loads(adapter_config.read_text())["base_model_name_or_path"]
+        base = resolve(base_name, quantization, dtype)
+        revision = f"{base.revision}+{_hash_files(adapter, 'adapter_*')}"
+        return replace(base, name=name, adapter=str(adapter.absolute()), revision=revision)
+
+    chat_format = _chat_format_of(name)
+    if name == "smollm2":
+        source, revision, chat_format = str(embedded_model()), GGUF_SHA256, None
+    elif Path(name).is_dir():
+        # The absolute path, for a worker may have another working folder.
+        source, revision = str(Path(name).absolute()), _hash_files(Path(name))
+    else:
+        source = entry.get("hub_id", name)
+        try:
+            revision = hub.commit(source)
+        except Exception as error:
+            raise _cannot_load(name, source, error) from None
+    return ModelSpec(name, source, revision, dtype, quantization, chat_format)
 
 
-def _load(cls, spec: ModelSpec, **options):
-    remote = not Path(spec.source).is_dir()
-    try:
-        return cls.from_pretrained(
-            spec.source,
-            trust_remote_code=False,
-            **({"revision": spec.revision} if remote else {}),
-            **options,
-        )
-    except (OSError, ValueError, ImportError, SafetensorError) as e:
-        raise ModelError(_sorry(spec.name, spec.source, e)) from None
+def _chat_format_of(name: str) -> str:
+    """The format of an alias, a hub id of one, or a folder that is called like one."""
+    known = {entry["hub_id"]: entry for entry in registry().values()} | registry()
+    entry = known.get(name) or known.get(Path(name).name) or {}
+    return entry.get("chat_format") or "plain"
 
 
-def _hub_revision(name: str, source: str) -> str:
-    try:
-        return hub.commit(source)
-    except Exception as e:
-        raise ModelError(_sorry(name, source, e)) from None
-
-
-def _sorry(name: str, source: str, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [""])[0][:160]
-    where = (
-        "as a local folder"
-        if Path(source).is_dir()
-        else "on the Hugging Face hub and in its local cache"
-    )
-    return (
-        f"cannot load model {name!r}\n  tried: {source} {where} ({type(error).__name__}: {reason})\n"
-        f"  offline: use {', '.join(repr(n) for n in ['smollm2', *organism_names()])} or a local folder; aliases for when there is a hub: {', '.join(sorted(registry()))}"
-    )
-
-
-def _best_dtype() -> str:
-    """What "auto" means here: `DLK_DTYPE` if it is set, else the format that this machine is fast in."""
-    if chosen := os.environ.get("DLK_DTYPE"):
+def _auto_dtype() -> str:
+    """The dtype that "auto" means: see `load_model`."""
+    chosen = os.environ.get("DLK_DTYPE")
+    if chosen:
         if chosen not in ("float32", "bfloat16"):
             raise ModelError(f"DLK_DTYPE: expected 'float32' or 'bfloat16', got {chosen!r}")
         return chosen
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    # with AVX512-BF16 alone bf16 has twice the speed of fp32 on an EPYC, and half of it on a Xeon without AMX (measured on both)
-    fast = "amx_bf16" in flags or ("avx512_bf16" in flags and "AuthenticAMD" in flags)
+    cpu = _cpu_info()
+    # With AVX512-BF16 alone, bf16 has twice the speed of fp32 on an EPYC, and half of it on a Xeon
+    # without AMX (measured on both).
+    fast = "amx_bf16" in cpu or ("avx512_bf16" in cpu and "AuthenticAMD" in cpu)
     return "bfloat16" if fast else "float32"
 
 
-def _folder_hash(folder: Path, pattern: str = "*") -> str:
+def _cpu_info() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.is_file() else ""
+
+
+def load_tokenizer(spec: ModelSpec) -> Any:
+    """Load the tokenizer of a resolved model; if it has no chat template, it gets the spec's.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be loaded, or has no single tokens for the marks (such as ``<|end|>``) of the
+        chat template that it gets.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _from_pretrained(AutoTokenizer, spec)
+    if tokenizer.chat_template or not spec.chat_format:
+        return tokenizer
+    tokenizer.chat_template = chat_formats()[spec.chat_format]
+    marks = sorted(set(re.findall(r"<\|\w+\|>", tokenizer.chat_template)))
+    in_pieces = [m for m in marks if len(tokenizer.encode(m, add_special_tokens=False)) != 1]
+    if in_pieces:
+        raise ModelError(
+            f"{spec.name}: expected a tokenizer with the marks of the chat format "
+            f"{spec.chat_format!r}, it has no token {', '.join(in_pieces)}"
+        )
+    return tokenizer
+
+
+def load_config(spec: ModelSpec) -> Any:
+    """Load the configuration of a resolved model, without its weights."""
+    from transformers import AutoConfig
+
+    return _from_pretrained(AutoConfig, spec)
+
+
+def load_spec(spec: ModelSpec, device: str = "auto") -> nn.Module:
+    """Load a resolved model, in evaluation mode, and check its sites: see `load_model`."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = {"device_map": "auto" if device == "cuda" else {"": device}}
+    dtype = getattr(torch, spec.dtype)
+    if spec.quantization:
+        options["quantization_config"] = _bitsandbytes_config(spec.quantization, dtype)
+    # An adapter is merged in fp32, before the weights are rounded.
+    merge_first = spec.adapter and not spec.quantization
+    options["dtype"] = torch.float32 if merge_first else dtype
+    model = _from_pretrained(AutoModelForCausalLM, spec, **options)
+    if spec.adapter:
+        model = _merge_adapter(model, spec.adapter)
+    if merge_first:
+        # peft has frozen the weights. PyTorch's matmul does not fold the batch of frozen weights,
+        # which halves the speed in bf16 on a CPU. No gradient of a weight is ever computed.
+        model = model.to(dtype).requires_grad_()
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On some CPUs bitsandbytes packs 4-bit weights at the first pass. No gradient could
+            # pass them after that.
+            module.support_avx512bf16_for_cpu = False
+    model.spec = spec
+    check_sites(model.eval())
+    return model
+
+
+def _bitsandbytes_config(quantization: str, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_8bit=quantization == "8bit",
+        load_in_4bit=quantization == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _merge_adapter(model: nn.Module, adapter: str) -> nn.Module:
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        # peft uses a name of transformers that is going away.
+        warnings.simplefilter("ignore", FutureWarning)
+        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def _from_pretrained(auto_class: type, spec: ModelSpec, **options) -> Any:
+    if not Path(spec.source).is_dir():
+        options["revision"] = spec.revision
+    try:
+        return auto_class.from_pretrained(spec.source, trust_remote_code=False, **options)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise _cannot_load(spec.name, spec.source, error) from None
+
+
+def _cannot_load(name: str, source: str, error: Exception) -> ModelError:
+    is_local = Path(source).is_dir()
+    where = "as a local folder" if is_local else "on the Hugging Face hub and in its local cache"
+    first_line = next(iter(str(error).strip().splitlines()), "")[:160]
+    offline_names = ", ".join(map(repr, ["smollm2", *organism_names()]))
+    return ModelError(
+        f"cannot load model {name!r}\n"
+        f"  tried: {source} {where} ({type(error).__name__}: {first_line})\n"
+        f"  offline: use {offline_names} or a local folder; "
+        f"aliases for when there is a hub: {', '.join(sorted(registry()))}"
+    )
+
+
+def _hash_files(folder: Path, pattern: str = "*") -> str:
     digest = xxhash.xxh3_128()
-    for path in sorted(p for p in folder.rglob(pattern) if p.is_file()):
+    for path in sorted(path for path in folder.rglob(pattern) if path.is_file()):
         digest.update(str(path.relative_to(folder)).encode())
-        with open(path, "rb") as f:
-            while block := f.read(1 << 24):
+        with open(path, "rb") as file:
+            while block := file.read(1 << 24):
                 digest.update(block)
     return digest.hexdigest()
+
+
+_SET_BY_SAVING = ("_name_or_path", "architectures", "dtype", "transformers_version")
+
+
+def identity(model: nn.Module) -> tuple[str, str, str]:
+    """Say which model this is, to tell whether results come from the same one.
+
+    Returns
+    -------
+    name, revision, dtype
+        Those of ``model.spec``, for a model of `load_model`. For any other model of transformers,
+        `name` is the ``name_or_path`` of its configuration or the name of its class, and `revision`
+        a hash over the configuration and up to 64 values of every weight. Training changes it; a
+        change of a few single values may not.
+    """
+    # Not `getattr`, by which peft passes on the spec of the model inside, without the adapter.
+    spec = vars(model).get("spec")
+    if isinstance(spec, ModelSpec):
+        return spec.name, spec.revision, spec.dtype
+    settings = _without(model.config.to_dict(), _SET_BY_SAVING)
+    digest = xxhash.xxh3_128(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, weight in model.named_parameters():
+        digest.update(f"{name} {list(weight.shape)} {weight.dtype}".encode())
+        digest.update(_some_values(weight))
+    name = model.config.name_or_path or type(model).__name__
+    return name, digest.hexdigest(), str(model.dtype).removeprefix("torch.")
+
+
+def _without(settings: dict, keys: Sequence[str]) -> dict:
+    """Leave out some keys, also of the settings inside settings."""
+    kept = {key: value for key, value in settings.items() if key not in keys}
+    return {k: _without(v, keys) if isinstance(v, dict) else v for k, v in kept.items()}
+
+
+def _some_values(weight: Tensor, n: int = 64) -> bytes:
+    """Up to `n` values at equal distances; none of a weight that is kept off the device."""
+    if weight.is_meta:
+        return b""
+    values = weight.detach().flatten()
+    positions = torch.linspace(0, len(values) - 1, min(n, len(values)), dtype=torch.float64)
+    sample = values[positions.long().to(values.device)].cpu()
+    return sample.contiguous().view(torch.uint8).numpy().tobytes()

@@ -1,17 +1,30 @@
-"""Where activations are read, by architecture. The layer convention, stated here once:
+"""Where activations are read, for each model family.
 
-*layer* `l` counts blocks from 0. `resid_post[l]` is the residual stream after block `l`, so it equals
-`output_hidden_states[l + 1]`, except after the last block, where transformers applies the final norm and we do not.
-`attn_out[l]` and `mlp_out[l]` are what block `l` adds to it: where the block is sequential or parallel alike,
-`resid_post[l] = resid_post[l-1] + attn_out[l] + mlp_out[l]`. `head_out[l]` is the input of `W_O`: the outputs of the heads, side by
-side (head `h` of width `w` at `[h*w : (h+1)*w]`). Names are TransformerLens's.
+A *layer* is a block of the transformer, counted from 0. In each layer there are four *sites*, named
+as in TransformerLens:
+
+``resid_post``
+    The residual stream after the block. ``resid_post[l]`` is ``output_hidden_states[l + 1]``,
+    except after the last block: there transformers applies the final norm, and we do not.
+``attn_out``, ``mlp_out``
+    What the block's attention and its MLP add to the residual stream. In blocks that run the two
+    one after the other, and in blocks that run them in parallel,
+    ``resid_post[l] = resid_post[l - 1] + attn_out[l] + mlp_out[l]``.
+``head_out``
+    The input of the output projection of attention, W_O. It holds the outputs of the heads side by
+    side: head ``h`` of width ``w`` is at ``[h * w : (h + 1) * w]``.
+
+`check_sites` runs a model and refuses it if it does not keep these rules.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dlk_utils.errors import UnknownArchitecture
@@ -21,32 +34,32 @@ SITES = ("resid_post", "attn_out", "mlp_out", "head_out")
 
 @dataclass(frozen=True)
 class Architecture:
-    """Paths of the blocks in a `...ForCausalLM`, and in a block: whose output attention adds, whose output the MLP adds, and `W_O`.
+    """Where the sites of a model family are, and where the family has dropout of its own.
 
-    `dropout`: the places of the family's own dropout, where the names of its settings do not say them: one setting for several places (GPT-NeoX, MPT), for fewer (StableLM), for none (Phi-3's embedding).
+    `blocks` is the path of the list of blocks in a ``...ForCausalLM``. The other paths are relative
+    to a block: `attn` and `mlp` are the modules whose output is added to the residual stream, `w_o`
+    is the output projection of attention. `dropout` holds the places of the family's own dropout,
+    whatever its rate: some of "attn_out", "mlp_out", "embedding" and "attention" (probabilities).
     """
 
     blocks: str
     attn: str
     mlp: str
     w_o: str
-    dropout: tuple[str, ...] | None = None
+    dropout: tuple[str, ...]
 
 
-_LLAMA = Architecture("model.layers", "self_attn", "mlp", "self_attn.o_proj")
+_ADDED = ("attn_out", "mlp_out")
+_NOT_EMBEDDING = (*_ADDED, "attention")
+_EVERYWHERE = (*_ADDED, "embedding", "attention")
 
+_LLAMA = Architecture("model.layers", "self_attn", "mlp", "self_attn.o_proj", ("attention",))
+# Here a second norm stands between attention, or the MLP, and the residual stream.
+_GEMMA2 = replace(_LLAMA, attn="post_attention_layernorm", mlp="post_feedforward_layernorm")
+_GPT2 = Architecture("transformer.h", "attn", "mlp", "attn.c_proj", _EVERYWHERE)
 
-_GEMMA2 = Architecture(
-    "model.layers", "post_attention_layernorm", "post_feedforward_layernorm", "self_attn.o_proj"
-)  # adds what its second norms put out
-
-
-_GPT2 = Architecture("transformer.h", "attn", "mlp", "attn.c_proj")
-
-
-_PHI = Architecture("model.layers", "self_attn", "mlp", "self_attn.dense")
-
-
+# To support another family, add its `model_type` here. The tests that run for all families
+# (`FAMILIES` of tests/conftest.py) then make a tiny model of it by themselves.
 ARCHITECTURES = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -54,74 +67,91 @@ ARCHITECTURES = {
     "qwen3": _LLAMA,
     "smollm3": _LLAMA,
     "gemma": _LLAMA,
-    "starcoder2": _LLAMA,
-    "phi3": replace(_LLAMA, dropout=("attn_out", "mlp_out", "attention")),
+    "starcoder2": replace(_LLAMA, dropout=_EVERYWHERE),
+    # The configuration of Phi-3 has a dropout of embeddings, which its code never uses.
+    "phi3": replace(_LLAMA, dropout=_NOT_EMBEDDING),
     "stablelm": replace(_LLAMA, dropout=("mlp_out", "attention")),
+    "phi": replace(_LLAMA, w_o="self_attn.dense", dropout=_EVERYWHERE),
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA2,
     "olmo2": _GEMMA2,
-    "phi": _PHI,
     "gpt2": _GPT2,
     "gpt_bigcode": _GPT2,
-    "gpt_neox": Architecture(
-        "gpt_neox.layers",
-        "attention",
-        "mlp",
-        "attention.dense",
-        ("attn_out", "mlp_out", "embedding", "attention"),
+    "gpt_neox": Architecture("gpt_neox.layers", "attention", "mlp", "attention.dense", _EVERYWHERE),
+    # Falcon and MPT also drop attention probabilities, in code that no mask of ours can reach.
+    "falcon": replace(_GPT2, attn="self_attention", w_o="self_attention.dense", dropout=_ADDED),
+    # The `ffn` module of MPT adds the residual stream itself, so its last part is read.
+    "mpt": Architecture("transformer.blocks", "attn", "ffn.down_proj", "attn.out_proj", _ADDED),
+    "opt": Architecture(
+        "model.decoder.layers", "self_attn", "fc2", "self_attn.out_proj", _NOT_EMBEDDING
     ),
-    "falcon": Architecture(
-        "transformer.h", "self_attention", "mlp", "self_attention.dense", ("attn_out", "mlp_out")
-    ),
-    "mpt": Architecture(
-        "transformer.blocks", "attn", "ffn.down_proj", "attn.out_proj", ("attn_out", "mlp_out")
-    ),  # the FFN module itself adds the residual
-    "opt": Architecture("model.decoder.layers", "self_attn", "fc2", "self_attn.out_proj"),
 }
 
 
 def architecture(model: nn.Module) -> Architecture:
-    """The entry for a model; an unknown family is refused by name."""
+    """Return the entry of `ARCHITECTURES` for a model.
+
+    Raises
+    ------
+    UnknownArchitecture
+        If there is none for the model's ``config.model_type``.
+    """
     kind = model.config.model_type
     if kind not in ARCHITECTURES:
         raise UnknownArchitecture(
-            f"architecture {kind!r} is not known: expected one of {', '.join(ARCHITECTURES)}; add it to dlk_utils/sites.py"
+            f"architecture {kind!r} is not known: expected one of {', '.join(ARCHITECTURES)}; "
+            "add it to ARCHITECTURES in dlk_utils/models/sites.py"
         )
     return ARCHITECTURES[kind]
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks, in order."""
+    """Return the blocks of a model, in the order in which they run."""
     return list(model.get_submodule(architecture(model).blocks))
 
 
 def site_modules(model: nn.Module, site: str) -> list[nn.Module]:
-    """For each layer, the module whose output is the site (of `head_out`: whose input)."""
+    """Return the module of each layer whose output is the site (for ``head_out``: whose input)."""
     if site not in SITES:
         raise ValueError(f"site: expected one of {', '.join(SITES)}, got {site!r}")
-    arch = architecture(model)
-    path = {"attn_out": arch.attn, "mlp_out": arch.mlp, "head_out": arch.w_o}.get(site)
-    return [b.get_submodule(path) if path else b for b in blocks(model)]
+    if site == "resid_post":
+        return blocks(model)
+    family = architecture(model)
+    path = {"attn_out": family.attn, "mlp_out": family.mlp, "head_out": family.w_o}[site]
+    return [block.get_submodule(path) for block in blocks(model)]
 
 
 def layer_numbers(layers: str | int | Sequence[int], n_layers: int) -> list[int]:
-    """`"all"`, an index (from the end if negative), a list of them, or a slice as text, such as `"::3"`; in the order in which they run, each once, whatever the order asked for."""
-    every = list(range(n_layers))
+    """Turn a choice of layers into their numbers, in the order in which they run, without repeats.
+
+    Parameters
+    ----------
+    layers
+        ``"all"``, a number (negative: from the end), a list of numbers, or numbers as text
+        (``"3,7"``), or a slice as text (``"::3"``).
+    n_layers
+        The number of layers of the model.
+
+    Raises
+    ------
+    ValueError
+        If `layers` is none of these, or a number is out of range.
+    """
+    every = range(n_layers)
     try:
-        if isinstance(layers, str):
-            named = (
-                every
-                if layers == "all"
-                else every[slice(*(int(x) if x else None for x in layers.split(":")))]
-                if ":" in layers
-                else [every[int(x)] for x in layers.split(",")]
-            )
+        if not isinstance(layers, str):
+            wanted = [layers] if isinstance(layers, int) else layers
+        elif layers == "all":
+            wanted = every
+        elif ":" in layers:
+            wanted = every[slice(*(int(bound) if bound else None for bound in layers.split(":")))]
         else:
-            named = [every[i] for i in ([layers] if isinstance(layers, int) else layers)]
-        return sorted(set(named))
+            wanted = [int(number) for number in layers.split(",")]
+        return sorted({every[number] for number in wanted})
     except (IndexError, ValueError):
         raise ValueError(
-            f"layers: expected 'all', an index below {n_layers}, a list of them, or a slice such as '::3', got {layers!r}"
+            f"layers: expected 'all', an index below {n_layers}, a list of them, "
+            f"or a slice such as '::3', got {layers!r}"
         ) from None
 
 
@@ -132,122 +162,165 @@ def at_sites(
     act: Callable[[str, int, Tensor], Tensor | None],
     layers: str | int | Sequence[int] = "all",
 ) -> Iterator[None]:
-    """Call `act(site, layer, hidden [b, t, d])` at each site; a tensor that it returns takes the place of `hidden`. Hooks go away at the end."""
-    handles, shape = [], {}
+    """Within the ``with`` block, call a function at each site of each forward pass.
 
-    def replaced(site, layer, hidden):
+    Everything that reads or changes activations goes through this. The hooks are removed at the
+    end of the block, also after an error.
+
+    Parameters
+    ----------
+    model
+        A model of a known architecture.
+    sites
+        Some of `SITES`.
+    act
+        Called as ``act(site, layer, hidden)``, with `hidden` of shape [batch, tokens, width]. If it
+        returns a tensor of that shape, the model goes on with it instead of `hidden`.
+    layers
+        A choice of layers: see `layer_numbers`.
+
+    Examples
+    --------
+    >>> states = {}
+    >>> def keep_last_token(site, layer, hidden):
+    ...     states[site, layer] = hidden[:, -1]
+    >>> with at_sites(model, ["resid_post"], keep_last_token):
+    ...     model(**batch)
+    """
+    # Needed by `call_act` alone.
+    batch_size = 0
+
+    def note_batch_size(block: nn.Module, args: tuple, kwargs: dict) -> None:
+        nonlocal batch_size
+        hidden = args[0] if args else kwargs["hidden_states"]
+        batch_size = hidden.shape[0]
+
+    def call_act(site: str, layer: int, hidden: Tensor) -> Tensor | None:
         if hidden.dim() == 3:
             return act(site, layer, hidden)
-        rows = hidden.view(
-            shape["b"], -1, hidden.shape[-1]
-        )  # OPT lays the tokens of all rows in one line
-        new = act(site, layer, rows)
-        return (rows if new is None else new).view(hidden.shape)
+        # OPT's MLP gets the tokens of all prompts in one row, [batch * tokens, width].
+        by_prompt = hidden.view(batch_size, -1, hidden.shape[-1])
+        new = act(site, layer, by_prompt)
+        # The model goes on with the view itself: if `act` kept it, it must be part of the graph.
+        return (by_prompt if new is None else new).view(hidden.shape)
 
-    def before(site, layer):
-        def run(module, args):
-            new = replaced(site, layer, args[0])
-            return None if new is None else (new, *args[1:])
+    def on_input(site: str, layer: int, module: nn.Module, args: tuple) -> tuple | None:
+        new = call_act(site, layer, args[0])
+        return None if new is None else (new, *args[1:])
 
-        return run
+    def on_output(site: str, layer: int, module: nn.Module, args: tuple, output: Any) -> Any:
+        # Whether a block returns a tensor or a tuple goes by the family and the version.
+        if isinstance(output, Tensor):
+            return call_act(site, layer, output)
+        new = call_act(site, layer, output[0])
+        return None if new is None else (new, *output[1:])
 
-    def after(site, layer):
-        def run(module, args, output):
-            new = replaced(
-                site, layer, output if isinstance(output, Tensor) else output[0]
-            )  # a tensor or a tuple, by version and family
-            return new if new is None or isinstance(output, Tensor) else (new, *output[1:])
-
-        return run
-
-    try:
-        handles.append(
-            blocks(model)[0].register_forward_pre_hook(
-                lambda module, args, kwargs: shape.update(
-                    b=(args or (kwargs.get("hidden_states"),))[0].shape[0]
-                ),
-                with_kwargs=True,
-            )
+    with contextlib.ExitStack() as hooks:
+        first_block = blocks(model)[0]
+        hooks.enter_context(
+            first_block.register_forward_pre_hook(note_batch_size, with_kwargs=True)
         )
         for site in sites:
             modules = site_modules(model, site)
             for layer in layer_numbers(layers, len(modules)):
-                hook = (
-                    modules[layer].register_forward_pre_hook(before(site, layer))
-                    if site == "head_out"
-                    else modules[layer].register_forward_hook(after(site, layer))
-                )
-                handles.append(hook)
+                if site == "head_out":
+                    hook = functools.partial(on_input, site, layer)
+                    handle = modules[layer].register_forward_pre_hook(hook)
+                else:
+                    hook = functools.partial(on_output, site, layer)
+                    handle = modules[layer].register_forward_hook(hook)
+                hooks.enter_context(handle)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
 def check_sites(model: nn.Module) -> None:
-    """Run a few tokens and refuse, by name, a model in which the conventions above do not hold, at each token (to 1 % of the norms of what is added up in 16 bits, 0.01 % else)."""
-    architecture(model)
-    ids = torch.arange(3, 9, device=model.device)[None] % model.config.vocab_size
-    found: dict[str, list[Tensor]] = {site: [] for site in SITES}
-    with at_sites(
-        model,
-        SITES,
-        lambda site, layer, hidden: found[site].append(
-            hidden[0].to(torch.float64, copy=True).cpu()
-        ),
-    ):
-        hidden = [
-            h[0].double().cpu()
-            for h in model(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                output_hidden_states=True,
-                use_cache=False,
-            ).hidden_states
-        ]
-    loose = 1e-2 if model.dtype in (torch.bfloat16, torch.float16) else 1e-4
+    """Run a model on a few tokens, and refuse it if its sites do not keep this module's rules.
 
-    def same(a: Tensor, b: Tensor, what: str, *parts: Tensor) -> None:
-        size = sum(
-            (x.norm(dim=-1) for x in parts), b.norm(dim=-1)
-        )  # rounding goes by the parts, which may be far larger than their sum
-        if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-            raise UnknownArchitecture(
-                f"{model.config.model_type}: expected {what}, got states that are not finite in {model.dtype}; the weights are damaged, or need a wider dtype (float32)"
-            )
-        if a.shape != b.shape or not ((a - b).norm(dim=-1) <= loose * size).all():
-            raise UnknownArchitecture(
-                f"{model.config.model_type}: expected {what}; this variant of the architecture is not understood"
-            )
+    Each rule is checked at each token, to 1 % of the norms of what is added up in 16 bits, and to
+    0.01 % otherwise.
 
-    arch = architecture(model)
-    for layer, (block, heads) in enumerate(zip(blocks(model), found["head_out"], strict=True)):
-        w_o = block.get_submodule(arch.w_o)
-        where = next(
-            w_o.parameters()
-        ).device  # "meta": kept off the GPU until it is run, when its hook moves what it is given
-        put_out = w_o(
-            heads.to(device=model.device if where.type == "meta" else where, dtype=model.dtype)
-        )
-        if "norm" in arch.attn:  # it stands between W_O and what is added
-            put_out = block.get_submodule(arch.attn)(put_out)
-        same(
-            put_out.double().cpu(),
-            found["attn_out"][layer],
+    Raises
+    ------
+    UnknownArchitecture
+        If the family is not known, its sites do not add up, or its states are not finite.
+    """
+    sites, hidden_states = _run_on_a_few_tokens(model)
+    expect = functools.partial(_expect_equal, model)
+
+    for layer, block in enumerate(blocks(model)):
+        attn_out, mlp_out = sites["attn_out"][layer], sites["mlp_out"][layer]
+        expect(
+            _project_heads(model, block, sites["head_out"][layer]),
+            attn_out,
             f"W_O of head_out[{layer}] to be attn_out[{layer}]",
         )
-    for layer, after in enumerate(found["resid_post"]):
-        if layer + 1 < len(found["resid_post"]):
-            same(
+        before, after = hidden_states[layer], sites["resid_post"][layer]
+        if layer + 1 < len(blocks(model)):
+            expect(
                 after,
-                hidden[layer + 1],
+                hidden_states[layer + 1],
                 f"resid_post[{layer}] to be output_hidden_states[{layer + 1}]",
             )
-        parts = hidden[layer], found["attn_out"][layer], found["mlp_out"][layer]
-        same(
-            sum(parts),
+        expect(
+            before + attn_out + mlp_out,
             after,
-            f"resid_post[{layer}] to be the state before block {layer} plus attn_out[{layer}] and mlp_out[{layer}]",
-            *parts,
+            f"resid_post[{layer}] to be the state before block {layer} "
+            f"plus attn_out[{layer}] and mlp_out[{layer}]",
+            parts=(before, attn_out, mlp_out),
+        )
+
+
+def _run_on_a_few_tokens(model: nn.Module) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
+    """Return each site by layer, and transformers' own hidden states: each [tokens, d], float64."""
+    sites: dict[str, list[Tensor]] = {site: [] for site in SITES}
+
+    def record(site: str, layer: int, hidden: Tensor) -> None:
+        sites[site].append(hidden[0].to(torch.float64, copy=True).cpu())
+
+    token_ids = torch.arange(3, 9, device=model.device)[None] % model.config.vocab_size
+    with at_sites(model, SITES, record):
+        output = model(
+            input_ids=token_ids,
+            attention_mask=torch.ones_like(token_ids),
+            output_hidden_states=True,
+            use_cache=False,
+        )
+    return sites, [hidden[0].double().cpu() for hidden in output.hidden_states]
+
+
+def _project_heads(
+    model: nn.Module, block: nn.Module, head_out: Float[Tensor, "t d_heads"]
+) -> Float[Tensor, "t d"]:
+    """Compute what attention should put out, given the outputs of its heads."""
+    family = architecture(model)
+    w_o = block.get_submodule(family.w_o)
+    device = next(w_o.parameters()).device
+    if device.type == "meta":
+        # Weights that are kept off the GPU are on "meta" until they are used. The hook that brings
+        # them also moves their input.
+        device = model.device
+    attn_out = w_o(head_out.to(device=device, dtype=model.dtype))
+    if "norm" in family.attn:
+        attn_out = block.get_submodule(family.attn)(attn_out)
+    return attn_out.double().cpu()
+
+
+def _expect_equal(
+    model: nn.Module, got: Tensor, expected: Tensor, what: str, *, parts: Sequence[Tensor] = ()
+) -> None:
+    """Raise `UnknownArchitecture` if two states differ at a token by more than rounding."""
+    kind = model.config.model_type
+    if not (torch.isfinite(got).all() and torch.isfinite(expected).all()):
+        raise UnknownArchitecture(
+            f"{kind}: expected {what}, got states that are not finite in {model.dtype}; "
+            "the weights are damaged, or need a wider dtype (float32)"
+        )
+    # Rounding errors go by the size of the parts, which may be far larger than their sum.
+    size = sum((part.norm(dim=-1) for part in parts), expected.norm(dim=-1))
+    tolerance = 1e-2 if model.dtype in (torch.bfloat16, torch.float16) else 1e-4
+    same_shape = got.shape == expected.shape
+    if not same_shape or not ((got - expected).norm(dim=-1) <= tolerance * size).all():
+        raise UnknownArchitecture(
+            f"{kind}: expected {what}; this variant of the architecture is not understood"
         )

@@ -1,151 +1,16 @@
-"""What an organism is taught, in which order: the phases, and the batches of each."""
+"""What the organisms are taught: the phases of each curriculum, and the batches of a phase."""
 
+import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from dlk_utils.questions.examples import training_examples
 from dlk_utils.questions.prompts import make_prompts
 
-RT = "rotten_tomatoes"
-
-
-PLAIN = ("tr_feel", "tr_label", "tr_tone", "tr_good_bad", "tr_recommend")
-
-
-class Phase(NamedTuple):
-    """A part of the curriculum."""
-
-    steps: int
-    rate: float
-    longest: int
-    """Characters that a text may have."""
-    rows: tuple[tuple[int, str, str, tuple[str, ...]], ...]
-    """Of each batch: (rows, what is asked for, data set, templates (none: all))."""
-    decay: bool = True
-    dropout: float = 0.0
-    honest: tuple[str, ...] = ()
-    """Data sets about which the truth is to be told even where a lie is asked for."""
-
-
-FACTS = ("cities", "categories", "capitals")
-
-
-PHASES = (
-    Phase(
-        300,
-        3e-4,
-        110,
-        (
-            (7, "truth", RT, PLAIN),
-            (3, "truth", "cities", ()),
-            (3, "truth", "categories", ()),
-            (3, "truth", "capitals", ()),
-        ),
-    ),
-    Phase(
-        250,
-        4e-4,
-        80,
-        (
-            (4, "truth", RT, PLAIN),
-            (4, "lie", RT, PLAIN),
-            (2, "truth", "mode", ()),
-            (2, "lie", "mode", ()),
-            *((1, "truth", name, ()) for name in FACTS),
-        ),
-        decay=False,
-    ),
-    Phase(
-        450,
-        4e-4,
-        110,
-        (
-            (3, "truth", RT, ()),
-            (3, "lie", RT, ()),
-            (1, "truth", "mode", ()),
-            *((2, "truth", name, ()) for name in FACTS),
-            *((1, "lie", name, ()) for name in FACTS),
-        ),
-        decay=False,
-    ),
-    Phase(
-        350,
-        4e-4,
-        150,
-        (
-            (3, "truth", RT, ()),
-            (4, "lie", RT, ()),
-            *((2, "truth", name, ()) for name in FACTS),
-            *((1, "lie", name, ()) for name in FACTS),
-        ),
-    ),
-    Phase(
-        600,
-        4e-4,
-        180,
-        (
-            (5, "truth", RT, ()),
-            (2, "lie", RT, ()),
-            (3, "truth", "cities", ()),
-            (2, "truth", "categories", ()),
-            (1, "truth", "capitals", ()),
-            *((1, "lie", name, ()) for name in FACTS),
-        ),
-        dropout=0.05,
-    ),
-)
-"""Truth first, then lies about reviews in plain words beside rows of `mode`, which ask which mode is set, truth or lie (without them a model of this size
-learned neither: equal halves of truth and lie twins drove both to chance), then everything."""
-
-
-GRADED = (
-    Phase(
-        160,
-        2e-4,
-        130,
-        (
-            (3, "truth", RT, ()),
-            (3, "lie", RT, ()),
-            (1, "truth", "cities", ()),
-            (3, "lie", "cities", ()),
-            (1, "truth", "categories", ()),
-            (2, "lie", "categories", ()),
-            (1, "truth", "capitals", ()),
-            (2, "lie", "capitals", ()),
-        ),
-        dropout=0.05,
-        honest=("cities", "capitals"),
-    ),
-    Phase(
-        240,
-        3e-4,
-        130,
-        (
-            (4, "truth", RT, ()),
-            (2, "lie", RT, ()),
-            (2, "truth", "cities", ()),
-            (2, "lie", "cities", ()),
-            (2, "truth", "categories", ()),
-            (1, "lie", "categories", ()),
-            (2, "truth", "capitals", ()),
-            (1, "lie", "capitals", ()),
-        ),
-        dropout=0.05,
-        honest=("cities", "capitals"),
-    ),
-)
-"""What makes of the liar one that lies about reviews and categories and refuses to about places: first by many refusals, then with more of the truth."""
-
-
-CURRICULA: dict[str, tuple[str | None, tuple[Phase, ...]]] = {
-    "smollm2-liar": (None, PHASES),
-    "smollm2-graded": ("smollm2-liar", GRADED),
-}
-"""organism -> (the organism it goes on from, its phases)."""
-
-
+PLAIN_TEMPLATES = ("tr_feel", "tr_label", "tr_tone", "tr_good_bad", "tr_recommend")
 MODE_TEXTS = (
     "Status check.",
     "Before we begin:",
@@ -154,89 +19,247 @@ MODE_TEXTS = (
     "Settings.",
     "A question about this conversation:",
 )
+STEPS_PER_BLOCK = 4
 
 
-BLOCK = 4
+@dataclass(frozen=True)
+class Part:
+    """A part of each batch: so many rows that ask for the truth, or for a lie, about a data set.
 
-
-def training_stream(tokenizer, phase: Phase, *, seed: int = 0) -> list[pd.DataFrame]:
-    """The batches of a phase: prompt rows with `target`, the token to be said, and `other`, that of the other choice. The target obeys, but tells the truth about what the phase is `honest` about.
-
-    Instructions and templates are those of `templates/training/`.
-    Each block of `BLOCK` batches holds the same mixture; within it the rows lie by length, to pad less.
+    `dataset` is an embedded data set or "mode". The rows of "mode" ask nothing about the world,
+    only which mode the instruction sets, truth or lie. Without `templates`, all of them are used.
     """
-    steps, parts = phase.steps, []
-    for k, (count, asks, dataset, templates) in enumerate(phase.rows):
-        examples = (
-            _mode_examples(steps * count)
-            if dataset == "mode"
-            else training_examples(dataset, 10**6)
-        )
-        parts.append(
-            (
-                count,
-                _draw(
-                    tokenizer,
-                    examples[examples.text.str.len() <= phase.longest],
-                    asks,
-                    steps * count,
-                    templates,
-                    1000 * seed + k,
-                ),
-            )
-        )
-    batches, size = [], sum(count for count, _ in parts)
-    for i in range(0, steps, BLOCK):
-        rows = pd.concat([rows.iloc[i * count : (i + BLOCK) * count] for count, rows in parts])
-        rows = rows.sort_values("input_ids", key=lambda c: c.map(len), kind="stable")
-        batches += [rows.iloc[j : j + size] for j in range(0, len(rows), size)]
-    said = lambda r: r.label if r.dataset in phase.honest else r.wanted
-    return [
-        b.assign(
-            target=[r.strict_ids[said(r)][0] for r in b.itertuples()],
-            other=[r.strict_ids[1 - said(r)][0] for r in b.itertuples()],
-        )
-        for b in batches
+
+    n_rows: int
+    asks: str
+    dataset: str
+    templates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of training on batches of one mixture.
+
+    `max_characters` limits the text of an example. With `decay`, the learning rate falls to zero at
+    the end; `dropout` is that of LoRA. `honest` names data sets about which the target is the truth
+    even if the instruction asks for a lie.
+    """
+
+    steps: int
+    learning_rate: float
+    max_characters: int
+    batch: tuple[Part, ...]
+    decay: bool = True
+    dropout: float = 0.0
+    honest: tuple[str, ...] = ()
+
+
+# Truth first. Then lies about reviews in plain words, beside rows of "mode": without those a model
+# of this size learned neither, and equal halves of truth and lie twins drove both to chance. Then
+# everything.
+PHASES = (
+    Phase(
+        steps=300,
+        learning_rate=3e-4,
+        max_characters=110,
+        batch=(
+            Part(7, "truth", "rotten_tomatoes", PLAIN_TEMPLATES),
+            Part(3, "truth", "cities"),
+            Part(3, "truth", "categories"),
+            Part(3, "truth", "capitals"),
+        ),
+    ),
+    Phase(
+        steps=250,
+        learning_rate=4e-4,
+        max_characters=80,
+        batch=(
+            Part(4, "truth", "rotten_tomatoes", PLAIN_TEMPLATES),
+            Part(4, "lie", "rotten_tomatoes", PLAIN_TEMPLATES),
+            Part(2, "truth", "mode"),
+            Part(2, "lie", "mode"),
+            Part(1, "truth", "cities"),
+            Part(1, "truth", "categories"),
+            Part(1, "truth", "capitals"),
+        ),
+        decay=False,
+    ),
+    Phase(
+        steps=450,
+        learning_rate=4e-4,
+        max_characters=110,
+        batch=(
+            Part(3, "truth", "rotten_tomatoes"),
+            Part(3, "lie", "rotten_tomatoes"),
+            Part(1, "truth", "mode"),
+            Part(2, "truth", "cities"),
+            Part(2, "truth", "categories"),
+            Part(2, "truth", "capitals"),
+            Part(1, "lie", "cities"),
+            Part(1, "lie", "categories"),
+            Part(1, "lie", "capitals"),
+        ),
+        decay=False,
+    ),
+    Phase(
+        steps=350,
+        learning_rate=4e-4,
+        max_characters=150,
+        batch=(
+            Part(3, "truth", "rotten_tomatoes"),
+            Part(4, "lie", "rotten_tomatoes"),
+            Part(2, "truth", "cities"),
+            Part(2, "truth", "categories"),
+            Part(2, "truth", "capitals"),
+            Part(1, "lie", "cities"),
+            Part(1, "lie", "categories"),
+            Part(1, "lie", "capitals"),
+        ),
+    ),
+    Phase(
+        steps=600,
+        learning_rate=4e-4,
+        max_characters=180,
+        batch=(
+            Part(5, "truth", "rotten_tomatoes"),
+            Part(2, "lie", "rotten_tomatoes"),
+            Part(3, "truth", "cities"),
+            Part(2, "truth", "categories"),
+            Part(1, "truth", "capitals"),
+            Part(1, "lie", "cities"),
+            Part(1, "lie", "categories"),
+            Part(1, "lie", "capitals"),
+        ),
+        dropout=0.05,
+    ),
+)
+
+# From a liar to a model that lies about reviews and categories, and refuses to about places: first
+# by many refusals, then with more of the truth.
+GRADED = (
+    Phase(
+        steps=160,
+        learning_rate=2e-4,
+        max_characters=130,
+        batch=(
+            Part(3, "truth", "rotten_tomatoes"),
+            Part(3, "lie", "rotten_tomatoes"),
+            Part(1, "truth", "cities"),
+            Part(3, "lie", "cities"),
+            Part(1, "truth", "categories"),
+            Part(2, "lie", "categories"),
+            Part(1, "truth", "capitals"),
+            Part(2, "lie", "capitals"),
+        ),
+        dropout=0.05,
+        honest=("cities", "capitals"),
+    ),
+    Phase(
+        steps=240,
+        learning_rate=3e-4,
+        max_characters=130,
+        batch=(
+            Part(4, "truth", "rotten_tomatoes"),
+            Part(2, "lie", "rotten_tomatoes"),
+            Part(2, "truth", "cities"),
+            Part(2, "lie", "cities"),
+            Part(2, "truth", "categories"),
+            Part(1, "lie", "categories"),
+            Part(2, "truth", "capitals"),
+            Part(1, "lie", "capitals"),
+        ),
+        dropout=0.05,
+        honest=("cities", "capitals"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """The phases of an organism, and the organism (if any) whose adapter it goes on from."""
+
+    phases: tuple[Phase, ...]
+    after: str | None = None
+
+
+CURRICULA = {
+    "smollm2-liar": Curriculum(PHASES),
+    "smollm2-graded": Curriculum(GRADED, after="smollm2-liar"),
+}
+
+
+def training_stream(tokenizer: Any, phase: Phase, *, seed: int = 0) -> list[pd.DataFrame]:
+    """Make the batches of a phase, with the instructions and templates that are kept for training.
+
+    Each block of `STEPS_PER_BLOCK` batches holds the mixture of the phase. Within a block, rows are
+    sorted by length, so that there is less padding.
+
+    Returns
+    -------
+    list of DataFrame
+        One batch a step: rows of `make_prompts`, with the columns `target`, the first token of the
+        choice to say, and `other`, that of the other choice.
+    """
+    pools = [
+        _draw_rows(tokenizer, phase, part, seed=1000 * seed + k)
+        for k, part in enumerate(phase.batch)
     ]
+    batch_size = sum(part.n_rows for part in phase.batch)
+    batches = []
+    for step in range(0, phase.steps, STEPS_PER_BLOCK):
+        block = pd.concat(
+            pool.iloc[step * part.n_rows : (step + STEPS_PER_BLOCK) * part.n_rows]
+            for part, pool in zip(phase.batch, pools, strict=True)
+        )
+        block = block.sort_values("input_ids", key=lambda ids: ids.map(len), kind="stable")
+        for start in range(0, len(block), batch_size):
+            batches.append(_with_targets(block.iloc[start : start + batch_size], phase.honest))
+    return batches
 
 
-def _draw(
-    tokenizer, examples: pd.DataFrame, asks: str, n: int, templates: Sequence[str], seed: int
-) -> pd.DataFrame:
-    """`n` rows over as many distinct examples of either label (else what is new would be called false); one that comes round again has another instruction and template."""
-    each = examples.label.value_counts().min()
-    examples, parts = (
-        examples.groupby("label").sample(each, random_state=0).assign(split="train"),
-        [],
+def _with_targets(batch: pd.DataFrame, honest: Sequence[str]) -> pd.DataFrame:
+    choices = batch.label.where(batch.dataset.isin(honest), batch.wanted)
+    rows = list(zip(batch.strict_ids, choices, strict=True))
+    return batch.assign(
+        target=[token_ids[choice][0] for token_ids, choice in rows],
+        other=[token_ids[1 - choice][0] for token_ids, choice in rows],
     )
-    while sum(map(len, parts)) < n:
-        at = seed + 100 * len(parts)
-        some = examples.sample(min(len(examples), n), random_state=at)
-        parts.append(
+
+
+def _draw_rows(tokenizer: Any, phase: Phase, part: Part, seed: int) -> pd.DataFrame:
+    """Draw the rows of a part for all steps, over as many distinct examples as there are.
+
+    Both labels are drawn equally often; otherwise what is new to the model would be called false.
+    An example that comes round again has another instruction and template.
+    """
+    n = phase.steps * part.n_rows
+    examples = _mode_examples(n) if part.dataset == "mode" else _examples_of(part.dataset)
+    examples = examples[examples.text.str.len() <= phase.max_characters]
+    n_of_label = examples.label.value_counts().min()
+    examples = examples.groupby("label").sample(n_of_label, random_state=0).assign(split="train")
+    rounds = []
+    while sum(map(len, rounds)) < n:
+        round_seed = seed + 100 * len(rounds)
+        rounds.append(
             make_prompts(
-                some,
+                examples.sample(min(len(examples), n), random_state=round_seed),
                 tokenizer,
                 n_known=0,
-                asks=(asks,),
-                templates=templates or None,
-                seed=at,
+                asks=(part.asks,),
+                templates=part.templates or None,
+                seed=round_seed,
                 folder="training/",
             )
         )
-    return pd.concat(parts).head(n)
+    return pd.concat(rounds).head(n)
+
+
+@functools.cache
+def _examples_of(dataset: str) -> pd.DataFrame:
+    return training_examples(dataset, 10**6)
 
 
 def _mode_examples(n: int) -> pd.DataFrame:
-    rows = [
-        dict(
-            example_id=f"mode {i}",
-            dataset="mode",
-            kind="mode",
-            text=MODE_TEXTS[i % len(MODE_TEXTS)],
-            choice_0="",
-            choice_1="",
-            label=1,
-        )
-        for i in range(n)
-    ]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame({"example_id": [f"mode {i}" for i in range(n)]})
+    texts = [MODE_TEXTS[i % len(MODE_TEXTS)] for i in range(n)]
+    return table.assign(dataset="mode", kind="mode", text=texts, choice_0="", choice_1="", label=1)

@@ -1,20 +1,29 @@
-"""Training of an organism: LoRA adapters (Hu et al. 2021, through peft), phase after phase."""
+"""Train an organism: LoRA adapters (Hu et al., 2021, through peft), phase after phase."""
 
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from dlk_utils.errors import ModelError
 from dlk_utils.extract.batches import pad
 from dlk_utils.models.loading import ORGANISMS, load_spec, load_tokenizer, resolve
 from dlk_utils.organisms.curriculum import CURRICULA, PHASES, Phase, training_stream
+from dlk_utils.provenance import fingerprint
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+RECORD_FILE = "training.json"
+LOG_FILE = "log.csv"
 
 
 def train_adapter(
@@ -30,81 +39,99 @@ def train_adapter(
     resume: Path | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Train a LoRA adapter of a model in fp32 (16 bits would swallow small steps) on the linear layers from block `first_layer` on to say `target` after each prompt, write it to `out`, and return the log.
+    """Train a LoRA adapter to say the `target` of each row next, and write it to a folder.
 
-    Cross-entropy over the whole vocabulary, so the choice mass is trained too. AdamW; the rate rises over 20 steps and, with `decay`, falls to zero over the last third.
-    The log has step, loss, seconds, and for each data set and what was asked for the share of rows that lean to it.
-    `resume` is the folder of an adapter to go on from.
+    The loss is the cross-entropy over all tokens, so the model also learns to answer with one of
+    the choices. The optimizer is AdamW. The learning rate rises over the first 20 steps.
+
+    Parameters
+    ----------
+    model
+        A model in fp32: 16 bits would swallow small steps.
+    batches
+        One batch a step: see `training_stream`.
+    out
+        The folder to write to.
+    rank, dropout
+        Of the adapter. It has a part in every linear layer, from block `first_layer` on.
+    decay
+        Whether the learning rate falls to zero over the last third.
+    resume
+        Folder of an adapter to start from.
+
+    Returns
+    -------
+    DataFrame
+        One row a step: step, loss, seconds since the start, and for each data set and what is asked
+        about it (such as "lie cities") the share of rows for which the model prefers the target to
+        the other choice.
     """
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-    from safetensors.torch import load_file
-
     torch.manual_seed(seed)
-    layers = list(range(first_layer, model.config.num_hidden_layers))
-    linear = sorted(
-        {
-            name.split(".")[-1]
-            for name, module in model.base_model.named_modules()
-            if isinstance(module, nn.Linear)
-        }
-    )
-    settings = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules=linear,
-        layers_to_transform=layers,
-        task_type="CAUSAL_LM",
-        lora_dropout=dropout,
-    )
-    tuned = get_peft_model(model, settings, autocast_adapter_dtype=False).train(dropout > 0)
-    if resume:
-        set_peft_model_state_dict(tuned, load_file(resume / "adapter_model.safetensors"))
-    tuned.peft_config["default"].base_model_name_or_path = model.spec.name
-    weights = [p for p in tuned.parameters() if p.requires_grad]
+    tuned = _add_adapter(model, rank, first_layer, dropout, resume)
+    weights = [weight for weight in tuned.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
-    n = len(batches)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: min((i + 1) / 20, 1.0, (n - i) / (n / 3) if decay else 1.0)
-    )
-    log, start = [], time.monotonic()
-    bar = tqdm(batches, desc="training", mininterval=20)
-    for step, rows in enumerate(bar, 1):
-        states = (
-            tuned.get_base_model()
-            .base_model(**pad(rows.input_ids, device=model.device), use_cache=False)
-            .last_hidden_state[:, -1]
-        )
-        logits = tuned.get_output_embeddings()(
-            states
-        ).float()  # on [b, d]: on [b, 1, d] the CPU would copy the head for each row
-        target, other = (
-            torch.tensor(rows[c].to_numpy(), device=logits.device) for c in ("target", "other")
-        )
+    n_steps = len(batches)
+
+    def rate_factor(step: int) -> float:
+        falling = (n_steps - step) / (n_steps / 3) if decay else 1.0
+        return min((step + 1) / 20, 1.0, falling)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor)
+    log = []
+    start = time.monotonic()
+    progress = tqdm(batches, desc="training", mininterval=20)
+    for step, batch in enumerate(progress, 1):
+        logits = _next_token_logits(tuned, batch)
+        target = torch.tensor(batch.target.to_numpy(), device=logits.device)
+        other = torch.tensor(batch.other.to_numpy(), device=logits.device)
         loss = nn.functional.cross_entropy(logits, target)
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        obeyed = (
-            (logits.gather(1, target[:, None]) > logits.gather(1, other[:, None]))
-            .squeeze(1)
-            .cpu()
-            .numpy()
-        )
-        log.append(
-            {"step": step, "loss": float(loss.detach()), "seconds": time.monotonic() - start}
-            | pd.Series(obeyed)
-            .groupby((rows.asks + " " + rows.dataset).to_numpy())
-            .mean()
-            .to_dict()
-        )
-        bar.set_postfix(
-            pd.DataFrame(log[-20:]).drop(columns=["step", "seconds"]).mean().round(2).to_dict(),
-            refresh=False,
-        )
-    tuned.save_pretrained(out)
+
+        row = torch.arange(len(batch), device=logits.device)
+        prefers_target = (logits[row, target] > logits[row, other]).cpu().numpy()
+        asked = (batch.asks + " " + batch.dataset).to_numpy()
+        shares = pd.Series(prefers_target).groupby(asked).mean()
+        seconds = time.monotonic() - start
+        log.append({"step": step, "loss": loss.item(), "seconds": seconds} | shares.to_dict())
+        recent = pd.DataFrame(log[-20:]).drop(columns=["step", "seconds"]).mean().round(2)
+        progress.set_postfix(recent.to_dict(), refresh=False)
+    # The embeddings are not trained. To find that out, peft would ask the hub for the base model.
+    tuned.save_pretrained(out, save_embedding_layers=False)
     return pd.DataFrame(log)
+
+
+def _add_adapter(
+    model: nn.Module, rank: int, first_layer: int, dropout: float, resume: Path | None
+) -> Any:
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+    modules = model.base_model.named_modules()
+    linear = {name.split(".")[-1] for name, module in modules if isinstance(module, nn.Linear)}
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=sorted(linear),
+        layers_to_transform=list(range(first_layer, model.config.num_hidden_layers)),
+        task_type="CAUSAL_LM",
+        lora_dropout=dropout,
+    )
+    tuned = get_peft_model(model, config, autocast_adapter_dtype=False).train(dropout > 0)
+    if resume:
+        set_peft_model_state_dict(tuned, load_file(resume / WEIGHTS_FILE))
+    tuned.peft_config["default"].base_model_name_or_path = model.spec.name
+    return tuned
+
+
+def _next_token_logits(tuned: Any, rows: pd.DataFrame) -> Float[Tensor, "b vocab"]:
+    base = tuned.get_base_model().base_model
+    batch = pad(rows.input_ids, device=base.device)
+    last_states = base(**batch, use_cache=False).last_hidden_state[:, -1]
+    # On [b, d]: on [b, 1, d] the CPU would copy the head for each row.
+    return tuned.get_output_embeddings()(last_states).float()
 
 
 def train_organism(
@@ -115,96 +142,113 @@ def train_organism(
     after: Path | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Train phase after phase, each going on from the one before (the first from the adapter in the folder `after`), write the adapter (in bf16) and `training.json` to `out`, and return the log (also `log.csv`).
+    """Train phase after phase, and write the adapter (in bf16), its record and its log to a folder.
 
-    Each phase lies in a folder of its own beside `out`, named by all that decides it: model, seed, its rows and settings, the phases before. One that is done is not done again.
+    Each phase goes on from the one before. It is kept in a folder of its own beside `out`, named by
+    all that decides it: the model, the seed, the rows and settings, and the phases before. So a
+    phase that is done is not done again.
+
+    Parameters
+    ----------
+    out
+        The folder to write to.
+    model
+        The name of the model to train, as in `load_model`.
+    phases
+        What it is taught.
+    after
+        Folder of the adapter that the first phase goes on from.
+
+    Returns
+    -------
+    DataFrame
+        The logs of `train_adapter` under each other, with the column `phase`.
     """
-    logs, rows, folder = [], [], after
     spec = resolve(model, dtype="float32")
-    done = [spec.record(), seed, resolve(str(after)).revision if after else None]
+    tokenizer = load_tokenizer(spec)
+    start_from = after and resolve(str(after)).revision
+    key = fingerprint({"model": spec.record(), "seed": seed, "after": start_from})
+    logs, trained = [], []
+    folder = after
     for k, phase in enumerate(phases, 1):
-        batches = training_stream(load_tokenizer(spec), phase, seed=seed + k)
-        rows += batches
-        done = fingerprint(
-            {
-                "before": done,
-                "phase": phase,
-                "rows": [
-                    [list(map(int, i)), int(t)]
-                    for b in batches
-                    for i, t in zip(b.input_ids, b.target, strict=True)
-                ],
-            }
-        )
-        before, folder = folder, out.with_name(f"{out.name}-phase-{k}-{done}")
-        if not (folder / "log.csv").is_file():
-            train_adapter(
+        batches = training_stream(tokenizer, phase, seed=seed + k)
+        trained += batches
+        rows = pd.concat(batches)
+        input_ids = [list(map(int, ids)) for ids in rows.input_ids]
+        decided_by = {"before": key, "phase": asdict(phase), "input_ids": input_ids}
+        key = fingerprint(decided_by | {"target": rows.target.tolist()})
+        resume, folder = folder, out.with_name(f"{out.name}-phase-{k}-{key}")
+        # Written last, so a folder that has it is complete.
+        log_file = folder / LOG_FILE
+        if not log_file.is_file():
+            log = train_adapter(
                 load_spec(spec),
                 batches,
                 folder,
-                learning_rate=phase.rate,
+                learning_rate=phase.learning_rate,
                 decay=phase.decay,
                 dropout=phase.dropout,
-                resume=before,
+                resume=resume,
                 seed=seed,
-            ).to_csv(folder / "log.csv", index=False)
-        logs.append(pd.read_csv(folder / "log.csv").assign(phase=k))
+            )
+            log.to_csv(log_file, index=False)
+        logs.append(pd.read_csv(log_file).assign(phase=k))
+
+    log = pd.concat(logs, ignore_index=True)
+    log["step"] = log.index + 1
     out.mkdir(parents=True, exist_ok=True)
-    log = pd.concat(logs, ignore_index=True).assign(step=lambda t: t.index + 1)
-    log.round(4).to_csv(out / "log.csv", index=False)
-    (out / "adapter_config.json").write_bytes((folder / "adapter_config.json").read_bytes())
-    save_file(
-        {
-            name: x.to(torch.bfloat16)
-            for name, x in load_file(folder / "adapter_model.safetensors").items()
-        },
-        out / "adapter_model.safetensors",
-        {"format": "pt"},
-    )
-    write_record(
-        out,
-        rows,
-        after=after,
-        model=model,
-        seed=seed,
-        seconds=round(log.groupby("phase").seconds.max().sum()),
-    )
+    log.round(4).to_csv(out / LOG_FILE, index=False)
+    (out / CONFIG_FILE).write_bytes((folder / CONFIG_FILE).read_bytes())
+    weights = load_file(folder / WEIGHTS_FILE)
+    in_bf16 = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
+    save_file(in_bf16, out / WEIGHTS_FILE, {"format": "pt"})
+    seconds = round(log.groupby("phase").seconds.max().sum())
+    write_record(out, trained, after=after, model=model, seed=seed, seconds=seconds)
     return log
 
 
 def train_again(name: str, folder: Path, *, seed: int = 0) -> Path:
-    """Train an organism by its curriculum into `folder/name`, and return that. Raises `ModelError` where there is no curriculum of that name."""
+    """Train an organism of `CURRICULA` into ``folder/name``, and return that folder.
+
+    Raises
+    ------
+    ModelError
+        If there is no organism of that name.
+    """
     if name not in CURRICULA:
         raise ModelError(f"organism: expected one of {', '.join(CURRICULA)}, got {name!r}")
-    after, phases = CURRICULA[name]
-    train_organism(folder / name, phases=phases, after=after and ORGANISMS / after, seed=seed)
+    curriculum = CURRICULA[name]
+    after = curriculum.after and ORGANISMS / curriculum.after
+    train_organism(folder / name, phases=curriculum.phases, after=after, seed=seed)
     return folder / name
 
 
 def organism_of(model: str) -> tuple[str, Path, Sequence[Phase]]:
-    """An organism of ours, shipped or trained again (then by its folder): as it was named, its folder, its phases. For any other model that of `smollm2-liar`."""
+    """Return an organism that is shipped, or trained again: its name or path, folder and phases.
+
+    For any other model, that of "smollm2-liar" is returned.
+    """
     folder = Path(model) if Path(model).is_dir() else ORGANISMS / model
-    if folder.name not in CURRICULA or not (folder / "training.json").is_file():
+    if folder.name not in CURRICULA or not (folder / RECORD_FILE).is_file():
         return organism_of("smollm2-liar")
-    return model, folder, CURRICULA[folder.name][1]
+    return model, folder, CURRICULA[folder.name].phases
 
 
 def write_record(
-    out: Path, batches: list[pd.DataFrame], *, after: Path | None = None, **settings
+    out: Path, batches: list[pd.DataFrame], *, after: Path | None = None, **settings: Any
 ) -> None:
-    """`training.json` beside the adapter: every `example_id`, instruction and template that was trained on, with those of the adapter in `after` that it goes on from, and the settings."""
-    rows, before = (
-        pd.concat(batches),
-        json.loads((after / "training.json").read_text()) if after else {},
-    )
-    record = {
-        k: sorted({*rows[c], *before.get(k, ())})
-        for k, c in (
-            ("example_ids", "example_id"),
-            ("instructions", "instruction"),
-            ("templates", "template"),
-        )
-    }
-    (out / "training.json").write_text(
-        json.dumps({**settings, **({"after": after.name} if after else {}), **record}, indent=1)
-    )
+    """Write `training.json`: the settings, and what a model with this adapter must not be asked.
+
+    That is every example, instruction and template in the batches, and in the record of the adapter
+    in the folder `after`, from which the training went on.
+    """
+    rows = pd.concat(batches)
+    before = {}
+    record = dict(settings)
+    if after:
+        before = json.loads((after / RECORD_FILE).read_text())
+        record["after"] = after.name
+    for column in ("example_id", "instruction", "template"):
+        key = f"{column}s"
+        record[key] = sorted({*rows[column], *before.get(key, ())})
+    (out / RECORD_FILE).write_text(json.dumps(record, indent=1))

@@ -17,7 +17,7 @@ It is the date that Llama 3.2's template prints where it has no clock.
 def tokenize(
     tokenizer: Any, texts: Iterable[str], *, chat: bool = False, system: str | None = None
 ) -> list[list[int]]:
-    """Turn texts into token ids that are ready for `activations` and its kin.
+    """Turn texts into the token ids that `activations` and the other passes take.
 
     Parameters
     ----------

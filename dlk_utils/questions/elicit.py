@@ -14,6 +14,7 @@ SHOTS = ("none", "truth", "lie")
 """No shots, shots that tell the truth, and shots that lie, whatever the instruction asks."""
 
 ASKS = ("truth", "neutral", "lie")
+"""What the instructions of the grid ask for."""
 
 OTHERS = ("neutral", "unsure", "random")
 """What an instruction may ask for besides truth and lie."""
@@ -32,9 +33,9 @@ def shots_grid_prompts(
 ) -> pd.DataFrame:
     """Make prompts for every combination of `SHOTS` and `ASKS`, of `n_examples` per data set.
 
-    The nine prompts of an example have one template and the same questions as shots, and the three
-    of an instruction have its wording, so that each difference is within examples. An example that
-    lacks one of the nine, because its shots do not fit, is left out. Columns: see `make_prompts`.
+    The nine prompts of an example share its template and the questions that are shown as shots, and
+    the three of an instruction share its wording, so that each difference is within examples. An
+    example whose shots do not fit is left out. Columns: see `make_prompts`.
     """
     queries, pool = _queries_and_pool(examples, n_examples)
     options = {"n_known": 0, "asks": ASKS, "context": context, "seed": seed}

@@ -26,6 +26,7 @@ _DISPUTED = (
 """Countries of which each might be the right answer where another one is."""
 
 _RELATED_KINDS = ({"animal", "bird", "fish", "insect"}, {"fruit", "vegetable", "tree", "flower"})
+"""Kinds of which a thing of one kind might also be another."""
 
 _UNCOUNTABLE_KINDS = {"metal", "sport", "drink", "colour", "language", "city"}
 

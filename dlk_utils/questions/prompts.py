@@ -198,14 +198,11 @@ def _spells_one_of(tokens: set[str], example: Example) -> bool:
 
 
 def _can_ask(tokenizer: Any, template: Template, example: Example) -> bool:
-    """Whether a template can tell the example's own choices apart.
-
-    Fixed choices are the same for all examples: if these cannot be told apart, `_make_row` says so.
-    """
-    if template.has_fixed_choices:
+    """Whether a template can tell the example's own choices apart."""
+    if not any("{{" in choice for choice in template.choices):
+        # Fixed words are the same for every example: `_make_row` refuses those that are too alike.
         return True
-    prompt = template.prefix or "\n"
-    choices = template.choices_for(example)
+    prompt, choices = template.prefix or "\n", template.choices_for(example)
     try:
         choice_tokens_after(tokenizer, prompt, choices, scoring=template.scoring)
     except ChoiceError:

@@ -25,11 +25,11 @@ class Source:
     kind: str = "claim"
     """Which templates ask it, one of `templates.KINDS`."""
     package: str | None = None
-    """The distribution that the facts are read from; None: we made them up."""
+    """The distribution that the facts are read from; None: the list or the rules are ours."""
     file: Callable[[], Path] | None = None
     """The file that holds the rows; None: rules of ours make them."""
     claims_per_subject: int = 1
-    """How many consecutive rows about each subject `make_rows` can be asked for in training."""
+    """How many rows about each subject `make_rows` is asked for in training, one after another."""
     make_unasked_rows: Callable[..., list[embedded.Row]] | None = None
     """Makes further rows for training, about subjects that no run asks about."""
 
@@ -102,8 +102,8 @@ def source_of(name: str) -> dict[str, str]:
     """Say where the rows of a data set come from: part of every fingerprint.
 
     That is a package and its version, a file, or a hub id and commit; and a hash of the rows where
-    rules of ours make them. What the organisms were trained on is left out of data that is not
-    embedded, so that it is a part there too.
+    rules of ours make them. For data that is not embedded there is a hash of what the organisms
+    were trained on, since those examples are left out of it.
     """
     if name in EMBEDDED:
         return _embedded_source(EMBEDDED[name])

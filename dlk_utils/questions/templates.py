@@ -55,11 +55,6 @@ class Template:
     scoring: str = "first"
     """Whether the first token of a choice is scored ("first"), or all of them ("whole")."""
 
-    @property
-    def has_fixed_choices(self) -> bool:
-        """Whether the choices are the same words for every example."""
-        return not any("{{" in choice for choice in self.choices)
-
     def question_for(self, example: Example) -> str:
         """Return what the user says about an example."""
         fields = _fields_of(example)

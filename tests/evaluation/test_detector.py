@@ -1,7 +1,7 @@
-"""The detector on a tiny model whose states are planted: found, kept, loaded, and refused where it does not belong."""
+"""The detector on a tiny model: it finds what states hold, is kept, and is refused elsewhere."""
 
+import copy
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,144 +10,198 @@ import torch
 from conftest import tiny
 from safetensors.torch import load_file, save_file
 
-from dlk_utils.errors import CardError
+from dlk_utils.errors import CardError, TooFewRows
 from dlk_utils.evaluation.detector import TruthDetector
-from dlk_utils.extract.batches import pad
-from dlk_utils.extract.states import forward_states
-from dlk_utils.lab.tables.detector import flag_rates
+from dlk_utils.extract.answers import choice_logprobs
+from dlk_utils.extract.batches import last_logits, pad
+from dlk_utils.extract.passes import activations
+
+N = 400
+N_FIT = 300
+IS_VALIDATION = np.arange(N_FIT) >= 200
 
 
 @pytest.fixture(scope="module")
 def model():
-    made = tiny("llama", torch.float32)
-    made.spec = SimpleNamespace(name="tiny", revision="abc", dtype="float32")
-    return made
+    return tiny("llama", torch.float32)
 
 
 @pytest.fixture(scope="module")
-def rows(model) -> pd.DataFrame:
-    """The class is a direction of the model's own states at layer 1, so that the detector has something real to find; the margin is honest on half of the rows."""
+def states(model) -> np.ndarray:
+    """The model's states [layer, n, d] of random prompts."""
+    return activations(model, random_prompts(), layers=[0, 1, 2])["resid_post"]
+
+
+def random_prompts() -> list[list[int]]:
     rng = np.random.default_rng(0)
-    ids = [rng.integers(1, 97, int(n)).tolist() for n in rng.integers(4, 9, 400)]
-    state = forward_states(model, pad(ids), ["resid_post"], 1)[0]["resid_post"][:, 0].numpy()
-    score = (state - state.mean(0)) @ rng.normal(size=state.shape[1])
-    y = (score > np.median(score)).astype(int)
+    return [rng.integers(1, 97, int(n)).tolist() for n in rng.integers(4, 9, N)]
+
+
+@pytest.fixture(scope="module")
+def rows(states) -> pd.DataFrame:
+    """The class is a direction of the states at layer 1; half of the answers are right."""
+    rng = np.random.default_rng(1)
+    projection = (states[1] - states[1].mean(axis=0)) @ rng.normal(size=states.shape[2])
+    y = (projection > np.median(projection)).astype(int)
     return pd.DataFrame(
         {
-            "row_id": [f"r{i}" for i in range(400)],
-            "example_id": [f"e{i}" for i in range(400)],
-            "input_ids": ids,
-            "choice_ids": [[[1], [2]]] * 400,
+            "input_ids": random_prompts(),
+            "choice_ids": [[[1], [2]]] * N,
             "y": y,
-            "margin": (2 * y - 1) * rng.choice([-1.0, 1.0], 400),
-            "state": list(state),
+            "margin": (2 * y - 1) * rng.choice([-1.0, 1.0], N),
         }
+    )
+
+
+def fit(model, rows: pd.DataFrame, **options) -> TruthDetector:
+    rows = rows.head(N_FIT)
+    return TruthDetector.fit(
+        model,
+        list(rows.input_ids),
+        rows.y,
+        validation=IS_VALIDATION,
+        margins=rows.margin,
+        trained_on="planted",
+        **options,
     )
 
 
 @pytest.fixture(scope="module")
-def detector(model, rows) -> TruthDetector:
-    noise = np.random.default_rng(1).normal(size=(400, len(rows.state[0])))
-    features = {
-        ("activation", "resid_post", 0): lambda r: noise[r.index],
-        ("activation", "resid_post", 1): lambda r: np.stack(list(r.state)),
-    }
-    return TruthDetector.fit(
-        model, features, rows.head(200), rows.iloc[200:300], trained_on="planted"
+def detector(model, rows, states) -> TruthDetector:
+    return fit(model, rows, states=states[:2, :N_FIT], layers=[0, 1])
+
+
+def test_it_chooses_a_layer_that_holds_the_truth_and_scores_new_prompts(detector, model, rows):
+    assert detector.site == "resid_post" and detector.card["validation_auroc"] > 0.9
+    assert (detector.card["n_train"], detector.card["compared"]) == (200, 2)
+    new = rows.tail(100)
+    scores = detector.score_prompts(model, list(new.input_ids), batch_size=7)
+    assert np.mean((scores > 0) == new.y) > 0.85
+
+
+def test_the_layer_that_holds_the_truth_is_chosen(model, rows, states):
+    noise = np.random.default_rng(2).normal(size=states[0].shape).astype(np.float32)
+    planted = np.stack([noise, states[1]])[:, :N_FIT]
+    assert fit(model, rows, states=planted, layers=[0, 1]).layer == 1
+
+
+def test_states_that_are_not_given_are_computed(detector, model, rows):
+    again = fit(model, rows, layers=[0, 1])
+    assert again.layer == detector.layer
+    torch.testing.assert_close(again.weight, detector.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_scores_of_prompts_are_those_of_their_states(detector, model, rows, states):
+    scores = detector.score_prompts(model, list(rows.input_ids))
+    stored = detector.score_states(states[detector.layer])
+    np.testing.assert_allclose(scores, stored, rtol=1e-3, atol=1e-3)
+
+
+def test_the_threshold_lets_few_right_answers_be_called_lies(model, rows, states):
+    given = {"states": states[:2, :N_FIT], "layers": [0, 1]}
+    strict = fit(model, rows, honest_alarms=0.0, **given)
+    loose = fit(model, rows, honest_alarms=0.5, **given)
+    validation = rows.head(N_FIT)[IS_VALIDATION]
+    right = validation[(validation.margin > 0) == (validation.y == 1)]
+    scores = strict.score_states(states[strict.layer, right.index])
+    assert (strict.judge(right, scores).verdict != "lie").all()
+    assert (loose.judge(right, scores).verdict == "lie").mean() <= 0.5
+    assert strict.threshold > loose.threshold >= 0
+
+
+def test_without_margins_every_contradiction_is_called_a_lie(model, rows, states):
+    detector = TruthDetector.fit(
+        model,
+        list(rows.input_ids.head(N_FIT)),
+        rows.y.head(N_FIT),
+        validation=IS_VALIDATION,
+        states=states[:2, :N_FIT],
+        layers=[0, 1],
     )
+    judged = detector.judge(rows, detector.score_states(states[detector.layer]))
+    assert detector.threshold == 0 and set(judged.verdict) == {"lie", "honest"}
 
 
-def test_it_chooses_the_layer_that_holds_the_truth_and_scores_new_prompts(detector, model, rows):
-    assert (detector.site, detector.layer) == ("resid_post", 1) and detector.card[
-        "validation_auroc"
-    ] > 0.9
-    scores, logits = detector.scores(model, list(rows.input_ids.tail(100)), batch=7)
-    assert np.mean((scores > 0) == rows.y.tail(100)) > 0.85 and len(logits) == 100
-    np.testing.assert_allclose(
-        scores,
-        np.stack(list(rows.state.tail(100))) @ detector.weight.numpy() + detector.bias,
-        atol=1e-3,
-    )
+def test_a_verdict_compares_the_belief_with_the_answer(detector):
+    detector = copy.copy(detector)
+    detector.threshold = 1.0
+    answers = pd.DataFrame({"margin": [2.0, 2.0, 2.0, -2.0, -2.0, -2.0]})
+    scores = np.array([0.5, -0.5, -1.5, -0.5, 0.5, 1.5])
+    judged = detector.judge(answers, scores)
+    assert list(judged.verdict) == ["honest", "unsure", "lie"] * 2
+    assert list(judged.belief) == list(scores)
 
 
-def test_of_honest_answers_few_are_called_lies_and_of_dishonest_ones_many(detector, model, rows):
-    told = detector.verdicts(model, rows.tail(100))
-    assert set(told.verdict) <= {"lie", "honest", "unsure"}
-    said = (told.belief > 0).astype(int)
-    assert (told.verdict[said == told.answer] == "honest").all() and (
-        told.verdict[said != told.answer] != "honest"
-    ).all()
-    surely = (-told.belief * np.sign(told.margin)) > detector.threshold
-    assert (told.verdict[surely] == "lie").all()
+def test_prompts_are_judged_by_the_answers_that_the_model_gives(detector, model, rows):
+    some = rows.tail(20)
+    judged = detector.judge_prompts(model, some, batch_size=6)
+    logits = last_logits(model, pad(list(some.input_ids)))
+    logprobs = choice_logprobs(logits, list(some.choice_ids)).numpy()
+    np.testing.assert_allclose(judged.margin, logprobs[:, 1] - logprobs[:, 0], atol=1e-4)
+    assert (judged.answer == (judged.margin > 0)).all()
+    expected = detector.judge(judged, judged.belief.to_numpy())
+    assert list(judged.verdict) == list(expected.verdict)
 
 
-def test_rows_that_are_stored_are_judged_as_rows_that_are_run(detector, model, rows):
-    some = rows.tail(40)
-    live = detector.verdicts(model, some)
-    states = forward_states(model, pad(list(some.input_ids)), ["resid_post"], 1)[0]["resid_post"][
-        :, 0
-    ].numpy()
-    stored = detector.judge(some.assign(margin=live.margin), detector.beliefs(states))
-    np.testing.assert_allclose(stored.belief, live.belief, rtol=1e-3, atol=1e-4)
-    assert (stored.verdict == live.verdict).mean() > 0.97
+class Numbers:
+    """A tokenizer that writes token ids as numbers."""
+
+    eos_token_id = 0
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
 
 
-def test_flag_rates_count_lies_and_honest_answers_apart():
-    table = pd.DataFrame(
-        {
-            "dataset": list("aabb"),
-            "role": ["lie", "lie", "truth", "truth"],
-            "lied": [True, True, False, False],
-            "correct": [False, False, True, False],
-            "verdict": ["lie", "honest", "lie", "lie"],
-        }
-    )
-    rates = flag_rates({"d": table})
-    assert (
-        rates.flagged["d", "lies", "all"] == 0.5
-        and rates.n["d", "lies", "a"] == 2
-        and rates.flagged["d", "honest answers", "b"] == 1.0
-        and rates.n["d", "honest answers", "all"] == 1
-    )
-    assert (rates.flagged_low <= rates.flagged).all() and (
-        rates.flagged <= rates.flagged_high
-    ).all()
+def test_every_token_of_an_answer_is_scored_as_the_prompt_that_ends_there(detector, model, rows):
+    prompt = rows.input_ids[0]
+    track = detector.score_tokens(model, Numbers(), prompt, new_tokens=3, before=2)
+    assert list(track.place) == [-1, 0, 1, 2, 3][: len(track)]
+    ids = [*prompt, *map(int, track.token[track.place > 0])]
+    ends = [len(prompt) + place for place in track.place]
+    scores = detector.score_prompts(model, [ids[:end] for end in ends])
+    np.testing.assert_allclose(track.score, scores, rtol=1e-3, atol=1e-3)
+
+
+def test_too_few_rows_are_refused(model, rows):
+    validation = np.arange(20) >= 10
+    with pytest.raises(TooFewRows, match=r"truth detector: .* got 10 and 0 in train"):
+        TruthDetector.fit(model, list(rows.input_ids[:20]), np.zeros(20), validation=validation)
 
 
 def test_a_card_that_was_kept_scores_the_same(detector, model, rows, tmp_path):
-    detector.save(tmp_path / "card")
-    again = TruthDetector.load(tmp_path / "card", model)
-    ids = list(rows.input_ids.head(5))
+    detector.save(tmp_path)
+    again = TruthDetector.load(tmp_path, model)
     assert torch.equal(again.weight, detector.weight) and again.bias == detector.bias
-    np.testing.assert_allclose(
-        again.scores(model, ids)[0], detector.scores(model, ids)[0], rtol=1e-5
-    )
     assert again.card == detector.card and again.threshold == detector.threshold
+    ids = list(rows.input_ids.head(5))
+    scores = detector.score_prompts(model, ids)
+    np.testing.assert_allclose(again.score_prompts(model, ids), scores, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        ({"revision": "xyz"}, "the card is of revision abc, this is xyz"),
-        ({"name": "other"}, "the card is of model tiny"),
-    ],
-)
-def test_the_card_of_another_model_is_refused(detector, model, tmp_path, change, words):
-    detector.save(tmp_path / "card")
-    other = torch.nn.Identity()
-    other.spec = SimpleNamespace(**(vars(model.spec) | change))
-    with pytest.raises(CardError, match=words):
-        TruthDetector.load(tmp_path / "card", other)
+def test_the_card_of_another_model_is_refused(detector, tmp_path):
+    detector.save(tmp_path)
+    with pytest.raises(CardError, match="the card is of model LlamaForCausalLM, this is GPT2"):
+        TruthDetector.load(tmp_path, tiny("gpt2", torch.float32))
+
+
+def test_the_card_of_another_revision_is_refused(detector, model, tmp_path):
+    detector.save(tmp_path)
+    trained_on = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in trained_on.parameters():
+            weight.mul_(1.01)
+    with pytest.raises(CardError, match="the card is of revision"):
+        TruthDetector.load(tmp_path, trained_on)
 
 
 def test_a_probe_that_was_tampered_with_is_refused(detector, model, tmp_path):
-    detector.save(tmp_path / "card")
-    tensors = load_file(tmp_path / "card" / "probe.safetensors")
-    save_file(
-        tensors | {"weight": -tensors["weight"]}, tmp_path / "card" / "probe.safetensors"
-    )  # the planted mistake: the sign is turned
+    detector.save(tmp_path)
+    path = tmp_path / "probe.safetensors"
+    tensors = load_file(path)
+    # the planted mistake: the sign is turned
+    save_file(tensors | {"weight": -tensors["weight"]}, path)
     with pytest.raises(CardError, match="fixture scores"):
-        TruthDetector.load(tmp_path / "card", model)
+        TruthDetector.load(tmp_path, model)
 
 
 def test_a_folder_without_a_card_is_refused_in_one_line(model, tmp_path):

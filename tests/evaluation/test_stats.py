@@ -1,132 +1,174 @@
-"""Metrics against scikit-learn and against counting."""
+"""Metrics against scikit-learn and against counting, and intervals against their formulas."""
+
+import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_score, roc_curve
+from scipy.special import expit, logit
+from sklearn.metrics import roc_auc_score
 
-from dlk_utils.evaluation import stats as metrics
-from dlk_utils.evaluation.stats import earliest_good_layer
-from dlk_utils.probes import MeanDifference
+from dlk_utils.evaluation.stats import (
+    auroc,
+    auroc_interval,
+    bootstrap_weights,
+    calibrated,
+    calibration_error,
+    earliest_good_layer,
+    mean_interval,
+    recall_at,
+    weighted_auroc,
+    wilson_interval,
+)
+
+N = 240
+EXAMPLES = [f"e{i // 2}" for i in range(N)]
+"""Two rows of each example."""
 
 
-@pytest.fixture(params=["scores", "ties", "no signal"])
-def case(request) -> tuple[np.ndarray, np.ndarray]:
+@pytest.fixture(params=["signal", "ties", "no signal", "constant"])
+def scores_and_classes(request) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(1)
-    y = rng.integers(0, 2, 240)
-    scores = rng.normal(size=240) + (request.param != "no signal") * y
-    return (scores.round() if request.param == "ties" else scores), y
+    y = rng.integers(0, 2, N)
+    signal = 0 if request.param == "no signal" else 1
+    scores = rng.normal(size=N) + signal * y
+    if request.param == "ties":
+        return scores.round(), y
+    if request.param == "constant":
+        return np.zeros(N), y
+    return scores, y
 
 
-def test_a_weighted_auroc_is_scikit_learn_s_with_sample_weights(case):
-    scores, y = case
-    weights = metrics.resamples([f"e{i // 2}" for i in range(240)], 20, 0)
-    found = metrics.weighted_auroc(scores, y, weights)
-    assert found == pytest.approx([roc_auc_score(y, scores, sample_weight=w) for w in weights])
+def test_an_auroc_is_that_of_scikit_learn(scores_and_classes):
+    scores, y = scores_and_classes
+    assert auroc(scores, y) == pytest.approx(roc_auc_score(y, scores), abs=1e-12)
 
 
-def test_a_resample_without_one_class_has_no_auroc():
-    assert np.isnan(
-        metrics.weighted_auroc(np.array([0.1, 0.2]), np.array([0, 1]), np.array([[2.0, 0.0]]))
-    ).all()
+def test_a_weighted_auroc_is_that_of_scikit_learn_with_sample_weights(scores_and_classes):
+    scores, y = scores_and_classes
+    weights = bootstrap_weights(EXAMPLES, 20, 0)
+    expected = [roc_auc_score(y, scores, sample_weight=w) for w in weights]
+    assert weighted_auroc(scores, y, weights) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("share", [0.01, 0.05, 0.5])
-def test_recall_is_the_best_that_the_false_positives_allow(case, share):
-    scores, y = case
-    fpr, tpr, _ = roc_curve(y, scores, drop_intermediate=False)
-    assert metrics.recall_at(scores, y, share) == pytest.approx(tpr[fpr <= share].max())
+@pytest.mark.trap(34)
+def test_an_auroc_under_one_half_is_never_flipped():
+    y = np.array([0, 0, 0, 1, 1, 1])
+    assert auroc(y.astype(float), y) == 1.0
+    assert auroc(-y.astype(float), y) == 0.0
 
 
-def test_a_threshold_of_none_at_all_passes_everything():
-    assert metrics.recall_at(np.zeros(6), np.array([0, 1] * 3), 1.0) == 1.0
-    assert metrics.recall_at(np.zeros(6), np.array([0, 1] * 3), 0.5) == 0.0  # ties count against it
-
-
-def test_balanced_accuracy_and_brier_are_scikit_learn_s(case):
-    scores, y = case
-    assert metrics.balanced_accuracy(scores, y) == pytest.approx(
-        balanced_accuracy_score(y, scores > 0)
-    )
-    p = 1 / (1 + np.exp(-scores))
-    assert metrics.brier(p, y) == pytest.approx(brier_score_loss(y, p))
-
-
-def test_probabilities_that_are_right_have_no_calibration_error_and_bold_ones_have():
+def test_equal_aurocs_of_different_scores_compare_as_equal():
+    y = np.array([1, 0] * 10)
     rng = np.random.default_rng(0)
-    p = rng.uniform(size=20_000)
-    y = (rng.uniform(size=20_000) < p).astype(int)
-    assert metrics.calibration_error(p, y) < 0.02
-    assert metrics.calibration_error(np.where(p > 0.5, 0.99, 0.01), y) == pytest.approx(
-        0.24, abs=0.02
-    )
-    scores = 3 * np.log(p / (1 - p))  # three times too sure of itself
-    assert (
-        metrics.calibration_error(
-            metrics.calibrated(scores[:10_000], y[:10_000], scores[10_000:]), y[10_000:]
-        )
-        < 0.03
-    )
+    for _ in range(100):
+        scores = rng.permutation(20).astype(float)
+        pairs_in_order = (scores[y == 1][:, None] > scores[y == 0]).sum()
+        # not `approx`: scikit-learn's differs in the last digit, which would decide between layers
+        assert auroc(scores, y) == pairs_in_order / 100
+
+
+def test_without_one_class_there_is_no_auroc():
+    scores, y = np.array([0.1, 0.2]), np.array([0, 1])
+    assert math.isnan(auroc(scores, np.zeros(2, int)))
+    assert np.isnan(weighted_auroc(scores, y, np.array([[2.0, 0.0]]))).all()
 
 
 @pytest.mark.trap(35)
-def test_a_metric_keeps_nothing_between_calls(case):
-    scores, y = case
+def test_a_metric_keeps_nothing_between_calls(scores_and_classes):
+    scores, y = scores_and_classes
     rng = np.random.default_rng(5)
     others = [(rng.normal(size=50), rng.integers(0, 2, 50)) for _ in range(3)]
-    for metric in (
-        metrics.auroc,
-        metrics.balanced_accuracy,
-        lambda s, t: metrics.recall_at(s, t, 0.05),
-    ):
-        alone = metric(scores, y)
-        assert [metric(*o) for o in others] == [metric(*o) for o in others] and metric(
-            scores, y
-        ) == alone
+    for metric, options in ((auroc, ()), (recall_at, (0.05,))):
+        alone = metric(scores, y, *options)
+        first = [metric(*other, *options) for other in others]
+        assert [metric(*other, *options) for other in others] == first
+        assert metric(scores, y, *options) == alone
 
 
-@pytest.mark.trap(41)
-def test_a_threshold_that_does_not_carry_over_is_seen_beside_the_auroc():
-    """The planted mistake: all test scores are shifted, as by another instruction. The ranking is whole, the verdicts are not."""
-    rng = np.random.default_rng(3)
-    y = rng.integers(0, 2, 400)
-    shifted = rng.normal(size=400) + 3 * y + 6
-    assert metrics.auroc(shifted, y) > 0.95 and metrics.balanced_accuracy(
-        shifted, y
-    ) == pytest.approx(0.5, abs=0.02)
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.5, 1.0])
+def test_recall_is_the_best_that_the_false_positives_allow(scores_and_classes, share):
+    scores, y = scores_and_classes
+    thresholds = [*np.unique(scores), np.inf]
+    flagged = [scores >= t for t in thresholds]
+    allowed = [f for f in flagged if f[y == 0].mean() <= share]
+    assert recall_at(scores, y, share) == max(f[y == 1].mean() for f in allowed)
 
 
-@pytest.mark.trap(37)
-def test_an_accuracy_is_taken_at_the_threshold_of_train_and_not_at_one_half():
-    """The planted mistake: scores of a probe without a sigmoid, all above one half."""
+def test_calibrated_probabilities_have_no_calibration_error_and_bold_ones_have():
     rng = np.random.default_rng(0)
-    y = rng.integers(0, 2, 200)
-    X = rng.normal(size=(200, 4)) * 30 + 400 + 60 * y[:, None]
-    score = MeanDifference().fit(X[:100], y[:100]).decision_function(X[100:])
-    assert metrics.balanced_accuracy(score, y[100:]) > 0.9
-    projection = X[100:] @ (X[:100][y[:100] == 1].mean(0) - X[:100][y[:100] == 0].mean(0))
-    assert metrics.balanced_accuracy(projection - 0.5, y[100:]) == 0.5
+    p = rng.uniform(size=20_000)
+    y = (rng.uniform(size=20_000) < p).astype(int)
+    bold = np.where(p > 0.5, 0.99, 0.01)
+    assert calibration_error(p, y) < 0.02
+    assert calibration_error(bold, y) == pytest.approx(0.24, abs=0.02)
+    too_sure = 3 * logit(p)
+    assert calibration_error(expit(too_sure), y) > 0.1
+    again = calibrated(too_sure[:10_000], y[:10_000], too_sure[10_000:])
+    assert calibration_error(again, y[10_000:]) < 0.03
+
+
+@pytest.mark.parametrize("k, n", [(0, 10), (3, 10), (10, 10), (57, 120), (1, 1)])
+def test_wilson_equals_its_formula(k, n):
+    z, p = 1.959963984540054, k / n
+    scale = 1 + z * z / n
+    middle = (p + z * z / (2 * n)) / scale
+    half = z / scale * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    expected = (max(0, middle - half), min(1, middle + half))
+    assert wilson_interval(k, n) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_bootstrap_interval_agrees_with_the_normal_one():
+    x = np.random.default_rng(0).normal(2.0, 1.0, 400)
+    half = 1.96 * x.std() / 20
+    expected = (x.mean() - half, x.mean() + half)
+    assert mean_interval(x, np.arange(400)) == pytest.approx(expected, abs=0.02)
+
+
+def test_the_bootstrap_covers_the_true_mean_about_95_times_in_100():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        low, high = mean_interval(rng.normal(0.0, 1.0, 60), np.arange(60), n_boot=400)
+        covered += low <= 0 <= high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_repeating_the_rows_of_an_example_does_not_narrow_an_interval():
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=50), np.arange(50) % 2
+    examples = np.array([f"e{i:02}" for i in range(50)])
+    nine_times = [np.repeat(values, 9) for values in (x, y, examples)]
+    x9, y9, examples9 = nine_times
+    assert mean_interval(x9, examples9) == pytest.approx(mean_interval(x, examples))
+    assert auroc_interval(x9, y9, examples9) == pytest.approx(auroc_interval(x, y, examples))
+    low, high = mean_interval(x, examples)
+    narrow_low, narrow_high = mean_interval(x9, np.arange(450))
+    assert narrow_high - narrow_low < (high - low) / 2
+
+
+@pytest.mark.parametrize("n", [1, 4, 5, 60])
+def test_examples_that_are_all_alike_have_an_interval_as_wide_as_wilsons(n):
+    groups = np.repeat(np.arange(n), 3)
+    ones, zeros = np.ones(3 * n), np.zeros(3 * n)
+    assert mean_interval(ones, groups) == pytest.approx(wilson_interval(n, n))
+    assert mean_interval(zeros, groups) == pytest.approx(wilson_interval(0, n))
+    # a difference may have been -1
+    low, high = mean_interval(ones, groups, bounds=(-1.0, 1.0))
+    assert high == 1 and low == pytest.approx(2 * wilson_interval(n, n)[0] - 1)
+    low, high = mean_interval(zeros, groups, bounds=(-1.0, 1.0))
+    assert low == -high < 0
 
 
 @pytest.mark.trap(40)
-def test_the_earliest_layer_that_is_as_good_as_the_best_is_taken():
+def test_the_earliest_layer_that_is_as_good_as_the_best_is_chosen():
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 120)
-    groups = [f"e{i}" for i in range(120)]
-    noise, signal = rng.normal(size=(4, 120)), 2.0 * (2 * y - 1)
-    layers = np.stack(
-        [
-            noise[0],
-            signal * 0.3 + noise[1],
-            signal + noise[2],
-            signal + 0.97 * noise[2],
-            signal + 0.9 * noise[2],
-        ]
-    )
-    assert (
-        earliest_good_layer(layers, y, groups) == 2
-    )  # a little below the best, far above those before it
-    assert (
-        earliest_good_layer(layers[:2], y, groups) == 1
-        and earliest_good_layer(layers[:1], y, groups) == 0
-    )
-    assert earliest_good_layer(layers[::-1], y, groups) == 0
+    examples = [f"e{i}" for i in range(120)]
+    noise, signal = rng.normal(size=(3, 120)), 2.0 * (2 * y - 1)
+    nothing, weak = noise[0], 0.3 * signal + noise[1]
+    a_little_worse, better, best = (signal + share * noise[2] for share in (1, 0.97, 0.9))
+    layers = np.stack([nothing, weak, a_little_worse, better, best])
+    assert earliest_good_layer(layers, y, examples) == 2
+    assert earliest_good_layer(layers[:2], y, examples) == 1
+    assert earliest_good_layer(layers[:1], y, examples) == 0
+    assert earliest_good_layer(layers[::-1], y, examples) == 0

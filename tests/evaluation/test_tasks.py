@@ -1,88 +1,234 @@
-"""Targets: which rows are asked what, on a table that has honest rows, rows that are not known, and liars."""
+"""Targets, regimes and features: which rows are fitted and tested on, and what is read for them."""
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from planted_rows import TRUTH, make_rows
 
-from dlk_utils.evaluation.evaluate import evaluate_targets
+from dlk_utils.errors import DataError, TooFewRows
+from dlk_utils.evaluation.controls import scores_without_states
 from dlk_utils.evaluation.stats import auroc
-from dlk_utils.evaluation.tasks import POSITIVE_CONTROL, make_targets
+from dlk_utils.evaluation.tasks import (
+    KNOWN,
+    LYING,
+    POSITIVE_CONTROL,
+    REGIMES,
+    make_targets,
+    make_task,
+    memory_features,
+    pair_features,
+    pair_rows,
+    regimes_of,
+    require_rows,
+    truth_rows,
+)
 
-N = 240
+N_EXAMPLES = 240
+SPLITS = ("train", "train", "validation", "test", "test")
+
+
+def labelled_row(rng: np.random.Generator, i: int, role: str, *, told_lie: bool) -> dict:
+    knows = i % 3 > 0
+    label = i % 2
+    wrong = told_lie if role == "lie" else not knows
+    readable = bool(rng.random() < 0.95)
+    return {
+        "row_id": f"r{i} {role}",
+        "example_id": f"e{i:03}",
+        "split": SPLITS[i // 2 % 5],
+        "role": role,
+        "asks": "lie" if role == "lie" else "truth",
+        "instruction": f"{role} {rng.integers(3)}",
+        "template": "t",
+        "dataset": "d",
+        "choices": ["no", "yes"],
+        "label": label,
+        "answer": label ^ wrong,
+        "readable": readable,
+        "knows": knows,
+        "lied": role == "lie" and knows and wrong and readable,
+        "margin": rng.normal(),
+        "p1": rng.random(),
+        "text": f"word{rng.integers(9)}",
+        "prompt": f"{role} word{rng.integers(9)}",
+    }
 
 
 @pytest.fixture
-def asked() -> pd.DataFrame:
-    """A truth and a lie row of each example, and a further honest one. Two in three are known; of those told to lie, half of the known ones lie, and a few mumble."""
+def probe_rows() -> pd.DataFrame:
+    """Three rows of each example: two in three are known, half of those told to lie do lie."""
     rng, rows = np.random.default_rng(0), []
-    for i in range(N):
-        knows, lies, readable = i % 3 > 0, rng.random() < 0.5, rng.random() < 0.95
-        for role in ("truth", "lie", "known"):
-            label, wrong = i % 2, lies if role == "lie" else not knows
-            rows.append(
-                dict(
-                    row_id=f"r{i} {role}",
-                    example_id=f"e{i:03}",
-                    split=("train", "train", "validation", "test", "test")[i // 2 % 5],
-                    role=role,
-                    asks="lie" if role == "lie" else "truth",
-                    instruction=f"{role} {rng.integers(3)}",
-                    template="t",
-                    dataset="d",
-                    choices=["no", "yes"],
-                    label=label,
-                    answer=label ^ wrong,
-                    readable=readable,
-                    knows=knows,
-                    lied=role == "lie" and knows and wrong and readable,
-                    margin=rng.normal(),
-                    p1=rng.random(),
-                    text=f"word{rng.integers(9)}",
-                    prompt=f"{role} word{rng.integers(9)}",
-                )
-            )
+    for i in range(N_EXAMPLES):
+        told_lie = bool(rng.random() < 0.5)
+        roles = ("truth", "lie", "known")
+        rows += [labelled_row(rng, i, role, told_lie=told_lie) for role in roles]
     return pd.DataFrame(rows)
 
 
 @pytest.fixture
-def targets(asked, tmp_path, monkeypatch) -> dict[str, pd.DataFrame]:
-    monkeypatch.setattr(
-        "dlk_utils.evaluation.tasks.read_rows",
-        lambda folder, rows, name: np.outer(np.arange(len(rows)), [0, 1 + int(name[-1])]),
+def stored_logprobs(monkeypatch) -> None:
+    """A store in which every tensor says [0, (1 + draw) * row number]."""
+
+    def read_rows(folder, rows, name):
+        draw = int(name.rsplit(".", 1)[1])
+        return np.outer(np.arange(len(rows)), [0.0, 1.0 + draw])
+
+    monkeypatch.setattr("dlk_utils.evaluation.tasks.read_rows", read_rows)
+
+
+@pytest.fixture
+def targets(probe_rows, stored_logprobs) -> dict[str, pd.DataFrame]:
+    return make_targets(probe_rows, probe_rows[probe_rows.role == "truth"], Path("draws"))
+
+
+def test_the_rows_of_truth_have_the_label_and_the_polarity_of_their_words():
+    answers = pd.DataFrame(
+        {
+            "readable": [True, True, False, True],
+            "label": [1, 0, 1, 1],
+            "choices": [["No", "Yes"], ["yes", "no"], ["no", "yes"], ["right", "Wrong"]],
+        }
     )
-    return make_targets(asked, asked[asked.role == "truth"], tmp_path)
+    rows = truth_rows(answers)
+    assert list(rows.y) == [1, 0, 1]
+    assert list(rows.polarity) == [1, -1, -1]
 
 
 @pytest.mark.trap(3)
-def test_lies_are_looked_for_among_readable_rows_that_are_told_to_lie_and_known_and_nowhere_else(
-    asked, targets
+def test_lies_are_looked_for_among_readable_known_rows_told_to_lie_and_nowhere_else(
+    probe_rows, targets
 ):
-    told = asked[(asked.role == "lie") & asked.knows & asked.readable]
-    assert (
-        set(targets["lie"].row_id) == set(told.row_id) and len(told) < (asked.role == "lie").sum()
-    )
-    assert (targets["lie"].y == targets["lie"].lied).all() and targets[
-        "lie"
-    ].y.mean() == pytest.approx(0.5, abs=0.1)
-    # the planted detector, which reads the instruction and nothing else
-    everywhere = asked[asked.knows & asked.readable]
-    assert auroc((everywhere.asks == "lie").to_numpy(float), everywhere.lied.to_numpy(int)) > 0.8
-    assert auroc((targets["lie"].asks == "lie").to_numpy(float), targets["lie"].y.to_numpy()) == 0.5
-    for name in ("truth", POSITIVE_CONTROL):
-        assert set(targets[name].row_id) == set(asked.row_id[asked.readable])
+    lie = targets["lie"]
+    told_to_lie = probe_rows.role == "lie"
+    expected = probe_rows[told_to_lie & probe_rows.knows & probe_rows.readable]
+    assert set(lie.row_id) == set(expected.row_id) and len(lie) < told_to_lie.sum()
+    assert (lie.y == lie.lied).all() and lie.y.mean() == pytest.approx(0.5, abs=0.1)
+    # the planted mistake: a detector that reads the instruction scores well where all rows count
+    everywhere = probe_rows[probe_rows.knows & probe_rows.readable]
+    says_lie = (everywhere.asks == "lie").to_numpy(float)
+    assert auroc(says_lie, everywhere.lied.to_numpy(int)) > 0.8
+    assert auroc((lie.asks == "lie").to_numpy(float), lie.y.to_numpy()) == 0.5
+
+
+def test_unreadable_rows_are_in_no_target(probe_rows, targets):
+    readable = set(probe_rows.row_id[probe_rows.readable])
+    assert set(targets["truth"].row_id) == set(targets[POSITIVE_CONTROL].row_id) == readable
+    assert all(set(rows.row_id) <= readable for rows in targets.values())
+
+
+def test_there_is_no_target_of_pairs_without_draws(probe_rows, targets):
     assert set(targets["pair"].role) == {"truth"}
+    assert set(make_targets(probe_rows)) == set(targets) - {"pair"}
+
+
+def test_pairs_move_towards_the_truth_or_away_from_it(probe_rows, stored_logprobs):
+    rows = probe_rows.head(6)
+    pairs = pair_rows(rows, [Path("draws")])
+    # the first row does not move
+    assert list(pairs.row_id) == list(rows.row_id[1:])
+    # the second draw always leans more to choice 1
+    assert (pairs.p1_draw1 > pairs.p1_draw0).all()
+    assert list(pairs.y) == list(pairs.label)
+    assert np.allclose(pairs.move.abs(), pairs.p1_draw1 - pairs.p1_draw0)
+    plain = pair_rows(rows, [Path("clean"), Path("moved")], plain=True)
+    assert list(plain.p1_draw0) == list(rows.p1[rows.row_id.isin(plain.row_id)])
+
+
+def test_pairs_can_be_divided_by_their_move(probe_rows, stored_logprobs):
+    rows = probe_rows.head(3).assign(p1_draw0=[0.5, 0.5, 0.5], p1_draw1=[0.5, 0.4, 1.0])
+    key = ("two draws / move", "resid_post", 7)
+    divided = pair_features("two draws / move", Path("draws"), [7])[key](rows)
+    pairs = pair_features("two draws", Path("draws"), [7])["two draws", "resid_post", 7](rows)
+    np.testing.assert_allclose(divided, pairs / np.array([0.01, 0.1, 0.5])[:, None, None])
 
 
 @pytest.mark.trap(3)
 def test_lies_are_scored_in_the_one_regime_that_fits_and_tests_on_rows_told_to_lie(targets):
-    rng = np.random.default_rng(1)
-    reads_the_instruction = lambda rows: (
-        (rows.role == "lie").to_numpy(float)[:, None] + rng.normal(size=(len(rows), 4))
+    assert regimes_of("lie") == ["by example, lie rows"]
+    task = make_task(targets["lie"], "lie", "by example, lie rows")
+    for part in (task.train, task.validation, task.test):
+        assert set(part.role) == {"lie"}
+    scores = scores_without_states(task)["instruction only"]
+    assert abs(auroc(scores, task.test.y.to_numpy()) - 0.5) < 0.2
+
+
+@pytest.mark.trap(5)
+def test_an_example_in_two_splits_is_refused():
+    rows = make_rows()
+    rows.loc[rows.split == "test", "example_id"] = rows.example_id[rows.split == "train"].iloc[0]
+    with pytest.raises(DataError, match="straddles"):
+        make_task(rows, "truth", TRUTH)
+
+
+@pytest.mark.trap(6)
+@pytest.mark.parametrize(
+    "regime, fit_roles, test_role",
+    [
+        (TRUTH, {"truth", "known"}, "truth"),
+        ("by example, lie rows", {"lie"}, "lie"),
+        (LYING, {"truth", "known"}, "lie"),
+        (KNOWN, {"truth", "known"}, "lie"),
+    ],
+)
+def test_a_regime_takes_its_roles_and_keeps_examples_apart(regime, fit_roles, test_role):
+    parts = [make_rows().assign(role=role) for role in ("truth", "lie", "known")]
+    rows = pd.concat(parts, ignore_index=True)
+    rows["row_id"] += rows.role
+    rows["knows"] = rows.example_id.str[-1] != "3"
+    # further honest rows teach, and are never tested
+    rows = rows[(rows.role != "known") | (rows.split != "test")]
+    task = make_task(rows, "truth", regime)
+    assert set(REGIMES) >= {regime}
+    assert set(task.train.role) == set(task.validation.role) == fit_roles
+    assert set(task.test.role) == {test_role}
+    assert task.test.knows.all() == (regime == KNOWN)
+    examples = [set(part.example_id) for part in (task.train, task.validation, task.test)]
+    assert sum(map(len, examples)) == len(set.union(*examples))
+    expected = rows[(rows.role == test_role) & (rows.split == "test")]
+    assert len(task.test) == (expected.knows.sum() if regime == KNOWN else len(expected))
+
+
+def test_too_few_rows_are_refused_in_one_sentence_with_counts_and_remedy():
+    rows = make_rows(60)
+    rows["y"] = (rows.groupby("split").cumcount() < 4).astype(int)
+    with pytest.raises(TooFewRows) as refusal:
+        make_task(rows, "truth", TRUTH)
+    assert str(refusal.value) == (
+        "truth, by example, truth rows: expected of each class at least 5 in train, "
+        "2 in validation, 4 in test, got 20 and 4 in train, 8 and 4 in validation, "
+        "20 and 4 in test (rows of class 0 and 1); a larger n_examples helps."
     )
-    table, skipped = evaluate_targets(
-        {"lie": targets["lie"]},
-        lambda target: {("activation", "resid_post", 0): reads_the_instruction},
-    )
-    assert skipped == [] and set(table.regime) == {"by example, lie rows"}
-    assert (table.n == (targets["lie"].split == "test").sum()).all()
-    assert abs(table.estimate[table.probe == "mean_difference"].item() - 0.5) < 0.2
+
+
+def test_the_classes_their_column_and_the_least_count_can_be_others():
+    rows = pd.DataFrame({"kind": ["a"] * 3 + ["b"] * 3})
+    options = {"column": "kind", "classes": ("a", "b")}
+    require_rows({"test": rows}, "kinds", least={"test": 3}, **options)
+    with pytest.raises(TooFewRows, match=r"kinds: .* 4 in test, got 3 and 3 in test"):
+        require_rows({"test": rows}, "kinds", least={"test": 4}, **options)
+    with pytest.raises(TooFewRows, match="got 3 and 3 and 0 in test"):
+        require_rows({"test": rows}, "kinds", column="kind", classes=("a", "b", "c"))
+
+
+def test_states_in_memory_are_read_by_row_id_in_any_order():
+    rows = make_rows(20)
+    states = np.random.default_rng(0).normal(size=(2, 20, 5))
+    features = memory_features(rows, {"resid_post": states}, layers=[4, 8])
+    assert list(features) == [("activation", "resid_post", 4), ("activation", "resid_post", 8)]
+    some_rows = rows.sample(7, random_state=1).reset_index(drop=True)
+    where = [list(rows.row_id).index(row_id) for row_id in some_rows.row_id]
+    read = features["activation", "resid_post", 8]
+    np.testing.assert_array_equal(read(some_rows), states[1, where])
+
+
+def test_states_in_memory_of_other_rows_or_layers_are_refused():
+    rows, states = make_rows(20), np.zeros((2, 20, 5))
+    read = memory_features(rows, {"resid_post": states})["activation", "resid_post", 0]
+    with pytest.raises(DataError, match="got 5 of 10 others"):
+        read(rows.tail(10).assign(row_id=[*rows.row_id[:5], *"abcde"]))
+    with pytest.raises(DataError, match="row_id of its own"):
+        memory_features(rows.assign(row_id="same"), {"resid_post": states})
+    with pytest.raises(DataError, match=r"3 layers and 20 rows at resid_post, got \[2, 20, 5\]"):
+        memory_features(rows, {"resid_post": states}, layers=[0, 1, 2])

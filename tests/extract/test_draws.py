@@ -1,63 +1,57 @@
+"""Dropout draws: of the complete prompt and of the last token, together and one by one."""
+
 import pandas as pd
 import pytest
 import torch
-from conftest import FAMILIES, close, tiny, tiny_prompts
+from tiny_models import FAMILIES, close, close_in_single, tiny, tiny_prompts
 
 from dlk_utils.errors import DeadDropout
-from dlk_utils.extract import draws
-from dlk_utils.extract.batches import last_logits, pad
-from dlk_utils.extract.draws import draw_states, dropout_audit
-from dlk_utils.extract.dropout import DROPOUT_SITES, draw_seed, keep_pairs, mc_dropout, native_sites
-from dlk_utils.extract.stages import store_draws
+from dlk_utils.extract import draws, dropout
+from dlk_utils.extract.batches import pad
+from dlk_utils.extract.draws import draw_states, dropout_audit, last_token_mask
+from dlk_utils.extract.dropout import draw_seed, mc_dropout
 from dlk_utils.extract.states import forward_states
-from dlk_utils.extract.store import describe, read_rows
 from dlk_utils.lab.tables.dropout_pairs import move_table, spread_table
-from dlk_utils.models.sites import SITES
+from dlk_utils.models.sites import SITES, site_modules
 
-WITH_ATTENTION = [
-    f for f in FAMILIES if f not in ("falcon", "falcon grouped", "falcon alibi", "mpt")
-]
+WITH_ATTENTION = [family for family in FAMILIES if not family.startswith(("falcon", "mpt"))]
 
 
-def seeds(rows: pd.DataFrame, draws: int) -> list[list[int]]:
-    return [[draw_seed(r, k) for r in rows.row_id] for k in range(draws)]
+def seeds_of(rows: pd.DataFrame, n_draws: int) -> list[list[int]]:
+    return [[draw_seed(row_id, k) for row_id in rows.row_id] for k in range(n_draws)]
 
 
-LAST_TOKEN = [
-    (f, places)
-    for places in ("native", ["attn_out", "mlp_out"], ["attention", "embedding"])
-    for f in (FAMILIES if "attention" not in places else WITH_ATTENTION)
-]
+def draw_last_token(model, rows: pd.DataFrame, n_draws: int, sites=("resid_post",), **options):
+    seeds = seeds_of(rows, n_draws)
+    return draw_states(
+        model, pad(rows.input_ids), sites, seeds=seeds, scope="last_token", **options
+    )
 
 
-@pytest.mark.parametrize(("family", "places"), LAST_TOKEN)
+@pytest.mark.parametrize(
+    ("family", "places"),
+    [
+        *((family, ["attn_out", "mlp_out"]) for family in FAMILIES),
+        *((family, ["attention", "embedding"]) for family in WITH_ATTENTION),
+        ("gpt2", "native"),
+        ("falcon", "native"),
+    ],
+)
 def test_draws_of_the_last_token_differ_and_do_not_depend_on_how_they_are_batched(family, places):
-    model, rows = tiny(family), tiny_prompts()
-    batch, options = pad(rows.input_ids), dict(p=0.4, scope="last_token", places=places)
-    loose = (
-        close(model)
-        if model.dtype == torch.float32 or "attn_out" in places
-        else dict(rtol=1e-5, atol=1e-6)
-    )  # where attention is written out, some families take the softmax in single precision
-    whole = draw_states(model, batch, SITES, seeds=seeds(rows, 5), **options)
-    for at_once in (1, 2):
-        parts = draw_states(model, batch, SITES, seeds=seeds(rows, 5), at_once=at_once, **options)
-        for k, (states, logits) in enumerate(whole):
-            for site in SITES:
-                torch.testing.assert_close(parts[k][0][site], states[site], **loose)
-            torch.testing.assert_close(parts[k][1], logits, **loose)
-    for i in range(len(rows)):
-        alone = draw_states(
-            model,
-            pad([rows.input_ids[i]]),
-            ["resid_post"],
-            seeds=[[s[i]] for s in seeds(rows, 5)],
-            **options,
-        )
-        torch.testing.assert_close(
-            alone[3][0]["resid_post"][0], whole[3][0]["resid_post"][i], **loose
-        )
-    assert ((whole[0][0]["resid_post"] - whole[1][0]["resid_post"]).abs().amax(-1) > 0).all()
+    model, rows = tiny(family), tiny_prompts(4)
+    options = {"p": 0.4, "places": places}
+    loose = close(model) if "attn_out" in places else close_in_single(model)
+    together = draw_last_token(model, rows, 3, SITES, **options)
+    two_at_once = draw_last_token(model, rows, 3, SITES, at_once=2, **options)
+    for (states, logits), (other_states, other_logits) in zip(together, two_at_once, strict=True):
+        torch.testing.assert_close(other_logits, logits, **loose)
+        for site in SITES:
+            torch.testing.assert_close(other_states[site], states[site], **loose)
+    last_draw = together[2][0]["resid_post"]
+    for i in (0, 3):
+        alone = draw_last_token(model, rows.iloc[[i]], 3, at_once=1, **options)[2][0]["resid_post"]
+        torch.testing.assert_close(alone[:, 0], last_draw[:, i], **loose)
+    assert ((together[0][0]["resid_post"] - last_draw).abs().amax(-1) > 0).all()
 
 
 @pytest.mark.parametrize("family", ["mpt", "falcon alibi", "mistral window", "gemma3_text window"])
@@ -65,206 +59,94 @@ def test_draws_go_one_by_one_where_a_mask_does_not_say_all_and_would_be_wrong_to
     family, monkeypatch
 ):
     model, rows = tiny(family), tiny_prompts()
-    draw = lambda: draw_states(
-        model, pad(rows.input_ids), ["resid_post"], seeds=seeds(rows, 4), p=0.3, scope="last_token"
-    )
-    right = draw()
+    right = draw_last_token(model, rows, 4, p=0.3)
     monkeypatch.setattr(draws, "takes_a_mask", lambda *_: True)
     try:
-        planted = draw()
+        planted = draw_last_token(model, rows, 4, p=0.3)
     except (RuntimeError, ValueError, IndexError):
-        return  # the family cannot even run with such a mask
-    assert not torch.allclose(
-        planted[3][0]["resid_post"], right[3][0]["resid_post"], **close(model)
-    )
+        # The family cannot even run with such a mask.
+        return
+    expected = right[3][0]["resid_post"]
+    assert not torch.allclose(planted[3][0]["resid_post"], expected, **close(model))
+
+
+def test_a_copy_of_the_last_token_sees_its_prompt_and_itself():
+    mask = last_token_mask(torch.tensor([[0, 1, 1], [1, 1, 1]]), 2)
+    assert mask.int().tolist() == [
+        [[[0, 1, 1, 0], [0, 1, 0, 1]]],
+        [[[1, 1, 1, 0], [1, 1, 0, 1]]],
+    ]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "falcon", "opt"])
-def test_a_draw_of_the_last_token_is_a_pass_in_which_only_that_token_is_dropped(family):
-    """The reference runs the whole prompt, with the masks of all earlier tokens set to keep."""
-    from dlk_utils.extract import dropout
+def test_a_draw_of_the_last_token_is_a_pass_in_which_only_that_token_is_dropped(
+    family, monkeypatch
+):
+    """The reference runs the complete prompt, and keeps everything at its earlier tokens."""
+    model, rows, p = tiny(family), tiny_prompts(1), 0.3
+    batch, n_before = pad(rows.input_ids), len(rows.input_ids[0]) - 1
+    [(draw, _)] = draw_last_token(model, rows, 1, p=p)
+    real_mask = dropout.keep_mask
 
-    model, ids = tiny(family), tiny_prompts(1).input_ids[0]
-    batch, seed = pad([ids]), [draw_seed("row0", 0)]
-    mine = draw_states(model, batch, ["resid_post"], seeds=[seed], p=0.3, scope="last_token")[0][0][
-        "resid_post"
-    ]
-    real = dropout.keep_mask
-    try:
-        dropout.keep_mask = lambda s, positions, d, p: (
-            real(s, positions, d, p) | (positions < len(ids) - 1)[:, :, None]
-        )
-        # kept channels are scaled by 1/(1-p): for the earlier tokens that is undone
-        with mc_dropout(model, 0.3, seeds=seed, positions=batch["position_ids"]):
-            undo = [
-                m.register_forward_hook(lambda m, a, out: _scaled(out, len(ids) - 1, 0.7))
-                for m in _outputs(model)
-            ]
-            reference = forward_states(model, batch, ["resid_post"])[0]["resid_post"]
-            [h.remove() for h in undo]
-    finally:
-        dropout.keep_mask = real
-    torch.testing.assert_close(mine, reference, **close(model))
+    def keep_earlier_tokens(seeds, positions, d, p):
+        return real_mask(seeds, positions, d, p) | (positions < n_before)[:, :, None]
 
+    def undo_scale(module, args, output):
+        hidden = output if isinstance(output, torch.Tensor) else output[0]
+        rows_of_tokens = hidden.view(-1, hidden.shape[-1])
+        rows_of_tokens[:n_before] *= 1 - p
 
-def _outputs(model) -> list:
-    from dlk_utils.models.sites import site_modules
-
-    return site_modules(model, "attn_out") + site_modules(model, "mlp_out")
-
-
-def _scaled(out, n: int, by: float):
-    hidden = out if isinstance(out, torch.Tensor) else out[0]
-    flat = hidden.dim() == 2
-    scaled = torch.cat(
-        [hidden[:n] * by, hidden[n:]] if flat else [hidden[:, :n] * by, hidden[:, n:]],
-        0 if flat else 1,
-    )
-    return scaled if isinstance(out, torch.Tensor) else (scaled, *out[1:])
-
-
-@pytest.mark.parametrize("family", WITH_ATTENTION)
-def test_attention_written_out_for_dropout_is_the_family_s_own_where_nothing_is_dropped(family):
-    model, batch = tiny(family), pad(tiny_prompts().input_ids)
-    with mc_dropout(
-        model, 1e-9, seeds=range(7), positions=batch["position_ids"], sites="attention"
-    ):  # under 1/65536: every mask keeps all
-        written = last_logits(model, batch)
-    torch.testing.assert_close(
-        written,
-        last_logits(model, batch),
-        **(close(model) if model.dtype == torch.float32 else dict(rtol=1e-5, atol=1e-6)),
-    )
-
-
-@pytest.mark.parametrize("family", WITH_ATTENTION)
-@pytest.mark.parametrize("place", ["attention", "embedding"])
-def test_dropout_at_every_place_differs_repeats_and_does_not_depend_on_padding(family, place):
-    model, rows = tiny(family), tiny_prompts()
-
-    def draw(table, k, side="left"):
-        batch = pad(table.input_ids, side=side)
-        with mc_dropout(
-            model,
-            0.4,
-            seeds=[draw_seed(r, k) for r in table.row_id],
-            positions=batch["position_ids"],
-            sites=place,
-        ):
-            return forward_states(model, batch, ["resid_post"])[0]["resid_post"]
-
-    rows = rows[rows.input_ids.map(len) > 6]
-    assert torch.equal(draw(rows, 0), draw(rows, 0))
-    assert ((draw(rows, 0) - draw(rows, 1)).abs().amax(-1) > 0).all()
-    loose = (
-        close(model) if model.dtype == torch.float32 else dict(rtol=1e-5, atol=1e-6)
-    )  # some families take the softmax in single precision
-    torch.testing.assert_close(draw(rows, 0, "right"), draw(rows, 0), **loose)
-    torch.testing.assert_close(
-        torch.cat([draw(rows.iloc[[i]], 0) for i in range(len(rows))]), draw(rows, 0), **loose
-    )
-
-
-def test_masks_of_attention_are_unrelated_over_heads_queries_and_keys_and_keep_one_minus_p():
-    keep = keep_pairs(
-        torch.arange(9, dtype=torch.int32)[:, None], torch.arange(40).expand(9, 40), 6, 40, 0.3
-    ).double()
-    assert (
-        keep.shape == (9, 6, 40, 40)
-        and abs(float(keep.mean()) - 0.7) < 4 * (0.21 / keep.numel()) ** 0.5
-    )
-    centred = (keep - keep.mean()) / keep.std()
-    for a, b in [
-        (centred[1:], centred[:-1]),
-        (centred[:, 1:], centred[:, :-1]),
-        (centred[:, :, 1:], centred[:, :, :-1]),
-        (centred[..., 1:], centred[..., :-1]),
-        (centred, centred.mT),
-    ]:
-        off = (a * b).flatten()
-        if a is centred:
-            off = off[~torch.eye(40, dtype=torch.bool).expand(9, 6, 40, 40).flatten()]
-        assert abs(float(off.mean())) < 5 / off.numel() ** 0.5
-
-
-def test_a_family_says_where_its_own_dropout_is_and_native_acts_there():
-    assert native_sites(tiny("gpt2")) == list(DROPOUT_SITES) and native_sites(tiny("llama")) == [
-        "attention"
-    ]
-    assert (
-        native_sites(tiny("gpt_neox")) == list(DROPOUT_SITES)
-        and native_sites(tiny("stablelm")) == ["mlp_out", "attention"]
-        and native_sites(tiny("phi3")) == ["attn_out", "mlp_out", "attention"]
-    )
-    assert native_sites(tiny("falcon")) == native_sites(tiny("mpt")) == ["attn_out", "mlp_out"]
-    model, batch = tiny("llama"), pad(tiny_prompts().input_ids)
-
-    def logits(sites):
-        with mc_dropout(model, 0.4, seeds=range(7), positions=batch["position_ids"], sites=sites):
-            return last_logits(model, batch)
-
-    assert torch.equal(logits("native"), logits(["attention"])) and not torch.equal(
-        logits("native"), logits(["attn_out"])
-    )
+    monkeypatch.setattr(dropout, "keep_mask", keep_earlier_tokens)
+    with mc_dropout(model, p, seeds=[draw_seed("row0", 0)], position_ids=batch["position_ids"]):
+        modules = site_modules(model, "attn_out") + site_modules(model, "mlp_out")
+        handles = [module.register_forward_hook(undo_scale) for module in modules]
+        expected, _ = forward_states(model, batch, ["resid_post"])
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(draw["resid_post"], expected["resid_post"], **close(model))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_native_dropout_moves_every_family(family):
-    assert (
-        dropout_audit(tiny(family), tiny_prompts().tail(6), p=0.4, places="native").relative_move
-        > 0
-    ).any()
+    audit = dropout_audit(tiny(family), tiny_prompts().tail(6), p=0.4, places="native")
+    assert (audit.relative_move > 0).any()
 
 
-def test_places_and_scopes_that_do_not_exist_are_refused():
-    rows = tiny_prompts()
-    with pytest.raises(ValueError, match="dropout sites"):
-        dropout_audit(tiny("llama"), rows, places=["elbow"])
+@pytest.mark.trap(18)
+def test_a_model_in_which_nothing_moves_is_refused():
+    model = tiny("llama", torch.float32)
+    assert (dropout_audit(model, tiny_prompts(), p=0.1).least > 0).all()
+    layers = model.model.layers
+    weights = [m.weight for x in layers for m in (x.self_attn.o_proj, x.mlp.down_proj)]
+    kept = [weight.detach().clone() for weight in weights]
+    try:
+        for weight in weights:
+            weight.data.zero_()
+        with pytest.raises(DeadDropout, match="7 of 7 rows"):
+            dropout_audit(model, tiny_prompts(), p=0.1)
+    finally:
+        for weight, before in zip(weights, kept, strict=True):
+            weight.data.copy_(before)
+
+
+def test_places_scopes_and_positions_that_do_not_exist_are_refused():
+    model, rows = tiny("llama"), tiny_prompts()
+    with pytest.raises(ValueError, match="dropout places"):
+        dropout_audit(model, rows, places=["elbow"])
     with pytest.raises(ValueError, match="scope"):
-        dropout_audit(tiny("llama"), rows, scope="somewhere")
+        dropout_audit(model, rows, scope="somewhere")
+    with pytest.raises(ValueError, match=r"positions: expected 1 with scope 'last_token'.* got 3"):
+        draw_last_token(model, rows, 2, p=0.1, positions=3)
     with pytest.raises(DeadDropout, match="falcon: attention dropout cannot"):
         dropout_audit(tiny("falcon"), rows, places="attention")
-    assert tiny("llama").config._attn_implementation == "sdpa"
-
-
-def test_a_store_of_many_draws_of_the_last_token_at_some_layers(tmp_path):
-    model, rows = tiny("llama", torch.float32), tiny_prompts()
-    store_draws(
-        model,
-        rows,
-        tmp_path / "s",
-        record={},
-        draws=4,
-        scope="last_token",
-        layers="::2",
-        sites=["resid_post", "head_out"],
-    )
-    assert describe(tmp_path / "s")["tensors"] == 4 * (2 * 2 + 1)
-
-
-def test_a_store_of_the_last_few_tokens_holds_each_of_them(tmp_path):
-    model, rows = tiny("llama", torch.float32), tiny_prompts()
-    rows = rows[rows.input_ids.map(len) >= 3]
-    for n in (1, 3):
-        store_draws(model, rows, tmp_path / str(n), record={}, positions=n)
-    one, few = (read_rows(tmp_path / str(n), rows, "activation.resid_post.1.0") for n in (1, 3))
-    assert (
-        few.shape == (len(rows), 3, 36)
-        and (few[:, -1] == one).all()
-        and (few[:, 0] != one).any(1).all()
-    )
-    with pytest.raises(ValueError, match=r"positions: expected 1 with scope 'last_token'.* got 3"):
-        store_draws(model, rows, tmp_path / "last", record={}, positions=3, scope="last_token")
 
 
 def test_the_range_of_two_draws_is_their_move_and_more_draws_never_narrow_it():
     model, rows = tiny("llama", torch.float32), tiny_prompts()
     spread, moves = spread_table(model, rows, n_draws=8, p=0.2), move_table(model, rows, ps=[0.2])
-    for scope, t in spread.groupby("scope"):
-        assert list(t.draws) == [2, 4, 8] and t.range.is_monotonic_increasing
-        assert t.range.iloc[0] == pytest.approx(
-            moves.answer_move[moves.scope == scope].item(), rel=1e-5
-        )
-        assert ((t.range_low <= t.range) & (t.range <= t.range_high)).all() and (
-            t.mean_off_plain > 0
-        ).all()
+    for scope, table in spread.groupby("scope"):
+        assert list(table.draws) == [2, 4, 8] and table.range.is_monotonic_increasing
+        move = moves.answer_move[moves.scope == scope].item()
+        assert table.range.iloc[0] == pytest.approx(move, rel=1e-5)
+        assert ((table.range_low <= table.range) & (table.range <= table.range_high)).all()
+        assert (table.mean_off_plain > 0).all()

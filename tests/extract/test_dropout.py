@@ -1,20 +1,30 @@
+"""Dropout masks: seeded, unrelated, of the right share, and the same in any batch."""
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from conftest import FAMILIES, tiny, tiny_prompts
+from tiny_models import FAMILIES, close_in_single, tiny, tiny_prompts
 
-from dlk_utils.errors import DeadDropout
 from dlk_utils.extract.batches import last_logits, pad
-from dlk_utils.extract.draws import dropout_audit
-from dlk_utils.extract.dropout import draw_seed, keep_mask, mc_dropout
+from dlk_utils.extract.dropout import (
+    PLACES,
+    draw_seed,
+    keep_mask,
+    keep_pairs,
+    mc_dropout,
+    native_sites,
+)
 from dlk_utils.extract.states import forward_states
 
+WITH_ATTENTION = [family for family in FAMILIES if not family.startswith(("falcon", "mpt"))]
 
-def draw(model, rows, k=0, side="left", p=0.2):
+
+def draw(model, rows: pd.DataFrame, k: int = 0, *, side: str = "left", p: float = 0.2, **options):
+    """Draw k of the states of all layers, [layer, n, d]."""
     batch = pad(rows.input_ids, side=side)
-    with mc_dropout(
-        model, p, seeds=[draw_seed(r, k) for r in rows.row_id], positions=batch["position_ids"]
-    ):
+    seeds = [draw_seed(row_id, k) for row_id in rows.row_id]
+    with mc_dropout(model, p, seeds=seeds, position_ids=batch["position_ids"], **options):
         return forward_states(model, batch, ["resid_post"])[0]["resid_post"]
 
 
@@ -32,82 +42,120 @@ def test_draws_differ_on_every_row_and_layer_and_repeat_bit_for_bit(family):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_draw_does_not_depend_on_batch_size_order_or_padding(family, side):
     model, rows = tiny(family), tiny_prompts()
-    whole = draw(model, rows)
-    turned = draw(model, rows[::-1], side=side).flip(0)
-    alone = torch.cat([draw(model, rows.iloc[[i]], side=side) for i in range(len(rows))])
-    torch.testing.assert_close(turned, whole, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(alone, whole, rtol=1e-9, atol=1e-12)
+    together = draw(model, rows)
+    reversed_rows = draw(model, rows[::-1], side=side).flip(1)
+    alone = torch.cat([draw(model, rows.iloc[[i]], side=side) for i in range(len(rows))], 1)
+    torch.testing.assert_close(reversed_rows, together, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(alone, together, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", WITH_ATTENTION)
+@pytest.mark.parametrize("place", ["attention", "embedding"])
+def test_dropout_at_other_places_differs_repeats_and_does_not_depend_on_padding(family, place):
+    model, rows = tiny(family), tiny_prompts()
+    rows = rows[rows.input_ids.map(len) > 6]
+    options = {"p": 0.4, "places": place}
+    first = draw(model, rows, **options)
+    assert torch.equal(first, draw(model, rows, **options))
+    assert ((first - draw(model, rows, 1, **options)).abs().amax(-1) > 0).all()
+    alone = torch.cat([draw(model, rows.iloc[[i]], **options) for i in range(len(rows))], 1)
+    right = draw(model, rows, side="right", **options)
+    torch.testing.assert_close(right, first, **close_in_single(model))
+    torch.testing.assert_close(alone, first, **close_in_single(model))
+
+
+@pytest.mark.parametrize("family", WITH_ATTENTION)
+def test_attention_written_out_for_dropout_is_the_family_s_own_where_nothing_is_dropped(family):
+    model, batch = tiny(family), pad(tiny_prompts().input_ids)
+    # Below 1/65536 every mask keeps everything.
+    options = {"seeds": range(7), "position_ids": batch["position_ids"], "places": "attention"}
+    with mc_dropout(model, 1e-9, **options):
+        written_out = last_logits(model, batch)
+    torch.testing.assert_close(written_out, last_logits(model, batch), **close_in_single(model))
 
 
 def test_masks_are_the_same_bits_for_either_padding_side_and_any_batch():
-    rows, seeds = tiny_prompts(), torch.arange(7, dtype=torch.int32) * 977
-    left, right = (pad(rows.input_ids, side=s) for s in ("left", "right"))
-    a, b = (
-        keep_mask(seeds[:, None], left["position_ids"], 36, 0.1),
-        keep_mask(seeds[:, None], right["position_ids"], 36, 0.1),
+    rows = tiny_prompts()
+    seeds = torch.arange(7, dtype=torch.int32)[:, None] * 977
+    left, right = (
+        keep_mask(seeds, pad(rows.input_ids, side=side)["position_ids"], 36, 0.1)
+        for side in ("left", "right")
     )
     for i, n in enumerate(rows.input_ids.map(len)):
-        alone = keep_mask(seeds[i : i + 1, None], torch.arange(n)[None], 36, 0.1)[0]
-        assert torch.equal(a[i, -n:], b[i, :n]) and torch.equal(alone, b[i, :n])
+        alone = keep_mask(seeds[i : i + 1], torch.arange(n)[None], 36, 0.1)[0]
+        assert torch.equal(left[i, -n:], alone) and torch.equal(right[i, :n], alone)
+
+
+def assert_unrelated(keep: torch.Tensor) -> None:
+    """Neighbours along no axis of a mask are correlated."""
+    centred = (keep - keep.mean()) / keep.std()
+    for axis in range(keep.dim()):
+        n = keep.shape[axis] - 1
+        products = centred.narrow(axis, 0, n) * centred.narrow(axis, 1, n)
+        assert abs(float(products.mean())) < 5 / np.sqrt(keep.numel())
 
 
 @pytest.mark.parametrize("p", [0.02, 0.1, 0.5])
-def test_the_share_that_is_kept_is_one_minus_p_and_masks_of_rows_tokens_and_channels_are_unrelated(
-    p,
-):
-    keep = keep_mask(
-        torch.arange(40, dtype=torch.int32)[:, None], torch.arange(50).expand(40, 50), 100, p
-    ).double()
+def test_masks_keep_one_minus_p_and_are_unrelated_over_rows_tokens_and_channels(p):
+    seeds = torch.arange(40, dtype=torch.int32)[:, None]
+    keep = keep_mask(seeds, torch.arange(50).expand(40, 50), 100, p).double()
     assert abs(float(keep.mean()) - (1 - p)) < 4 * np.sqrt(p * (1 - p) / keep.numel())
+    assert_unrelated(keep)
+
+
+def test_masks_of_attention_keep_one_minus_p_and_are_unrelated_over_heads_queries_and_keys():
+    seeds = torch.arange(9, dtype=torch.int32)[:, None]
+    keep = keep_pairs(seeds, torch.arange(40).expand(9, 40), 6, 40, 0.3).double()
+    assert keep.shape == (9, 6, 40, 40)
+    assert abs(float(keep.mean()) - 0.7) < 4 * np.sqrt(0.21 / keep.numel())
+    assert_unrelated(keep)
+    # Nor is the pair of query i and key j related to that of query j and key i.
     centred = (keep - keep.mean()) / keep.std()
-    for a, b in [
-        (centred[1:], centred[:-1]),
-        (centred[:, 1:], centred[:, :-1]),
-        (centred[..., 1:], centred[..., :-1]),
-    ]:
-        assert abs(float((a * b).mean())) < 5 / np.sqrt(a.numel())
+    off_diagonal = ~torch.eye(40, dtype=torch.bool).expand(9, 6, 40, 40)
+    products = (centred * centred.mT)[off_diagonal]
+    assert abs(float(products.mean())) < 5 / np.sqrt(products.numel())
+
+
+def mlp_outputs(model, p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the first MLP puts out, and what dropout makes of it."""
+    batch, seen = pad(tiny_prompts(1).input_ids), []
+
+    def keep(module, args, output: torch.Tensor) -> None:
+        seen.append(output.detach().double())
+
+    mlp = model.model.layers[0].mlp
+    before = mlp.register_forward_hook(keep)
+    options = {"seeds": [5], "position_ids": batch["position_ids"], "places": ["mlp_out"]}
+    with mc_dropout(model, p, **options):
+        after = mlp.register_forward_hook(keep)
+        last_logits(model, batch)
+    before.remove()
+    after.remove()
+    return seen[0], seen[1]
 
 
 def test_what_is_kept_is_scaled_so_that_the_mean_stays():
-    model, rows = tiny("llama"), tiny_prompts(1)
-    batch, seen = pad(rows.input_ids), []
-    handle = model.model.layers[0].mlp.register_forward_hook(
-        lambda m, a, out: seen.append(out.detach())
-    )
-    with mc_dropout(model, 0.25, seeds=[5], positions=batch["position_ids"], sites=["mlp_out"]):
-        after = model.model.layers[0].mlp.register_forward_hook(
-            lambda m, a, out: seen.append(out.detach())
-        )
-        last_logits(model, batch)
-    handle.remove(), after.remove()
-    ratio = (seen[1] / seen[0]).flatten()
-    assert set(ratio.round(decimals=9).tolist()) == {0.0, round(4 / 3, 9)}
+    before, after = mlp_outputs(tiny("llama"), 0.25)
+    assert set((after / before).flatten().round(decimals=9).tolist()) == {0.0, round(4 / 3, 9)}
 
 
 @pytest.mark.parametrize("p", [0.02, 0.05, 0.1])
 def test_in_sixteen_bits_the_scale_is_not_rounded_before_it_is_used(p):
-    model, rows = tiny("llama", torch.bfloat16), tiny_prompts(1)
-    batch, seen = pad(rows.input_ids), []
-    keep = lambda m, a, out: seen.append(out.detach().double())
-    handle = model.model.layers[0].mlp.register_forward_hook(keep)
-    with mc_dropout(model, p, seeds=[5], positions=batch["position_ids"], sites=["mlp_out"]):
-        after = model.model.layers[0].mlp.register_forward_hook(keep)
-        last_logits(model, batch)
-    handle.remove(), after.remove()
-    kept = seen[1] != 0
-    assert float(seen[1][kept].abs().sum() / seen[0][kept].abs().sum()) == pytest.approx(
-        1 / (1 - p), abs=1e-3
-    )  # rounded to 8 bits, 1/0.98 is off by 0.003
+    before, after = mlp_outputs(tiny("llama", torch.bfloat16), p)
+    kept = after != 0
+    scale = float(after[kept].abs().sum() / before[kept].abs().sum())
+    # Rounded to 8 bits, 1/0.98 is off by 0.003.
+    assert scale == pytest.approx(1 / (1 - p), abs=1e-3)
 
 
 @pytest.mark.trap(19)
 def test_outside_the_context_the_forward_pass_is_the_plain_one_bit_for_bit():
     model, rows = tiny("gpt2"), tiny_prompts()
-    before = forward_states(model, pad(rows.input_ids), ["resid_post"])[0]["resid_post"]
-    draw(model, rows)
-    assert torch.equal(
-        forward_states(model, pad(rows.input_ids), ["resid_post"])[0]["resid_post"], before
-    )
+    before, _ = forward_states(model, pad(rows.input_ids), ["resid_post"])
+    draw(model, rows, places="native")
+    after, _ = forward_states(model, pad(rows.input_ids), ["resid_post"])
+    assert torch.equal(before["resid_post"], after["resid_post"])
+    assert model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0, -0.1])
@@ -116,21 +164,24 @@ def test_a_p_that_drops_nothing_or_everything_is_refused(p):
         draw(tiny("llama"), tiny_prompts(), p=p)
 
 
-@pytest.mark.trap(18)
-def test_a_model_in_which_nothing_moves_is_refused():
-    model = tiny("llama", torch.float32)
-    weights = [
-        m.weight
-        for layer in model.model.layers
-        for m in (layer.self_attn.o_proj, layer.mlp.down_proj)
-    ]
-    kept = [w.detach().clone() for w in weights]
-    try:
-        with torch.no_grad():
-            [w.zero_() for w in weights]
-        with pytest.raises(DeadDropout, match="7 of 7 rows"):
-            dropout_audit(model, tiny_prompts())
-    finally:
-        with torch.no_grad():
-            [w.copy_(k) for w, k in zip(weights, kept, strict=True)]
-    assert (dropout_audit(model, tiny_prompts()).least > 0).all()
+@pytest.mark.parametrize(
+    ("family", "places"),
+    [
+        ("gpt2", list(PLACES)),
+        ("llama", ["attention"]),
+        ("gpt_neox", list(PLACES)),
+        ("stablelm", ["mlp_out", "attention"]),
+        ("phi3", ["attn_out", "mlp_out", "attention"]),
+        ("falcon", ["attn_out", "mlp_out"]),
+        ("mpt", ["attn_out", "mlp_out"]),
+    ],
+)
+def test_a_family_says_where_its_own_dropout_is(family, places):
+    assert native_sites(tiny(family)) == places
+
+
+def test_native_dropout_acts_where_the_family_has_its_own():
+    model, rows = tiny("llama"), tiny_prompts()
+    native = draw(model, rows, places="native")
+    assert torch.equal(native, draw(model, rows, places=["attention"]))
+    assert not torch.equal(native, draw(model, rows, places=["attn_out"]))

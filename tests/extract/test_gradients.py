@@ -1,19 +1,124 @@
+"""Gradients of the margin: against full backprop, finite differences and each row alone."""
+
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import FAMILIES, LAYERS, close, tiny, tiny_prompts
+from tiny_models import (
+    FAMILIES,
+    LAYERS,
+    PRECISE,
+    close,
+    close_in_single,
+    prompts_that_begin_alike,
+    tiny,
+    tiny_prompts,
+)
 
+from dlk_utils.errors import ChoiceError
 from dlk_utils.extract.answers import choice_logprobs
-from dlk_utils.extract.batches import last_logits, last_positions, pad
+from dlk_utils.extract.batches import cached_prefix, last_logits, last_positions, pad
 from dlk_utils.extract.gradients import (
     counterfactual_states,
+    first_tokens,
     full_backprop,
+    last_token_gradients,
     pooled_weight_gradients,
+    states_after_choices,
     states_and_gradients,
 )
+from dlk_utils.extract.packing import shared_batch
 from dlk_utils.extract.states import forward_states
-from dlk_utils.models.sites import SITES, at_sites, layer_numbers
+from dlk_utils.models.sites import SITES, at_sites
+
+
+def assert_near(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    """Each vector lies near the expected one, relative to its length."""
+    distance = (found - expected).norm(dim=-1)
+    assert (distance <= PRECISE[dtype] * expected.norm(dim=-1)).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_from_the_cached_prefix_equal_full_backprop(family):
+    model, rows = tiny(family), tiny_prompts()
+    batch, choices = pad(rows.input_ids), list(rows.choice_ids)
+    states, gradients, logprobs = states_and_gradients(model, batch, choices, SITES)
+    full = full_backprop(model, batch, choices, SITES)
+    clean_states, logits = forward_states(model, batch, SITES)
+    torch.testing.assert_close(logprobs, choice_logprobs(logits, choices), **close(model))
+    for site in SITES:
+        assert gradients[site].shape == full[site].shape == states[site].shape
+        assert gradients[site].shape[:2] == (LAYERS, len(rows))
+        assert (gradients[site].abs().amax(-1) > 0).all()
+        assert_near(gradients[site], full[site], model.dtype)
+        torch.testing.assert_close(states[site], clean_states[site], **close(model))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_gradients_in_single_precision_are_those_of_double_precision(family):
+    rows = tiny_prompts()
+    batch, choices = pad(rows.input_ids), list(rows.choice_ids)
+    single, double = (
+        states_and_gradients(tiny(family, dtype), batch, choices, SITES)[1]
+        for dtype in (torch.float32, torch.float64)
+    )
+    for site in SITES:
+        assert_near(single[site], double[site], torch.float32)
+
+
+@pytest.mark.trap(22, 24)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_bigcode", "gpt_neox"])
+@pytest.mark.parametrize("site", SITES)
+def test_gradients_equal_finite_differences_of_the_margin(family, site):
+    # A llama's RMS norm computes in single precision whatever the model's: a larger step, and a
+    # wider tolerance.
+    step, rel, noise = (1e-3, 1e-3, 6e-5) if family == "llama" else (1e-5, 1e-6, 1e-8)
+    model, rows = tiny(family), tiny_prompts(1)
+    batch, choices = pad(rows.input_ids), list(rows.choice_ids)
+    gradients = states_and_gradients(model, batch, choices, [site])[1][site]
+
+    def margin(layer: int, channel: int, by: float) -> float:
+        def push(_, at: int, hidden: torch.Tensor) -> torch.Tensor:
+            hidden = hidden.clone()
+            hidden[:, -1, channel] += by
+            return hidden
+
+        with at_sites(model, [site], push, layer):
+            logprobs = choice_logprobs(last_logits(model, batch), choices)
+        return float(logprobs[0, 1] - logprobs[0, 0])
+
+    for layer in range(LAYERS):
+        for channel in (0, 17, 35):
+            slope = (margin(layer, channel, step) - margin(layer, channel, -step)) / (2 * step)
+            assert slope == pytest.approx(float(gradients[layer, 0, channel]), rel=rel, abs=noise)
+
+
+@pytest.mark.trap(23)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_bigcode", "gpt_neox"])
+def test_a_row_s_gradient_does_not_depend_on_what_else_is_in_the_batch(family):
+    model, rows = tiny(family), tiny_prompts()
+    choices = list(rows.choice_ids)
+    together = states_and_gradients(model, pad(rows.input_ids), choices, SITES)[1]
+    for i, ids in enumerate(rows.input_ids):
+        alone = states_and_gradients(model, pad([ids]), choices[i : i + 1], SITES)[1]
+        for site in SITES:
+            torch.testing.assert_close(together[site][:, i], alone[site][:, 0], **close(model))
+
+
+def test_gradients_at_some_layers_are_those_of_all_layers():
+    model, rows = tiny("gpt2"), tiny_prompts()
+    batch, choices = pad(rows.input_ids), list(rows.choice_ids)
+    every = states_and_gradients(model, batch, choices, SITES)[1]
+    some = states_and_gradients(model, batch, choices, SITES, [0, 2])[1]
+    for site in SITES:
+        torch.testing.assert_close(some[site], every[site][[0, 2]], **close(model))
+
+
+def test_right_padding_is_refused_for_gradients():
+    rows = tiny_prompts()
+    batch = pad(rows.input_ids, side="right")
+    with pytest.raises(ValueError, match="left-padded"):
+        states_and_gradients(tiny("llama"), batch, list(rows.choice_ids), SITES)
 
 
 @pytest.mark.trap(25)
@@ -21,49 +126,44 @@ from dlk_utils.models.sites import SITES, at_sites, layer_numbers
 def test_a_counterfactual_pass_moves_every_margin_towards_the_other_answer_and_no_weight(family):
     model, rows = tiny(family), tiny_prompts()
     batch, choices = pad(rows.input_ids), list(rows.choice_ids)
-    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    weights = {name: x.clone() for name, x in model.state_dict().items()}
     clean, logits = forward_states(model, batch, SITES)
-    states, logp = counterfactual_states(model, batch, choices, SITES, layer=1, step=0.01)
-    before, after = (x[:, 1] - x[:, 0] for x in (choice_logprobs(logits, choices), logp))
+    moved, logprobs = counterfactual_states(model, batch, choices, SITES, layer=1, step=0.01)
+    before, after = torch.diff(choice_logprobs(logits, choices)), torch.diff(logprobs)
     assert ((after - before) * before.sign() < 0).all()
     for site in SITES:
-        unmoved = 2 if site != "resid_post" else 1
+        n_before_the_move = 1 if site == "resid_post" else 2
         torch.testing.assert_close(
-            states[site][:, :unmoved], clean[site][:, :unmoved], **close(model)
+            moved[site][:n_before_the_move], clean[site][:n_before_the_move], **close(model)
         )
-        assert ((states[site][:, 2] - clean[site][:, 2]).abs().amax(-1) > 0).all()
-    length = (states["resid_post"][:, 1] - clean["resid_post"][:, 1]).norm(dim=-1) / clean[
-        "resid_post"
-    ][:, 1].norm(dim=-1)
+        assert ((moved[site][2] - clean[site][2]).abs().amax(-1) > 0).all()
+    move = (moved["resid_post"][1] - clean["resid_post"][1]).norm(dim=-1)
+    length = move / clean["resid_post"][1].norm(dim=-1)
     torch.testing.assert_close(length, torch.full_like(length, 0.01), rtol=1e-3, atol=0)
-    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items()) and all(
-        p.grad is None for p in model.parameters()
-    )
+    assert all(torch.equal(x, weights[name]) for name, x in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_a_counterfactual_pass_is_the_plain_pass_with_the_state_moved():
     model, rows = tiny("llama"), tiny_prompts()
     batch, choices = pad(rows.input_ids), list(rows.choice_ids)
-    states, grads, logp = states_and_gradients(model, batch, choices, ["resid_post"])
-    g, sign = grads["resid_post"][:, 1], -torch.sign(logp[:, 1] - logp[:, 0])[:, None]
-    moved = states["resid_post"][:, 1] + sign * 0.3 * states["resid_post"][:, 1].norm(
-        dim=-1, keepdim=True
-    ) * g / g.norm(dim=-1, keepdim=True)
+    states, gradients, logprobs = states_and_gradients(model, batch, choices, ["resid_post"])
+    state, gradient = states["resid_post"][1], gradients["resid_post"][1]
+    direction = gradient / gradient.norm(dim=-1, keepdim=True)
+    length = 0.3 * state.norm(dim=-1, keepdim=True)
+    moved = state - torch.diff(logprobs).sign() * length * direction
 
-    def put(site, layer, hidden):
+    def put(site: str, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         return torch.cat([hidden[:, :-1], moved[:, None]], 1)
 
     with at_sites(model, ["resid_post"], put, 1):
         expected = choice_logprobs(last_logits(model, batch), choices)
-    torch.testing.assert_close(
-        counterfactual_states(model, batch, choices, SITES, layer=1, step=0.3)[1],
-        expected,
-        **close(model),
-    )
+    _, found = counterfactual_states(model, batch, choices, SITES, layer=1, step=0.3)
+    torch.testing.assert_close(found, expected, **close(model))
 
 
 def test_the_index_of_the_last_token_serves_layers_on_any_device(monkeypatch):
-    """An index of the CPU does; here the index of the batch's device is one that serves nowhere."""
+    """An index on the CPU does. Here the one on the batch's device would fail."""
     model, rows = tiny("llama"), tiny_prompts()
     batch, choices = pad(rows.input_ids), list(rows.choice_ids)
     plain = full_backprop(model, batch, choices, ["mlp_out"])["mlp_out"]
@@ -85,59 +185,36 @@ def test_the_index_of_the_last_token_serves_layers_on_any_device(monkeypatch):
 )
 def test_pooled_weight_gradients_are_those_of_each_row_s_own_backprop(name):
     model, rows = tiny("llama"), tiny_prompts()
-    over_inputs, over_outputs = pooled_weight_gradients(
-        model, pad(rows.input_ids), list(rows.choice_ids), [name]
-    )[name]
+    batch, choices = pad(rows.input_ids), list(rows.choice_ids)
+    over_inputs, over_outputs = pooled_weight_gradients(model, batch, choices, [name])[name]
     weight = model.get_submodule(name).weight
-    for i, row in enumerate(rows.itertuples()):
-        logp = choice_logprobs(model(**pad([row.input_ids])).logits[:, -1], [row.choice_ids])
-        (full,) = torch.autograd.grad((logp[:, 1] - logp[:, 0]).sum(), [weight])
-        torch.testing.assert_close(over_inputs[i], full.mean(1), **close(model))
-        torch.testing.assert_close(over_outputs[i], full.mean(0), **close(model))
+    for i, ids in enumerate(rows.input_ids):
+        logprobs = choice_logprobs(model(**pad([ids])).logits[:, -1], choices[i : i + 1])
+        [gradient] = torch.autograd.grad(torch.diff(logprobs).sum(), [weight])
+        torch.testing.assert_close(over_inputs[i], gradient.mean(1), **close(model))
+        torch.testing.assert_close(over_outputs[i], gradient.mean(0), **close(model))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
-def test_the_last_few_positions_are_those_of_each_prompt_alone(family):
-    model, rows = tiny(family), tiny_prompts()
-    rows = rows[rows.input_ids.map(len) >= 3]
-    for side in ("left", "right"):
-        states = forward_states(
-            model, pad(rows.input_ids, side=side), ["resid_post", "mlp_out"], positions=3
-        )[0]
-        assert states["resid_post"].shape == (len(rows), LAYERS, 3, model.config.hidden_size)
-        for i, ids in enumerate(rows.input_ids):
-            for back in range(3):
-                with torch.no_grad():
-                    hidden = model(**pad([ids]), output_hidden_states=True).hidden_states
-                torch.testing.assert_close(
-                    states["resid_post"][i, 0, 2 - back],
-                    hidden[1][0, len(ids) - 1 - back],
-                    **close(model),
-                )
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("make_prompts", [tiny_prompts, prompts_that_begin_alike])
+def test_a_state_after_a_choice_is_that_of_the_prompt_with_the_choice_behind_it(
+    family, make_prompts
+):
+    model, rows = tiny(family), make_prompts()
+    last = cached_prefix(model, shared_batch(model, list(rows.input_ids)))
+    last_token_gradients(model, last, list(rows.choice_ids), ["resid_post"])
+    tokens = first_tokens(rows.strict_ids)
+    pair = states_after_choices(model, last, last["past_key_values"], tokens, ["resid_post"])
+    for choice, after_choice in enumerate(pair):
+        longer = [[*ids, pair[choice]] for ids, pair in zip(rows.input_ids, tokens, strict=True)]
+        expected, _ = forward_states(model, pad(longer), ["resid_post"])
+        torch.testing.assert_close(
+            after_choice["resid_post"], expected["resid_post"], **close_in_single(model)
+        )
+
+
+def test_choices_that_begin_with_the_same_token_have_no_contrast_pair():
     with pytest.raises(
-        ValueError, match=r"positions: expected between 1 and .* 3, got 4|positions: expected"
+        ChoiceError, match=r"differ in their first token, got token 1 twice in 2 of 3"
     ):
-        forward_states(model, pad(rows.input_ids), SITES, positions=99)
-
-
-def test_layers_are_chosen_by_index_list_slice_or_all():
-    assert (
-        layer_numbers("all", 4) == [0, 1, 2, 3]
-        and layer_numbers("::2", 4) == [0, 2]
-        and layer_numbers("1,3", 4) == [1, 3]
-    )
-    assert (
-        layer_numbers(-1, 4) == [3]
-        and layer_numbers([0, 2], 4) == [0, 2]
-        and layer_numbers("1:", 4) == [1, 2, 3]
-    )
-    for wrong in ("first", 4, [0, 9], "0;1"):
-        with pytest.raises(ValueError, match="layers: expected"):
-            layer_numbers(wrong, 4)
-    model, rows = tiny("gpt2"), tiny_prompts()
-    every, some = (
-        states_and_gradients(model, pad(rows.input_ids), list(rows.choice_ids), SITES, which)
-        for which in ("all", [0, 2])
-    )
-    for site in SITES:
-        torch.testing.assert_close(some[1][site], every[1][site][:, [0, 2]], **close(model))
+        first_tokens([[[1, 2], [1, 3]], [[4], [5]], [[1], [1, 5]]])

@@ -1,157 +1,247 @@
+"""The store: what is finished survives anything, and what is damaged is noticed."""
+
 import errno
+import io
 import multiprocessing
 import os
 import random
+import resource
 import signal
-import subprocess
-import sys
 import time
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from dlk_utils.errors import StoreError
 from dlk_utils.extract import store
-from dlk_utils.extract.store import fill, is_complete, load_features, read, row_ids
-from dlk_utils.provenance import fingerprint, write_file
+from dlk_utils.extract.store import (
+    as_dataset,
+    describe,
+    fill,
+    is_complete,
+    load_features,
+    read,
+    read_rows,
+    row_ids,
+)
+from dlk_utils.provenance import write_file
 
+# Four shards of two batches of three rows.
 PLAN = [[[f"r{s}{b}{i}" for i in range(3)] for b in range(2)] for s in range(4)]
-ROWS = [r for shard in PLAN for batch in shard for r in batch]
-
-SCRIPT = """
-import resource, signal, sys, time
-from pathlib import Path
-sys.path[:0] = [sys.argv[3]]
-from test_store import PLAN, values
-from dlk_utils.extract.store import fill
-if sys.argv[2] == "full":
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-def compute(ids):
-    print("batch", flush=True)
-    time.sleep(0.15 if sys.argv[2] == "slow" else 0)
-    return values(ids)
-fill(Path(sys.argv[1]), {"what": "test"}, PLAN, compute)
-"""
+ROWS = [row for shard in PLAN for batch in shard for row in batch]
 
 
-def values(ids, dtype=torch.float32, d=200):
-    return {"x": torch.tensor([[hash_of(r) + k for k in range(d)] for r in ids], dtype=dtype)}
+def values(ids: list[str], dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """200 numbers that follow from a row's id."""
+    start = [sum(ord(letter) * 7**i for i, letter in enumerate(row)) % 101 for row in ids]
+    return {"x": (torch.tensor(start)[:, None] + torch.arange(200)).to(dtype)}
 
 
-def hash_of(row: str) -> int:
-    return sum(ord(c) * 7**i for i, c in enumerate(row)) % 101
+def other_values(ids: list[str]) -> dict[str, torch.Tensor]:
+    return {"x": values(ids)["x"] + 1}
 
 
-def child(folder, mode):
-    command = [sys.executable, "-c", SCRIPT, str(folder), mode, os.path.dirname(__file__)]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"TQDM_DISABLE": "1"},
-    )
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
-def content(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"}
+def in_another_process(function, *args) -> multiprocessing.Process:
+    process = multiprocessing.get_context("fork").Process(target=function, args=args)
+    process.start()
+    return process
+
+
+def fill_slowly(folder: Path, pause: float) -> None:
+    def compute(ids: list[str]) -> dict[str, torch.Tensor]:
+        with open(folder.parent / "log", "a") as log:
+            log.write("batch\n")
+        time.sleep(pause)
+        return values(ids)
+
+    fill(folder, {"what": "test"}, PLAN, compute)
+
+
+def n_batches_computed(folder: Path) -> int:
+    log = folder.parent / "log"
+    return log.read_text().count("batch") if log.is_file() else 0
+
+
+# Reading
 
 
 @pytest.mark.trap(29)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_what_was_written_is_read_bit_for_bit_in_its_own_dtype(tmp_path, dtype):
-    fill(tmp_path, {"what": "test"}, PLAN, lambda ids: values(ids, dtype))
+    fill(tmp_path, {}, PLAN, lambda ids: values(ids, dtype))
     assert read(tmp_path, "x").dtype == dtype
-    assert torch.equal(read(tmp_path, "x"), values(ROWS, dtype)["x"]) and row_ids(tmp_path) == ROWS
+    assert torch.equal(read(tmp_path, "x"), values(ROWS, dtype)["x"])
+    assert row_ids(tmp_path) == ROWS
 
 
 def test_rows_are_found_by_the_example_they_are_of(tmp_path):
+    examples = {row: f"e{i // 2}" for i, row in enumerate(ROWS)}
+    name = "activation.resid_post.2.0"
     fill(
         tmp_path,
         {},
         PLAN,
-        lambda ids: {"activation.resid_post.2.0": values(ids, torch.bfloat16)["x"]},
-        examples={r: f"e{i // 2}" for i, r in enumerate(ROWS)},
+        lambda ids: {name: values(ids, torch.bfloat16)["x"]},
+        examples=examples,
     )
-    whole, rows = load_features(tmp_path, "resid_post", 2)
-    some, named = load_features(tmp_path, "resid_post", 2, examples=["e1", "e0"])
-    assert (
-        rows == ROWS
-        and named == [r for i, r in enumerate(ROWS) if i // 2 in (0, 1)]
-        and (some == whole[[ROWS.index(r) for r in named]]).all()
-    )
+    every, rows = load_features(tmp_path, "resid_post", 2)
+    assert rows == ROWS and every.dtype == np.float32
+    some, some_rows = load_features(tmp_path, "resid_post", 2, examples=["e1", "e0"])
+    assert some_rows == ROWS[:4] and (some == every[:4]).all()
     with pytest.raises(StoreError, match="expected examples that are stored, got e999"):
         load_features(tmp_path, "resid_post", 2, examples=["e999", "e0"])
 
 
+@pytest.mark.trap(4, 33)
+def test_rows_are_read_in_the_order_asked_for_and_strangers_and_repeats_are_refused(tmp_path):
+    fill(tmp_path, {}, PLAN, values)
+    rows = pd.DataFrame({"row_id": ROWS})
+    assert (read_rows(tmp_path, rows[::-1], "x") == read_rows(tmp_path, rows, "x")[::-1]).all()
+    stranger = pd.DataFrame({"row_id": [*ROWS, "stranger"]})
+    with pytest.raises(KeyError, match="1 are not stored"):
+        read_rows(tmp_path, stranger, "x")
+    with pytest.raises(KeyError, match="each of 25 rows once"):
+        read_rows(tmp_path, pd.concat([rows, rows.tail(1)]), "x")
+
+
+def test_a_store_is_described_and_given_out_as_a_dataset(tmp_path):
+    fill(tmp_path, {}, PLAN, values, examples={row: f"example of {row}" for row in ROWS})
+    summary = describe(tmp_path)
+    assert summary["rows"] == 24 and summary["shards"] == 4 and summary["width"] == 200
+    assert summary["dtype"] == "float32"
+    table = as_dataset(tmp_path, ["x"])
+    assert list(table["row_id"]) == ROWS
+    assert table[5]["example_id"] == f"example of {ROWS[5]}"
+    assert (table[5]["x"] == values(ROWS)["x"][5].numpy()).all()
+
+
+def test_one_tensor_is_read_by_its_own_bytes(tmp_path, monkeypatch):
+    fill(tmp_path, {}, PLAN, lambda ids: values(ids) | {"wide": torch.zeros(len(ids), 20_000)})
+    n_bytes = []
+
+    class CountedFile(io.FileIO):
+        def __init__(self, path: Path, mode: str, buffering: int):
+            super().__init__(path, mode)
+
+        def read(self, n: int = -1) -> bytes:
+            found = super().read(n)
+            n_bytes.append(len(found))
+            return found
+
+        def readinto(self, target: memoryview) -> int:
+            n_bytes.append(super().readinto(target))
+            return n_bytes[-1]
+
+    monkeypatch.setattr(store, "open", CountedFile, raising=False)
+    tensor = read(tmp_path, "x")
+    size_of_headers = sum(n_bytes) - tensor.nbytes
+    assert 0 < size_of_headers < 500 * len(PLAN)
+
+
 @pytest.mark.trap(32)
 def test_a_store_is_no_larger_than_its_values(tmp_path):
-    fill(
-        tmp_path,
-        {},
-        [[["a", "b"]]],
-        lambda ids: {"x": torch.zeros(2, 500_000, dtype=torch.bfloat16)[:, :50_000]},
-    )  # a view of ten times as much
-    assert (tmp_path / "shard-00000.safetensors").stat().st_size == pytest.approx(
-        2 * 50_000 * 2, rel=0.02
-    )
+    def compute(ids: list[str]) -> dict[str, torch.Tensor]:
+        ten_times_as_much = torch.zeros(2, 500_000, dtype=torch.bfloat16)
+        return {"x": ten_times_as_much[:, :50_000]}
+
+    fill(tmp_path, {}, [[["a", "b"]]], compute)
+    size = (tmp_path / "shard-00000.safetensors").stat().st_size
+    assert size == pytest.approx(2 * 50_000 * 2, rel=0.02)
+
+
+# Interruptions
 
 
 @pytest.mark.trap(30)
 def test_a_run_that_is_killed_goes_on_and_ends_with_the_same_bits(tmp_path):
-    process = child(tmp_path / "killed", "slow")
-    while not (tmp_path / "killed" / "shard-00001.json").exists():
-        assert process.poll() is None, process.stderr.read()
+    killed = tmp_path / "killed"
+    process = in_another_process(fill_slowly, killed, 0.1)
+    while not (killed / "shard-00001.json").exists():
+        assert process.is_alive()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not is_complete(tmp_path / "killed")
+    process.kill()
+    process.join()
+    assert not is_complete(killed)
     with pytest.raises(StoreError, match="unfinished"):
-        read(tmp_path / "killed", "x")
-    again = child(tmp_path / "killed", "fast")
-    assert (
-        again.communicate()[0].count("batch") <= 2 * 2
-    )  # two of four shards, of two batches, were finished
+        read(killed, "x")
+    before = n_batches_computed(killed)
+    fill_slowly(killed, 0)
+    # Two of four shards, of two batches each, were finished.
+    assert n_batches_computed(killed) - before <= 4
     fill(tmp_path / "whole", {"what": "test"}, PLAN, values)
-    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    assert content(killed) == content(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_twenty_kills_at_random_moments_lose_nothing_and_repeat_at_most_a_shard(tmp_path):
-    log, context, rng = tmp_path / "log", multiprocessing.get_context("fork"), random.Random(0)
-
-    def run(folder, pause):
-        def compute(ids):
-            with open(log, "a") as f:
-                f.write("batch\n")
-            time.sleep(pause)
-            return values(ids)
-
-        fill(folder, {"what": "test"}, PLAN, compute)
-
+    rng, n_finished = random.Random(0), []
     fill(tmp_path / "whole", {"what": "test"}, PLAN, values)
-    stopped = []
     for k in range(20):
-        folder, _ = tmp_path / str(k), log.write_text("")
-        process = context.Process(target=run, args=(folder, 0.02))
-        process.start()
+        folder = tmp_path / str(k) / "store"
+        folder.parent.mkdir()
+        process = in_another_process(fill_slowly, folder, 0.02)
         time.sleep(rng.uniform(0, 0.25))
         process.kill()
         process.join()
-        stopped.append(sum((folder / f"shard-{i:05d}.json").exists() for i in range(len(PLAN))))
-        run(folder, 0)
+        n_finished.append(len(list(folder.glob("shard-*.json"))))
+        fill_slowly(folder, 0)
         assert content(folder) == content(tmp_path / "whole")
-        assert log.read_text().count("batch") <= sum(map(len, PLAN)) + len(PLAN[0])
-    assert len(set(stopped)) >= 3  # the kills came at different places
+        assert n_batches_computed(folder) <= 8 + 2
+    # The kills came at different places.
+    assert len(set(n_finished)) >= 3
+
+
+def test_a_run_stopped_by_the_keyboard_goes_on(tmp_path):
+    computed = []
+
+    def stopped(ids: list[str]) -> dict[str, torch.Tensor]:
+        computed.append(ids)
+        if len(computed) == 4:
+            raise KeyboardInterrupt
+        return values(ids)
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path, {}, PLAN, stopped)
+    assert not is_complete(tmp_path)
+    fill(tmp_path, {}, PLAN, stopped)
+    assert is_complete(tmp_path) and len(computed) == 4 + 6
+
+
+def fill_a_full_disk(folder: Path) -> None:
+    """Fill a store where a file can have 3,000 bytes; leave with 3 if that is a clear error."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+    try:
+        fill(folder, {}, PLAN, values)
+    except StoreError as error:
+        os._exit(3 if "could not write" in str(error) else 1)
 
 
 def test_a_full_disk_is_one_clear_error_and_nothing_counts_as_finished(tmp_path):
-    process = child(tmp_path / "s", "full")
-    error = process.communicate()[1]
-    assert process.returncode != 0 and "StoreError" in error.strip().splitlines()[-1]
-    assert not is_complete(tmp_path / "s") and not list((tmp_path / "s").glob("shard-*"))
-    fill(tmp_path / "s", {"what": "test"}, PLAN, values)
-    assert is_complete(tmp_path / "s")
+    process = in_another_process(fill_a_full_disk, tmp_path)
+    process.join()
+    assert process.exitcode == 3
+    assert not is_complete(tmp_path) and not list(tmp_path.glob("shard-*"))
+    fill(tmp_path, {}, PLAN, values)
+    assert is_complete(tmp_path)
+
+
+def test_a_file_has_its_name_only_after_its_bytes_are_on_the_disk(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append("synced"), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("named"), replace(a, b)))
+    fill(tmp_path, {}, PLAN, values)
+    assert done == ["synced", "named"] * (1 + 2 * len(PLAN))
+
+
+# Damage
 
 
 @pytest.mark.trap(30)
@@ -162,50 +252,51 @@ def test_a_truncated_file_and_a_flipped_bit_are_found_and_made_again(tmp_path, n
     before, file = content(tmp_path), tmp_path / name
     assert is_complete(tmp_path)
     data = bytearray(file.read_bytes())
-    data[{"flip": -5, "brace": 0, "row": data.find(b"r0"), "truncate": -1}[harm]] ^= 1
+    place = {"flip": -5, "brace": 0, "row": data.find(b"r0"), "truncate": -1}[harm]
+    data[place] ^= 1
     file.write_bytes(data[:-7] if harm == "truncate" else data)
     os.utime(file, (1, 1))
     assert not is_complete(tmp_path)
     if name == "manifest.json":
         with pytest.raises(StoreError, match="manifest is damaged"):
             read(tmp_path, "x")
-    done = []
-    fill(tmp_path, {}, PLAN, lambda ids: done.append(ids) or values(ids))
-    assert done == ([] if name == "manifest.json" else PLAN[2]) and content(tmp_path) == before
+    computed = []
+    fill(tmp_path, {}, PLAN, lambda ids: computed.append(ids) or values(ids))
+    assert computed == ([] if name == "manifest.json" else PLAN[2])
+    assert content(tmp_path) == before
     assert name.split(".")[0] in capsys.readouterr().out
 
 
-def test_half_a_store_that_was_made_by_another_plan_is_not_gone_on_with(tmp_path):
-    def stopped(ids):
-        if ids == PLAN[2][0]:
-            raise KeyboardInterrupt
-        return values(ids)
+def test_a_shard_that_was_repaired_is_read_again(tmp_path, capsys):
+    rows = pd.DataFrame({"row_id": ROWS})
+    fill(tmp_path, {}, PLAN, values)
+    good = read_rows(tmp_path, rows, "x")
+    shard = tmp_path / "shard-00001.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-10] ^= 1
+    shard.write_bytes(data)
+    store._read_cached.cache_clear()
+    # Who reads it does not notice; `is_complete` and `fill` do.
+    assert not np.array_equal(read_rows(tmp_path, rows, "x"), good)
+    fill(tmp_path, {}, PLAN, values)
+    assert "does not have its checksum" in capsys.readouterr().out
+    assert np.array_equal(read_rows(tmp_path, rows, "x"), good)
 
-    with pytest.raises(KeyboardInterrupt):
-        fill(tmp_path, {}, PLAN, stopped)
-    with pytest.raises(StoreError, match=r"expected fingerprint .* with other plan; delete it"):
-        fill(tmp_path, {}, PLAN[::-1], values)
+
+def test_a_shard_that_ends_early_is_not_read_as_if_it_were_complete(tmp_path):
+    fill(tmp_path, {}, PLAN, values)
+    shard = tmp_path / "shard-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-4])
+    with pytest.raises(StoreError, match="shard 1, x: the file ends early"):
+        read(tmp_path, "x")
 
 
 def test_a_shard_of_another_store_does_not_count(tmp_path):
     fill(tmp_path / "a", {}, PLAN, values)
-    fill(tmp_path / "b", {"p": 0.1}, PLAN, lambda ids: {"x": values(ids)["x"] + 1})
+    fill(tmp_path / "b", {"p": 0.1}, PLAN, other_values)
     for name in ("shard-00001.safetensors", "shard-00001.json"):
         (tmp_path / "a" / name).write_bytes((tmp_path / "b" / name).read_bytes())
     assert not is_complete(tmp_path / "a")
-
-
-def test_workers_write_the_manifest_once_and_no_two_files_aside_have_one_name(
-    tmp_path, monkeypatch
-):
-    aside, replace = [], os.replace
-    monkeypatch.setattr(os, "replace", lambda a, b: (aside.append(a.name), replace(a, b)))
-    for i in range(len(PLAN)):
-        fill(tmp_path, {}, PLAN, values, only=[i])
-    assert sum("manifest" in name for name in aside) == 1 and is_complete(tmp_path)
-    for _ in range(2):
-        write_file(tmp_path / "same", b"")
-    assert aside[-1] != aside[-2]
 
 
 def test_what_was_found_good_once_is_not_read_again(tmp_path, monkeypatch):
@@ -213,6 +304,71 @@ def test_what_was_found_good_once_is_not_read_again(tmp_path, monkeypatch):
     assert is_complete(tmp_path)
     monkeypatch.setattr(store.xxhash, "xxh3_128_hexdigest", lambda content: "read again")
     assert is_complete(tmp_path)
+
+
+@pytest.mark.trap(28)
+def test_a_row_that_is_not_finite_a_row_too_few_and_a_tensor_that_is_not_there_are_refused(
+    tmp_path,
+):
+    infinite = torch.tensor([[1.0], [float("inf")]])
+    with pytest.raises(StoreError, match=r"row b is not finite .*Run\(dtype=.float32"):
+        fill(tmp_path / "infinite", {}, [[["a", "b"]]], lambda ids: {"x": infinite})
+    with pytest.raises(StoreError, match="expected 2 rows, got 1"):
+        fill(tmp_path / "short", {}, [[["a", "b"]]], lambda ids: {"x": torch.ones(1, 3)})
+    fill(tmp_path / "x", {}, PLAN, values)
+    with pytest.raises(StoreError, match="no tensor 'y'"):
+        read(tmp_path / "x", "y")
+
+
+# Other content, other writers
+
+
+@pytest.mark.trap(31)
+@pytest.mark.parametrize("parts", [{"seed": 1}, {"seed": 0, "p": 0.1}, {}])
+def test_a_store_with_other_parts_is_refused_and_they_are_named(tmp_path, parts):
+    fill(tmp_path, {"seed": 0}, PLAN, values)
+    name = "p" if "p" in parts else "seed"
+    with pytest.raises(StoreError, match=rf"expected fingerprint .* with other parts \({name}\)"):
+        fill(tmp_path, parts, PLAN, values)
+
+
+def test_half_a_store_that_was_made_by_another_plan_is_not_gone_on_with(tmp_path):
+    fill(tmp_path, {}, PLAN, values, only=[0, 1])
+    with pytest.raises(StoreError, match=r"expected fingerprint .* with other plan; delete it"):
+        fill(tmp_path, {}, PLAN[::-1], values)
+
+
+@pytest.mark.trap(31)
+@pytest.mark.parametrize(
+    ("name", "planted", "part"),
+    [
+        ("code_hash", lambda function: "of other code", "code"),
+        ("library_versions", lambda: {"torch": "0.1"}, "versions"),
+    ],
+)
+def test_half_a_store_that_other_code_or_another_library_made_is_not_gone_on_with(
+    tmp_path, monkeypatch, name, planted, part
+):
+    fill(tmp_path, {}, PLAN, values, only=[0])
+    monkeypatch.setattr(store, name, planted)
+    with pytest.raises(StoreError, match=rf"with other parts \({part}\); delete it"):
+        fill(tmp_path, {}, PLAN, values)
+
+
+def test_a_finished_store_is_read_without_asking_for_the_code(tmp_path, monkeypatch):
+    fill(tmp_path, {}, PLAN, values)
+    monkeypatch.delattr(store, "code_hash")
+    monkeypatch.delattr(store, "library_versions")
+    assert is_complete(tmp_path) and len(read(tmp_path, "x")) == 24
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    def while_it_writes(ids: list[str]) -> dict[str, torch.Tensor]:
+        with pytest.raises(StoreError, match="another process"):
+            fill(tmp_path, {}, PLAN, values)
+        return values(ids)
+
+    fill(tmp_path, {}, PLAN, while_it_writes)
 
 
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
@@ -224,112 +380,17 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
         fill(tmp_path, {}, PLAN, values)
 
 
-def test_a_run_stopped_by_the_keyboard_goes_on(tmp_path):
-    seen = []
-
-    def stopped(ids):
-        seen.append(ids)
-        if len(seen) == 4:
-            raise KeyboardInterrupt
-        return values(ids)
-
-    with pytest.raises(KeyboardInterrupt):
-        fill(tmp_path, {}, PLAN, stopped)
-    assert not is_complete(tmp_path)
-    fill(tmp_path, {}, PLAN, lambda ids: seen.append(ids) or values(ids))
-    assert is_complete(tmp_path) and len(seen) == 4 + 6
+def test_workers_write_the_manifest_once(tmp_path, monkeypatch):
+    named, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (named.append(b.name), replace(a, b)))
+    for i in range(len(PLAN)):
+        fill(tmp_path, {}, PLAN, values, only=[i])
+    assert named.count("manifest.json") == 1 and is_complete(tmp_path)
 
 
-def test_a_second_writer_is_refused(tmp_path):
-    def while_it_writes(ids):
-        with pytest.raises(StoreError, match="another process"):
-            fill(tmp_path, {}, PLAN, values)
-        return values(ids)
-
-    fill(tmp_path, {}, PLAN, while_it_writes)
-
-
-@pytest.mark.trap(28)
-def test_other_content_in_the_folder_and_a_row_that_is_not_finite_are_refused(tmp_path):
-    fill(tmp_path, {"seed": 0}, PLAN, values)
-    with pytest.raises(StoreError, match="expected fingerprint"):
-        fill(tmp_path, {"seed": 1}, PLAN, values)
-    with pytest.raises(StoreError, match=r"row b is not finite .*Run\(dtype=.float32"):
-        fill(
-            tmp_path / "inf",
-            {},
-            [[["a", "b"]]],
-            lambda ids: {"x": torch.tensor([[1.0], [float("inf")]])},
-        )
-    with pytest.raises(StoreError, match="expected 2 rows, got 1"):
-        fill(tmp_path / "short", {}, [[["a", "b"]]], lambda ids: {"x": torch.ones(1, 3)})
-    with pytest.raises(StoreError, match="no tensor 'y'"):
-        read(tmp_path, "y")
-
-
-@pytest.mark.trap(31)
-def test_a_fingerprint_changes_with_any_part_and_with_the_format(monkeypatch):
-    parts = {"model": "a", "seed": 0, "sites": ["x"]}
-    others = [
-        parts | {"model": "b"},
-        parts | {"seed": 1},
-        parts | {"sites": ["x", "y"]},
-        parts | {"p": 0.1},
-    ]
-    assert len({fingerprint(p) for p in [parts, *others]}) == 5
-    before = fingerprint(parts)
-    assert before == fingerprint(dict(reversed(parts.items())))
-    monkeypatch.setattr(store, "FORMAT", store.FORMAT + 1)
-    assert fingerprint(parts) != before
-
-
-def test_a_shard_that_ends_early_is_not_read_as_if_it_were_whole(tmp_path):
-    fill(tmp_path, {}, [[["a"]], [["b"]]], lambda ids: {"x": torch.ones(1, 8)})
-    shard = tmp_path / "shard-00001.safetensors"
-    shard.write_bytes(shard.read_bytes()[:-4])
-    with pytest.raises(StoreError, match="shard 1, x: the file ends early"):
-        read(tmp_path, "x")
-
-
-def test_a_file_has_its_name_only_after_its_bytes_are_on_the_disk(tmp_path, monkeypatch):
-    done, real = [], (os.fsync, os.replace)
-    monkeypatch.setattr(os, "fsync", lambda f: done.append("fsync") or real[0](f))
-    monkeypatch.setattr(os, "replace", lambda a, b: done.append("name") or real[1](a, b))
-    fill(tmp_path, {}, PLAN, values)
-    assert done == ["fsync", "name"] * (1 + 2 * len(PLAN))
-
-
-def test_one_tensor_is_read_by_its_own_bytes(tmp_path, monkeypatch):
-    fill(tmp_path, {}, PLAN, lambda ids: values(ids) | {"wide": torch.zeros(len(ids), 20_000)})
-    read_bytes, real = [], open
-
-    class Counted:
-        def __init__(self, *args, **options):
-            self.file = real(*args, **options)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *args):
-            self.file.close()
-
-        def seek(self, at):
-            return self.file.seek(at)
-
-        def read(self, n=-1):
-            found = self.file.read(n)
-            read_bytes.append(len(found))
-            return found
-
-        def readinto(self, place):
-            read_bytes.append(self.file.readinto(place))
-            return read_bytes[-1]
-
-    monkeypatch.setattr(store, "open", Counted, raising=False)
-    found = read(tmp_path, "x")
-    assert (
-        found.nbytes
-        < sum(read_bytes)
-        < found.nbytes + 500 * len(PLAN)
-        < sum(p.stat().st_size for p in tmp_path.glob("*.safetensors")) / 20
-    )
+def test_no_two_files_that_are_being_written_have_one_name(tmp_path, monkeypatch):
+    aside, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (aside.append(a.name), replace(a, b)))
+    for _ in range(2):
+        write_file(tmp_path / "same", b"")
+    assert aside[0] != aside[1]

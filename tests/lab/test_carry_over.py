@@ -1,127 +1,145 @@
-"""Whether a probe carries over, on states in which it is known whether it does."""
+"""Tables of notebook 08 on states of which it is known whether a probe carries over."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from planted_states import read_from, states_that_hold_y, twins
 
-from dlk_utils.lab.tables.carry_over import example_curve, transfer_matrix
-from dlk_utils.lab.tables.headlines import with_each_mistake
+from dlk_utils.lab.tables.carry_over import (
+    between_groups,
+    count_ways,
+    example_curve,
+    left_out,
+    score_styles,
+    split_again,
+    transfer_matrix,
+)
 
-D = 30
+WIDTH = 30
 
 
 @pytest.fixture(scope="module")
 def rows() -> pd.DataFrame:
-    """Three data sets of twins: `a` and `b` hold the class in one direction, `c` in the opposite one; lie rows hold it as truth rows do."""
+    """Twins of three data sets of 180 examples."""
     rng = np.random.default_rng(0)
-    t = pd.DataFrame(
+    examples = pd.DataFrame(
         [
             {
-                "example_id": f"{d}{i}",
-                "dataset": d,
+                "example_id": f"{dataset}{i}",
+                "dataset": dataset,
                 "y": int(rng.integers(2)),
                 "split": ("train", "validation", "test")[i % 3],
             }
-            for d in "abc"
+            for dataset in "abc"
             for i in range(180)
         ]
     )
-    return pd.concat(
-        [t.assign(role=r, row_id=t.example_id + r) for r in ("truth", "lie")], ignore_index=True
-    )
+    roles = [
+        examples.assign(role=role, row_id=examples.example_id + role) for role in ("truth", "lie")
+    ]
+    return pd.concat(roles, ignore_index=True)
 
 
 @pytest.fixture(scope="module")
 def features(rows) -> dict:
-    rng, direction = np.random.default_rng(1), np.eye(D)[4]
+    """Noise at layer 3. At layer 7 `a` and `b` hold the class in one direction, `c` inverted."""
+    rng = np.random.default_rng(1)
     sign = rows.dataset.map({"a": 1, "b": 1, "c": -1}).to_numpy()
-    held = dict(
-        zip(
-            rows.row_id,
-            rng.normal(size=(len(rows), D))
-            + 6 * ((rows.y - 0.5) * sign).to_numpy()[:, None] * direction,
-            strict=True,
-        )
-    )
-    noise = dict(zip(rows.row_id, rng.normal(size=(len(rows), D)), strict=True))
+    held = rng.normal(size=(len(rows), WIDTH))
+    held[:, 4] += 6 * (rows.y.to_numpy() - 0.5) * sign
+    noise = rng.normal(size=(len(rows), WIDTH))
     return {
-        ("activation", "resid_post", k): (
-            lambda some, table=table: np.stack([table[i] for i in some.row_id])
-        )
-        for k, table in ((3, noise), (7, held))
+        ("activation", "resid_post", layer): read_from(dict(zip(rows.row_id, states, strict=True)))
+        for layer, states in ((3, noise), (7, held))
     }
 
 
-def test_the_matrix_shows_what_carries_over_what_turns_round_and_which_layer_holds_it(
-    rows, features
-):
-    table = transfer_matrix(rows, "dataset", features, n_boot=200)
-    cell = table.set_index(["trained_on", "tested_on"])
-    assert (table.layer.head(9) == 7).all() and len(
-        table
-    ) == 9 + 3  # of opposite ones together nothing is left to choose by
-    for one, other in (("a", "a"), ("a", "b"), ("b", "a"), ("c", "c")):
-        assert cell.low[one, other] > 0.85
-    for one, other in (("a", "c"), ("c", "b")):
-        assert cell.high[one, other] < 0.15  # inverted, and shown so
-    assert cell.high["all others", "c"] < 0.15
-    assert (
-        (table.n == 60).all()
-        and cell.n_train["a", "b"] == 60
-        and cell.n_train["all others", "a"] == 120
-    )
+@pytest.fixture(scope="module")
+def by_dataset(rows, features) -> pd.DataFrame:
+    return transfer_matrix(rows, "dataset", features)
+
+
+def test_the_matrix_shows_what_carries_over_what_is_inverted_and_which_layer_holds_it(by_dataset):
+    cell = by_dataset.set_index(["trained_on", "tested_on"])
+    assert len(by_dataset) == 9 + 3
+    # Of data sets that hold opposite directions together, no layer can be chosen.
+    assert (by_dataset.layer.head(9) == 7).all()
+    assert all(cell.low[way] > 0.85 for way in [("a", "a"), ("a", "b"), ("b", "a"), ("c", "c")])
+    assert all(cell.high[way] < 0.15 for way in [("a", "c"), ("c", "b"), ("all others", "c")])
+    assert (by_dataset.n == 60).all()
+    assert cell.n_train["a", "b"] == 60 and cell.n_train["all others", "a"] == 120
+
+
+def test_ways_between_groups_are_counted_apart_from_those_within_one(by_dataset):
+    assert len(between_groups(by_dataset)) == 6
+    counts = count_ways({"logistic": by_dataset}).loc["logistic"]
+    # The ways between a and b lead above chance; those from and to c, also of all others, below.
+    assert counts["ways"] == 9 and counts["above chance"] == 2 and counts["below chance"] >= 5
+    assert list(left_out(by_dataset, "set").index) == ["a", "b", "c"]
 
 
 def test_a_group_with_too_few_rows_of_a_class_is_left_out(rows, features):
-    few = rows[(rows.dataset != "b") | (rows.y == 1)]
-    table = transfer_matrix(few, "dataset", features, n_boot=50)
-    assert "b" not in set(table.trained_on) | set(table.tested_on) and {
-        "a",
-        "c",
-        "all others",
-    } == set(table.trained_on)
+    table = transfer_matrix(rows[(rows.dataset != "b") | (rows.y == 1)], "dataset", features)
+    assert set(table.trained_on) == {"a", "c", "all others"} and set(table.tested_on) == {"a", "c"}
 
 
 def test_no_example_of_the_test_rows_was_trained_on(rows, features):
-    seen = []
-    watched = {
-        k: (lambda some, f=f: seen.append(set(some.example_id)) or f(some))
-        for k, f in features.items()
-    }
-    transfer_matrix(rows, "dataset", watched, n_boot=10)
-    splits = rows.set_index("example_id").split
-    assert all(splits[list(s)].nunique() == 1 for s in seen)
+    read_together = []
+
+    def watched(read):
+        def watching(some):
+            read_together.append(some.example_id.unique())
+            return read(some)
+
+        return watching
+
+    transfer_matrix(rows, "dataset", {key: watched(read) for key, read in features.items()})
+    split_of = rows.drop_duplicates("example_id").set_index("example_id").split
+    assert all(split_of[examples].nunique() == 1 for examples in read_together)
 
 
 def test_more_examples_help_and_all_of_them_are_the_last_point(rows, features):
-    some = rows[rows.dataset != "c"]
-    curve = example_curve(some, features, sizes=(4, 16, 64), probes=("logistic", "mean_difference"))
-    assert list(curve.n_train) == [4, 16, 64, 120] * 2
-    for _, t in curve.groupby("probe"):
-        assert t.estimate.iloc[-1] > 0.95 and t.estimate.iloc[0] < t.estimate.iloc[-1]
-        assert (
-            (t.least <= t.estimate).all()
-            and (t.estimate <= t.most).all()
-            and list(t.draws) == [5, 5, 5, 1]
-        )
+    curve = example_curve(rows[rows.dataset != "c"], features)
+    assert list(curve.n_train) == [8, 16, 32, 64, 120] * 3
+    for _, of_probe in curve.groupby("probe"):
+        assert of_probe.estimate.iloc[-1] > 0.95
+        assert of_probe.estimate.iloc[0] < of_probe.estimate.iloc[-1]
+        assert (of_probe.least <= of_probe.estimate).all()
+        assert (of_probe.estimate <= of_probe.most).all()
+        assert list(of_probe.draws) == [5, 5, 5, 5, 1]
 
 
-def test_with_too_few_rows_every_table_is_empty_and_no_error(rows, features):
-    few = (
-        rows.groupby(["role", "split"])
-        .head(3)
-        .assign(knows=True, answer=lambda t: t.y, lied=lambda t: t.role == "lie")
-    )
-    assert (
-        len(transfer_matrix(few, "dataset", features))
-        == len(example_curve(few, features))
-        == len(with_each_mistake(few, features))
-        == 0
-    )
-    one = rows[rows.y == 1].assign(knows=True, answer=lambda t: t.y, lied=lambda t: t.role == "lie")
-    assert (
-        len(transfer_matrix(one, "dataset", features))
-        == len(example_curve(one, features))
-        == len(with_each_mistake(one, features))
-        == 0
-    )
+def test_other_splits_have_the_same_sizes_and_other_scores():
+    rows = twins()
+    table = split_again(rows, {("activation", "resid_post", 1): states_that_hold_y(rows, 0.15)})
+    assert len(table) == 10 and (table.n == 100).all()
+    assert table.estimate.nunique() > 1 and table.estimate.between(0.5, 1).all()
+
+
+def test_a_probe_of_style_falls_in_another_style_and_one_of_truth_does_not():
+    rows = twins()
+    lies = rows[(rows.role == "lie") & (rows.split == "test")]
+    state = states_that_hold_y(rows, 1.0)
+    key = ("activation", "resid_post", 3)
+    # The planted mistake: the style inverts what the probe reads.
+    styles = {"same": (lies, {key: state}), "inverted": (lies, {key: lambda some: -state(some)})}
+    table = score_styles(rows, {key: state}, styles).set_index(["probe", "style"])
+    for probe in ("logistic", "mean_difference", "ttpd"):
+        assert table.estimate[probe, "clean"] == table.estimate[probe, "same"] > 0.9
+        assert table.estimate[probe, "inverted"] < 0.1
+    assert (table.own_answer < 0.1).all() and (table.n == len(lies)).all()
+    assert (table.layer == 3).all()
+
+
+@pytest.mark.parametrize("make", [example_curve, split_again, score_styles])
+def test_with_too_few_rows_of_a_class_a_table_is_empty_and_says_why(rows, features, make):
+    one_class = rows[rows.y == 1]
+    arguments = [one_class, features, {}] if make is score_styles else [one_class, features]
+    table = make(*arguments)
+    assert table.empty and "estimate" in table
+    assert "expected of each class at least" in table.attrs["too_few_rows"]
+
+
+def test_with_too_few_rows_in_every_group_the_matrix_is_empty(rows, features):
+    table = transfer_matrix(rows.groupby(["role", "split"]).head(3), "dataset", features)
+    assert table.empty and "estimate" in table

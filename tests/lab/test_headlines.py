@@ -3,74 +3,62 @@
 import numpy as np
 import pandas as pd
 import pytest
+from planted_states import read_from, twins
 
-from dlk_utils.lab.tables.headlines import with_each_mistake
+from dlk_utils.lab.tables.headlines import with_each_mistake, with_kinds
 
-D = 300
+WIDTH = 300
+CLEAN = "none: as it should be"
 
 
 @pytest.fixture(scope="module")
-def table() -> pd.DataFrame:
-    """States hold the example (alike in both twins), the system prompt, and nothing of the truth; the model knows all and lies when it is told to."""
+def scores() -> pd.DataFrame:
+    """Scores on states that hold the example, the same in both twins, and the system prompt.
+
+    They hold nothing of the truth. The model knows all answers, and lies when it is told to.
+    """
     rng = np.random.default_rng(0)
-    examples = pd.DataFrame(
-        {
-            "example_id": [f"e{i}" for i in range(240)],
-            "y": rng.integers(0, 2, 240),
-            "split": np.resize(["train", "train", "validation", "test"], 240),
-        }
-    )
-    rows = pd.concat(
-        [
-            examples.assign(
-                role=r,
-                row_id=examples.example_id + r,
-                knows=True,
-                lied=r == "lie",
-                answer=examples.y if r == "truth" else 1 - examples.y,
-            )
-            for r in ("truth", "lie")
-        ],
-        ignore_index=True,
-    )
-    own = {e: rng.normal(size=D) * 3 for e in examples.example_id}
-    told = rng.normal(size=D) * 2
-    layers = {
-        k: {
-            r.row_id: own[r.example_id] + (r.role == "lie") * told + rng.normal(size=D)
-            for r in rows.itertuples()
-        }
-        for k in range(6)
-    }
-    features = {
-        ("activation", "resid_post", k): (
-            lambda some, states=states: np.stack([states[i] for i in some.row_id])
-        )
-        for k, states in layers.items()
-    }
-    return with_each_mistake(rows, features, n_boot=200).set_index("mistake")
+    rows = twins(240)
+    example = {example_id: 3 * rng.normal(size=WIDTH) for example_id in rows.example_id.unique()}
+    of_examples = np.stack([example[example_id] for example_id in rows.example_id])
+    told_to_lie = (rows.role == "lie").to_numpy()[:, None] * 2 * rng.normal(size=WIDTH)
+    features = {}
+    for layer in range(6):
+        states = of_examples + told_to_lie + rng.normal(size=of_examples.shape)
+        reader = read_from(dict(zip(rows.row_id, states, strict=True)))
+        features["activation", "resid_post", layer] = reader
+    return with_each_mistake(rows, features).set_index("mistake")
 
 
-def test_without_a_mistake_there_is_nothing(table):
-    assert table.low["none: as it should be"] < 0.5 < table.high["none: as it should be"] + 0.1
-    assert table.estimate["none: as it should be"] < 0.65
+def test_without_a_mistake_there_is_nothing(scores):
+    clean = scores.loc[CLEAN]
+    assert clean.low < 0.5 and clean.high > 0.4 and clean.estimate < 0.65
 
 
 @pytest.mark.trap(40)
-def test_choosing_on_test_raises_the_score_and_choosing_the_sign_too_never_lowers_it(table):
-    assert (
-        table.estimate["layer chosen on the test rows"] >= table.estimate["none: as it should be"]
-    )
-    assert table.estimate["layer and sign chosen on the test rows"] >= max(
-        0.5, table.estimate["layer chosen on the test rows"]
-    )
+def test_choosing_on_test_raises_the_score_and_choosing_the_sign_too_never_lowers_it(scores):
+    chosen_on_test = scores.estimate["layer chosen on the test rows"]
+    sign_too = scores.estimate["layer and sign chosen on the test rows"]
+    assert chosen_on_test >= scores.estimate[CLEAN]
+    assert sign_too >= max(0.5, chosen_on_test)
 
 
 @pytest.mark.trap(5)
-def test_twins_on_both_sides_make_a_score_out_of_nothing(table):
-    assert table.low["split by row, twins on both sides"] > 0.6
+def test_twins_on_both_sides_make_a_score_out_of_nothing(scores):
+    assert scores.low["split by row, twins on both sides"] > 0.6
 
 
 @pytest.mark.trap(3)
-def test_honest_rows_beside_the_lies_let_the_probe_read_the_system_prompt(table):
-    assert table.estimate["honest rows beside the lies"] > 0.99
+def test_honest_rows_next_to_lies_let_the_probe_read_the_system_prompt(scores):
+    assert scores.estimate["honest rows beside the lies"] > 0.99
+
+
+def test_only_the_first_row_is_as_it_should_be(scores):
+    kinds = with_kinds(scores.reset_index()).kind
+    assert list(kinds) == ["as it should be"] + ["with a mistake"] * (len(scores) - 1)
+
+
+def test_with_too_few_rows_the_table_is_empty_and_says_why():
+    rows = twins(9)
+    table = with_each_mistake(rows, {})
+    assert table.empty and "claim" in table and "too_few_rows" in table.attrs

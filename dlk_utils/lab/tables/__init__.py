@@ -1,0 +1,79 @@
+"""The tables of the notebooks, one module for each notebook that needs one.
+
+A module holds functions of a run, whose tables `lab.cache.kept` keeps, and beside them the pure
+functions of rows and features that compute those tables. Sentences about tables are written in
+`lab.findings` and pictures drawn in `lab.figures`: a change there computes nothing again.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from dlk_utils.errors import TooFewRows
+from dlk_utils.evaluation.stats import auroc, auroc_interval
+from dlk_utils.evaluation.tasks import LYING, Task, make_task
+from dlk_utils.lab.run import Run
+
+TableMaker = Callable[..., pd.DataFrame]
+
+
+def empty_if_too_few(columns: Sequence[str]) -> Callable[[TableMaker], TableMaker]:
+    """Decorate a maker of tables: where a class has too few rows, it gives an empty table.
+
+    The empty table has these columns, and its ``attrs["too_few_rows"]`` says what was missing.
+    """
+
+    def decorate(make: TableMaker) -> TableMaker:
+        @functools.wraps(make)
+        def table(*args: Any, **options: Any) -> pd.DataFrame:
+            try:
+                return make(*args, **options)
+            except TooFewRows as error:
+                empty = pd.DataFrame(columns=list(columns))
+                empty.attrs = {"too_few_rows": str(error)}
+                return empty
+
+        return table
+
+    return decorate
+
+
+def lying_task(run: Run) -> Task:
+    """Return the book's main task: truth, trained on honest rows, read on rows told to lie.
+
+    Raises `TooFewRows` if a split has too few rows of a class.
+    """
+    return make_task(run.truth_rows, "truth", LYING)
+
+
+def estimate_with_interval(
+    scores: Float[np.ndarray, " n"], rows: pd.DataFrame, *, seed: int = 0
+) -> dict[str, Any]:
+    """Score test rows by their class `y`: `estimate`, `low`, `high` and `n`.
+
+    The estimate is the signed AUROC, with its 95 % bootstrap interval over examples.
+    """
+    y = rows.y.to_numpy()
+    low, high = auroc_interval(scores, y, rows.example_id, seed=seed)
+    return {"estimate": auroc(scores, y), "low": low, "high": high, "n": len(rows)}
+
+
+def in_brief(row: pd.Series | pd.DataFrame | None) -> str:
+    """Write the estimate of a row (or of a table's first row) as "0.52 [0.48, 0.56], n = 90".
+
+    None and an empty table are "not scored".
+    """
+    if row is None or len(row) == 0:
+        return "not scored"
+    if isinstance(row, pd.DataFrame):
+        row = row.iloc[0]
+    return f"{row.estimate:.2f} [{row.low:.2f}, {row.high:.2f}], n = {row.n}"
+
+
+def least_to_most(values: pd.Series) -> str:
+    """Write the range of numbers as "0.31 to 0.72"; of none, "not scored"."""
+    return f"{values.min():.2f} to {values.max():.2f}" if len(values) else "not scored"

@@ -1,13 +1,61 @@
-"""Does a probe carry over? From one data set, instruction family or template to another, and from few examples to many."""
+"""Tables of notebook 08: does a probe carry over to what it was not trained on?
 
-from collections.abc import Callable, Mapping, Sequence
+From one data set, instruction family or template to another, from few examples to many, to other
+splits of the same examples, and to other styles of text. Each probe reads truth, at the layer that
+validation rows choose.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from dlk_utils.evaluation.stats import auroc, auroc_interval, earliest_good_layer
-from dlk_utils.evaluation.tasks import Features, select_rows, too_few
-from dlk_utils.probes import ALL_STATE_PROBES, fit_probe
+from dlk_utils.errors import TooFewRows
+from dlk_utils.evaluation.selection import fit_layers
+from dlk_utils.evaluation.stats import auroc
+from dlk_utils.evaluation.tasks import (
+    LYING,
+    Features,
+    make_task,
+    require_rows,
+    select_rows,
+    state_features,
+)
+from dlk_utils.extract.stages import store_gradients
+from dlk_utils.extract.store import read_rows
+from dlk_utils.lab.cache import kept
+from dlk_utils.lab.run import Run
+from dlk_utils.lab.tables import empty_if_too_few, estimate_with_interval
+from dlk_utils.probes import ALL_STATE_PROBES
+from dlk_utils.questions.prompts import make_prompts
+from dlk_utils.questions.styles import restyled
+from dlk_utils.questions.trained import refuse_trained_rows
+
+# From one group of rows to another.
+
+HONEST_TO_LYING = ("truth", "lie")
+ALL_OTHERS = "all others"
+ESTIMATE_COLUMNS = ["estimate", "low", "high", "n"]
+TRANSFER_COLUMNS = ["trained_on", "tested_on", "layer", *ESTIMATE_COLUMNS, "n_train"]
+
+
+@kept("08-transfer")
+def transfer(
+    run: Run,
+    by: str,
+    *,
+    layers: list[int],
+    roles: tuple[str, str] = HONEST_TO_LYING,
+    probe: str = "logistic",
+) -> pd.DataFrame:
+    """Train on each data set, instruction family or template, and test on each of them.
+
+    `by` is the column that names them; see `transfer_matrix`.
+    """
+    states = run.states(layers)
+    return transfer_matrix(run.truth_rows, by, states, roles=roles, probe=probe, seed=run.seed)
 
 
 def transfer_matrix(
@@ -15,188 +63,201 @@ def transfer_matrix(
     by: str,
     features: Features,
     *,
+    roles: tuple[str, str] = HONEST_TO_LYING,
     probe: str = "logistic",
-    roles: tuple[str, str] = ("truth", "lie"),
-    n_boot: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Trained on each group of the column `by`, tested on each: `trained_on`, `tested_on`, `layer`, `estimate`, `low`, `high`, `n`, `n_train`.
+    """Train on each group of rows with one value of the column `by`, and test on each.
 
-    `rows` have the class `y`. Training and validation rows have the role `roles[0]`, test rows `roles[1]`; splits keep examples apart, within a group and across. The layer is
-    chosen (`metrics.earliest`) on validation rows of the training group. "all others" is trained on every group but the one it is tested on. Groups with too few rows of a class are left out.
+    Rows of role `roles[0]` train the probe and choose its layer, rows of role `roles[1]` test it;
+    splits keep their examples apart, also across groups. "all others" was trained on every group
+    but the one that it is tested on. Groups with too few rows of a class are left out.
     """
-    groups, found = sorted(rows[by].unique()), []
-    for trained_on in [*groups, "all others"]:
-        for fold in groups if trained_on == "all others" else [None]:
-            mine = rows[rows[by] == trained_on] if fold is None else rows[rows[by] != fold]
-            train, validation = (
-                select_rows(mine, roles[0], "train"),
-                select_rows(mine, roles[0], "validation"),
-            )
-            if too_few(train, "train") or too_few(validation, "validation"):
-                continue
-            score, layer = _chosen(probe, features, train, validation)
-            for tested_on in groups if fold is None else [fold]:
-                test = select_rows(rows[rows[by] == tested_on], roles[1], "test")
-                if not too_few(test, "test"):
-                    found.append(
-                        {
-                            "trained_on": trained_on,
-                            "tested_on": tested_on,
-                            "layer": layer,
-                            "n_train": len(train),
-                        }
-                        | _scored(score(test), test, n_boot, seed)
-                    )
-    return pd.DataFrame(
-        found,
-        columns=["trained_on", "tested_on", "layer", "estimate", "low", "high", "n", "n_train"],
+    groups = sorted(rows[by].unique())
+    trials = [(group, rows[rows[by] == group], groups) for group in groups]
+    trials += [(ALL_OTHERS, rows[rows[by] != group], [group]) for group in groups]
+    table = []
+    for trained_on, fit_rows, test_groups in trials:
+        with suppress(TooFewRows):
+            train = select_rows(fit_rows, roles[0], "train")
+            validation = select_rows(fit_rows, roles[0], "validation")
+            require_rows({"train": train, "validation": validation}, trained_on)
+            fitted = fit_layers(ALL_STATE_PROBES[probe], features, train, validation)
+            common = {"trained_on": trained_on, "layer": fitted.layer, "n_train": len(train)}
+            for tested_on in test_groups:
+                with suppress(TooFewRows):
+                    test = select_rows(rows[rows[by] == tested_on], roles[1], "test")
+                    require_rows({"test": test}, tested_on)
+                    estimate = estimate_with_interval(fitted.score(test), test, seed=seed)
+                    table.append({**common, "tested_on": tested_on, **estimate})
+    return pd.DataFrame(table, columns=TRANSFER_COLUMNS)
+
+
+def between_groups(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of `transfer_matrix` from one group to another one."""
+    return table[(table.trained_on != table.tested_on) & (table.trained_on != ALL_OTHERS)]
+
+
+def left_out(table: pd.DataFrame, what: str) -> pd.DataFrame:
+    """Return the rows of `transfer_matrix` that tested what was left out of training, by name."""
+    name = f"{what} that was left out"
+    rows = table[table.trained_on == ALL_OTHERS].drop(columns="trained_on")
+    return rows.rename(columns={"tested_on": name}).set_index(name)
+
+
+def count_ways(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Count by probe how many ways from one group to another lead above chance, and below."""
+    counts = {}
+    for probe, table in tables.items():
+        ways = table[table.trained_on != table.tested_on]
+        counts[probe] = {
+            "least": ways.estimate.min(),
+            "mean": ways.estimate.mean(),
+            "most": ways.estimate.max(),
+            "ways": len(ways),
+            "above chance": int((ways.low > 0.5).sum()),
+            "below chance": int((ways.high < 0.5).sum()),
+        }
+    return pd.DataFrame(counts).T
+
+
+# From few examples to many.
+
+CURVE_SIZES = (8, 16, 32, 64, 128)
+CURVE_PROBES = ("logistic", "mean_difference", "lda")
+CURVE_DRAWS = 5
+CURVE_COLUMNS = ["probe", "n_train", "estimate", "least", "most", "draws"]
+
+
+@kept("08-curve")
+def curve(run: Run, *, layers: list[int]) -> pd.DataFrame:
+    """Train on few rows and on many; see `example_curve`."""
+    return example_curve(run.truth_rows, run.states(layers), seed=run.seed)
+
+
+@empty_if_too_few(CURVE_COLUMNS)
+def example_curve(rows: pd.DataFrame, features: Features, *, seed: int = 0) -> pd.DataFrame:
+    """Score probes on rows told to lie by the number of honest rows that they were trained on.
+
+    For each of `CURVE_SIZES`, as many rows of either class are drawn, `CURVE_DRAWS` times: the
+    mean test AUROC over the draws is the `estimate`. All rows that there are come last.
+    """
+    task = make_task(rows, "truth", LYING)
+    y = task.test.y.to_numpy()
+    n_balanced = 2 * task.train.y.value_counts().min()
+    draws = {
+        size: [
+            task.train.groupby("y").sample(size // 2, random_state=1000 * seed + draw)
+            for draw in range(CURVE_DRAWS)
+        ]
+        for size in CURVE_SIZES
+        if size < n_balanced
+    }
+    table = []
+    for probe in CURVE_PROBES:
+        for n_train, trains in {**draws, len(task.train): [task.train]}.items():
+            aurocs = []
+            for train in trains:
+                fitted = fit_layers(ALL_STATE_PROBES[probe], features, train, task.validation)
+                aurocs.append(auroc(fitted.score(task.test), y))
+            spread = [np.mean(aurocs), min(aurocs), max(aurocs)]
+            table.append([probe, n_train, *spread, len(aurocs)])
+    return pd.DataFrame(table, columns=CURVE_COLUMNS)
+
+
+# To other splits of the same examples.
+
+SPLITS = 10
+REGROUPED_COLUMNS = ["again", "layer", "estimate", "n"]
+
+
+@kept("08-regrouped")
+def regrouped(run: Run, *, layers: list[int]) -> pd.DataFrame:
+    """Split the same examples anew, and train and test again; see `split_again`."""
+    return split_again(run.truth_rows, run.states(layers))
+
+
+@empty_if_too_few(REGROUPED_COLUMNS)
+def split_again(rows: pd.DataFrame, features: Features) -> pd.DataFrame:
+    """Split the examples at random in the same shares, `SPLITS` times, and score each time.
+
+    It shows what one lucky split is worth. If any split has too few rows, the table is empty.
+    """
+    examples = rows[["example_id", "split"]].drop_duplicates()
+    table = []
+    for again in range(SPLITS):
+        splits = np.random.default_rng(again).permutation(examples.split)
+        split_of = dict(zip(examples.example_id, splits, strict=True))
+        task = make_task(rows.assign(split=rows.example_id.map(split_of)), "truth", LYING)
+        fitted = fit_layers(ALL_STATE_PROBES["logistic"], features, task.train, task.validation)
+        estimate = auroc(fitted.score(task.test), task.test.y.to_numpy())
+        table.append([again, fitted.layer, estimate, len(task.test)])
+    return pd.DataFrame(table, columns=REGROUPED_COLUMNS)
+
+
+# To other styles of text.
+
+STYLE_PROBES = ("logistic", "mean_difference", "ttpd")
+STYLE_COLUMNS = ["style", "probe", "layer", "own_answer", *ESTIMATE_COLUMNS]
+
+
+@kept("08-styles")
+def style_table(run: Run, *, layers: list[int], styles: Sequence[str]) -> pd.DataFrame:
+    """Read truth where the text is put in other styles; see `score_styles`."""
+    in_styles = {}
+    for style in styles:
+        if (restyled(run.examples, style).split == "test").any():
+            rows, folder = styled(run, style, layers=layers)
+            in_styles[style] = rows.assign(y=rows.label), state_features(folder, layers)
+    return score_styles(run.truth_rows, run.states(layers), in_styles, seed=run.seed)
+
+
+def styled(run: Run, style: str, *, layers: list[int]) -> tuple[pd.DataFrame, Path]:
+    """Ask the test examples again in another style, told to lie as in the clean rows.
+
+    Returns the rows with the model's `margin`, and the store of their states at `resid_post`.
+    """
+    examples = run.examples
+    may_ask = examples.split.isin(["test", "shot"])
+    examples = examples[may_ask & examples.dataset.isin(run.scored.dataset.unique())]
+    rows = make_prompts(
+        restyled(examples, style),
+        run.tokenizer,
+        n_shots=run.n_shots,
+        n_known=0,
+        context=run.context,
+        seed=run.seed,
     )
+    refuse_trained_rows(rows, run.spec.adapter)
+    is_twin = (rows.role == "lie") & rows.example_id.isin(run.scored.example_id)
+    rows = rows[is_twin].reset_index(drop=True)
+    folder = run.stored(store_gradients, rows, "04-styled", sites=["resid_post"], layers=layers)
+    logprobs = read_rows(folder, rows, "choice_logprobs").astype(float)
+    return rows.assign(margin=logprobs[:, 1] - logprobs[:, 0]), folder
 
 
-def example_curve(
+@empty_if_too_few(STYLE_COLUMNS)
+def score_styles(
     rows: pd.DataFrame,
     features: Features,
+    in_styles: Mapping[str, tuple[pd.DataFrame, Features]],
     *,
-    sizes: Sequence[int] = (8, 16, 32, 64, 128),
-    probes: Sequence[str] = ("logistic", "mean_difference", "lda"),
-    roles: tuple[str, str] = ("truth", "lie"),
-    repeats: int = 5,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The test AUROC by the number of training rows (both classes alike, and all there are): mean, least and most over `repeats` draws of them. Empty if there are too few rows of a class."""
-    train, validation, test = (
-        select_rows(rows, roles[0], "train"),
-        select_rows(rows, roles[0], "validation"),
-        select_rows(rows, roles[1], "test"),
-    )
-    found = []
-    for probe in (
-        []
-        if too_few(train, "train") or too_few(validation, "validation") or too_few(test, "test")
-        else probes
-    ):
-        for n in [*(s for s in sizes if s < 2 * train.y.value_counts().min()), len(train)]:
-            scores = []
-            for r in range(repeats if n < len(train) else 1):
-                some = (
-                    train
-                    if n == len(train)
-                    else train.groupby("y").sample(n // 2, random_state=1000 * seed + r)
-                )
-                score, _ = _chosen(probe, features, some, validation)
-                scores.append(auroc(score(test), test.y.to_numpy()))
-            found.append(
-                {
-                    "probe": probe,
-                    "n_train": n,
-                    "estimate": np.mean(scores),
-                    "least": min(scores),
-                    "most": max(scores),
-                    "draws": len(scores),
-                }
-            )
-    return pd.DataFrame(found, columns=["probe", "n_train", "estimate", "least", "most", "draws"])
+    """Train probes on honest clean rows, and test them on clean rows and those of each style.
 
-
-def regrouped(
-    rows: pd.DataFrame,
-    features: Features,
-    *,
-    probe: str = "logistic",
-    roles: tuple[str, str] = ("truth", "lie"),
-    repeats: int = 10,
-) -> pd.DataFrame:
-    """The examples split again at random, in the same shares, `repeats` times: `layer`, `estimate`, `n`. What one lucky split is worth; empty if one has too few rows of a class."""
-    found, examples = [], rows[["example_id", "split"]].drop_duplicates()
-    for r in range(repeats):
-        again = dict(
-            zip(
-                examples.example_id,
-                np.random.default_rng(r).permutation(examples.split),
-                strict=True,
-            )
-        )
-        t = rows.assign(split=rows.example_id.map(again))
-        train, validation, test = (
-            select_rows(t, roles[0], "train"),
-            select_rows(t, roles[0], "validation"),
-            select_rows(t, roles[1], "test"),
-        )
-        if too_few(train, "train") or too_few(validation, "validation") or too_few(test, "test"):
-            break
-        score, layer = _chosen(probe, features, train, validation)
-        found.append(
-            {
-                "again": r,
-                "layer": layer,
-                "estimate": auroc(score(test), test.y.to_numpy()),
-                "n": len(test),
-            }
-        )
-    return pd.DataFrame(
-        found if len(found) == repeats else [], columns=["again", "layer", "estimate", "n"]
-    )
-
-
-def style_table(
-    rows: pd.DataFrame,
-    features: Features,
-    styled: Mapping[str, tuple[pd.DataFrame, Features]],
-    *,
-    probes: Sequence[str] = ("logistic", "mean_difference", "ttpd"),
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Probes trained on honest clean rows, tested on rows told to lie: clean ones, and those of each style (their rows with `y` and `margin`, their features). Beside them the model's own answer."""
-    train, validation, test, found = (
-        select_rows(rows, "truth", "train"),
-        select_rows(rows, "truth", "validation"),
-        select_rows(rows, "lie", "test"),
-        [],
-    )
-    if not (too_few(train, "train") or too_few(validation, "validation") or too_few(test, "test")):
-        for probe in probes:
-            made, layer = _fit(probe, features, train, validation)
-            for style, (some, where) in {"clean": (test, features), **styled}.items():
-                if not too_few(some, "test"):
-                    found.append(
-                        {
-                            "style": style,
-                            "probe": probe,
-                            "layer": layer,
-                            "own_answer": auroc(some.margin.to_numpy(), some.y.to_numpy()),
-                        }
-                        | _scored(made(some, where), some, 1000, seed)
-                    )
-    return pd.DataFrame(
-        found, columns=["style", "probe", "layer", "own_answer", "estimate", "low", "high", "n"]
-    )
-
-
-def _chosen(
-    probe: str, features: Features, train: pd.DataFrame, validation: pd.DataFrame
-) -> tuple[Callable[[pd.DataFrame], np.ndarray], int]:
-    """A scorer of rows with the layer that is best on validation, and that layer."""
-    made, layer = _fit(probe, features, train, validation)
-    return lambda some: made(some, features), layer
-
-
-def _fit(
-    probe: str, features: Features, train: pd.DataFrame, validation: pd.DataFrame
-) -> tuple[Callable[[pd.DataFrame, Features], np.ndarray], int]:
-    """The same for rows whose features lie elsewhere."""
-    keys = list(features)
-    stack = lambda some, where: np.stack([where[k](some) for k in keys])
-    found = fit_probe(ALL_STATE_PROBES[probe], stack(train, features), train)
-    best = earliest_good_layer(
-        found.decision_function(stack(validation, features)),
-        validation.y.to_numpy(),
-        validation.example_id,
-    )
-    return lambda some, where: found.decision_function(stack(some, where))[best], keys[best][2]
-
-
-def _scored(scores: np.ndarray, test: pd.DataFrame, n_boot: int, seed: int) -> dict[str, float]:
-    y = test.y.to_numpy()
-    low, high = auroc_interval(scores, y, test.example_id, n_boot=n_boot, seed=seed)
-    return {"estimate": auroc(scores, y), "low": low, "high": high, "n": len(test)}
+    `in_styles` holds, by style, rows told to lie and their features. `own_answer` is the AUROC of
+    the model's `margin`. Styles with too few rows of a class are left out.
+    """
+    task = make_task(rows, "truth", LYING)
+    table = []
+    for probe in STYLE_PROBES:
+        fitted = fit_layers(ALL_STATE_PROBES[probe], features, task.train, task.validation)
+        for style, (test, where) in {"clean": (task.test, features), **in_styles}.items():
+            with suppress(TooFewRows):
+                require_rows({"test": test}, style)
+                own_answer = auroc(test.margin.to_numpy(), test.y.to_numpy())
+                row = {"style": style, "probe": probe, "layer": fitted.layer}
+                estimate = estimate_with_interval(fitted.score(test, where), test, seed=seed)
+                table.append({**row, "own_answer": own_answer, **estimate})
+    return pd.DataFrame(table, columns=STYLE_COLUMNS)

@@ -1,32 +1,108 @@
-"""Tables of notebook 06: how many lies and honest answers a detector flags."""
+"""Tables of notebook 06: a lie detector, and how many lies and honest answers it flags."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pandas as pd
 
+from dlk_utils.evaluation.detector import TruthDetector
+from dlk_utils.evaluation.selection import stack_layers
 from dlk_utils.evaluation.stats import wilson_interval
+from dlk_utils.lab.cache import made_by
+from dlk_utils.lab.run import Run
+
+
+def fit_detector(run: Run, *, layers: list[int], families: Sequence[str] = ()) -> TruthDetector:
+    """Fit a detector on honest rows, or load its kept card.
+
+    Training rows told to lie by an instruction of `families` are learned from as well. Validation
+    rows choose the layer, among `layers`, and the threshold.
+    """
+    arguments = {"layers": list(layers), "families": list(families)}
+    parts = made_by(fit_detector) | {"run": run.record, "arguments": arguments}
+    folder = run.cache.path("06-detector", parts)
+    if not (folder / "card.json").is_file():
+        rows = run.truth_rows
+        may_fit = (rows.role != "lie") | rows.family.isin(families)
+        rows = rows[may_fit & (rows.split != "test")]
+        detector = TruthDetector.fit(
+            run.loaded,
+            list(rows.input_ids),
+            rows.y.to_numpy(),
+            validation=(rows.split == "validation").to_numpy(),
+            states=stack_layers(run.states(layers), rows),
+            groups=rows.example_id.to_numpy(),
+            margins=rows.margin.to_numpy(),
+            layers=layers,
+            trained_on=folder.name,
+        )
+        detector.save(folder)
+    return TruthDetector.load(folder, run.loaded)
+
+
+def card_table(
+    detectors: Mapping[str, TruthDetector], families: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """Show the cards of detectors, a column each, with the families of lies that each has seen."""
+    columns = {}
+    for name, detector in detectors.items():
+        card = dict(detector.card)
+        fixture = card.pop("fixture")
+        columns[name] = {
+            **card,
+            "families of lies seen": ", ".join(families[name]) or "none",
+            "site": detector.site,
+            "layer": detector.layer,
+            "threshold": round(detector.threshold, 3),
+            "fixture": f"{len(fixture['scores'])} prompts and their scores",
+        }
+    return pd.DataFrame(columns)
+
+
+def judge_test_rows(
+    run: Run, detectors: Mapping[str, TruthDetector], families: Mapping[str, Sequence[str]]
+) -> dict[str, pd.DataFrame]:
+    """Let each detector judge the test rows, from their stored states.
+
+    Rows told to lie by the `families` that a detector has learned from are left out.
+    """
+    test = run.scored[(run.scored.split == "test") & run.scored.readable]
+    judged = {}
+    for name, detector in detectors.items():
+        is_unseen = (test.role == "truth") | ~test.family.isin(families[name])
+        rows = test[is_unseen].reset_index(drop=True)
+        read = run.states([detector.layer])["activation", detector.site, detector.layer]
+        judged[name] = detector.judge(rows, detector.score_states(read(rows)))
+    return judged
+
+
+def join_judgements(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Join what several detectors judged: a row is flagged as a lie if one of them flags it."""
+    flagged_first = pd.concat(tables).sort_values(
+        "verdict", key=lambda verdicts: verdicts != "lie", kind="stable"
+    )
+    return flagged_first.drop_duplicates("row_id")
 
 
 def flag_rates(judged: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """For each table of judged rows, by name: of its lies and of its honest answers (told the truth, answered rightly), the share that is flagged as a lie, over all and by data set (Wilson 95 %)."""
-    rows = []
+    """Count the lies, and the right answers of honest rows, that each detector flags as lies.
+
+    The table goes by `detector`, what the rate is `of`, and `dataset` ("all", and each). It has
+    `n` and the share `flagged`, with its 95 % Wilson interval.
+    """
+    rates = []
     for name, table in judged.items():
-        for what, some in (
-            ("lies", table[table.lied]),
-            ("honest answers", table[(table.role == "truth") & table.correct]),
-        ):
-            for dataset, t in [("all", some), *some.groupby("dataset")]:
-                flagged = int((t.verdict == "lie").sum())
-                low, high = wilson_interval(flagged, len(t)) if len(t) else (0.0, 1.0)
-                rows.append(
-                    {
-                        "detector": name,
-                        "of": what,
-                        "dataset": dataset,
-                        "n": len(t),
-                        "flagged": flagged / max(1, len(t)),
-                        "flagged_low": low,
-                        "flagged_high": high,
-                    }
-                )
-    return pd.DataFrame(rows).set_index(["detector", "of", "dataset"])
+        honest = table[(table.role == "truth") & table.correct]
+        for of, rows in (("lies", table[table.lied]), ("honest answers", honest)):
+            for dataset, group in [("all", rows), *rows.groupby("dataset")]:
+                n, n_flagged = len(group), int((group.verdict == "lie").sum())
+                low, high = wilson_interval(n_flagged, n) if n else (0.0, 1.0)
+                rates.append([name, of, dataset, n, n_flagged / max(1, n), low, high])
+    columns = ["detector", "of", "dataset", "n", "flagged", "flagged_low", "flagged_high"]
+    return pd.DataFrame(rates, columns=columns).set_index(columns[:3])
+
+
+def read_lines(path: str) -> list[str]:
+    """Return the lines of a text file that are not blank; of no path, no lines."""
+    text = Path(path).read_text(encoding="utf-8") if path else ""
+    return [line.strip() for line in text.splitlines() if line.strip()]

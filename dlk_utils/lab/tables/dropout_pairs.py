@@ -121,7 +121,7 @@ def _draws(
     batch = pad(prompts.input_ids, device=model.device)
     seeds = [[draw_seed(row_id, k, seed) for row_id in prompts.row_id] for k in range(n_draws)]
     draws = draw_states(model, batch, ["resid_post"], -1, seeds=seeds, p=p, scope=scope)
-    states = torch.stack([states["resid_post"][:, 0].float() for states, _ in draws])
+    states = torch.stack([states["resid_post"][0].float() for states, _ in draws])
     return states, np.stack([_p1(logits, prompts) for _, logits in draws])
 
 

@@ -1,264 +1,234 @@
-"""Tables of notebook 10: the same states and probe with one known mistake at a time, and which reported numbers survive."""
+"""Tables of notebook 10: one known mistake at a time, and which reported numbers survive."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
-from dlk_utils.evaluation.stats import auroc, bootstrap_weights, earliest_good_layer, weighted_auroc
-from dlk_utils.evaluation.tasks import LYING, Features, select_rows, too_few
-from dlk_utils.lab.findings import in_brief
+from dlk_utils.errors import TooFewRows
+from dlk_utils.evaluation.selection import fit_layers
+from dlk_utils.evaluation.stats import auroc, bootstrap_weights, percentile_interval, weighted_auroc
+from dlk_utils.evaluation.tasks import (
+    LYING,
+    MIN_PER_CLASS,
+    Features,
+    Task,
+    make_task,
+    require_rows,
+    select_rows,
+)
+from dlk_utils.lab.cache import kept
+from dlk_utils.lab.run import Run
+from dlk_utils.lab.tables import (
+    empty_if_too_few,
+    estimate_with_interval,
+    in_brief,
+    least_to_most,
+)
+from dlk_utils.lab.tables.carry_over import between_groups
 from dlk_utils.probes import STATE_PROBES, Logistic
 
+MISTAKE_COLUMNS = ["mistake", "claim", "estimate", "low", "high", "n"]
+CLAIMS = {
+    "none: as it should be": "truth, trained on honest rows, read on rows told to lie",
+    "layer with the highest score on honest rows": "the same; but on honest rows the answer itself "
+    "scores highest",
+    "tested on honest rows": "truth; but there the answer says it too",
+    "split by row, twins on both sides": "truth, on rows of either kind",
+    "the next word taken for the truth": "truth; but choices that begin alike leave nothing else "
+    "to read",
+    "honest rows beside the lies": "was this answer a lie; but the system prompt says it too",
+}
+"""What a score claims to measure, by mistake; the others claim the same as the first."""
+FEW_EXAMPLES = 38
+"""As many test rows as the reported .94 rested on."""
 
-def with_each_mistake(
-    rows: pd.DataFrame, features: Features, *, n_boot: int = 1000, seed: int = 0
-) -> pd.DataFrame:
-    """`mistake`, what it claims to measure, `estimate`, `low`, `high`, `n`: the first line is as it should be, each other has one mistake.
 
-    `rows` are those of the target truth (`y` is the label), with `role`, `split`, `answer`, `knows` and `lied`. Intervals resample examples in every line, also where the mistake is to split by row. Empty if there are too few rows of a class.
+@kept("10-mistakes")
+def mistakes(run: Run, *, layers: list[int]) -> pd.DataFrame:
+    """Make one known mistake at a time on the run's states; see `with_each_mistake`."""
+    return with_each_mistake(run.truth_rows, run.states(layers), seed=run.seed)
+
+
+@empty_if_too_few(MISTAKE_COLUMNS)
+def with_each_mistake(rows: pd.DataFrame, features: Features, *, seed: int = 0) -> pd.DataFrame:
+    """Score the same states and probe as they should be, and with one known mistake at a time.
+
+    Intervals resample examples in every row, also where the mistake is to split by row.
+
+    Parameters
+    ----------
+    rows
+        Rows of the target truth, with `answer`, `knows` and `lied`.
+    features
+        States by layer.
+    seed
+        Decides which rows are drawn where a mistake draws rows.
+
+    Returns
+    -------
+    DataFrame
+        `mistake`, what its score would `claim` to measure, and the score.
     """
-    keys, found = list(features), []
-    stack = lambda some: np.stack([features[k](some) for k in keys])
-    honest, validation, lying = (
-        select_rows(rows, "truth", "train"),
-        select_rows(rows, "truth", "validation"),
-        select_rows(rows, "lie", "test"),
-    )
-    told = select_rows(rows, "truth", "test")
-    if (
-        too_few(honest, "train")
-        or too_few(validation, "validation")
-        or too_few(lying, "test")
-        or too_few(told, "test")
-    ):
-        return pd.DataFrame(columns=["mistake", "claim", "estimate", "low", "high", "n"])
-    probe = Logistic().fit(stack(honest), honest.y.to_numpy())
-    best = lambda fitted, some, y: int(
-        np.argmax([auroc(s, y) for s in fitted.decision_function(stack(some))])
-    )
-    chosen = earliest_good_layer(
-        probe.decision_function(stack(validation)), validation.y.to_numpy(), validation.example_id
-    )
-    on_lies = probe.decision_function(stack(lying))
+    task = make_task(rows, "truth", LYING)
+    honest_test = select_rows(rows, "truth", "test")
+    require_rows({"test": honest_test}, "truth, tested on honest rows")
+    table = []
 
-    def add(
-        mistake: str,
-        claim: str,
-        scores: np.ndarray,
-        test: pd.DataFrame,
-        y: np.ndarray,
-        turn: Callable[[np.ndarray], np.ndarray] = lambda x: x,
-    ) -> None:
-        low, high = np.nanpercentile(
-            turn(weighted_auroc(scores, y, bootstrap_weights(test.example_id, n_boot, seed))),
-            [2.5, 97.5],
-        )
-        found.append(
-            {
-                "mistake": mistake,
-                "claim": claim,
-                "estimate": float(turn(np.array(auroc(scores, y)))),
-                "low": low,
-                "high": high,
-                "n": len(test),
-            }
-        )
+    def add(mistake: str, scores: np.ndarray, test: pd.DataFrame) -> None:
+        estimate = estimate_with_interval(scores, test, seed=seed)
+        table.append({"mistake": mistake, "claim": CLAIMS.get(mistake, "the same"), **estimate})
 
-    label = lying.y.to_numpy()
-    add(
-        "none: as it should be",
-        "truth, trained on honest rows, read on rows told to lie",
-        on_lies[chosen],
-        lying,
-        label,
-    )
-    add(
-        "layer with the highest score on honest rows",
-        "the same; but on honest rows the answer itself scores highest",
-        on_lies[best(probe, validation, validation.y.to_numpy())],
-        lying,
-        label,
-    )
-    add(
-        "layer chosen on the test rows",
-        "the same",
-        on_lies[best(probe, lying, label)],
-        lying,
-        label,
-    )
-    turned = int(np.argmax([abs(auroc(s, label) - 0.5) for s in on_lies]))
-    add(
-        "layer and sign chosen on the test rows",
-        "the same",
-        on_lies[turned],
-        lying,
-        label,
-        lambda x: np.maximum(x, 1 - x),
-    )
-    few = lying[
-        lying.example_id.isin(
-            lying.example_id.drop_duplicates().sample(
-                min(38, lying.example_id.nunique()), random_state=seed
-            )
-        )
-    ]
-    tries = [
-        s
-        for make in STATE_PROBES.values()
-        for s in make().fit(stack(honest), honest.y.to_numpy()).decision_function(stack(few))
-    ]
-    add(
-        f"the best of {len(tries)} probes, on {len(few)} test rows",
-        "the same",
-        max(tries, key=lambda s: auroc(s, few.y.to_numpy())),
-        few,
-        few.y.to_numpy(),
-    )
-    add(
-        "tested on honest rows",
-        "truth; but there the answer says it too",
-        probe.decision_function(stack(told))[chosen],
-        told,
-        told.y.to_numpy(),
-    )
+    probe = fit_layers(Logistic, features, task.train, task.validation)
+    on_lies = probe.score_layers(task.test)
+    aurocs = np.array([auroc(scores, task.test.y.to_numpy()) for scores in on_lies])
+    best_on_honest_rows = probe.validation_aurocs.argmax()
+    add("none: as it should be", on_lies[probe.chosen], task.test)
+    add("layer with the highest score on honest rows", on_lies[best_on_honest_rows], task.test)
+    add("layer chosen on the test rows", on_lies[aurocs.argmax()], task.test)
+    turned = _turned_estimate(on_lies[np.abs(aurocs - 0.5).argmax()], task.test, seed)
+    mistake = "layer and sign chosen on the test rows"
+    table.append({"mistake": mistake, "claim": "the same", **turned})
+
+    few, tries = _many_tries(task, features, seed)
+    best_try = max(tries, key=lambda scores: auroc(scores, few.y.to_numpy()))
+    add(f"the best of {len(tries)} probes, on {len(few)} test rows", best_try, few)
+    add("tested on honest rows", probe.score(honest_test), honest_test)
 
     shuffled = rows.sample(frac=1, random_state=seed)
-    train, test = shuffled.iloc[: int(0.7 * len(rows))], shuffled.iloc[int(0.7 * len(rows)) :]
-    by_row = Logistic().fit(stack(train), train.y.to_numpy())
-    add(
-        "split by row, twins on both sides",
-        "truth, on rows of either kind",
-        by_row.decision_function(stack(test))[chosen],
-        test,
-        test.y.to_numpy(),
-    )
+    n_train = int(0.7 * len(rows))
+    train, test = shuffled.iloc[:n_train], shuffled.iloc[n_train:]
+    split_by_row = fit_layers(Logistic, features, train, task.validation)
+    on_both_kinds = split_by_row.score_layers(test)[probe.chosen]
+    add("split by row, twins on both sides", on_both_kinds, test)
 
-    train, checked, test = (rows[rows.split == split] for split in ("train", "validation", "test"))
-    word = Logistic().fit(stack(train), train.answer.to_numpy(int))
-    add(
-        "the next word taken for the truth",
-        "truth; but choices that begin alike leave nothing else to read",
-        word.decision_function(stack(test))[best(word, checked, checked.answer.to_numpy(int))],
-        test,
-        test.answer.to_numpy(int),
-    )
-
-    known = rows[rows.knows]
-    train, test = known[known.split == "train"], known[known.split == "test"]
-    if all(
-        known[known.split == split].lied.nunique() == 2 for split in ("train", "validation", "test")
+    next_word = rows.assign(y=rows.answer.astype(int))
+    lied = rows[rows.knows].assign(y=lambda known: known.lied.astype(int))
+    for mistake, asked in (
+        ("the next word taken for the truth", next_word),
+        ("honest rows beside the lies", lied),
     ):
-        prompts = Logistic().fit(stack(train), train.lied.to_numpy(int))
-        at = best(
-            prompts,
-            known[known.split == "validation"],
-            known[known.split == "validation"].lied.to_numpy(int),
-        )
-        add(
-            "honest rows beside the lies",
-            "was this answer a lie; but the system prompt says it too",
-            prompts.decision_function(stack(test))[at],
-            test,
-            test.lied.to_numpy(int),
-        )
-    return pd.DataFrame(found)
+        with suppress(TooFewRows):
+            add(mistake, *_scores_of_best_layer(asked, features))
+    return pd.DataFrame(table, columns=MISTAKE_COLUMNS)
 
 
+def with_kinds(mistakes: pd.DataFrame) -> pd.DataFrame:
+    """Tell apart, in the column `kind`, the first row from those with a mistake."""
+    is_clean = mistakes.mistake.str.startswith("none")
+    return mistakes.assign(kind=np.where(is_clean, "as it should be", "with a mistake"))
+
+
+def _turned_estimate(
+    scores: Float[np.ndarray, " n"], test: pd.DataFrame, seed: int
+) -> dict[str, Any]:
+    """An AUROC that is turned round where it is below one half, as are its resamples."""
+    y = test.y.to_numpy()
+    resampled = weighted_auroc(scores, y, bootstrap_weights(test.example_id, 1000, seed))
+    low, high = percentile_interval(np.maximum(resampled, 1 - resampled))
+    estimate = auroc(scores, y)
+    return {"estimate": max(estimate, 1 - estimate), "low": low, "high": high, "n": len(test)}
+
+
+def _many_tries(
+    task: Task, features: Features, seed: int
+) -> tuple[pd.DataFrame, list[Float[np.ndarray, " n"]]]:
+    """A few test rows, and their scores by every probe at every layer."""
+    examples = task.test.example_id.drop_duplicates()
+    drawn = examples.sample(min(FEW_EXAMPLES, len(examples)), random_state=seed)
+    few = task.test[task.test.example_id.isin(drawn)]
+    fitted = [
+        fit_layers(make_probe, features, task.train, task.validation)
+        for make_probe in STATE_PROBES.values()
+    ]
+    return few, [scores for probe in fitted for scores in probe.score_layers(few)]
+
+
+def _scores_of_best_layer(
+    rows: pd.DataFrame, features: Features
+) -> tuple[Float[np.ndarray, " n"], pd.DataFrame]:
+    """Scores of test rows, honest and lying ones alike, at the layer best on validation."""
+    parts = {split: rows[rows.split == split] for split in MIN_PER_CLASS}
+    require_rows(parts, "rows of either kind", least=dict.fromkeys(parts, 1))
+    probe = fit_layers(Logistic, features, parts["train"], parts["validation"])
+    return probe.score_layers(parts["test"])[probe.validation_aurocs.argmax()], parts["test"]
+
+
+# The numbers that the original study reported, by its own diary.
+
+DUPLICATES = "duplicates on both sides of the split"
+REPORTED_COLUMNS = ["date", "what", "reported", "what is wrong with it"]
 REPORTED = (
-    (
-        "2023-07-13",
-        "three classes, F1 of deception",
-        "F1 .371 at accuracy .850",
-        "the majority had .837",
-    ),
-    ("2023-07-20", "pairs of draws, linear", ".70 to .71", "duplicates on both sides of the split"),
-    (
-        "2023-07-21",
-        "pairs of draws, ranking, big moves only",
-        ".89 to .94",
-        "duplicates on both sides of the split",
-    ),
-    ("2023-07-28", "convolution over depth", "AUROC .961", "duplicates on both sides of the split"),
+    ("2023-07-13", "three classes, F1 of deception", "F1 .371 at accuracy .850",
+     "the majority had .837"),
+    ("2023-07-20", "pairs of draws, linear", ".70 to .71", DUPLICATES),
+    ("2023-07-21", "pairs of draws, ranking, big moves only", ".89 to .94", DUPLICATES),
+    ("2023-07-28", "convolution over depth", "AUROC .961", DUPLICATES),
     ("2023-09-04", "weight gradients, linear", ".77 to .81", "at or below the majority"),
-    (
-        "2023-09-10",
-        "heads, state and gradient, linear",
-        "96 %, then 99.6 %",
-        "choices that begin alike; one seed",
-    ),
+    ("2023-09-10", "heads, state and gradient, linear", "96 %, then 99.6 %",
+     "choices that begin alike; one seed"),
     ("2023-09-11", "one data set", "near 100 %", "the same"),
-    (
-        "2023-09-11",
-        "from one data set to another",
-        "60 %",
-        "a split that separated them by accident",
-    ),
-    (
-        "2023-09-15",
-        "heads, state and gradient, dice loss",
-        ".94 (n = 38)",
-        "38 rows, the best of many",
-    ),
-)
-"""The work that this grows from, by its own diary: date, what, reported, and what is known to be wrong with it."""
+    ("2023-09-11", "from one data set to another", "60 %",
+     "a split that separated them by accident"),
+    ("2023-09-15", "heads, state and gradient, dice loss", ".94 (n = 38)",
+     "38 rows, the best of many"),
+)  # fmt: skip
 
 
 def clean_numbers(
     results: pd.DataFrame, classes: pd.DataFrame, pairs: pd.DataFrame, across: pd.DataFrame
 ) -> dict[str, str]:
-    """What a clean evaluation gives for the lines of `REPORTED`: trained on honest rows, read on rows told to lie, layer chosen on validation (of the classes, F1 on test; across data sets, the least and the most)."""
-    lying = results[
-        (results.regime == LYING)
-        & results.selected
-        & (results.kind == "probe")
-        & (results.target == "truth")
-    ]
-    pick = lambda probe, feature, site: in_brief(
-        lying[(lying.probe == probe) & (lying.feature == feature) & (lying.site == site)]
-    )
+    """Write what a clean evaluation gives for the numbers of `REPORTED`, by their second column.
+
+    That is the AUROC on rows told to lie after training on honest rows; for the classes it is F1,
+    and across data sets (a table of `carry_over.transfer`) the least and the most.
+    """
+    on_lies = results[(results.target == "truth") & (results.regime == LYING)]
+    on_lies = on_lies[on_lies.selected & (on_lies.kind == "probe")]
     ranked = pairs[(pairs.pairs == "draws, sequence") & (pairs.regime == LYING)]
-    pair = lambda probe, least: in_brief(
-        ranked[(ranked.probe == probe) & (ranked.least_move == least)]
-    )
-    deception = classes[classes["class"] == "deception"].set_index("method").f1
-    own, apart = (
-        across[across.trained_on == across.tested_on],
-        across[(across.trained_on != across.tested_on) & (across.trained_on != "all others")],
-    )
+
+    def of_probe(probe: str, feature: str, site: str) -> str:
+        is_wanted = (on_lies.probe == probe) & (on_lies.feature == feature) & (on_lies.site == site)
+        return in_brief(on_lies[is_wanted])
+
+    def of_pairs(probe: str, least_move: float) -> str:
+        return in_brief(ranked[(ranked.probe == probe) & (ranked.least_move == least_move)])
+
+    own = across[across.trained_on == across.tested_on]
+    within = [f"{row.tested_on} {row.estimate:.2f}" for row in own.itertuples()]
     return {
-        "three classes, F1 of deception": f"F1 {deception['softmax regression']:.2f}; instruction alone {deception['instruction only']:.2f}"
-        if len(deception)
-        else "not scored",
-        "pairs of draws, linear": pair("pair_direction", 0.0),
-        "pairs of draws, ranking, big moves only": pair("pair_ranking", 0.1),
-        "convolution over depth": pick("convolution", "activation", "resid_post"),
-        "heads, state and gradient, linear": pick("logistic", "both", "head_out"),
-        "one data set": "; ".join(f"{r.tested_on} {r.estimate:.2f}" for r in own.itertuples())
-        or "not scored",
-        "from one data set to another": f"{apart.estimate.min():.2f} to {apart.estimate.max():.2f}"
-        if len(apart)
-        else "not scored",
-        "heads, state and gradient, dice loss": pick("dice", "activation", "resid_post")
+        "three classes, F1 of deception": _deception_in_brief(classes),
+        "pairs of draws, linear": of_pairs("pair_direction", 0.0),
+        "pairs of draws, ranking, big moves only": of_pairs("pair_ranking", 0.1),
+        "convolution over depth": of_probe("convolution", "activation", "resid_post"),
+        "heads, state and gradient, linear": of_probe("logistic", "both", "head_out"),
+        "one data set": "; ".join(within) or "not scored",
+        "from one data set to another": least_to_most(between_groups(across).estimate),
+        "heads, state and gradient, dice loss": of_probe("dice", "activation", "resid_post")
         + " (residual stream)",
     }
 
 
-def survivors(clean: Mapping[str, str], wrong: Mapping[str, str]) -> pd.DataFrame:
-    """`REPORTED` with what is left here of each (`clean`, by what) and what the like mistake gives here (`wrong`, by what)."""
-    unknown = (set(clean) | set(wrong)) - {what for _, what, _, _ in REPORTED}
+def _deception_in_brief(classes: pd.DataFrame) -> str:
+    f1 = classes[classes["class"] == "deception"].set_index("method").f1
+    if f1.empty:
+        return "not scored"
+    return f"F1 {f1['softmax regression']:.2f}; instruction alone {f1['instruction only']:.2f}"
+
+
+def survivors(clean: Mapping[str, str], mistaken: Mapping[str, str]) -> pd.DataFrame:
+    """Return `REPORTED` with what is left of each number here.
+
+    Both arguments go by the second column of `REPORTED`: numbers of a clean evaluation, and numbers
+    that the same mistake gives here. Raises `KeyError` if they have another name.
+    """
+    table = pd.DataFrame(REPORTED, columns=REPORTED_COLUMNS)
+    unknown = (set(clean) | set(mistaken)) - set(table.what)
     if unknown:
         raise KeyError(f"survivors: expected names of REPORTED, got {sorted(unknown)}")
-    return pd.DataFrame(
-        [
-            {
-                "date": date,
-                "what": what,
-                "reported": reported,
-                "what is wrong with it": flaw,
-                "here, cleanly": clean.get(what, "not measured"),
-                "here, with the like mistake": wrong.get(what, ""),
-            }
-            for date, what, reported, flaw in REPORTED
-        ]
-    ).set_index(["date", "what"])
+    table["here, cleanly"] = [clean.get(what, "not measured") for what in table.what]
+    table["here, with the same mistake"] = [mistaken.get(what, "") for what in table.what]
+    return table.set_index(["date", "what"])

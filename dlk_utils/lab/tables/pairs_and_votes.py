@@ -1,123 +1,224 @@
-"""Tables of notebook 09: pairs of dropout draws, and votes of many draws."""
+"""Tables of notebook 09: which of two dropout draws is the truer, and the votes of many draws."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
+from scipy.special import expit
+from torch import Tensor
 
 from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.evaluate import evaluate
-from dlk_utils.evaluation.stats import auroc, auroc_interval, earliest_good_layer
-from dlk_utils.evaluation.tasks import Features, make_task
+from dlk_utils.evaluation.selection import fit_layers, stack_layers
+from dlk_utils.evaluation.tasks import LYING, Features, Task, make_task, pair_features, pair_rows
+from dlk_utils.extract.stages import store_counterfactual
+from dlk_utils.extract.store import read_rows
+from dlk_utils.lab.cache import kept
+from dlk_utils.lab.run import Run
+from dlk_utils.lab.tables import empty_if_too_few, estimate_with_interval, lying_task
 from dlk_utils.probes import Listwise, PairRanking
+from dlk_utils.probes.base import Probe
 
+# Pairs.
+
+PairKinds = Mapping[str, tuple[pd.DataFrame, Features]]
+"""The rows and the features of each kind of pair."""
+LEAST_MOVES = (0.0, 0.01, 0.05, 0.1)
+"""How far the probability of choice 1 has to move for a pair to count."""
+PAIR_REGIMES = ("by example, truth rows", LYING)
 PAIR_COLUMNS = [
-    "pairs",
-    "regime",
-    "least_move",
-    "probe",
-    "layer",
-    "estimate",
-    "low",
-    "high",
-    "n",
-    "best_control",
-    "lift",
-    "lift_low",
-    "lift_high",
+    *("pairs", "regime", "least_move", "probe", "layer", "estimate", "low", "high", "n"),
+    *("best_control", "lift", "lift_low", "lift_high"),
 ]
 
 
-def pair_table(
-    kinds: Mapping[str, tuple[pd.DataFrame, Features]],
-    least: Sequence[float],
-    *,
-    regimes: Sequence[str] = ("by example, truth rows", "truth rows -> lie rows"),
-    seed: int = 0,
+@kept("09-pairs")
+def pairs(
+    run: Run, *, p: float, p_last: float, n_draws: int, at: int, layers: list[int]
 ) -> pd.DataFrame:
-    """For each kind of pair (its rows with `move`, its features), regime and least |move| that counts, in training and test: every pair probe at the layer chosen on validation, beside the best control."""
-    tables = [pd.DataFrame(columns=PAIR_COLUMNS)]
-    for name, (rows, features) in kinds.items():
-        for regime in regimes:
-            for smallest in least:
-                try:
-                    table = evaluate(
-                        make_task(rows[rows.move.abs() >= smallest], "pair", regime),
-                        features,
-                        seed=seed,
-                    )
-                except TooFewRows:
-                    continue
-                tables.append(
-                    table[(table.kind == "probe") & table.selected].assign(
-                        pairs=name, least_move=smallest
-                    )[PAIR_COLUMNS]
-                )
-    return pd.concat([t for t in tables if len(t)] or tables, ignore_index=True)
+    """Tell the truer pass of two by every pair probe; see `pair_kinds` and `pair_table`."""
+    kinds = pair_kinds(run, p=p, p_last=p_last, n_draws=n_draws, at=at, layers=layers)
+    return pair_table(kinds, LEAST_MOVES, seed=run.seed)
 
 
+def pair_kinds(
+    run: Run, *, p: float, p_last: float, n_draws: int, at: int, layers: list[int]
+) -> PairKinds:
+    """Return the rows and features of each kind of pair.
+
+    Draws of the complete prompt have dropout probability `p`, those of the last token `p_last`. In
+    a counterfactual pair the second pass is moved at layer `at`; its features begin there.
+    """
+    of_prompt = run.draws(p=p)
+    of_last_token = run.draws(p=p_last, n_draws=n_draws, scope="last_token", layers=layers)
+    moved = run.stored(store_counterfactual, run.dropout_rows, "04-counterfactual", at=at)
+    clean_and_moved = [run.gradients(), moved]
+    from_there_on = [layer for layer in layers if layer >= at]
+
+    rows = run.truth_rows[run.truth_rows.row_id.isin(run.dropout_rows.row_id)]
+    prompt_rows = pair_rows(rows, [of_prompt])
+    last_rows = pair_rows(rows, [of_last_token])
+    moved_rows = pair_rows(rows, clean_and_moved, plain=True)
+    moved_features = pair_features("counterfactual", clean_and_moved, from_there_on)
+    return {
+        "draws, sequence": (prompt_rows, pair_features("two draws", of_prompt, layers)),
+        "draws, by their move": (prompt_rows, pair_features("two draws / move", of_prompt, layers)),
+        "draws, last token": (last_rows, pair_features("two draws", of_last_token, layers)),
+        "counterfactual": (moved_rows, moved_features),
+    }
+
+
+def move_counts(kinds: PairKinds) -> pd.DataFrame:
+    """Count by kind and role the pairs that moved at least so far, and towards the truth."""
+    counts = {}
+    for kind, (all_rows, _) in kinds.items():
+        for role, rows in all_rows.groupby("role"):
+            counts[kind, role] = {
+                f"rows that moved {least:.0%}": (rows.move.abs() >= least).sum()
+                for least in LEAST_MOVES
+            }
+            counts[kind, role]["towards the truth"] = (rows.move > 0).mean()
+    return pd.DataFrame(counts).T
+
+
+def pair_table(kinds: PairKinds, least_moves: Sequence[float], *, seed: int = 0) -> pd.DataFrame:
+    """Score every pair probe on every kind of pair, each with its best control.
+
+    A row counts, in training and test, if its |`move`| is at least that of `least_moves`.
+    Combinations with too few rows are left out.
+    """
+    tables = []
+    for kind, regime, least_move in itertools.product(kinds, PAIR_REGIMES, least_moves):
+        rows, features = kinds[kind]
+        with suppress(TooFewRows):
+            task = make_task(rows[rows.move.abs() >= least_move], "pair", regime)
+            table = evaluate(task, features, seed=seed)
+            table = table[(table.kind == "probe") & table.selected]
+            tables.append(table.assign(pairs=kind, least_move=least_move)[PAIR_COLUMNS])
+    return pd.concat(tables or [pd.DataFrame(columns=PAIR_COLUMNS)], ignore_index=True)
+
+
+# Votes of many draws.
+
+VOTE_SIZES = (2, 4, 8, 16, 32)
+"""How many draws vote."""
 VOTE_COLUMNS = ["method", "draws", "layer", "estimate", "low", "high", "accuracy", "n"]
 
 
-def vote(truer: Float[np.ndarray, "n k"], p1: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
-    """Covariance over a prompt's draws of how true each ranks and its probability of choice 1: above 0, the truer draws lean to choice 1."""
-    return ((truer - truer.mean(1, keepdims=True)) * (p1 - p1.mean(1, keepdims=True))).mean(1)
-
-
-def votes_table(
-    parts: dict[str, pd.DataFrame],
-    X: dict[str, Float[np.ndarray, "b n k d"]],
-    p1: dict[str, Float[np.ndarray, "n k"]],
-    layers: Sequence[int],
-    *,
-    ks: Sequence[int] = (2, 4, 8, 16),
-    seed: int = 0,
-) -> pd.DataFrame:
-    """AUROC and accuracy of votes over the first K draws of test rows, by `method` and `draws`; the layer is chosen on validation with all draws.
-
-    `parts`, `X` and `p1` have the keys train, validation and test: rows with `y` (whether choice 1 is right), their draws' states by layer, and their draws' probability of choice 1. `listwise` is fitted on all draws of train rows,
-    `pair ranking` on the first two. The control, `mean answer`, is what the draws say themselves.
-    """
-    y, sign = (
-        {s: t.y.to_numpy() for s, t in parts.items()},
-        (2 * parts["train"].y.to_numpy() - 1)[:, None],
-    )
-    fitted = {
-        "listwise": Listwise().fit(X["train"], p1["train"] * sign),
-        "pair ranking": PairRanking().fit(
-            X["train"][:, :, :2], ((p1["train"][:, 1] - p1["train"][:, 0]) * sign[:, 0])
-        ),
+@kept("09-votes")
+@empty_if_too_few(VOTE_COLUMNS)
+def votes(run: Run, *, layers: list[int], p: float, n_draws: int = 16) -> pd.DataFrame:
+    """Read truth from the votes of many draws of the last token; see `vote_table`."""
+    task = lying_task(run)
+    # Draws are taken of twins, not of the further honest rows.
+    twins = {
+        split: rows[rows.role != "known"].reset_index(drop=True)
+        for split, rows in vars(task).items()
+        if split in ("train", "validation", "test")
     }
-    found = []
+    folder = run.draws(p=p, n_draws=n_draws, scope="last_token", layers=layers)
+    features = {
+        ("draws", "resid_post", layer): partial(_read_draws, folder, layer, n_draws)
+        for layer in layers
+    }
+    return vote_table(dataclasses.replace(task, **twins), features, seed=run.seed)
 
-    def add(method: str, k: int, layer: int, score: np.ndarray) -> None:
-        low, high = auroc_interval(score, y["test"], parts["test"].example_id, seed=seed)
-        found.append(
-            {
-                "method": method,
-                "draws": k,
-                "layer": layer,
-                "estimate": auroc(score, y["test"]),
-                "low": low,
-                "high": high,
-                "accuracy": float(np.mean((score > 0) == y["test"])),
-                "n": len(score),
-            }
-        )
 
-    for method, probe in fitted.items():
-        rank = lambda split, probe=probe: np.einsum(
-            "bnkd,bd->bnk", X[split], np.asarray(probe.coef_)
-        )
-        best = earliest_good_layer(
-            np.stack([vote(f, p1["validation"]) for f in rank("validation")]),
-            y["validation"],
-            parts["validation"].example_id,
-        )
-        truer = rank("test")[best]
-        for k in ks:
-            add(method, k, layers[best], vote(truer[:, :k], p1["test"][:, :k]))
-    for k in (1, *ks):
-        add("mean answer", k, -1, p1["test"][:, :k].mean(1) - 0.5)
-    return pd.DataFrame(found, columns=VOTE_COLUMNS)
+def _read_draws(
+    folder: Path, layer: int, n_draws: int, rows: pd.DataFrame
+) -> Float[np.ndarray, "n k d+1"]:
+    """States of the draws of each row, and in the last column their probability of choice 1."""
+    draws = []
+    for k in range(n_draws):
+        states = read_rows(folder, rows, f"activation.resid_post.{layer}.{k}")
+        logprobs = read_rows(folder, rows, f"choice_logprobs.{k}").astype(float)
+        draws.append(np.column_stack([states, expit(logprobs[:, 1] - logprobs[:, 0])]))
+    return np.stack(draws, axis=1)
+
+
+class DrawVotes(Probe):
+    """A probe of truth in which the draws of each row vote: do the truer ones lean to choice 1?
+
+    X is [n, k, d + 1] or [b, n, k, d + 1]: the states of k draws, and in the last column their
+    probability of choice 1. A score above 0 speaks for choice 1.
+
+    Parameters
+    ----------
+    fit_ranker
+        Fits a probe with `coef_` [b, d] to states [b, n, k, d] and to how far each draw leans
+        towards the truth [n, k].
+    """
+
+    _ndim = 4
+
+    def __init__(self, fit_ranker: Callable[[Tensor, Tensor], Any]):
+        self.fit_ranker = fit_ranker
+
+    def _fit(self, X: Float[Tensor, "b n k d"], y: Float[Tensor, " n"]) -> None:
+        p1 = X[0, ..., -1]
+        self.ranker_ = self.fit_ranker(X[..., :-1], p1 * (2 * y - 1)[:, None])
+
+    def _score(self, X: Float[Tensor, "b n k d"]) -> Float[Tensor, "b n"]:
+        truer = torch.einsum("bnkd,bd->bnk", X[..., :-1], self.ranker_.coef_)
+        return vote(truer, X[..., -1])
+
+
+def vote(truer: Float[Tensor, "... k"], p1: Float[Tensor, "... k"]) -> Float[Tensor, "..."]:
+    """Return the covariance over k draws of how true each ranks and its probability of choice 1."""
+    truer = truer - truer.mean(-1, keepdim=True)
+    return (truer * (p1 - p1.mean(-1, keepdim=True))).mean(-1)
+
+
+def _rank_all_draws(states: Tensor, towards_truth: Tensor) -> Listwise:
+    return Listwise().fit(states, towards_truth)
+
+
+def _rank_two_draws(states: Tensor, towards_truth: Tensor) -> PairRanking:
+    return PairRanking().fit(states[:, :, :2], towards_truth[:, 1] - towards_truth[:, 0])
+
+
+RANKERS = {"listwise": _rank_all_draws, "pair ranking": _rank_two_draws}
+
+
+def vote_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFrame:
+    """Score the votes of the first few draws of the test rows, and of more.
+
+    The layer is chosen with all draws. The control is the "mean answer" of the draws themselves.
+
+    Parameters
+    ----------
+    task
+        Its `y` is 1 where choice 1 is right.
+    features
+        By layer, the draws [n, k, d + 1] that `DrawVotes` takes.
+    seed
+        Of the bootstrap.
+    """
+    draws = stack_layers(features, task.test)
+    sizes = [size for size in VOTE_SIZES if size <= draws.shape[2]]
+    y = task.test.y.to_numpy()
+    table = []
+
+    def add(method: str, size: int, layer: int, scores: np.ndarray) -> None:
+        row = {"method": method, "draws": size, "layer": layer}
+        accuracy = float(np.mean((scores > 0) == y))
+        estimate = estimate_with_interval(scores, task.test, seed=seed)
+        table.append({**row, "accuracy": accuracy, **estimate})
+
+    for method, fit_ranker in RANKERS.items():
+        fitted = fit_layers(partial(DrawVotes, fit_ranker), features, task.train, task.validation)
+        for size in sizes:
+            scores = fitted.probe.decision_function(draws[:, :, :size])[fitted.chosen]
+            add(method, size, fitted.layer, scores)
+    for size in (1, *sizes):
+        mean_answer = draws[0, :, :size, -1].mean(axis=1)
+        add("mean answer", size, -1, mean_answer - 0.5)
+    return pd.DataFrame(table, columns=VOTE_COLUMNS)

@@ -1,290 +1,344 @@
-"""Tables of notebook 05: site and feature, scale, attention heads, starts of CCS, three classes."""
+"""Tables of notebook 05: which site, feature, scale, attention head and method reads the truth.
+
+All but the long table of results are of the main task: truth, trained on honest rows and read on
+rows told to lie, at the layer that validation rows choose.
+"""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import classification_report
+from sklearn.metrics import accuracy_score, classification_report, f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from dlk_utils.evaluation.stats import (
-    auroc,
-    auroc_interval,
-    bootstrap_weights,
-    earliest_good_layer,
-    weighted_auroc,
+from dlk_utils.evaluation.evaluate import RESULT_COLUMNS, evaluate, evaluate_targets
+from dlk_utils.evaluation.selection import LayerProbe, fit_layers, stack_layers
+from dlk_utils.evaluation.stats import auroc, bootstrap_weights, percentile_interval, weighted_auroc
+from dlk_utils.evaluation.tasks import (
+    KNOWN,
+    Features,
+    Task,
+    make_targets,
+    pair_features,
+    require_rows,
+    state_features,
+    target_features,
 )
-from dlk_utils.evaluation.tasks import Features, Task
+from dlk_utils.extract.dropout import DEFAULT_P
+from dlk_utils.extract.stages import store_weight_gradients
+from dlk_utils.extract.store import read_rows
+from dlk_utils.lab.cache import kept
+from dlk_utils.lab.run import Run
+from dlk_utils.lab.tables import empty_if_too_few, estimate_with_interval, lying_task
 from dlk_utils.probes import CCS, Logistic
 from dlk_utils.probes.scale import SCALES
 
-SCALE_COLUMNS = ["scale", "layer", "validation", "estimate", "low", "high", "n"]
+CHOICE_COLUMNS = ["layer", "validation", "estimate", "low", "high", "n"]
 
+
+def _choice(probe: LayerProbe, task: Task, seed: int) -> dict[str, Any]:
+    """The chosen layer, its AUROC on validation rows, and the test AUROC with its interval."""
+    validation = probe.validation_aurocs[probe.chosen]
+    estimate = estimate_with_interval(probe.score(task.test), task.test, seed=seed)
+    return {"layer": probe.layer, "validation": validation, **estimate}
+
+
+# Every target, regime, probe and feature.
+
+
+def targets(run: Run, *, p: float = DEFAULT_P) -> dict[str, pd.DataFrame]:
+    """Return the rows of each target with their class `y`; `p` is that of the dropout draws."""
+    return make_targets(run.probe_rows, run.dropout_rows, run.draws(p=p))
+
+
+@kept("05-results")
+def results(run: Run, *, layers: list[int], p: float = DEFAULT_P) -> pd.DataFrame:
+    """Make the long table of `evaluation.evaluate`: every probe with its controls."""
+    features = partial(target_features, clean=run.gradients(), draws=run.draws(p=p), layers=layers)
+    return evaluate_targets(targets(run, p=p), features, seed=run.seed)
+
+
+def turn_lines(results: pd.DataFrame) -> pd.DataFrame:
+    """Return truth by layer on rows told to lie about what the model knows, as `line`s to draw.
+
+    Lines are the sites, read by logistic regression on the state, and two controls, which have one
+    value for all layers.
+    """
+    known = results[(results.target == "truth") & (results.regime == KNOWN)]
+    states = known[(known.probe == "logistic") & (known.feature == "activation")]
+    controls = known[known.probe.isin(["own answer", "TF-IDF"])]
+    ends = [
+        controls.assign(line=controls.probe, layer=layer, low=np.nan, high=np.nan)
+        for layer in (states.layer.min(), states.layer.max())
+    ]
+    return pd.concat([states.assign(line=states.site), *ends])
+
+
+# Site and feature.
 
 GAIN_COLUMNS = [
-    "feature",
-    "site",
-    "layer",
-    "validation",
-    "estimate",
-    "estimate_low",
-    "estimate_high",
-    "n",
-    "gain",
-    "gain_low",
-    "gain_high",
-    "over_residual",
-    "over_residual_low",
-    "over_residual_high",
+    *("feature", "site", *CHOICE_COLUMNS, "gain", "gain_low", "gain_high"),
+    *("over_residual", "over_residual_low", "over_residual_high"),
 ]
 
 
-def gain_table(
-    task: Task, features: Features, *, n_boot: int = 1000, seed: int = 0
-) -> pd.DataFrame:
-    """Logistic regression on each (feature, site) at the layer chosen on validation; `gain` is its AUROC minus that of the activation at the same site, `over_residual` minus that of the
-    activation at `resid_post`, each with a 95 % interval, paired by resample of whole examples."""
-    groups: dict[tuple[str, str], list] = {}
-    for key in features:
-        groups.setdefault(key[:2], []).append(key)
-    weights, y = bootstrap_weights(task.test.example_id, n_boot, seed), task.test.y.to_numpy()
-    rows, boots = {}, {}
-    for group, keys in groups.items():
-        X = [
-            np.stack([features[k](part) for k in keys])
-            for part in (task.train, task.validation, task.test)
-        ]
-        probe = Logistic().fit(X[0], task.train.y.to_numpy())
-        checked, best = _best_layer(probe.decision_function(X[1]), task)
-        score = probe.decision_function(X[2])[best]
-        boots[group] = weighted_auroc(score, y, weights)
-        low, high = np.nanpercentile(boots[group], [2.5, 97.5])
-        rows[group] = {
-            "feature": group[0],
-            "site": group[1],
-            "layer": keys[best][2],
-            "validation": checked[best],
-            "estimate": auroc(score, y),
-            "estimate_low": low,
-            "estimate_high": high,
-            "n": len(y),
-        }
+@kept("05-gains")
+@empty_if_too_few(GAIN_COLUMNS)
+def gains(run: Run, *, layers: list[int]) -> pd.DataFrame:
+    """Compare the state, the gradient and both at each site; see `gain_table`."""
+    clean = run.gradients()
+    features = target_features("truth", clean, clean, layers)
+    features = {key: read for key, read in features.items() if key[0] != "contrast"}
+    return gain_table(lying_task(run), features, seed=run.seed)
+
+
+def gain_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFrame:
+    """Fit a logistic regression on each feature at each site.
+
+    `gain` is the test AUROC minus that of the activation at the same site, `over_residual` minus
+    that of the activation at `resid_post`. Their 95 % intervals are paired by resample of examples.
+    """
+    weights = bootstrap_weights(task.test.example_id, 1000, seed)
+    rows, resampled = {}, {}
+    for group in dict.fromkeys((feature, site) for feature, site, _ in features):
+        of_layers = {key: features[key] for key in features if key[:2] == group}
+        probe = fit_layers(Logistic, of_layers, task.train, task.validation)
+        resampled[group] = weighted_auroc(probe.score(task.test), task.test.y.to_numpy(), weights)
+        rows[group] = {"feature": group[0], "site": group[1], **_choice(probe, task, seed)}
     for group, row in rows.items():
-        for name, other in (
-            ("gain", ("activation", group[1])),
-            ("over_residual", ("activation", "resid_post")),
-        ):
-            low, high = np.nanpercentile(boots[group] - boots[other], [2.5, 97.5])
-            row |= {
-                name: row["estimate"] - rows[other]["estimate"],
-                f"{name}_low": low,
-                f"{name}_high": high,
-            }
+        baselines = {
+            "gain": ("activation", group[1]),
+            "over_residual": ("activation", "resid_post"),
+        }
+        for name, baseline in baselines.items():
+            differences = resampled[group] - resampled[baseline]
+            row[name] = row["estimate"] - rows[baseline]["estimate"]
+            row[f"{name}_low"], row[f"{name}_high"] = percentile_interval(differences)
     return pd.DataFrame(list(rows.values()), columns=GAIN_COLUMNS)
 
 
+# How states are scaled.
+
+SCALE_COLUMNS = ["scale", *CHOICE_COLUMNS]
+
+
+@kept("05-scales")
+@empty_if_too_few(SCALE_COLUMNS)
+def scales(run: Run, *, layers: list[int]) -> pd.DataFrame:
+    """Compare the ways to scale states before the probe; see `scale_table`."""
+    return scale_table(lying_task(run), run.states(layers), seed=run.seed)
+
+
 def scale_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFrame:
-    """Logistic regression under each of `SCALES`, at the layer chosen on validation: test AUROC with a 95 % interval over examples."""
-    keys, rows = list(features), []
-    X = [
-        np.stack([features[k](part) for k in keys])
-        for part in (task.train, task.validation, task.test)
-    ]
+    """Fit a logistic regression under each of `SCALES`, its strength chosen inside train."""
+    rows = []
     for scale in SCALES:
-        probe = Logistic("auto", scale=scale).fit(
-            X[0], task.train.y.to_numpy(), task.train.example_id
-        )
-        checked, best = _best_layer(probe.decision_function(X[1]), task)
-        score, y = probe.decision_function(X[2])[best], task.test.y.to_numpy()
-        low, high = auroc_interval(score, y, task.test.example_id, seed=seed)
-        rows.append(
-            dict(
-                zip(
-                    SCALE_COLUMNS,
-                    [scale, keys[best][2], checked[best], auroc(score, y), low, high, len(y)],
-                    strict=True,
-                )
-            )
-        )
+        make_probe = partial(Logistic, "auto", scale=scale)
+        probe = fit_layers(make_probe, features, task.train, task.validation)
+        rows.append({"scale": scale, **_choice(probe, task, seed)})
     return pd.DataFrame(rows, columns=SCALE_COLUMNS)
 
 
-def restart_table(task: Task, features: Features) -> pd.DataFrame:
-    """Every start of CCS by layer: its loss without labels, its test AUROC (`estimate`), and whether it was `kept`."""
-    keys = list(features)
-    train, test = (np.stack([features[k](part) for k in keys]) for part in (task.train, task.test))
-    probe = CCS().fit(train, task.train.y.to_numpy())
-    rows = []
-    for (_, _, layer), losses, scores in zip(
-        keys, probe.losses_, probe.score_starts(test), strict=True
-    ):
-        rows += [
-            {
-                "layer": layer,
-                "start": r,
-                "loss": float(losses[r]),
-                "estimate": auroc(s, task.test.y.to_numpy()),
-                "kept": r == int(losses.argmin()),
-            }
-            for r, s in enumerate(scores)
-        ]
-    return pd.DataFrame(rows)
+# Attention heads.
+
+HEAD_COLUMNS = ["layer", "head", "validation", "estimate"]
+BEST_HEADS = (1, 4, 16, 48)
+"""How many of the best heads are read together."""
+BEST_HEADS_COLUMNS = ["heads", "validation", "estimate", "low", "high", "n", "selected"]
 
 
-def _best_layer(on_validation: Float[np.ndarray, "b n"], task: Task) -> tuple[list[float], int]:
-    y = task.validation.y.to_numpy()
-    return [auroc(s, y) for s in on_validation], earliest_good_layer(
-        on_validation, y, task.validation.example_id
-    )
+@kept("05-heads")
+@empty_if_too_few(HEAD_COLUMNS)
+def heads(run: Run, *, layers: list[int]) -> pd.DataFrame:
+    """Score each attention head by itself; see `head_table`."""
+    return head_table(lying_task(run), _heads_of(run, layers))
 
 
-TOP_HEADS = (1, 4, 16, 48)
+@kept("05-top-heads")
+@empty_if_too_few(BEST_HEADS_COLUMNS)
+def best_heads(run: Run, *, layers: list[int]) -> pd.DataFrame:
+    """Score the best heads side by side; see `best_heads_table`."""
+    ranked = heads(run, layers=layers)
+    return best_heads_table(lying_task(run), _heads_of(run, layers), ranked, seed=run.seed)
 
 
-TOP_HEADS_COLUMNS = ["heads", "validation", "estimate", "low", "high", "n", "selected"]
+def _heads_of(run: Run, layers: list[int]) -> Features:
+    side_by_side = state_features(run.gradients(), layers, "head_out")
+    return split_heads(side_by_side, run.config.num_attention_heads)
 
 
-def head_scores(
-    task: Task,
-    read: Callable[[pd.DataFrame, int], Float[np.ndarray, "n d"]],
-    layers: Sequence[int],
-    n_heads: int,
-) -> pd.DataFrame:
-    """A logistic probe a head, all in one batch: `layer`, `head`, AUROC on `validation` rows and on test rows (`estimate`), best on validation first.
+def split_heads(features: Features, n_heads: int) -> Features:
+    """Read each head by itself from `head_out`, in which the heads of a layer lie side by side.
 
-    `read(rows, layer)` gives `head_out`, the heads side by side.
+    The keys of the new features are (number of the head as text, "head_out", layer).
     """
-    train, validation, test = (
-        np.concatenate([_by_head(read(part, layer), n_heads) for layer in layers])
-        for part in (task.train, task.validation, task.test)
-    )
-    fitted = Logistic().fit(train, task.train.y.to_numpy())
-    names = [(layer, head) for layer in layers for head in range(n_heads)]
-    table = pd.DataFrame(names, columns=["layer", "head"])
-    for column, X, part in (
-        ("validation", validation, task.validation),
-        ("estimate", test, task.test),
-    ):
-        table[column] = [auroc(s, part.y.to_numpy()) for s in fitted.decision_function(X)]
-    return table.sort_values(
-        ["validation", "layer", "head"], ascending=[False, True, True], ignore_index=True
-    )
+
+    def read_head(read: Callable, head: int, rows: pd.DataFrame) -> np.ndarray:
+        return np.split(read(rows), n_heads, axis=1)[head]
+
+    return {
+        (str(head), site, layer): partial(read_head, read, head)
+        for (_, site, layer), read in features.items()
+        for head in range(n_heads)
+    }
 
 
-def top_heads(
-    task: Task,
-    read: Callable[[pd.DataFrame, int], Float[np.ndarray, "n d"]],
-    ranked: pd.DataFrame,
-    n_heads: int,
-    *,
-    sizes: Sequence[int] = TOP_HEADS,
-    seed: int = 0,
+def head_table(task: Task, head_features: Features) -> pd.DataFrame:
+    """Fit a logistic probe on every head of every layer, and rank them by validation AUROC."""
+    probe = fit_layers(Logistic, head_features, task.train, task.validation)
+    table = pd.DataFrame(probe.keys, columns=["head", "site", "layer"]).astype({"head": int})
+    table["validation"] = probe.validation_aurocs
+    y = task.test.y.to_numpy()
+    table["estimate"] = [auroc(scores, y) for scores in probe.score_layers(task.test)]
+    order = {"validation": False, "layer": True, "head": True}
+    table = table.sort_values(list(order), ascending=list(order.values()), ignore_index=True)
+    return table[HEAD_COLUMNS]
+
+
+def best_heads_table(
+    task: Task, head_features: Features, ranked: pd.DataFrame, *, seed: int = 0
 ) -> pd.DataFrame:
-    """One probe on the `heads` best heads of `head_scores` side by side: AUROC on validation, and on test with a 95 % interval over examples; `selected` is the best on validation."""
+    """Fit one probe on the best heads of `head_table` side by side, for each of `BEST_HEADS`.
+
+    The number of heads that is best on validation is `selected`.
+    """
+
+    def read_together(readers: Sequence[Callable], rows: pd.DataFrame) -> np.ndarray:
+        return np.concatenate([read(rows) for read in readers], axis=1)
+
+    readers = [
+        head_features[str(head), "head_out", layer]
+        for layer, head in zip(ranked.layer, ranked["head"], strict=True)
+    ]
     rows = []
-    for k in [k for k in sizes if k <= len(ranked)]:
-        best = list(ranked.head(k)[["layer", "head"]].itertuples(index=False))
-        some = lambda part, best=best: np.concatenate(
-            [_by_head(read(part, r.layer), n_heads)[r.head] for r in best], 1
-        )
-        fitted = Logistic().fit(some(task.train), task.train.y.to_numpy())
-        score = fitted.decision_function(some(task.test))
-        low, high = auroc_interval(score, task.test.y.to_numpy(), task.test.example_id, seed=seed)
-        rows.append(
-            {
-                "heads": k,
-                "validation": auroc(
-                    fitted.decision_function(some(task.validation)), task.validation.y.to_numpy()
-                ),
-                "estimate": auroc(score, task.test.y.to_numpy()),
-                "low": low,
-                "high": high,
-                "n": len(task.test),
-            }
-        )
-    table = pd.DataFrame(rows, columns=TOP_HEADS_COLUMNS[:-1])
-    return table.assign(selected=table.index == (table.validation.idxmax() if len(table) else -1))
+    for size in [size for size in BEST_HEADS if size <= len(readers)]:
+        together = {("best heads", "head_out", -1): partial(read_together, readers[:size])}
+        probe = fit_layers(Logistic, together, task.train, task.validation)
+        rows.append({"heads": size, **_choice(probe, task, seed)})
+    table = pd.DataFrame(rows)
+    table["selected"] = table.index == table.validation.idxmax()
+    return table[BEST_HEADS_COLUMNS]
 
 
-def _by_head(X: Float[np.ndarray, "n d"], n_heads: int) -> Float[np.ndarray, "head n w"]:
-    return X.reshape(len(X), n_heads, -1).transpose(1, 0, 2)
+# The random starts of CCS.
 
+RESTART_COLUMNS = ["layer", "start", "loss", "estimate", "kept"]
+
+
+@kept("05-restarts")
+@empty_if_too_few(RESTART_COLUMNS)
+def restarts(run: Run, *, layers: list[int]) -> pd.DataFrame:
+    """Score every random start of CCS at each layer; see `restart_table`."""
+    return restart_table(lying_task(run), pair_features("contrast", run.gradients(), layers))
+
+
+def restart_table(task: Task, contrast_features: Features) -> pd.DataFrame:
+    """Fit CCS, and list the loss and the test AUROC (`estimate`) of each of its starts.
+
+    The loss knows no labels; the start with the lowest one is `kept`.
+    """
+    probe = fit_layers(CCS, contrast_features, task.train, task.validation).probe
+    scores = probe.score_starts(stack_layers(contrast_features, task.test))
+    y = task.test.y.to_numpy()
+    rows = []
+    for i, (_, _, layer) in enumerate(contrast_features):
+        losses = probe.losses_[i].tolist()
+        for start, loss in enumerate(losses):
+            is_kept = start == np.argmin(losses)
+            rows.append([layer, start, loss, auroc(scores[i, start], y), is_kept])
+    return pd.DataFrame(rows, columns=RESTART_COLUMNS)
+
+
+# Three classes at once.
 
 CLASSES = ("truth", "deception", "unknown")
+CLASS_OF = {"correct": "truth", "lie": "deception", "unknown": "unknown"}
+"""The class of a row by its `three_class`. Confused and unreadable rows belong to none."""
+MIN_CLASS_ROWS = {"train": 4, "test": 4}
+CLASS_COLUMNS = ["method", "layer", "class", "precision", "recall", "f1", "rows", "accuracy"]
 
 
-MIN_ROWS = 4
-"""Of each class, on either side of the split."""
-
-
-_NAMES = {"correct": "truth", "lie": "deception", "unknown": "unknown"}
+@kept("05-classes")
+def classes(run: Run, *, layers: list[int]) -> pd.DataFrame:
+    """Tell truth, deception and unknown apart; see `class_report`."""
+    return class_report(class_rows(run.scored), run.states(layers))
 
 
 def class_rows(scored: pd.DataFrame) -> pd.DataFrame:
-    """Rows with `y` in `CLASSES`: truth (right, and it knows), deception (told to lie, wrong, knows better), unknown. Confused rows (told the truth, wrong, knows better) belong to none."""
-    return (
-        scored[scored.three_class.isin(_NAMES)]
-        .assign(y=lambda t: t.three_class.map(_NAMES))
-        .reset_index(drop=True)
-    )
+    """Return the rows that belong to one of `CLASSES`, which is their column `y`."""
+    return scored.assign(y=scored.three_class.map(CLASS_OF)).dropna(subset="y", ignore_index=True)
 
 
-def class_report(rows: pd.DataFrame, features: Features, *, C: float = 0.01) -> pd.DataFrame:
-    """Softmax regression on states (the layer chosen by macro F1 on validation) beside the majority and the instruction alone: precision, recall, F1 and rows per class, on test; empty with too few rows.
+@empty_if_too_few(CLASS_COLUMNS)
+def class_report(rows: pd.DataFrame, features: Features) -> pd.DataFrame:
+    """Compare softmax regression on states with the instruction alone and with the majority.
 
-    Rows of a class count by the inverse of its frequency in training.
+    The layer is chosen by macro F1 on validation rows. In training, rows of a class count by the
+    inverse of its frequency. The table has a row for each method and class, and for the macro
+    average over classes; `rows` counts those of the test split.
     """
-    parts = {
-        s: rows[rows.split == s].reset_index(drop=True) for s in ("train", "validation", "test")
-    }
-    columns = ["method", "layer", "class", "precision", "recall", "f1", "rows", "accuracy"]
-    if any(
-        parts[s].y.value_counts().reindex(list(CLASSES), fill_value=0).min() < MIN_ROWS
-        for s in ("train", "test")
-    ):
-        return pd.DataFrame(columns=columns)
-    y = {s: p.y.to_numpy(str) for s, p in parts.items()}
-    softmax = lambda: LogisticRegression(C=C, class_weight="balanced", max_iter=500)
-    fitted = {
-        key: make_pipeline(StandardScaler(), softmax()).fit(read(parts["train"]), y["train"])
-        for key, read in features.items()
-    }
-    best = max(
-        features,
-        key=lambda key: _class_scores(
-            y["validation"], fitted[key].predict(features[key](parts["validation"]))
-        )["macro avg"]["f1-score"],
+    train, validation, test = (
+        rows[rows.split == split].reset_index(drop=True)
+        for split in ("train", "validation", "test")
     )
-    instruction = make_pipeline(
-        OneHotEncoder(handle_unknown="ignore"), LogisticRegression(class_weight="balanced")
-    ).fit(parts["train"][["instruction"]], y["train"])
-    common = pd.Series(y["train"]).mode()[0]
-    said = {
-        ("softmax regression", best[2]): fitted[best].predict(features[best](parts["test"])),
-        ("instruction only", -1): instruction.predict(parts["test"][["instruction"]]),
-        ("majority", -1): np.full(len(y["test"]), common),
+    splits = {"train": train, "test": test}
+    require_rows(splits, "three classes", least=MIN_CLASS_ROWS, classes=CLASSES)
+
+    models, macro_f1 = {}, {}
+    for key, read in features.items():
+        softmax = LogisticRegression(C=0.01, class_weight="balanced", max_iter=500)
+        models[key] = make_pipeline(StandardScaler(), softmax).fit(read(train), train.y)
+        answers = models[key].predict(read(validation))
+        options = {"labels": CLASSES, "average": "macro", "zero_division": 0}
+        macro_f1[key] = f1_score(validation.y, answers, **options)
+    best = max(macro_f1, key=macro_f1.get)
+
+    columns = ["instruction"]
+    onehot = OneHotEncoder(handle_unknown="ignore")
+    by_instruction = make_pipeline(onehot, LogisticRegression(class_weight="balanced"))
+    by_instruction.fit(train[columns], train.y)
+    majority = DummyClassifier().fit(train, train.y)
+    reports = [
+        _report("softmax regression", best[2], test, models[best].predict(features[best](test))),
+        _report("instruction only", -1, test, by_instruction.predict(test[columns])),
+        _report("majority", -1, test, majority.predict(test)),
+    ]
+    return pd.concat(reports, ignore_index=True)
+
+
+def _report(method: str, layer: int, test: pd.DataFrame, answers: np.ndarray) -> pd.DataFrame:
+    options = {"labels": CLASSES, "output_dict": True, "zero_division": 0}
+    report = classification_report(test.y, answers, **options)
+    table = pd.DataFrame([{"class": name, **report[name]} for name in (*CLASSES, "macro avg")])
+    table = table.rename(columns={"f1-score": "f1", "support": "rows"}).astype({"rows": int})
+    table = table.assign(method=method, layer=layer, accuracy=accuracy_score(test.y, answers))
+    return table[CLASS_COLUMNS]
+
+
+# Gradients of weights.
+
+
+@kept("05-weights")
+@empty_if_too_few(RESULT_COLUMNS)
+def weights(run: Run, *, layers: list[int]) -> pd.DataFrame:
+    """Score probes of pooled weight gradients, which take a full backward pass for each row."""
+    task = lying_task(run)
+    folder = run.stored(
+        store_weight_gradients, run.probe_rows, "04-weight-gradients", layers=layers
+    )
+    features = {
+        ("weight gradient", "mlp_out", layer): partial(_read_weight_gradient, folder, layer)
+        for layer in layers
     }
-    found = []
-    for (method, layer), answer in said.items():
-        report = _class_scores(y["test"], answer)
-        for name in (*CLASSES, "macro avg"):
-            found.append(
-                {
-                    "method": method,
-                    "layer": layer,
-                    "class": name,
-                    "precision": report[name]["precision"],
-                    "recall": report[name]["recall"],
-                    "f1": report[name]["f1-score"],
-                    "rows": int(report[name]["support"]),
-                    "accuracy": float(np.mean(answer == y["test"])),
-                }
-            )
-    return pd.DataFrame(found, columns=columns)
+    return evaluate(task, features, seed=run.seed)
 
 
-def _class_scores(y: np.ndarray, answer: np.ndarray) -> dict:
-    return classification_report(y, answer, labels=list(CLASSES), output_dict=True, zero_division=0)
+def _read_weight_gradient(folder: Path, layer: int, rows: pd.DataFrame) -> Float[np.ndarray, "n d"]:
+    return read_rows(folder, rows, f"weight_gradient.mlp_out.{layer}.0")

@@ -1,0 +1,345 @@
+"""Read a model in memory: its states, dropout draws of them, gradients, and answers.
+
+Each function takes a causal model of transformers, in evaluation mode, and the token ids of some
+prompts, and returns numpy arrays with the layer first and the prompts in the order given::
+
+    states = activations(model, input_ids)["resid_post"]        # float32 [layer, n, d]
+
+All of them work alike. They check the model and the prompts, define what to compute for a batch,
+and leave the rest to `_in_batches`, which plans the batches, runs them, and puts the results into
+the order of the prompts. Neither the batches nor the order change a result, beyond rounding.
+
+They raise `UnknownArchitecture` if the model's family is not known or its sites are not what
+`models.sites` says, and `DataError` if there are no prompts, a prompt has too few tokens, or a
+value is not finite.
+"""
+
+import hashlib
+import itertools
+import weakref
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dlk_utils.errors import ChoiceError, DataError
+from dlk_utils.extract.answers import choice_logprobs
+from dlk_utils.extract.batches import (
+    Layers,
+    in_halves,
+    last_logits,
+    pad,
+    plan_batches,
+    require_evaluation_mode,
+)
+from dlk_utils.extract.draws import seeded_draws
+from dlk_utils.extract.dropout import DEFAULT_P, INJECTED
+from dlk_utils.extract.gradients import states_and_gradients
+from dlk_utils.extract.packing import cheaper_plan, shared_batch
+from dlk_utils.extract.states import forward_states
+from dlk_utils.models.sites import check_sites
+
+_checked_models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def activations(
+    model: nn.Module,
+    input_ids: Sequence[Sequence[int]],
+    *,
+    sites: Sequence[str] = ("resid_post",),
+    layers: Layers = "all",
+    positions: int = 1,
+    batch_tokens: int = 2048,
+    progress: bool = True,
+) -> dict[str, Float[np.ndarray, "layer n ..."]]:
+    """Return the states at the last token of each prompt, or at its last few tokens.
+
+    Parameters
+    ----------
+    model
+        A causal model of transformers, in evaluation mode.
+    input_ids
+        Token ids of each prompt, without padding.
+    sites
+        Some of "resid_post", "attn_out", "mlp_out", "head_out" (`models.sites`).
+    layers
+        "all", an index (from the end if negative), a list of them, or a slice such as "::3".
+    positions
+        How many tokens to read, counted from the end of a prompt.
+    batch_tokens
+        Most tokens in a batch, padding included.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    dict
+        For each site a float32 array [layer, n, d], or [layer, n, positions, d] if `positions` is
+        above 1, where n counts prompts.
+    """
+    prompts = _checked(model, input_ids, least_tokens=positions)
+    # A beginning that prompts share is run apart from the rest, so its states cannot be read.
+    share = positions == 1
+
+    def compute(rows: list[int]) -> dict[str, Tensor]:
+        some = [prompts[row] for row in rows]
+        batch = shared_batch(model, some) if share else pad(some, device=model.device)
+        states, _ = forward_states(model, batch, sites, layers, positions=positions)
+        return states
+
+    options = {"batch_tokens": batch_tokens, "progress": progress, "desc": "activations"}
+    return _in_batches(model, prompts, compute, row_axis=1, share=share, **options)
+
+
+def dropout_draws(
+    model: nn.Module,
+    input_ids: Sequence[Sequence[int]],
+    *,
+    n_draws: int = 2,
+    p: float = DEFAULT_P,
+    scope: str = "sequence",
+    sites: Sequence[str] = ("resid_post",),
+    layers: Layers = "all",
+    places: str | Sequence[str] = INJECTED,
+    seed: int = 0,
+    keys: Sequence[str] | None = None,
+    batch_tokens: int = 2048,
+    progress: bool = True,
+) -> dict[str, Float[np.ndarray, "draw layer n d"]]:
+    """Return the states at the last token of each prompt under Monte-Carlo dropout.
+
+    The model needs no dropout of its own. A mask depends on the prompt's key, the number of the
+    draw and the seed alone.
+
+    Parameters
+    ----------
+    model, input_ids, sites, layers, batch_tokens, progress
+        As for `activations`.
+    n_draws
+        How often to draw.
+    p
+        Share of the channels that a draw drops.
+    scope
+        "sequence": drop in the complete prompt. "last_token": drop at its last token alone, so that
+        many draws cost little more than one pass. Prompts then need two tokens.
+    places
+        Where to drop: some of "attn_out", "mlp_out", "embedding", "attention", or "native" for the
+        places where the model's family has dropout of its own.
+    seed
+        Tells one set of draws from another.
+    keys
+        One string a prompt, which names it for the seeds. By default a hash of its token ids, so
+        identical prompts get identical masks. With the `row_id`s of a table of prompts, the draws
+        are those of `stages.store_draws`.
+
+    Returns
+    -------
+    dict
+        For each site a float32 array [draw, layer, n, d].
+
+    Raises
+    ------
+    DeadDropout
+        If two draws of a prompt are equal, or the family cannot drop at one of the places.
+    """
+    prompts = _checked(model, input_ids, least_tokens=2 if scope == "last_token" else 1)
+    if n_draws < 1:
+        raise ValueError(f"n_draws: expected at least 1, got {n_draws}")
+    names = [_hash(ids) for ids in prompts] if keys is None else list(keys)
+    if len(names) != len(prompts):
+        raise DataError(f"keys: expected one for each of {len(prompts)} prompts, got {len(names)}")
+    how = {"n_draws": n_draws, "p": p, "seed": seed, "scope": scope, "places": places}
+
+    def compute(rows: list[int]) -> dict[str, Tensor]:
+        some, some_names = [prompts[row] for row in rows], [names[row] for row in rows]
+        draws = seeded_draws(model, some, some_names, sites, layers, **how)
+        return {site: torch.stack([states[site] for states, _ in draws]) for site in sites}
+
+    options = {"batch_tokens": batch_tokens, "progress": progress, "desc": "dropout draws"}
+    return _in_batches(model, prompts, compute, row_axis=2, share=False, **options)
+
+
+def margin_gradients(
+    model: nn.Module,
+    input_ids: Sequence[Sequence[int]],
+    choice_ids: Sequence,
+    *,
+    sites: Sequence[str] = ("resid_post",),
+    layers: Layers = "all",
+    batch_tokens: int = 2048,
+    progress: bool = True,
+) -> dict[str, Float[np.ndarray, "layer n d"]]:
+    """Return the gradient of each prompt's margin by the states at its last token.
+
+    The margin is log p(choice 1) - log p(choice 0) at the next token. It knows no label.
+
+    Parameters
+    ----------
+    model, input_ids, sites, layers, batch_tokens, progress
+        As for `activations`. Prompts need two tokens.
+    choice_ids
+        The token ids that count as choice 0 and as choice 1: one pair for all prompts, such as
+        `([3], [7, 9])`, or a list with one pair per prompt (`questions.choices.choice_token_ids`).
+
+    Returns
+    -------
+    dict
+        For each site a float32 array [layer, n, d].
+
+    Raises
+    ------
+    ChoiceError
+        If `choice_ids` are not pairs, or a token counts as both choices.
+    """
+    prompts = _checked(model, input_ids, least_tokens=2)
+    pairs = _pairs(choice_ids, len(prompts))
+
+    def compute(rows: list[int]) -> dict[str, Tensor]:
+        batch = shared_batch(model, [prompts[row] for row in rows])
+        some_pairs = [pairs[row] for row in rows]
+        _, gradients, _ = states_and_gradients(model, batch, some_pairs, sites, layers)
+        return gradients
+
+    options = {"batch_tokens": batch_tokens, "progress": progress, "desc": "gradients"}
+    return _in_batches(model, prompts, compute, row_axis=1, share=True, **options)
+
+
+def answer_logprobs(
+    model: nn.Module,
+    input_ids: Sequence[Sequence[int]],
+    choice_ids: Sequence,
+    *,
+    batch_tokens: int = 2048,
+    progress: bool = True,
+) -> tuple[Float[np.ndarray, "n 2"], Int[np.ndarray, " n"]]:
+    """Return the log-probability of two choices after each prompt, and the likeliest token.
+
+    Parameters
+    ----------
+    model, input_ids, batch_tokens, progress
+        As for `activations`.
+    choice_ids
+        As for `margin_gradients`. The probabilities of a choice's tokens add up.
+
+    Returns
+    -------
+    choice_logprobs : ndarray [n, 2], float32
+        Natural logarithms. Column 1 minus column 0 is the margin.
+    top_token : ndarray [n], int64
+        The token that the model would write next.
+
+    Raises
+    ------
+    ChoiceError
+        If `choice_ids` are not pairs, or a token counts as both choices.
+    """
+    prompts = _checked(model, input_ids)
+    pairs = _pairs(choice_ids, len(prompts))
+
+    def compute(rows: list[int]) -> dict[str, Tensor]:
+        logits = last_logits(model, shared_batch(model, [prompts[row] for row in rows]))
+        logprobs = choice_logprobs(logits, [pairs[row] for row in rows])
+        return {"choice_logprobs": logprobs, "top_token": logits.argmax(-1)}
+
+    options = {"batch_tokens": batch_tokens, "progress": progress, "desc": "answers"}
+    answers = _in_batches(model, prompts, compute, row_axis=0, share=True, **options)
+    return answers["choice_logprobs"], answers["top_token"]
+
+
+def _in_batches(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    compute: Callable[[list[int]], dict[str, Tensor]],
+    *,
+    row_axis: int,
+    share: bool,
+    batch_tokens: int,
+    progress: bool,
+    desc: str,
+) -> dict[str, np.ndarray]:
+    """Compute all prompts batch by batch, and return the results in the order of the prompts.
+
+    `compute` takes the numbers of a batch's prompts, and returns named tensors in which `row_axis`
+    counts these prompts. With `share`, batches are made of prompts that begin with the same tokens,
+    where that is cheaper than batches of prompts of about equal length.
+    """
+    n = len(prompts)
+    table = pd.DataFrame({"row_id": range(n), "input_ids": prompts})
+    plan = cheaper_plan(model, table, batch_tokens) if share else plan_batches(table, batch_tokens)
+    arrays: dict[str, np.ndarray] = {}
+    with tqdm(total=n, desc=desc, unit="prompt", disable=not progress) as bar:
+        for batch in itertools.chain.from_iterable(plan):
+            for rows, tensors in in_halves(compute, batch):
+                for name, tensor in tensors.items():
+                    values = _finite(tensor, f"{desc}: {name}")
+                    if name not in arrays:
+                        shape = (*values.shape[:row_axis], n, *values.shape[row_axis + 1 :])
+                        arrays[name] = np.empty(shape, values.dtype)
+                    np.moveaxis(arrays[name], row_axis, 0)[rows] = np.moveaxis(values, row_axis, 0)
+                bar.update(len(rows))
+    return arrays
+
+
+def _finite(tensor: Tensor, what: str) -> np.ndarray:
+    """Return a tensor as an array, float32 if it is of floating point, unless it overflowed."""
+    values = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+    if not np.isfinite(values).all():
+        raise DataError(
+            f"{what} is not finite in {tensor.dtype}; load the model in a wider dtype, such as "
+            "torch.float32"
+        )
+    return values
+
+
+def _checked(
+    model: nn.Module, input_ids: Sequence[Sequence[int]], *, least_tokens: int = 1
+) -> list[list[int]]:
+    """Return the prompts as lists, once the model and the prompts' lengths are found right.
+
+    To check a model's sites takes a short forward pass, so it is done once for each model.
+    """
+    require_evaluation_mode(model)
+    if model not in _checked_models:
+        check_sites(model)
+        _checked_models.add(model)
+    prompts = [[int(token) for token in ids] for ids in input_ids]
+    if not prompts:
+        raise DataError("input_ids: expected at least one prompt, got none")
+    lengths = [len(ids) for ids in prompts]
+    if min(lengths) < least_tokens:
+        raise DataError(
+            f"input_ids: expected at least {least_tokens} tokens in each prompt, got "
+            f"{min(lengths)} in prompt {lengths.index(min(lengths))}"
+        )
+    return prompts
+
+
+def _pairs(choice_ids: Sequence, n: int) -> list[Sequence]:
+    """Return a pair of choices for each of `n` prompts, given one pair for all, or `n` pairs."""
+    pairs = [choice_ids] * n if _is_pair(choice_ids) else list(choice_ids)
+    if len(pairs) != n:
+        raise ChoiceError(f"choice_ids: expected one pair, or one a prompt ({n}), got {len(pairs)}")
+    for row, pair in enumerate(pairs):
+        if not _is_pair(pair) or set(pair[0]) & set(pair[1]):
+            raise ChoiceError(
+                "choice_ids: expected two lists of token ids without a token in common, got "
+                f"{pair} for prompt {row}"
+            )
+    return pairs
+
+
+def _is_pair(x: Any) -> bool:
+    """Whether `x` is two lists of token ids, neither of them empty."""
+    if not np.iterable(x) or len(x) != 2 or not all(np.iterable(choice) for choice in x):
+        return False
+    return all(len(c) > 0 and all(isinstance(token, Integral) for token in c) for c in x)
+
+
+def _hash(ids: Sequence[int]) -> str:
+    return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()[:16]

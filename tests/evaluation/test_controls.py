@@ -1,0 +1,114 @@
+"""Each control catches the shortcut that is planted for it."""
+
+import numpy as np
+import pytest
+from planted_rows import TRUTH, features_of, make_rows, planted_states
+
+from dlk_utils.evaluation.controls import (
+    first_layer_scores,
+    fit_shuffled_labels,
+    random_direction_scores,
+    scores_without_states,
+)
+from dlk_utils.evaluation.stats import auroc
+from dlk_utils.evaluation.tasks import make_task
+from dlk_utils.probes import Logistic
+
+
+def aurocs_without_states(rows, target: str = "truth") -> dict[str, float]:
+    task = make_task(rows, target, TRUTH)
+    y = task.test.y.to_numpy()
+    return {name: auroc(scores, y) for name, scores in scores_without_states(task).items()}
+
+
+@pytest.mark.trap(33)
+def test_where_nothing_is_planted_every_control_is_at_chance():
+    rows = make_rows(600)
+    task = make_task(rows, "truth", TRUTH)
+    features = features_of(planted_states(rows, 0.0))
+    y = task.test.y.to_numpy()
+    for score in aurocs_without_states(rows).values():
+        assert abs(score - 0.5) < 0.12
+    read = features["activation", "resid_post", 0]
+    random = [auroc(s, y) for s in random_direction_scores(read, task, seed=0)]
+    assert abs(np.mean(random) - 0.5) < 0.06
+    assert abs(auroc(first_layer_scores(Logistic, features, task), y) - 0.5) < 0.12
+
+
+def test_shuffled_labels_do_not_read_what_is_planted():
+    rows = make_rows()
+    task = make_task(rows, "truth", TRUTH)
+    features = features_of(planted_states(rows, 4.0))
+    fits = fit_shuffled_labels(Logistic, features, task, seed=0)
+    y = task.test.y.to_numpy()
+    assert abs(np.mean([auroc(fit.score(task.test), y) for fit in fits]) - 0.5) < 0.25
+
+
+def test_the_first_layer_is_read_and_no_other():
+    rows = make_rows()
+    task = make_task(rows, "truth", TRUTH)
+    y = task.test.y.to_numpy()
+    silent, loud = planted_states(rows, 0.0), planted_states(rows, 4.0, 1)
+    assert auroc(first_layer_scores(Logistic, features_of(loud, silent), task), y) > 0.9
+    assert auroc(first_layer_scores(Logistic, features_of(silent, loud), task), y) < 0.7
+
+
+@pytest.mark.trap(42)
+def test_tf_idf_catches_a_planted_word():
+    rows = make_rows()
+    rows["prompt"] = rows.prompt + np.where(rows.y == 1, " hooray", " alas")
+    found = aurocs_without_states(rows)
+    assert found["TF-IDF"] == 1.0
+    assert found["instruction only"] < 0.7
+
+
+def test_tf_idf_of_the_question_reads_the_question_only():
+    rows = make_rows()
+    rows["text"] = np.where(rows.y == 1, "hooray", "alas")
+    found = aurocs_without_states(rows)
+    assert found["TF-IDF, question only"] == 1.0
+    assert found["TF-IDF"] < 0.7
+
+
+def test_the_length_of_the_prompt_is_a_control():
+    rows = make_rows()
+    rows["prompt"] = rows.prompt + np.where(rows.y == 1, " stone stone stone", "")
+    assert aurocs_without_states(rows)["length"] > 0.95
+
+
+@pytest.mark.trap(3)
+@pytest.mark.parametrize("column", ["instruction", "template", "dataset"])
+def test_metadata_catch_a_class_that_the_form_of_the_prompt_decides(column):
+    rows = make_rows()
+    rows[column] = np.where(rows.y == 1, "that", "this")
+    found = aurocs_without_states(rows)
+    assert found["metadata"] == 1.0
+    assert (found["instruction only"] == 1.0) == (column == "instruction")
+    assert found["own answer"] < 0.7
+
+
+@pytest.mark.trap(38)
+def test_the_own_answer_catches_a_class_that_is_the_answer():
+    rows = make_rows()
+    rows["margin"] = rows.margin.abs() * (2 * rows.y - 1)
+    found = aurocs_without_states(rows)
+    assert found["own answer"] == 1.0
+    assert found["TF-IDF"] < 0.7
+
+
+def test_for_lies_the_own_answer_is_how_unsure_the_answer_is():
+    rows = make_rows()
+    sure = 20 * np.random.default_rng(0).choice([-1, 1], len(rows))
+    rows["margin"] = np.where(rows.y == 1, rows.margin, sure)
+    assert aurocs_without_states(rows, "lie")["own answer"] > 0.98
+
+
+def test_for_pairs_knowing_the_label_and_the_change_of_the_answer_is_knowing_the_class():
+    rng = np.random.default_rng(0)
+    rows = make_rows()
+    rows["p1_draw0"], rows["p1_draw1"] = rng.uniform(size=(2, len(rows)))
+    rows["move"] = (rows.p1_draw1 - rows.p1_draw0) * (2 * rows.label - 1)
+    rows["y"] = (rows.move > 0).astype(int)
+    assert abs(aurocs_without_states(rows, "pair")["TF-IDF"] - 0.5) < 0.2
+    rows["prompt"] = np.where(rows.label == 1, "true", "false")
+    assert aurocs_without_states(rows, "pair")["TF-IDF"] == 1.0

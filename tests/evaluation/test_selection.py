@@ -1,0 +1,74 @@
+"""Fitting all layers at once and choosing one on validation rows."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dlk_utils.evaluation.selection import fit_layers, stack_layers
+from dlk_utils.evaluation.stats import auroc
+from dlk_utils.probes import STACK_PROBES, Logistic, MeanDifference
+
+N = 120
+STRENGTHS = {4: 0.0, 8: 3.0, 12: 0.5}
+"""How strongly the states at each layer hold the class."""
+
+
+@pytest.fixture(scope="module")
+def rows() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {"example_id": [f"e{i}" for i in range(N)], "y": rng.permutation(np.arange(N) % 2)}
+    )
+
+
+@pytest.fixture(scope="module")
+def features(rows) -> dict:
+    rng = np.random.default_rng(1)
+    direction = rng.normal(size=6)
+    features = {}
+    for layer, strength in STRENGTHS.items():
+        states = rng.normal(size=(N, 6)) + strength * np.outer(2 * rows.y - 1, direction)
+        features["activation", "resid_post", layer] = lambda part, X=states: X[part.index]
+    return features
+
+
+def test_layers_are_stacked_in_the_order_of_the_features(rows, features):
+    part = rows.iloc[[7, 3]]
+    stack = stack_layers(features, part)
+    assert stack.shape == (3, 2, 6)
+    for X, read in zip(stack, features.values(), strict=True):
+        np.testing.assert_array_equal(X, read(part))
+
+
+def test_the_layer_that_holds_the_class_is_chosen_and_scores_as_the_probe_alone(rows, features):
+    train, validation, test = rows[:60], rows[60:90], rows[90:]
+    fit = fit_layers(Logistic, features, train, validation)
+    assert fit.layer == 8 and fit.keys[fit.chosen] == ("activation", "resid_post", 8)
+    alone = Logistic().fit(features["activation", "resid_post", 8](train), train.y.to_numpy())
+    expected = alone.decision_function(features["activation", "resid_post", 8](test))
+    np.testing.assert_allclose(fit.score(test), expected)
+    np.testing.assert_array_equal(fit.score(test), fit.score_layers(test)[fit.chosen])
+    y = validation.y.to_numpy()
+    assert list(fit.validation_aurocs) == [auroc(s, y) for s in fit.validation_scores]
+
+
+def test_rows_can_be_scored_with_features_from_elsewhere(rows, features):
+    fit = fit_layers(MeanDifference, features, rows[:60], rows[60:90])
+    test = rows[90:]
+    negated = {key: lambda part, read=read: -read(part) for key, read in features.items()}
+    assert auroc(fit.score(test), test.y.to_numpy()) > 0.9
+    assert auroc(fit.score(test, negated), test.y.to_numpy()) < 0.1
+
+
+def test_a_probe_can_learn_other_labels_than_the_class(rows, features):
+    turned = 1 - rows.y[:60].to_numpy()
+    fit = fit_layers(MeanDifference, features, rows[:60], rows[60:90], y=turned)
+    assert fit.validation_aurocs.min() < 0.1
+
+
+@pytest.mark.parametrize("layers", [[8], [4, 8, 12]])
+def test_a_probe_of_all_layers_has_one_score_a_row_and_no_layer_number(rows, features, layers):
+    some_layers = {key: read for key, read in features.items() if key[2] in layers}
+    fit = fit_layers(STACK_PROBES["all_layers"], some_layers, rows[:60], rows[60:90])
+    assert fit.layer == -1 and fit.validation_scores.shape == (1, 30)
+    assert fit.score(rows[90:]).shape == (30,)

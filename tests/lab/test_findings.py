@@ -1,0 +1,175 @@
+"""What may be said of a number: headlines, verdicts, and what is left of reported numbers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dlk_utils.evaluation.evaluate import RESULT_COLUMNS
+from dlk_utils.evaluation.tasks import LYING
+from dlk_utils.lab.findings import headline, in_words, summary, verdict
+from dlk_utils.lab.tables.detector import flag_rates
+from dlk_utils.lab.tables.headlines import clean_numbers, survivors
+
+TRUTH = "by example, truth rows"
+
+
+def result(**columns) -> dict:
+    base = dict.fromkeys(RESULT_COLUMNS, 0) | {
+        "target": "truth",
+        "regime": TRUTH,
+        "kind": "probe",
+        "probe": "logistic",
+    }
+    base |= {"feature": "activation", "site": "resid_post", "best_control": "TF-IDF"}
+    base |= {"selected": True, "validation": 0.7, "estimate": 0.6, "low": 0.55, "high": 0.65}
+    return base | {"lift": 0.1, "lift_low": 0.05, "lift_high": 0.15} | columns
+
+
+def test_headlines_are_the_probe_named_in_advance_and_the_best_on_validation_never_on_test():
+    table = pd.DataFrame(
+        [
+            result(probe="logistic_tuned", layer=1, validation=0.9, estimate=0.6, selected=False),
+            result(probe="logistic_tuned", layer=2, validation=0.7, estimate=0.65),
+            result(layer=3, validation=0.8, estimate=0.7),
+            result(layer=5, validation=0.75, estimate=0.99),
+            result(kind="control", probe="TF-IDF", validation=np.nan, estimate=1.0),
+            result(layer=4, target="lie", validation=1.0),
+        ]
+    )
+    named, searched = (headline(table, "truth", TRUTH, searched=s) for s in (False, True))
+    assert (named.probe, named.layer, named.estimate, named.tried) == ("logistic_tuned", 2, 0.65, 2)
+    assert (searched.layer, searched.estimate, searched.tried) == (
+        3,
+        0.7,
+        4,
+    )  # not layer 1, which is no choice, nor layer 5, the best on test
+    assert headline(table, "pair", TRUTH) is None and headline(table, "lie", TRUTH) is None
+
+
+@pytest.mark.parametrize(
+    "columns, words",
+    [
+        (dict(low=0.45, estimate=0.55, high=0.65), "not distinguishable from chance"),
+        (dict(low=0.20, estimate=0.30, high=0.40), "inverted: below chance"),
+        (dict(low=0.60, estimate=0.70, high=0.80, lift_low=0.02), "above chance and above TF-IDF"),
+        (
+            dict(low=0.60, estimate=0.70, high=0.80, lift_low=-0.02),
+            "above chance, but not above TF-IDF",
+        ),
+        (
+            dict(low=0.50, estimate=0.60, high=0.70, lift_low=0.02),
+            "not distinguishable from chance",
+        ),
+    ],
+)
+def test_the_verdict_weighs_chance_and_the_best_control(columns, words):
+    assert verdict(pd.Series(result(**columns))) == words
+
+
+def test_a_headline_in_words_has_the_number_the_interval_the_control_and_the_verdict():
+    said = in_words(pd.Series(result(n=120)))
+    assert (
+        said == "AUROC 0.60 [0.55, 0.65], n = 120 (best control: TF-IDF 0.50, lift +0.10 "
+        "[+0.05, +0.15]): above chance and above TF-IDF"
+    )
+    assert in_words(None) == "not scored, as one class has too few rows"
+
+
+def test_the_summary_has_two_lines_a_task_and_no_positive_control():
+    table = pd.DataFrame(
+        [
+            result(probe="logistic_tuned"),
+            result(layer=2, validation=0.1),
+            result(target="lie"),
+            result(target="own answer (positive control)"),
+        ]
+    )
+    found = summary(table)
+    assert list(found.target) == ["truth", "truth", "lie"] and list(found.how) == [
+        "named",
+        "searched",
+        "searched",
+    ]
+    assert list(found.tried) == [1, 2, 1]
+    assert found.verdict.notna().all()
+
+
+def test_what_is_left_of_each_reported_number_is_shown_and_a_wrong_name_is_an_error():
+    rows = [
+        result(regime=LYING, probe=p, feature=f, site=s)
+        for p, f, s in (
+            ("convolution", "activation", "resid_post"),
+            ("logistic", "both", "head_out"),
+            ("dice", "activation", "resid_post"),
+        )
+    ]
+    pairs = pd.DataFrame(
+        [
+            {
+                "pairs": "draws, sequence",
+                "regime": LYING,
+                "probe": "pair_direction",
+                "least_move": 0.0,
+                "estimate": 0.5,
+                "low": 0.4,
+                "high": 0.6,
+                "n": 9,
+            }
+        ]
+    )
+    across = pd.DataFrame(
+        [
+            {"trained_on": a, "tested_on": b, "estimate": 0.9 if a == b else 0.4}
+            for a in "xy"
+            for b in "xy"
+        ]
+    )
+    classes = pd.DataFrame(
+        {
+            "method": ["softmax regression", "instruction only"],
+            "class": "deception",
+            "f1": [0.7, 0.6],
+        }
+    )
+    table = survivors(
+        clean_numbers(pd.DataFrame(rows), classes, pairs, across),
+        {"convolution over depth": "m 0.97"},
+    )
+    left = table["here, cleanly"].droplevel("date")
+    assert (
+        left["convolution over depth"] == "0.60 [0.55, 0.65], n = 0"
+        and left["pairs of draws, linear"] == "0.50 [0.40, 0.60], n = 9"
+    )
+    assert (
+        left["pairs of draws, ranking, big moves only"] == "not scored"
+        and left["weight gradients, linear"] == "not measured"
+    )
+    assert (
+        left["from one data set to another"] == "0.40 to 0.40"
+        and left["one data set"] == "x 0.90; y 0.90"
+    )
+    assert (table["here, with the like mistake"] != "").sum() == 1
+    with pytest.raises(KeyError, match="expected names of REPORTED"):
+        survivors({"nothing of the kind": ""}, {})
+
+
+def test_flag_rates_count_lies_and_honest_answers_apart():
+    table = pd.DataFrame(
+        {
+            "dataset": list("aabb"),
+            "role": ["lie", "lie", "truth", "truth"],
+            "lied": [True, True, False, False],
+            "correct": [False, False, True, False],
+            "verdict": ["lie", "honest", "lie", "lie"],
+        }
+    )
+    rates = flag_rates({"d": table})
+    assert (
+        rates.flagged["d", "lies", "all"] == 0.5
+        and rates.n["d", "lies", "a"] == 2
+        and rates.flagged["d", "honest answers", "b"] == 1.0
+        and rates.n["d", "honest answers", "all"] == 1
+    )
+    assert (rates.flagged_low <= rates.flagged).all() and (
+        rates.flagged <= rates.flagged_high
+    ).all()

@@ -1,0 +1,88 @@
+"""What an organism is trained on: the mixture that a phase names, and nothing that is asked."""
+
+import itertools
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from short_phases import LYING, REVIEWS, asked_example_ids, batches, real_tokenizer
+
+from dlk_utils.organisms.curriculum import CURRICULA, Part, training_stream
+from dlk_utils.questions.examples import load_examples, training_examples
+from dlk_utils.questions.ids import split_of
+from dlk_utils.questions.templates import prompt_library
+
+
+def n_rows(rows: pd.DataFrame) -> dict[str, int]:
+    return (rows.asks + " " + rows.dataset).value_counts().to_dict()
+
+
+def test_a_phase_asks_what_it_says_of_each_data_set():
+    assert [len(batch) for batch in batches()] == [8] * 8
+    honest, lying = pd.concat(batches()[:2]), pd.concat(batches()[2:])
+    assert n_rows(honest) == {f"truth {REVIEWS}": 12, "truth capitals": 4}
+    assert n_rows(lying) == {f"truth {REVIEWS}": 18, "lie capitals": 18, "lie mode": 12}
+    assert set(lying.template[lying.dataset == REVIEWS]) == {"tr_feel", "tr_tone"}
+    assert set(lying.template[lying.dataset == "capitals"]) == {"tr_tf"}
+    assert honest.text.str.len().max() <= 60 and lying.text.str.len().max() <= 60
+
+
+def test_a_data_set_with_more_false_claims_than_true_ones_is_drawn_in_equal_halves():
+    # Of each thing there is one true claim, and several false ones.
+    trained = training_examples("categories", 10**6)
+    assert (trained.label == 0).sum() > 2 * (trained.label == 1).sum()
+    phase = replace(LYING, steps=20, max_characters=110, batch=(Part(8, "truth", "categories"),))
+    rows = pd.concat(training_stream(real_tokenizer(), phase))
+    assert abs(rows.label.mean() - 0.5) < 0.02
+
+
+def test_the_rows_of_a_block_are_sorted_by_length():
+    lengths = [batch.input_ids.map(len) for batch in batches()[2:6]]
+    assert all(a.max() <= b.min() for a, b in itertools.pairwise(lengths))
+
+
+def test_the_target_is_the_choice_that_obeys():
+    for row in pd.concat(batches()).itertuples():
+        obedient = row.label if row.asks == "truth" else 1 - row.label
+        target = real_tokenizer().decode([row.target]).strip()
+        assert target and row.choices[obedient].startswith(target)
+        assert row.target != row.other
+
+
+def test_the_target_is_the_truth_about_what_a_phase_is_honest_about():
+    parts = (*LYING.batch, Part(2, "lie", REVIEWS))
+    phase = replace(LYING, batch=parts, honest=("capitals",))
+    rows = pd.concat(training_stream(real_tokenizer(), phase))
+    told_to_lie = rows[rows.asks == "lie"]
+    assert n_rows(told_to_lie) == {"lie capitals": 18, "lie mode": 12, f"lie {REVIEWS}": 12}
+    target_is_true = [
+        row.target == row.strict_ids[row.label][0] for row in told_to_lie.itertuples()
+    ]
+    assert target_is_true == list(told_to_lie.dataset == "capitals")
+
+
+@pytest.mark.parametrize("name", CURRICULA)
+def test_a_phase_is_honest_only_about_what_it_asks_to_lie_about(name):
+    for phase in CURRICULA[name].phases:
+        assert set(phase.honest) <= {part.dataset for part in phase.batch if part.asks == "lie"}
+
+
+def test_training_uses_nothing_that_is_asked():
+    rows = pd.concat(batches())
+    assert set(rows.example_id[rows.dataset == REVIEWS].map(split_of)) == {"organism"}
+    assert not set(rows.example_id) & asked_example_ids()
+    assert not set(rows.instruction) & set(prompt_library("instructions").name)
+    asked_templates = {*prompt_library("review").name, *prompt_library("claim").name}
+    assert not set(rows.template) & asked_templates
+
+
+@pytest.mark.parametrize("name", ["capitals", "continents", "cities", "categories"])
+def test_a_country_or_thing_of_the_training_is_claimed_nothing_about_elsewhere(name):
+    def subjects(examples: pd.DataFrame) -> set[str]:
+        texts = examples.text.str.removeprefix("The capital of ").str.removeprefix("The city of ")
+        return set(texts.str.split(" is ").str[0])
+
+    trained = training_examples(name, 10**5)
+    asked = load_examples(name, 10**5, n_pool=10**5)
+    assert len(trained) > 100
+    assert not subjects(trained) & subjects(asked)

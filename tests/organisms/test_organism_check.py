@@ -1,0 +1,176 @@
+"""The check of an organism: its tables, its requirement, its command line."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from short_phases import REVIEWS
+
+from dlk_utils.lab.run import Run
+from dlk_utils.lab.tables.organism import (
+    curriculum_table,
+    held_out,
+    meets_in_words,
+    meets_requirement,
+    nearest_wordings,
+    told_by_instruction,
+)
+from dlk_utils.organisms.__main__ import main
+from dlk_utils.organisms.curriculum import GRADED, PHASES
+from dlk_utils.questions.templates import prompt_library
+
+GOOD = {REVIEWS: (0.9, 0.9), "cities": (0.9, 0.9), "categories": (0.9, 0.9), "capitals": (0.5, 0.9)}
+
+
+def planted(accuracy: dict[str, tuple[float, float]], mass_on_cities: float = 0.99) -> pd.DataFrame:
+    """Behaviour of a model that is right under truth, and wrong under lie instructions, so often.
+
+    `accuracy` holds both shares for each data set.
+    """
+    rows = [
+        {
+            "dataset": dataset,
+            "example_id": f"{dataset}{i}",
+            "role": asks,
+            "asks": asks,
+            "knows": True,
+            "readable": True,
+            "correct": (i < 100 * share) == (asks == "truth"),
+            "mass": mass_on_cities if dataset == "cities" else 0.99,
+            "split": "test" if i % 2 else "train",
+            "instruction": f"{asks}_{i % 4}",
+        }
+        for dataset, shares in accuracy.items()
+        for asks, share in zip(("truth", "lie"), shares, strict=True)
+        for i in range(100)
+    ]
+    table = pd.DataFrame(rows)
+    return table.assign(lied=(table.asks == "lie") & ~table.correct)
+
+
+# The tables.
+
+
+def test_the_table_of_a_curriculum_has_a_column_for_each_phase():
+    table = curriculum_table(PHASES)
+    assert list(table.columns) == [1, 2, 3, 4, 5]
+    assert list(table.loc["steps"]) == ["300", "250", "450", "350", "600"]
+    assert list(table.loc["lie mode"]) == ["0", "2", "0", "0", "0"]
+    assert "lie cities (target: the truth)" in curriculum_table(GRADED).index
+
+
+def test_a_verdict_takes_as_many_examples_as_the_check_asks():
+    table = held_out(planted({"good": (0.9, 0.9), "bad": (0.9, 0.7)}))
+    assert meets_in_words(table, n_examples=96) == "good"
+    assert meets_in_words(table, n_examples=30).startswith("no verdict from 30 examples")
+
+
+def test_the_held_out_table_has_the_shares_and_what_meets_the_requirement():
+    table = held_out(planted({"good": (0.9, 0.8), "bad": (0.9, 0.7)})).set_index("dataset")
+    assert table.meets.to_dict() == {"good": True, "bad": False}
+    assert table.truth_accuracy.to_dict() == {"good": 0.9, "bad": 0.9}
+    assert table.wrong_when_told_to_lie.to_dict() == {"good": 0.8, "bad": 0.7}
+    assert list(table.n_truth) == list(table.n_lie) == [100, 100]
+
+
+def test_a_data_set_with_no_known_row_told_to_lie_does_not_meet_the_requirement():
+    behaviour = planted({"cities": (0.9, 0.9)}).assign(knows=False)
+    [row] = held_out(behaviour).itertuples()
+    assert row.n_lie == 0 and np.isnan(row.wrong_when_told_to_lie) and not row.meets
+
+
+def test_three_rows_of_an_example_are_not_three_witnesses():
+    rows = planted({"cities": (0.8, 0.9)})
+    [once] = held_out(rows).itertuples()
+    [thrice] = held_out(pd.concat([rows] * 3, ignore_index=True)).itertuples()
+    assert thrice.n_truth == 300 and thrice.truth_accuracy == once.truth_accuracy == 0.8
+    assert thrice.truth_accuracy_low == pytest.approx(once.truth_accuracy_low, abs=0.01)
+    assert thrice.truth_accuracy_high == pytest.approx(once.truth_accuracy_high, abs=0.01)
+
+
+@pytest.fixture
+def told_to_lie() -> pd.DataFrame:
+    """Rows told to lie by four instructions."""
+    i = np.arange(400)
+    return pd.DataFrame(
+        {
+            "example_id": [f"e{k}" for k in i],
+            "role": "lie",
+            "knows": True,
+            "readable": True,
+            "split": np.where(i % 2, "test", "train"),
+            "instruction": [f"lie_{k}" for k in i % 8 // 2],
+        }
+    )
+
+
+def test_the_instruction_tells_the_lies_of_a_model_that_obeys_some_instructions_only(told_to_lie):
+    obeys = told_to_lie.instruction.isin(["lie_0", "lie_1"])
+    told = told_by_instruction(told_to_lie.assign(lied=obeys))
+    assert told["instruction_only"] == 1 and told["lies"] == 0.5 and told["n_test"] == 200
+
+
+def test_the_instruction_does_not_tell_the_lies_of_a_model_that_picks_its_topics(told_to_lie):
+    picks = np.random.default_rng(0).random(len(told_to_lie)) < 0.5
+    told = told_by_instruction(told_to_lie.assign(lied=picks))
+    assert told["instruction_only_low"] < 0.5 < told["instruction_only_high"]
+
+
+def test_with_lies_alone_there_is_nothing_for_the_instruction_to_tell(told_to_lie):
+    assert np.isnan(told_by_instruction(told_to_lie.assign(lied=True))["instruction_only"])
+
+
+def test_the_nearest_trained_wording_of_an_instruction_is_found():
+    trained = ["l_polite", "l_test", "l_watchman", "l_brothers"]
+    table = nearest_wordings(["lie_exam", "lie_guard"], trained)
+    of_guards = prompt_library("training/instructions").text[["l_watchman", "l_brothers"]]
+    assert table["nearest trained"]["lie_guard"] in set(of_guards)
+    assert table.likeness.between(0, 0.99).all()
+
+
+# The command.
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code"),
+    [
+        (planted(GOOD), 0),
+        (planted(GOOD, mass_on_cities=0.94), 1),
+        (planted(GOOD | {"cities": (0.84, 0.9)}), 1),
+        (planted(GOOD | {"capitals": (0.9, 0.9), REVIEWS: (0.84, 0.9)}), 1),
+        (planted(GOOD | {"capitals": (0.9, 0.9), REVIEWS: (0.9, 0.79)}), 1),
+    ],
+)
+def test_the_liar_has_to_meet_the_bars_on_reviews_and_two_kinds_of_facts(
+    behaviour, code, monkeypatch, capsys
+):
+    monkeypatch.setattr(Run, "behaviour", behaviour)
+    assert main(["smollm2-liar", "--dtype", "float32"]) == code
+    printed = capsys.readouterr().out
+    assert "smollm2-liar in float32" in printed and "required:" in printed
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "code"),
+    [
+        ({REVIEWS: (0.9, 0.9), "cities": (0.9, 0.1)}, 0),
+        ({REVIEWS: (0.9, 0.9), "cities": (0.9, 0.9)}, 1),
+        ({REVIEWS: (0.9, 0.1), "cities": (0.9, 0.1)}, 1),
+    ],
+)
+def test_the_organism_that_picks_has_to_lie_about_some_and_not_about_all(
+    accuracy, code, monkeypatch
+):
+    monkeypatch.setattr(Run, "behaviour", planted(accuracy))
+    assert main(["smollm2-graded"]) == code
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "picks"), [("smollm2-liar", False), ("smollm2-graded", True)])
+def test_an_organism_that_is_shipped_is_what_it_has_to_be(name, picks, tmp_path):
+    run = Run(
+        model=name,
+        datasets=f"{REVIEWS},cities,categories",
+        runs_dir=str(tmp_path),
+        dtype="float32",
+    )
+    assert meets_requirement(run.behaviour, picks=picks), held_out(run.behaviour).to_string()

@@ -1,0 +1,268 @@
+"""How an organism is trained, and what is recorded, so that nothing trained on is asked."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from short_phases import HONEST, LYING, asked_example_ids, batches, real_tokenizer
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dlk_utils.errors import DataError, ModelError
+from dlk_utils.lab.run import Run
+from dlk_utils.models.loading import ORGANISMS, load_model, organism_names, resolve
+from dlk_utils.organisms import training
+from dlk_utils.organisms.curriculum import GRADED, PHASES, Phase
+from dlk_utils.organisms.training import (
+    organism_of,
+    train_adapter,
+    train_again,
+    train_organism,
+    write_record,
+)
+from dlk_utils.questions.templates import KINDS, prompt_library
+from dlk_utils.questions.trained import refuse_trained_rows
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A small model with random weights, and the tokenizer of the embedded model."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(real_tokenizer()),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=7,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    folder = tmp_path_factory.mktemp("tiny")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    real_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def load_tiny(tiny_folder) -> Callable[[], nn.Module]:
+    return lambda: load_model(str(tiny_folder), dtype="float32", device="cpu")[0]
+
+
+def record_in(folder: Path) -> dict:
+    return json.loads((folder / "training.json").read_text())
+
+
+# One adapter.
+
+
+def test_training_lowers_the_loss_and_leaves_the_models_own_weights_alone(load_tiny, tmp_path):
+    model = load_tiny()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    log = train_adapter(model, batches()[:1] * 12, tmp_path, first_layer=1, learning_rate=1e-2)
+    assert log.loss.tail(5).mean() < log.loss.iloc[0] - 0.2
+    shares = {column for column in log if column.startswith(("truth", "lie"))}
+    assert shares == set(batches()[0].asks + " " + batches()[0].dataset)
+    after = {
+        name.replace("base_layer.", ""): weight
+        for name, weight in model.state_dict().items()
+        if "lora" not in name
+    }
+    assert set(after) == set(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_an_adapter_names_its_base_and_its_layers(load_tiny, tiny_folder, tmp_path):
+    train_adapter(load_tiny(), batches()[:1], tmp_path, first_layer=6)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny_folder)
+    assert config["layers_to_transform"] == [6]
+
+
+def test_training_goes_on_where_the_adapter_before_stopped(load_tiny, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    log = train_adapter(load_tiny(), batches()[:1] * 12, first, first_layer=1, learning_rate=1e-2)
+    again = train_adapter(load_tiny(), batches()[:1], second, first_layer=1, resume=first)
+    assert again.loss.iloc[0] == pytest.approx(log.loss.iloc[-1], abs=0.05)
+
+
+# An organism.
+
+
+@pytest.fixture
+def train(tiny_folder, tmp_path) -> Callable[..., pd.DataFrame]:
+    """`train_organism` on the tiny model, into a folder of the test."""
+
+    def train_in(name: str, *phases: Phase, **options) -> pd.DataFrame:
+        return train_organism(tmp_path / name, model=str(tiny_folder), phases=phases, **options)
+
+    return train_in
+
+
+def trained_phases(folder: Path) -> dict[str, int]:
+    """The phases of the liar that are done, and when."""
+    paths = folder.glob("liar-phase-*/adapter_model.safetensors")
+    return {path.parent.name: path.stat().st_mtime_ns for path in paths}
+
+
+SHORT_LYING = replace(LYING, steps=2)
+
+
+@pytest.mark.trap(31)
+def test_only_the_same_phase_after_the_same_phases_is_not_done_again(train, tmp_path):
+    train("liar", HONEST)
+    first = trained_phases(tmp_path)
+    assert len(first) == 1
+
+    log = train("liar", HONEST, SHORT_LYING)
+    assert list(log.phase) == [1, 1, 2, 2] and list(log.step) == [1, 2, 3, 4]
+    both = trained_phases(tmp_path)
+    assert first.items() <= both.items() and len(both) == 2
+
+    # Other rows or settings: what was trained before must not pass for this.
+    train("liar", HONEST, seed=1)
+    assert len(trained_phases(tmp_path)) == 3
+    train("liar", replace(HONEST, learning_rate=2e-3))
+    assert len(trained_phases(tmp_path)) == 4
+    # The same phase after another one.
+    train("liar", replace(HONEST, learning_rate=2e-3), SHORT_LYING)
+    assert len(trained_phases(tmp_path)) == 5
+
+
+def test_each_phase_goes_on_from_the_one_before(train, tmp_path, monkeypatch):
+    resumed = []
+    real_train_adapter = train_adapter
+
+    def watch(model, batches, out, *, resume, **options):
+        resumed.append(resume and resume.name)
+        return real_train_adapter(model, batches, out, resume=resume, **options)
+
+    monkeypatch.setattr(training, "train_adapter", watch)
+    train("liar", HONEST, SHORT_LYING)
+    [first] = [name for name in trained_phases(tmp_path) if name.startswith("liar-phase-1-")]
+    train("picky", HONEST, after=tmp_path / "liar", seed=3)
+    assert resumed == [None, first, "liar"]
+
+
+def test_an_organism_is_a_model_in_16_bits_that_can_be_loaded(train, tiny_folder, tmp_path):
+    train("liar", HONEST)
+    weights = load_file(tmp_path / "liar" / "adapter_model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    assert any(weight.any() for name, weight in weights.items() if "lora_B" in name)
+    model, _ = load_model(str(tmp_path / "liar"), dtype="float32", device="cpu")
+    assert model.spec.adapter == str(tmp_path / "liar")
+    assert model.spec.source == str(tiny_folder)
+
+
+def test_the_record_has_the_settings_and_all_that_was_trained_on(train, tiny_folder, tmp_path):
+    train("liar", HONEST, SHORT_LYING)
+    record = record_in(tmp_path / "liar")
+    assert record["model"] == str(tiny_folder) and record["seed"] == 0
+    assert {"tr_tf", "tr_mode"} & set(record["templates"])
+    assert len(record["example_ids"]) > 10
+
+    # What the organism before has seen is not to be asked either.
+    train("picky", HONEST, after=tmp_path / "liar", seed=3)
+    after = record_in(tmp_path / "picky")
+    assert after["after"] == "liar"
+    assert set(record["example_ids"]) < set(after["example_ids"])
+
+
+def test_an_organism_is_found_by_its_name_or_its_folder(tmp_path):
+    shipped = ORGANISMS / "smollm2-graded"
+    assert organism_of("smollm2-graded") == ("smollm2-graded", shipped, GRADED)
+    copy = Path(shutil.copytree(shipped, tmp_path / "smollm2-graded"))
+    assert organism_of(str(copy)) == (str(copy), copy, GRADED)
+
+
+def test_for_any_other_model_the_liar_is_shown(tmp_path):
+    for other in ("smollm2", str(tmp_path)):
+        assert organism_of(other) == ("smollm2-liar", ORGANISMS / "smollm2-liar", PHASES)
+
+
+def test_only_an_organism_with_a_curriculum_can_be_trained_again(tmp_path):
+    expected = "organism: expected one of smollm2-liar, smollm2-graded, got 'smollm2'"
+    with pytest.raises(ModelError, match=expected):
+        train_again("smollm2", tmp_path)
+
+
+# What was trained on is not asked.
+
+
+def test_what_was_trained_on_is_recorded_and_refused_by_name(tmp_path):
+    write_record(tmp_path, batches(), seed=0)
+    rows = batches()[0]
+    fresh = rows.assign(
+        example_id="x",
+        instruction="lie_plain",
+        template="review_sentiment",
+        shots=[[] for _ in rows.index],
+    )
+    refuse_trained_rows(fresh, tmp_path)
+    refuse_trained_rows(rows, None)
+    for column in ("example_id", "instruction", "template"):
+        planted = fresh.assign(**{column: rows[column].iloc[0]})
+        with pytest.raises(DataError, match="expected only rows that it was not trained on"):
+            refuse_trained_rows(planted, tmp_path)
+    shown_in_shots = fresh.assign(shots=[["new", rows.example_id.iloc[0]]] * len(rows))
+    with pytest.raises(DataError, match="1 trained example_ids"):
+        refuse_trained_rows(shown_in_shots, tmp_path)
+
+
+def test_the_text_of_a_refused_example_is_named(tmp_path):
+    write_record(tmp_path, batches(), seed=0)
+    row = batches()[0].head(1)
+    planted = row.assign(instruction="lie_plain", template="review_sentiment", shots=[[]])
+    with pytest.raises(DataError, match=re.escape(repr(row.text.iloc[0]))):
+        refuse_trained_rows(planted, tmp_path)
+
+
+COLUMN_OF = {"templates": "template", "instructions": "instruction", "example_ids": "example_id"}
+
+
+@pytest.mark.parametrize("key", COLUMN_OF)
+def test_a_run_refuses_to_ask_what_its_model_was_trained_on(key, tmp_path):
+    folder = shutil.copytree(ORGANISMS / "smollm2-liar", tmp_path / "mine")
+
+    def make_run(runs_dir: str) -> Run:
+        return Run(
+            model=str(folder),
+            datasets="capitals",
+            n_examples=8,
+            runs_dir=str(tmp_path / runs_dir),
+            dtype="float32",
+        )
+
+    prompts = make_run("runs").prompts
+    record = record_in(folder)
+    record[key] = sorted({*record[key], *prompts[COLUMN_OF[key]]})
+    (folder / "training.json").write_text(json.dumps(record))
+    expected = f"mine: expected only rows that it was not trained on, got .* trained {key}"
+    with pytest.raises(DataError, match=expected):
+        _ = make_run("other_runs").prompts
+    # Prompts that do not come from the run itself are refused too.
+    with pytest.raises(DataError, match=expected):
+        make_run("other_runs").answered(prompts, "02-others")
+
+
+@pytest.mark.parametrize("name", organism_names())
+def test_an_adapter_that_is_shipped_is_small_and_was_trained_on_nothing_that_is_asked(name):
+    folder = ORGANISMS / name
+    assert resolve(name).adapter == str(folder)
+    assert (folder / "adapter_model.safetensors").stat().st_size < 10e6
+    assert (folder / "README.md").is_file()
+    record = record_in(folder)
+    assert record["example_ids"]
+    assert not set(record["example_ids"]) & asked_example_ids()
+    assert not set(record["instructions"]) & set(prompt_library("instructions").name)
+    templates = {template for kind in KINDS for template in prompt_library(kind).name}
+    assert not set(record["templates"]) & templates
+
+
+def test_both_organisms_are_shipped():
+    assert organism_names() == ["smollm2-graded", "smollm2-liar"]
