@@ -335,10 +335,7 @@ class Run:
 
 
 def _hash_of_rows(rows: pd.DataFrame) -> str:
-    """Hash what a stage reads of prompt rows: their keys, tokens and choices."""
-    digest = xxhash.xxh3_64()
-    for row in rows.itertuples():
-        tokens = [int(token) for token in row.input_ids]
-        choices = [[int(token) for token in ids] for ids in row.choice_ids]
-        digest.update(f"{row.row_id} {row.example_id} {tokens} {choices}".encode())
-    return digest.hexdigest()
+    """Hash what the stages read of prompt rows: their keys, their tokens, and their choices."""
+    read = ["row_id", "example_id", "input_ids", "choice_ids", "strict_ids", "choice_tokens"]
+    content = rows.reindex(columns=read).to_json(orient="values")
+    return xxhash.xxh3_64_hexdigest(content.encode())
