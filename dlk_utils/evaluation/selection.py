@@ -67,8 +67,8 @@ class LayerProbe:
     ) -> Float[np.ndarray, "layer n"]:
         """Score rows at every layer [layer, n]; above 0 speaks for class 1.
 
-        `features` says where to read the rows if not where the probe was fitted: the same layers in
-        the same order.
+        `features` replaces the readers that the probe was fitted with, for rows that are kept
+        elsewhere. It must have the same layers in the same order.
         """
         stack = stack_layers(self.features if features is None else features, rows)
         return np.atleast_2d(self.probe.decision_function(stack))
@@ -90,7 +90,8 @@ def fit_layers(
 ) -> LayerProbe:
     """Fit a probe on all layers in one batch and choose the layer on validation rows.
 
-    The choice is that of `earliest_good_layer`, resampling examples.
+    That is the earliest layer whose AUROC is within one standard error of the best one's
+    (`earliest_good_layer`), by bootstrap over examples.
 
     Parameters
     ----------
@@ -102,7 +103,7 @@ def fit_layers(
         Rows with `y` (0 or 1) and `example_id`; `train` also has the columns that the probe needs.
     y : array [n], optional
         What the probe learns from `train`, if it is not the column `y`: for pairs, how far the
-        answer moved.
+        answer moved. Validation always uses the column.
     """
     probe = fit_probe(make_probe, stack_layers(features, train), train, y)
     raw_scores = probe.decision_function(stack_layers(features, validation))

@@ -44,7 +44,7 @@ def seeded_draws(
     """Make `n_draws` draws of some prompts, with masks that depend on (key, draw, seed) alone.
 
     `keys` has a name for each prompt; `options` are those of `draw_states`. Raises `DeadDropout` if
-    two draws of a prompt are equal.
+    two successive draws of a prompt are equal.
     """
     batch = pad(input_ids, device=model.device)
     seeds = [[draw_seed(key, draw, seed) for key in keys] for draw in range(n_draws)]
@@ -78,15 +78,15 @@ def draw_states(
     Parameters
     ----------
     seeds
-        For each draw, a `draw_seed` a row.
+        For each draw, one `draw_seed` per row.
     p, places
         Share that is dropped, and where (`mc_dropout`).
     scope
         One of `SCOPES`. With "last_token" the tokens before the last run once, without dropout.
     at_once
-        With "last_token", how many draws run side by side. By default as many as the batch is wide,
-        so that their states take no more memory than the prompts' did. Always one in families whose
-        attention cannot be told what each draw sees (`takes_a_mask`).
+        With "last_token", how many draws run side by side. By default the padded length of the
+        prompts, so that a pass never holds more tokens than the prompts' own pass. Always one in
+        families whose attention cannot be told what each draw sees (`takes_a_mask`).
 
     Raises
     ------
@@ -210,7 +210,7 @@ def dropout_audit(
     Raises
     ------
     DeadDropout
-        If two draws of a prompt are equal.
+        If two successive draws of a prompt are equal.
     """
     options = {"n_draws": 2, "p": p, "seed": seed, "scope": scope, "places": places}
     keys = list(prompts.row_id)

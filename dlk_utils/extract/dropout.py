@@ -111,7 +111,7 @@ def mc_dropout(
         keep = keep_mask(
             place_seeds(place, layer, hidden.device), own_positions, hidden.shape[-1], p
         )
-        # By a number, not by a mask that holds it: bfloat16 would round 1.0204 to 1.0234.
+        # Multiply by the number, not by a scaled mask: bfloat16 would round 1.0204 to 1.0234.
         return (hidden * scale).mul_(keep)
 
     def drop_attention(layer: int, weights: Float[Tensor, "b h q k"]) -> Float[Tensor, "b h q k"]:
@@ -132,8 +132,9 @@ def mc_dropout(
 def keep_mask(
     seeds: Int[Tensor, "b k"], positions: Int[Tensor, "b t"], d: int, p: float
 ) -> Bool[Tensor, "b t d"]:
-    """Say which of `d` channels stay at each token, given a seed a row (k = 1) or a token (k = t).
+    """Say which of `d` channels stay at each token.
 
+    There is one seed per row (k = 1) or per token (k = t).
     Each (seed, position, channel) gets 16 random bits, and stays if they are at least p * 2^16. One
     hash of 32 bits serves two neighbouring channels.
     """

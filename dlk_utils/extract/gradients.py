@@ -1,4 +1,4 @@
-"""Gradients of the margin by the states at the last token, and passes that are made of them.
+"""Gradients of the margin with respect to states at the last token, and what is made of them.
 
 The margin is log p(choice 1) - log p(choice 0). It knows neither the label nor the answer given,
 and so its gradient does not leak them.

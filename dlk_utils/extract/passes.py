@@ -1,17 +1,18 @@
 """Read a model in memory: its states, dropout draws of them, gradients, and answers.
 
 Each function takes a causal model of transformers, in evaluation mode, and the token ids of some
-prompts, and returns numpy arrays with the layer first and the prompts in the order given::
+prompts, and returns numpy arrays with the prompts in the order given::
 
-    states = activations(model, input_ids)["resid_post"]        # float32 [layer, n, d]
+    states = activations(model, input_ids)["resid_post"]  # float32 [layer, n, d]
+    draws = dropout_draws(model, input_ids)["resid_post"]  # float32 [draw, layer, n, d]
 
 All of them work alike. They check the model and the prompts, define what to compute for a batch,
 and leave the rest to `_in_batches`, which plans the batches, runs them, and puts the results into
 the order of the prompts. Neither the batches nor the order change a result, beyond rounding.
 
 They raise `UnknownArchitecture` if the model's family is not known or its sites are not what
-`models.sites` says, and `DataError` if there are no prompts, a prompt has too few tokens, or a
-value is not finite.
+`models.sites` says, `DataError` if there are no prompts, a prompt has too few tokens, or a value is
+not finite, and `ValueError` if the model is in training mode or an option is out of range.
 """
 
 import hashlib
@@ -70,10 +71,11 @@ def activations(
         Some of "resid_post", "attn_out", "mlp_out", "head_out" (`models.sites`).
     layers
         "all", an index (from the end if negative), a list of them, or a slice such as "::3".
+        Layers come back in ascending order, without repeats.
     positions
         How many tokens to read, counted from the end of a prompt.
     batch_tokens
-        Most tokens in a batch, padding included.
+        Most tokens in a batch, padding included; a batch has at most 64 prompts.
     progress
         Show a progress bar.
 
@@ -84,12 +86,13 @@ def activations(
         above 1, where n counts prompts.
     """
     prompts = _checked(model, input_ids, least_tokens=positions)
-    # A beginning that prompts share is run apart from the rest, so its states cannot be read.
+    # A beginning that prompts share runs once, into the key-value cache, so that only the tokens
+    # after it have states to read. The last token is always among these; earlier ones may not be.
     share = positions == 1
 
     def compute(rows: list[int]) -> dict[str, Tensor]:
-        some = [prompts[row] for row in rows]
-        batch = shared_batch(model, some) if share else pad(some, device=model.device)
+        batch_ids = [prompts[row] for row in rows]
+        batch = shared_batch(model, batch_ids) if share else pad(batch_ids, device=model.device)
         states, _ = forward_states(model, batch, sites, layers, positions=positions)
         return states
 
@@ -128,14 +131,14 @@ def dropout_draws(
         Share of the channels that a draw drops.
     scope
         "sequence": drop in the complete prompt. "last_token": drop at its last token alone, so that
-        many draws cost little more than one pass. Prompts then need two tokens.
+        many draws cost little more than one pass. Prompts then need at least two tokens.
     places
         Where to drop: some of "attn_out", "mlp_out", "embedding", "attention", or "native" for the
         places where the model's family has dropout of its own.
     seed
         Tells one set of draws from another.
     keys
-        One string a prompt, which names it for the seeds. By default a hash of its token ids, so
+        One string per prompt, which names it for the seeds. By default a hash of its token ids, so
         identical prompts get identical masks. With the `row_id`s of a table of prompts, the draws
         are those of `stages.store_draws`.
 
@@ -147,19 +150,19 @@ def dropout_draws(
     Raises
     ------
     DeadDropout
-        If two draws of a prompt are equal, or the family cannot drop at one of the places.
+        If two successive draws of a prompt are equal, or the family cannot drop at a place.
     """
     prompts = _checked(model, input_ids, least_tokens=2 if scope == "last_token" else 1)
     if n_draws < 1:
         raise ValueError(f"n_draws: expected at least 1, got {n_draws}")
-    names = [_hash(ids) for ids in prompts] if keys is None else list(keys)
-    if len(names) != len(prompts):
-        raise DataError(f"keys: expected one a prompt ({len(prompts)}), got {len(names)}")
-    how = {"n_draws": n_draws, "p": p, "seed": seed, "scope": scope, "places": places}
+    keys = [_hash(ids) for ids in prompts] if keys is None else list(keys)
+    if len(keys) != len(prompts):
+        raise DataError(f"keys: expected one per prompt ({len(prompts)}), got {len(keys)}")
+    draw_options = {"n_draws": n_draws, "p": p, "seed": seed, "scope": scope, "places": places}
 
     def compute(rows: list[int]) -> dict[str, Tensor]:
-        some, some_names = [prompts[row] for row in rows], [names[row] for row in rows]
-        draws = seeded_draws(model, some, some_names, sites, layers, **how)
+        batch_ids, batch_keys = [prompts[row] for row in rows], [keys[row] for row in rows]
+        draws = seeded_draws(model, batch_ids, batch_keys, sites, layers, **draw_options)
         return {site: torch.stack([states[site] for states, _ in draws]) for site in sites}
 
     return _in_batches(
@@ -177,14 +180,15 @@ def margin_gradients(
     batch_tokens: int = 2048,
     progress: bool = True,
 ) -> dict[str, Float[np.ndarray, "layer n d"]]:
-    """Return the gradient of each prompt's margin by the states at its last token.
+    """Return the gradient of each margin with respect to the states at the last token.
 
     The margin is log p(choice 1) - log p(choice 0) at the next token. It knows no label.
 
     Parameters
     ----------
     model, input_ids, sites, layers, batch_tokens, progress
-        As for `activations`. Prompts need two tokens.
+        As for `activations`. Prompts need at least two tokens; all but the last run without a
+        graph.
     choice_ids
         The token ids that count as choice 0 and as choice 1: one pair for all prompts, such as
         `([3], [7, 9])`, or a list with one pair per prompt (`questions.choices.choice_token_ids`).
@@ -204,8 +208,8 @@ def margin_gradients(
 
     def compute(rows: list[int]) -> dict[str, Tensor]:
         batch = shared_batch(model, [prompts[row] for row in rows])
-        some_pairs = [pairs[row] for row in rows]
-        _, gradients, _ = states_and_gradients(model, batch, some_pairs, sites, layers)
+        batch_pairs = [pairs[row] for row in rows]
+        _, gradients, _ = states_and_gradients(model, batch, batch_pairs, sites, layers)
         return gradients
 
     return _in_batches(
@@ -228,7 +232,7 @@ def answer_logprobs(
     model, input_ids, batch_tokens, progress
         As for `activations`.
     choice_ids
-        As for `margin_gradients`. The probabilities of a choice's tokens add up.
+        As for `margin_gradients`. A choice has the sum of the probabilities of its tokens.
 
     Returns
     -------
@@ -271,7 +275,8 @@ def _in_batches(
 
     `compute` takes the numbers of a batch's prompts, and returns named tensors whose axis
     `row_axis` counts these prompts. Batches are made of prompts of about equal length; with
-    `share`, of prompts that begin with the same tokens, where that is cheaper.
+    `share`, of prompts that begin with the same tokens, where that is cheaper. A batch that does
+    not fit into memory is split.
     """
     n = len(prompts)
     table = pd.DataFrame({"row_id": range(n), "input_ids": prompts})
@@ -292,7 +297,7 @@ def _in_batches(
 
 
 def _finite(tensor: Tensor, what: str) -> np.ndarray:
-    """Return a tensor as an array, float32 if it is of floating point, unless it overflowed."""
+    """Return a tensor as an array, of float32 if it is of floating point; refuse inf and nan."""
     values = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
     if not np.isfinite(values).all():
         raise DataError(
@@ -329,7 +334,9 @@ def _pairs(choice_ids: Sequence, n: int) -> list[Sequence]:
     """Return a pair of choices for each of `n` prompts, given one pair for all, or `n` pairs."""
     pairs = [choice_ids] * n if _is_pair(choice_ids) else list(choice_ids)
     if len(pairs) != n:
-        raise ChoiceError(f"choice_ids: expected one pair, or one a prompt ({n}), got {len(pairs)}")
+        raise ChoiceError(
+            f"choice_ids: expected one pair, or one per prompt ({n}), got {len(pairs)}"
+        )
     for row, pair in enumerate(pairs):
         if not _is_pair(pair) or set(pair[0]) & set(pair[1]):
             raise ChoiceError(

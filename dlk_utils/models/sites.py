@@ -59,7 +59,7 @@ _GEMMA2 = replace(_LLAMA, attn="post_attention_layernorm", mlp="post_feedforward
 _GPT2 = Architecture("transformer.h", "attn", "mlp", "attn.c_proj", _EVERYWHERE)
 
 # To support another family, add its `model_type` here. The tests that run for all families
-# (`FAMILIES` of tests/conftest.py) then make a tiny model of it by themselves.
+# (`FAMILIES` of tests/tiny_models.py) then make a tiny model of it by themselves.
 ARCHITECTURES = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
