@@ -105,8 +105,9 @@ def evaluate(
     """Fit every probe on every feature, and score it next to the controls.
 
     All layers of a feature at a site are fitted in one batch, and one of them is chosen on
-    validation rows (see `fit_layers`). The first feature and site get more methods than the others,
-    and the controls on states.
+    validation rows (see `fit_layers`). To save time, only the first feature and site get the extra
+    probes (not those of `POSITIVE_CONTROL`) and the controls that use states: shuffled labels, a
+    random direction, and the first layer.
 
     Parameters
     ----------
@@ -117,13 +118,14 @@ def evaluate(
     n_boot, seed : int
         Number of bootstrap resamples of examples; seed of these and of the random controls.
     fits : dict, optional
-        Keeps what was fitted, for a later call in another regime that trains on the same rows.
+        Keeps what was fitted, for a later call with the same target, features and seed in another
+        regime that trains on the same rows.
 
     Returns
     -------
     DataFrame
-        One row for each probe at each layer (`kind` is "probe"; `layer` is -1 for a probe that
-        reads all layers) and for each control (`kind` is "control"), with `RESULT_COLUMNS`:
+        One row for each probe at each layer (`kind` is "probe"; `layer` is -1 where there is no one
+        layer) and for each control (`kind` is "control"), with `RESULT_COLUMNS`:
 
         * `selected`: whether this layer was chosen, of `compared` layers, on validation rows, where
           its AUROC is `validation`;
@@ -131,9 +133,10 @@ def evaluate(
         * `accuracy`, `balanced_accuracy`: at the threshold that was fitted on the training rows
           (`validation_accuracy`: the same on validation rows);
         * `recall_at_1`, `recall_at_5`: recall at 1 % and 5 % false positives;
-        * for selected rows, `brier` and `calibration_error` of probabilities calibrated on
-          validation rows, and the `lift` over the `best_control` of the task: the difference of the
-          AUROCs, with a 95 % interval that is paired by resample.
+        * for the selected layer of each probe, `brier` and `calibration_error` of probabilities calibrated on
+          validation rows, and the `lift` over the `best_control` of the task, the one with the highest
+          AUROC on the test rows: the difference of the AUROCs, with a 95 % interval that is paired
+          by resample and takes that control as given.
     """
     fits = {} if fits is None else fits
     results = _Results(task, n_boot, seed)

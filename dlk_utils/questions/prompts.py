@@ -39,11 +39,11 @@ def make_prompts(
     seed: int = 0,
     folder: str = "",
 ) -> pd.DataFrame:
-    """Make the prompts that ask every example outside the pool of shots.
+    """Make prompts for every example that is not in split "shot".
 
     An example gets one row for each of `asks`, all with the same template and the same questions as
-    shots, and `n_known` rows of role "known". These ask for the truth by other instructions and
-    other templates, to tell whether the model knows the answer. Nothing is ever truncated: a prompt
+    shots, and `n_known` rows of role "known". These ask for the truth by other instructions and,
+    where there are some, by other templates, to tell whether the model knows the answer. Nothing is ever truncated: a prompt
     that is too long loses shots, and then its example is dropped.
 
     Parameters
@@ -53,14 +53,15 @@ def make_prompts(
     tokenizer
         The model's tokenizer, with a chat template.
     n_shots
-        Most solved examples before the question, from the same data set and with both labels in
-        turn. All rows of a template in a data set are shown the same ones.
+        Most solved examples before the question, from the same data set, balanced over the two
+        labels and in random order. All rows of a template in a data set are shown the same ones,
+        unless a prompt was too long and lost some.
     n_known
-        Number of rows of role "known" per example.
+        Rows of role "known" per example; fewer where the library has too few truth instructions.
     asks
         What the instructions ask for: "truth", "lie", "neutral", "unsure" or "random".
     templates
-        Names of templates to use. A kind of example of which none is named keeps all of its own.
+        Names of templates to use. Where none of them fits a kind of example, all its own are used.
     families
         Families of instructions to use (default: all).
     context
@@ -245,7 +246,7 @@ def _plan(
 
 
 def _draw_shots(pool: Sequence[Example], n: int, seed: str) -> list[Example]:
-    """Draw `n` examples with both labels in turn, so that the shots do not lean to one."""
+    """Draw `n` examples in random order, as many of one label as of the other (to one)."""
     rng = random.Random(seed)
     by_label = []
     for label in rng.sample([0, 1], 2):
