@@ -133,10 +133,10 @@ def evaluate(
         * `accuracy`, `balanced_accuracy`: at the threshold that was fitted on the training rows
           (`validation_accuracy`: the same on validation rows);
         * `recall_at_1`, `recall_at_5`: recall at 1 % and 5 % false positives;
-        * for the selected layer of each probe, `brier` and `calibration_error` of probabilities calibrated on
-          validation rows, and the `lift` over the `best_control` of the task, the one with the highest
-          AUROC on the test rows: the difference of the AUROCs, with a 95 % interval that is paired
-          by resample and takes that control as given.
+        * for the selected layer of each probe, `brier` and `calibration_error` of probabilities
+          calibrated on validation rows, and the `lift` over the `best_control` of the task, the one
+          with the highest AUROC on the test rows: the difference of the AUROCs, with a 95 %
+          interval that is paired by resample and takes that control as given.
     """
     fits = {} if fits is None else fits
     results = _Results(task, n_boot, seed)

@@ -43,8 +43,8 @@ def make_prompts(
 
     An example gets one row for each of `asks`, all with the same template and the same questions as
     shots, and `n_known` rows of role "known". These ask for the truth by other instructions and,
-    where there are some, by other templates, to tell whether the model knows the answer. Nothing is ever truncated: a prompt
-    that is too long loses shots, and then its example is dropped.
+    where there are some, by other templates, to tell whether the model knows the answer. Nothing is
+    ever truncated: a prompt that is too long loses shots, and then its example is dropped.
 
     Parameters
     ----------
