@@ -7,6 +7,7 @@ with its own dropout masks (`dropout`). What each of them may see is decided in 
 import copy
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -37,20 +38,16 @@ def seeded_draws(
     layers: Layers = "all",
     *,
     n_draws: int,
-    p: float,
     seed: int,
-    scope: str,
-    places: str | Sequence[str],
-    positions: int = 1,
+    **options: Any,
 ) -> list[Draw]:
     """Make `n_draws` draws of some prompts, with masks that depend on (key, draw, seed) alone.
 
-    `keys` has a name for each prompt; the other options are those of `draw_states`. Raises
-    `DeadDropout` if two draws of a prompt are equal.
+    `keys` has a name for each prompt; `options` are those of `draw_states`. Raises `DeadDropout` if
+    two draws of a prompt are equal.
     """
     batch = pad(input_ids, device=model.device)
     seeds = [[draw_seed(key, draw, seed) for key in keys] for draw in range(n_draws)]
-    options = {"p": p, "scope": scope, "places": places, "positions": positions}
     draws = draw_states(model, batch, sites, layers, seeds=seeds, **options)
     n_layers = len(blocks(model))
     # Only the last layer: an earlier one may lie before everything that is dropped.

@@ -33,18 +33,14 @@ def states_and_gradients(
 
     No gradient path to a last-token state passes through an earlier token. So the earlier tokens
     run without a graph, and the last token alone runs with one, for little more than the price of a
-    forward pass. The result equals that of `full_backprop`.
+    forward pass. The result equals that of `full_backprop`. Raises `ValueError` if the padding is
+    on the right, or a prompt has fewer than two tokens.
 
     Returns
     -------
     states, gradients : dict
         For each site [layer, b, d].
     choice_logprobs : Tensor [b, 2]
-
-    Raises
-    ------
-    ValueError
-        If the padding is on the right, or a prompt has fewer than two tokens.
     """
     return last_token_gradients(model, cached_prefix(model, batch), choice_ids, sites, layers)
 
@@ -156,12 +152,8 @@ def pooled_weight_gradients(
     The gradient by a weight [out, in] is the sum over tokens t of the outer product of the gradient
     by the output, g_t, and the input, a_t. So its mean over inputs is the sum of g_t * mean(a_t),
     and its mean over outputs the sum of mean(g_t) * a_t. No gradient of a weight's size is ever
-    made, and rows do not mix.
-
-    Returns
-    -------
-    dict
-        For each name in `modules`, the means over inputs [b, out] and over outputs [b, in].
+    made, and rows do not mix. The result has the means over inputs [b, out] and over outputs
+    [b, in] for each name in `modules`.
     """
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, list[Tensor]] = {}

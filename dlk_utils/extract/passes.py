@@ -93,8 +93,9 @@ def activations(
         states, _ = forward_states(model, batch, sites, layers, positions=positions)
         return states
 
-    options = {"batch_tokens": batch_tokens, "progress": progress, "desc": "activations"}
-    return _in_batches(model, prompts, compute, row_axis=1, share=share, **options)
+    return _in_batches(
+        model, prompts, compute, batch_tokens, progress, desc="states", row_axis=1, share=share
+    )
 
 
 def dropout_draws(
@@ -153,7 +154,7 @@ def dropout_draws(
         raise ValueError(f"n_draws: expected at least 1, got {n_draws}")
     names = [_hash(ids) for ids in prompts] if keys is None else list(keys)
     if len(names) != len(prompts):
-        raise DataError(f"keys: expected one for each of {len(prompts)} prompts, got {len(names)}")
+        raise DataError(f"keys: expected one a prompt ({len(prompts)}), got {len(names)}")
     how = {"n_draws": n_draws, "p": p, "seed": seed, "scope": scope, "places": places}
 
     def compute(rows: list[int]) -> dict[str, Tensor]:
@@ -161,8 +162,9 @@ def dropout_draws(
         draws = seeded_draws(model, some, some_names, sites, layers, **how)
         return {site: torch.stack([states[site] for states, _ in draws]) for site in sites}
 
-    options = {"batch_tokens": batch_tokens, "progress": progress, "desc": "dropout draws"}
-    return _in_batches(model, prompts, compute, row_axis=2, share=False, **options)
+    return _in_batches(
+        model, prompts, compute, batch_tokens, progress, desc="draws", row_axis=2, share=False
+    )
 
 
 def margin_gradients(
@@ -206,8 +208,9 @@ def margin_gradients(
         _, gradients, _ = states_and_gradients(model, batch, some_pairs, sites, layers)
         return gradients
 
-    options = {"batch_tokens": batch_tokens, "progress": progress, "desc": "gradients"}
-    return _in_batches(model, prompts, compute, row_axis=1, share=True, **options)
+    return _in_batches(
+        model, prompts, compute, batch_tokens, progress, desc="gradients", row_axis=1, share=True
+    )
 
 
 def answer_logprobs(
@@ -247,8 +250,9 @@ def answer_logprobs(
         logprobs = choice_logprobs(logits, [pairs[row] for row in rows])
         return {"choice_logprobs": logprobs, "top_token": logits.argmax(-1)}
 
-    options = {"batch_tokens": batch_tokens, "progress": progress, "desc": "answers"}
-    answers = _in_batches(model, prompts, compute, row_axis=0, share=True, **options)
+    answers = _in_batches(
+        model, prompts, compute, batch_tokens, progress, desc="answers", row_axis=0, share=True
+    )
     return answers["choice_logprobs"], answers["top_token"]
 
 
@@ -256,18 +260,18 @@ def _in_batches(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
     compute: Callable[[list[int]], dict[str, Tensor]],
-    *,
-    row_axis: int,
-    share: bool,
     batch_tokens: int,
     progress: bool,
+    *,
     desc: str,
+    row_axis: int,
+    share: bool,
 ) -> dict[str, np.ndarray]:
     """Compute all prompts batch by batch, and return the results in the order of the prompts.
 
-    `compute` takes the numbers of a batch's prompts, and returns named tensors in which `row_axis`
-    counts these prompts. With `share`, batches are made of prompts that begin with the same tokens,
-    where that is cheaper than batches of prompts of about equal length.
+    `compute` takes the numbers of a batch's prompts, and returns named tensors whose axis
+    `row_axis` counts these prompts. Batches are made of prompts of about equal length; with
+    `share`, of prompts that begin with the same tokens, where that is cheaper.
     """
     n = len(prompts)
     table = pd.DataFrame({"row_id": range(n), "input_ids": prompts})
@@ -281,7 +285,8 @@ def _in_batches(
                     if name not in arrays:
                         shape = (*values.shape[:row_axis], n, *values.shape[row_axis + 1 :])
                         arrays[name] = np.empty(shape, values.dtype)
-                    np.moveaxis(arrays[name], row_axis, 0)[rows] = np.moveaxis(values, row_axis, 0)
+                    by_row = np.moveaxis(arrays[name], row_axis, 0)
+                    by_row[rows] = np.moveaxis(values, row_axis, 0)
                 bar.update(len(rows))
     return arrays
 

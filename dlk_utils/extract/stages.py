@@ -93,7 +93,7 @@ def store_draws(
     numbers = layer_numbers(layers, len(blocks(model)))
     places = places if isinstance(places, str) else list(places)
     how = {"n_draws": n_draws, "p": p, "seed": seed, "scope": scope, "places": places}
-    how |= {"positions": positions}
+    how["positions"] = positions
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
         if clean:
@@ -223,23 +223,21 @@ def fill_rows(
     batch_tokens: int = 2048,
     only: Sequence[int] | None = None,
 ) -> None:
-    """Fill a store with what `compute` returns for each batch of prompts.
+    """Fill a store with what `compute` returns for each batch of prompts, named tensors [b, ...].
 
     Parameters
     ----------
-    compute
-        Takes rows of `prompts` and returns named tensors [b, ...]. A batch that does not fit into
-        the device's memory is computed in halves.
     plan
         `plan_batches` or `plan_shared`.
     parts
-        The stage's own options: all that decide the content.
+        The stage's own options that decide the content.
     desc
-        What the progress bar says.
+        Name of the stage, which the progress bar shows.
     record
         What else decides the content, as JSON values: the model's identity, for instance.
     batch_tokens
-        Most tokens in a batch, padding included.
+        Most tokens in a batch, padding included. A batch that does not fit into the device's memory
+        is computed in halves.
     only
         Numbers of the shards to make, for one of several workers.
     """

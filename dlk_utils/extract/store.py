@@ -53,21 +53,15 @@ def fill(
 
     Parameters
     ----------
-    folder
-        Of the store; made if it is not there.
     parts
         Everything that decides the content, as JSON values, besides the code and the libraries.
-    plan
-        Which rows are computed together, and stored together.
     compute
-        Takes the row ids of a batch, and returns named tensors [b, ...]. The module that defines
-        it, and the modules of this package that this one imports, are part of the fingerprint.
+        Takes the row ids of a batch, and returns named tensors [b, ...]. The code of the module
+        that defines it (`code_hash`) is part of the store's fingerprint.
     examples
         The `example_id` of each row.
-    desc
-        What the progress bar says.
     only
-        The numbers of the shards to make, for a worker. Whoever sends the work holds the `lock`.
+        Numbers of the shards to make, for a worker. Whoever sends the work holds the `lock`.
 
     Raises
     ------
@@ -268,16 +262,14 @@ def load_features(
     *,
     examples: Collection[str] | None = None,
 ) -> tuple[Float[np.ndarray, "n ..."], list[str]]:
-    """Read the values of one site and layer, in stored order, without reading others.
+    """Read the values at one site and layer in stored order, without reading others.
 
     Parameters
     ----------
-    folder, site, layer, draw
-        What to read.
     kind
         "activation" or "gradient".
     examples
-        Only rows of these `example_id`s.
+        Take only the rows of these `example_id`s.
 
     Returns
     -------

@@ -1,8 +1,9 @@
-"""Results that are kept: tables and stores, named by everything that decided them.
+"""A cache of results: tables and folders, kept under a hash of all that decided them.
 
-The name of a file holds the fingerprint of the arguments, of what the result was made from, of the
-code that made it (`provenance.code_hash`) and of the library versions. So a number that other rules
-made is never read back, and editing a docstring or a figure makes nothing again.
+The hash covers the inputs, the code that computed the result (`provenance.code_hash`) and the
+library versions. So a change of code never returns a stale result, and editing a docstring or a
+figure recomputes nothing. Beside each result lies its record: a JSON file with all of these, and
+with the checksum of a table.
 
 `python -m dlk_utils.lab.cache [RUNS_DIR] [--remove]` lists, or removes, what the present code and
 libraries would not read.
@@ -24,12 +25,11 @@ import pandas as pd
 import pyarrow.parquet
 import xxhash
 
-from dlk_utils.extract.store import is_complete
 from dlk_utils.provenance import PACKAGE, code_hash, fingerprint, library_versions, write_file
 
 
 class Cache:
-    """The folder in which the results of runs lie.
+    """The folder in which the results of runs are kept.
 
     Parameters
     ----------
@@ -41,65 +41,71 @@ class Cache:
         self.folder = folder
 
     def table(
-        self, name: str, maker: Callable, decided_by: Mapping[str, Any], make: Callable
+        self,
+        name: str,
+        function: Callable,
+        inputs: Mapping[str, Any],
+        compute: Callable[[], pd.DataFrame],
     ) -> pd.DataFrame:
-        """Read a kept table, or make and keep it.
+        """Read a kept table, or compute and keep it.
 
         Parameters
         ----------
         name
             What the file name begins with, such as ``"08-transfer"``.
-        maker
+        function
             The function whose code decides the table.
-        decided_by
+        inputs
             Everything else that decides it, as JSON values.
-        make
-            Called without arguments if the table is not there, or is damaged.
+        compute
+            Called if the table is not there, or is damaged. The index of the table is not kept.
         """
-        parts = made_by(maker) | dict(decided_by)
-        path = self.path(name, parts, ".parquet")
+        record = provenance_of(function) | dict(inputs)
+        path = self._path(name, record, ".parquet")
         table = _read_table(path)
         if table is None:
-            content = make().to_parquet(index=False)
+            if path.is_file():
+                print(f"{path.name} does not have its checksum: it is made again")
+            content = compute().to_parquet(index=False)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, content)
-            write_file(_record_path(path), json.dumps(_checksum(content) | parts).encode())
+            write_file(_record_path(path), _as_bytes(_checksum(content) | record))
             table = _table_from(content)
         return table
 
-    def store(
+    def filled_folder(
         self,
         name: str,
-        maker: Callable,
-        decided_by: Mapping[str, Any],
-        make: Callable[[Path, dict], None],
+        function: Callable,
+        inputs: Mapping[str, Any],
+        is_complete: Callable[[Path], bool],
+        fill: Callable[[Path, dict], None],
     ) -> Path:
-        """Return the folder of a kept store; `make(folder, parts)` fills an incomplete one."""
-        parts = made_by(maker) | dict(decided_by)
-        folder = self.path(name, parts)
+        """Return a kept folder; `fill(folder, record)` fills one that is not complete yet.
+
+        `name`, `function` and `inputs` are those of `table`.
+        """
+        record = provenance_of(function) | dict(inputs)
+        folder = self._path(name, record)
         if not is_complete(folder):
-            make(folder, parts)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_file(_record_path(folder), _as_bytes(record))
+            fill(folder, record)
         return folder
 
-    def path(self, name: str, parts: Mapping[str, Any], suffix: str = "") -> Path:
-        """Name a file or folder by a fingerprint of everything that decides its content."""
-        return self.folder / f"{name}-{fingerprint(parts)}{suffix}"
-
     def tables(self, name: str) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-        """Give every undamaged table of this name, whatever decided it, with what decided it."""
+        """Yield the record and the table of every undamaged table of this name."""
         for path in sorted(self.folder.glob(f"{name}-*.parquet")):
             table = _read_table(path)
             if table is not None:
-                yield json.loads(_record_path(path).read_bytes()), table
+                yield _read_record(path), table
 
     def outdated(self) -> Iterator[Path]:
-        """Give the tables and stores that the present code and libraries would not read."""
-        for path in sorted(self.folder.glob("*.parquet")):
-            if _is_outdated(_record_of(_record_path(path))):
-                yield path
-        for path in sorted(self.folder.glob("*/manifest.json")):
-            if _is_outdated(_record_of(path).get("parts", {})):
-                yield path.parent
+        """Yield the results that the present code and libraries would not read."""
+        for record_path in sorted(self.folder.glob("*.json")):
+            for path in (record_path.with_suffix(".parquet"), record_path.with_suffix("")):
+                if path.exists() and _is_outdated(_read_record(path)):
+                    yield path
 
     def remove_outdated(self) -> list[Path]:
         """Remove what `outdated` lists, and return it."""
@@ -109,38 +115,45 @@ class Cache:
                 shutil.rmtree(path)
             else:
                 path.unlink()
-                _record_path(path).unlink(missing_ok=True)
+            _record_path(path).unlink()
         return paths
+
+    def _path(self, name: str, record: Mapping[str, Any], suffix: str = "") -> Path:
+        return self.folder / f"{name}-{fingerprint(record)}{suffix}"
 
 
 def kept(name: str) -> Callable[[Callable[..., pd.DataFrame]], Callable[..., pd.DataFrame]]:
-    """Keep the tables that a function of a run returns.
+    """Decorate a function of a run, `function(run, ...)`, whose tables are then kept.
 
-    Decorates `function(run, ...)`. The table is kept under `name`, the arguments, the run, and the
-    code of the module in which the function is defined with all that it imports.
+    They are kept under `name`, the arguments, the run, and the code of the module in which the
+    function is defined, with all that it imports.
     """
 
     def decorate(function: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
         signature = inspect.signature(function)
 
         @functools.wraps(function)
-        def table(run: Any, *args: Any, **options: Any) -> pd.DataFrame:
+        def wrapper(run: Any, *args: Any, **options: Any) -> pd.DataFrame:
             call = signature.bind(run, *args, **options)
             call.apply_defaults()
-            _, *names = call.arguments
-            arguments = {n: as_json(call.arguments[n]) for n in names}
-            decided_by = {"arguments": arguments, "run": run.record}
-            return run.cache.table(
-                name, function, decided_by, lambda: function(*call.args, **call.kwargs)
-            )
+            names = list(call.arguments)[1:]  # all but the run
+            inputs = {
+                "arguments": {name: as_json(call.arguments[name]) for name in names},
+                "run": run.record,
+            }
 
-        return table
+            def compute() -> pd.DataFrame:
+                return function(*call.args, **call.kwargs)
+
+            return run.cache.table(name, function, inputs, compute)
+
+        return wrapper
 
     return decorate
 
 
-def made_by(function: Callable) -> dict[str, Any]:
-    """Describe the code and the libraries that a result is made by."""
+def provenance_of(function: Callable) -> dict[str, Any]:
+    """Describe the code and the libraries that a function computes with."""
     name = f"{function.__module__}:{function.__qualname__}"
     return {"by": name, "code": code_hash(function), "versions": library_versions()}
 
@@ -154,15 +167,19 @@ def as_json(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _as_bytes(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record).encode()
+
+
 def _record_path(path: Path) -> Path:
-    """The file beside a table that holds its checksum and what decided it."""
+    """The file beside a result that holds its record."""
     return path.with_suffix(".json")
 
 
-def _record_of(path: Path) -> dict[str, Any]:
-    """What a record or manifest holds; nothing if it is not there or cannot be read."""
+def _read_record(path: Path) -> dict[str, Any]:
+    """The record of a result; empty if there is none, or it cannot be read."""
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(_record_path(path).read_bytes())
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
@@ -173,14 +190,12 @@ def _checksum(content: bytes) -> dict[str, Any]:
 
 
 def _read_table(path: Path) -> pd.DataFrame | None:
-    """A kept table; None if it is not there or does not have its checksum."""
+    """A kept table; None if it is not there, or does not have the checksum of its record."""
     if not path.is_file():
         return None
-    content, record = path.read_bytes(), _record_of(_record_path(path))
-    if _checksum(content).items() <= record.items():
-        return _table_from(content)
-    print(f"{path.name} does not have its checksum: it is made again")
-    return None
+    content = path.read_bytes()
+    is_good = _checksum(content).items() <= _read_record(path).items()
+    return _table_from(content) if is_good else None
 
 
 def _table_from(content: bytes) -> pd.DataFrame:
@@ -193,23 +208,29 @@ def _table_from(content: bytes) -> pd.DataFrame:
     return table
 
 
-def _is_outdated(parts: Mapping[str, Any]) -> bool:
-    """Whether other code, or other versions of the libraries, made a result."""
-    if parts.get("versions") != library_versions():
+def _is_outdated(record: Mapping[str, Any]) -> bool:
+    """Whether other code, or other versions of the libraries, computed a result.
+
+    The code of a function outside this package is not known here: only the versions count then.
+    """
+    if record.get("versions") != library_versions():
         return True
-    module, _, name = parts.get("by", "").partition(":")
+    module, _, name = record.get("by", "").partition(":")
     if module.split(".")[0] != PACKAGE:
-        return True
+        return False
     try:
         function = functools.reduce(getattr, name.split("."), importlib.import_module(module))
     except (ImportError, AttributeError):
         return True
-    return parts.get("code") != code_hash(function)
+    return record.get("code") != code_hash(function)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """List or remove outdated results; the command line of this module."""
-    parser = argparse.ArgumentParser(prog="python -m dlk_utils.lab.cache", description=main.__doc__)
+    """Run the command line, and return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dlk_utils.lab.cache",
+        description="List, or remove, the results that the present code would not read.",
+    )
     parser.add_argument("runs_dir", nargs="?", default="runs", type=Path)
     parser.add_argument("--remove", action="store_true", help="remove them instead of listing them")
     options = parser.parse_args(arguments)

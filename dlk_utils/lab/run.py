@@ -35,7 +35,7 @@ from dlk_utils.extract.stages import (
     store_gradients,
     store_weight_gradients,
 )
-from dlk_utils.extract.store import read_rows
+from dlk_utils.extract.store import is_complete, read_rows
 from dlk_utils.lab.cache import Cache, as_json
 from dlk_utils.models.loading import ModelSpec, load_config, load_spec, load_tokenizer, resolve
 from dlk_utils.provenance import code_hash
@@ -171,8 +171,8 @@ class Run:
 
         `.attrs["dropped"]` says what was left out, and why.
         """
-        decided_by = {"run": self.record, "examples_code": code_hash(load_examples)}
-        return self.cache.table("01-prompts", make_prompts, decided_by, self._make_prompts)
+        inputs = {"run": self.record, "examples_code": code_hash(load_examples)}
+        return self.cache.table("01-prompts", make_prompts, inputs, self._make_prompts)
 
     def _make_prompts(self) -> pd.DataFrame:
         examples = self.examples
@@ -309,22 +309,22 @@ class Run:
             If the model's adapter was trained on one of the rows.
         """
         refuse_trained_rows(rows, self.spec.adapter)
-        decided_by = {
+        inputs = {
             "model": self.spec.record(),
             "rows": _hash_of_rows(rows),
             "options": as_json(options),
         }
 
-        def make(folder: Path, parts: dict) -> None:
+        def fill(folder: Path, record: dict) -> None:
             if self.engine == "ray" and stage is not store_answers:
                 self._release_model()
                 is_padded = stage in (store_draws, store_weight_gradients)
                 plan = plan_batches if is_padded else plan_shared
-                extract_on_ray(stage, self.spec, rows, folder, plan=plan, record=parts, **options)
+                extract_on_ray(stage, self.spec, rows, folder, plan=plan, record=record, **options)
             else:
-                stage(self.loaded, rows, folder, record=parts, **options)
+                stage(self.loaded, rows, folder, record=record, **options)
 
-        return self.cache.store(name, stage, decided_by, make)
+        return self.cache.filled_folder(name, stage, inputs, is_complete, fill)
 
     def _release_model(self) -> None:
         """Give up this process's copy of the model, so that a worker finds room on the device."""
@@ -335,10 +335,7 @@ class Run:
 
 
 def _hash_of_rows(rows: pd.DataFrame) -> str:
-    """Hash what a stage reads of prompt rows: their keys, tokens and choices."""
-    digest = xxhash.xxh3_64()
-    for row in rows.itertuples():
-        tokens = [int(token) for token in row.input_ids]
-        choices = [[int(token) for token in ids] for ids in row.choice_ids]
-        digest.update(f"{row.row_id} {row.example_id} {tokens} {choices}".encode())
-    return digest.hexdigest()
+    """Hash what the stages read of prompt rows: their keys, their tokens, and their choices."""
+    read = ["row_id", "example_id", "input_ids", "choice_ids", "strict_ids", "choice_tokens"]
+    content = rows.reindex(columns=read).to_json(orient="values")
+    return xxhash.xxh3_64_hexdigest(content.encode())

@@ -24,24 +24,25 @@ def refuse_trained_rows(prompts: pd.DataFrame, adapter: str | Path | None) -> No
 
     That is an example that is asked or shown as a shot, an instruction, or a template. What it was
     trained on stands in `training.json` in the folder of its `adapter`; without that file nothing
-    is known and nothing is refused.
+    is known and nothing is refused. Rows that go on from others, such as a question about an
+    answer, need not have shots, an instruction or a template.
     """
     record_path = Path(adapter or "") / "training.json"
     if not adapter or not record_path.is_file():
         return
     record = json.loads(record_path.read_text(encoding="utf-8"))
-    shots = {shot for row_shots in prompts.shots for shot in row_shots}
     used = {
-        "example_ids": {*prompts.example_id, *shots},
-        "instructions": set(prompts.instruction),
-        "templates": set(prompts.template),
+        "example_ids": set(prompts.example_id).union(*prompts.get("shots", ())),
+        "instructions": set(prompts.get("instruction", ())),
+        "templates": set(prompts.get("template", ())),
     }
     for key, names in used.items():
         trained = sorted(names & set(record[key]))
         if not trained:
             continue
-        advice = ""
-        texts = list(prompts.text[prompts.example_id.isin(trained)].unique())
+        advice, texts = "", []
+        if key == "example_ids" and "text" in prompts:
+            texts = list(prompts.text[prompts.example_id.isin(trained)].unique())
         if texts:
             listed = ", ".join(map(repr, texts[:20])) + (", ..." if len(texts) > 20 else "")
             advice = f"; take these out of the data, or ask another model: {listed}"

@@ -1,27 +1,10 @@
-"""Log-probabilities of choices, at the next token and over all tokens of a choice."""
+"""Log-probabilities of several tokens (those of the next token: test_choice_logprobs.py)."""
 
 import pytest
 import torch
 from tiny_models import tiny
 
-from dlk_utils.extract.answers import choice_logprobs, sequence_logprobs
-
-
-def test_the_probability_of_a_choice_is_the_sum_over_its_tokens():
-    logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
-    probabilities = logits.softmax(-1)
-    logprobs = choice_logprobs(logits, [[[3], [7, 9]], [[1, 2], [4]]])
-    expected = [
-        [probabilities[0, 3], probabilities[0, [7, 9]].sum()],
-        [probabilities[1, [1, 2]].sum(), probabilities[1, 4]],
-    ]
-    torch.testing.assert_close(logprobs.exp(), torch.tensor(expected))
-
-
-def test_sixteen_bit_logits_are_normalised_in_single_precision():
-    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
-    pairs = [[[3], [7, 9]]] * 3
-    assert torch.equal(choice_logprobs(logits, pairs), choice_logprobs(logits.float(), pairs))
+from dlk_utils.extract.answers import sequence_logprobs
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_bigcode", "gpt_neox"])

@@ -17,8 +17,9 @@ from planted_run import PlantedRun, planted_read_rows
 from dlk_utils import provenance
 from dlk_utils.evaluation import tasks
 from dlk_utils.extract.stages import store_answers
-from dlk_utils.extract.store import fill
+from dlk_utils.extract.store import fill, is_complete
 from dlk_utils.lab import cache
+from dlk_utils.lab.cache import kept
 from dlk_utils.lab.tables import headlines
 
 PACKAGE = Path(provenance.__file__).parent
@@ -178,7 +179,7 @@ def test_outdated_results_are_listed_and_removed_and_no_others(code, run, comput
 
     def make_both() -> set[str]:
         headlines.mistakes(run, layers=[0, 1])
-        run.cache.store("02-answers", store_answers, run.record, make_store)
+        run.cache.filled_folder("02-answers", store_answers, run.record, is_complete, make_store)
         return names(run.cache.folder)
 
     outdated = make_both()
@@ -193,4 +194,13 @@ def test_outdated_results_are_listed_and_removed_and_no_others(code, run, comput
 
     cache.main([str(run.cache.folder), "--remove"])
     assert names(run.cache.folder) == present | {"notes.txt"}
-    assert len(list(run.cache.folder.glob("*.json"))) == 1
+    assert len(list(run.cache.folder.glob("*.json"))) == 2
+
+
+def test_results_of_functions_outside_the_package_are_not_outdated(run):
+    @kept("my-table")
+    def my_table(run) -> pd.DataFrame:
+        return pd.DataFrame({"x": [1]})
+
+    my_table(run)
+    assert list(run.cache.outdated()) == []

@@ -67,7 +67,7 @@ def no_model(monkeypatch):
 @pytest.fixture
 def finds_everything(monkeypatch, no_model):
     """Every store is taken to be complete, so that stages only say where it is."""
-    monkeypatch.setattr(cache, "is_complete", lambda folder: True)
+    monkeypatch.setattr(run_module, "is_complete", lambda folder: True)
 
 
 def test_equal_parameters_share_files_and_load_no_model(answered, no_model):
@@ -126,6 +126,16 @@ def test_each_option_of_a_stage_and_its_rows_are_in_the_name_of_its_store(
     stores = [store(), store(rows.tail(-1)), *(store(**change) for change in changes)]
     assert len(set(stores)) == len(stores)
     assert store(layers=(0, 1)) == store(layers=[0, 1])
+
+
+@pytest.mark.parametrize("column", ["input_ids", "choice_ids", "strict_ids", "choice_tokens"])
+def test_what_a_stage_reads_of_its_rows_is_in_the_name_of_its_store(
+    answered, finds_everything, column
+):
+    rows = answered.prompts
+    other = rows.assign(**{column: [[[1], [2]]] * len(rows)})
+    stores = [answered.stored(store_answers, r, "02-answers").name for r in (rows, other)]
+    assert stores[0] != stores[1]
 
 
 @pytest.mark.trap(31)

@@ -8,7 +8,6 @@ import pandas as pd
 from dlk_utils.evaluation.detector import TruthDetector
 from dlk_utils.evaluation.selection import stack_layers
 from dlk_utils.evaluation.stats import wilson_interval
-from dlk_utils.lab.cache import made_by
 from dlk_utils.lab.run import Run
 
 
@@ -19,9 +18,12 @@ def fit_detector(run: Run, *, layers: list[int], families: Sequence[str] = ()) -
     rows choose the layer, among `layers`, and the threshold.
     """
     arguments = {"layers": list(layers), "families": list(families)}
-    parts = made_by(fit_detector) | {"run": run.record, "arguments": arguments}
-    folder = run.cache.path("06-detector", parts)
-    if not (folder / "card.json").is_file():
+    inputs = {"run": run.record, "arguments": arguments}
+
+    def has_card(folder: Path) -> bool:
+        return (folder / "card.json").is_file()
+
+    def fit_and_save(folder: Path, record: dict) -> None:
         rows = run.truth_rows
         may_fit = (rows.role != "lie") | rows.family.isin(families)
         rows = rows[may_fit & (rows.split != "test")]
@@ -37,6 +39,8 @@ def fit_detector(run: Run, *, layers: list[int], families: Sequence[str] = ()) -
             trained_on=folder.name,
         )
         detector.save(folder)
+
+    folder = run.cache.filled_folder("06-detector", fit_detector, inputs, has_card, fit_and_save)
     return TruthDetector.load(folder, run.loaded)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from dlk_utils.evaluation.behaviour import FORM, MIN_MASS, lie_strength
 from dlk_utils.evaluation.stats import bootstrap_weights, mean_interval, wilson_interval
 from dlk_utils.extract.batches import pad
-from dlk_utils.lab.cache import as_json, kept, made_by
+from dlk_utils.lab.cache import as_json, kept, provenance_of
 from dlk_utils.lab.run import Run
 from dlk_utils.questions.elicit import (
     ASKS,
@@ -105,7 +105,7 @@ def models_table(run: Run) -> pd.DataFrame:
     Other models are those of runs in the same folder with equal questions, code and libraries.
     """
     _model_row(run)
-    same = made_by(_model_row) | {"run": _questions(as_json(run.record))}
+    same = provenance_of(_model_row) | {"run": _questions(as_json(run.record))}
     tables = []
     for parts, table in run.cache.tables("02-model"):
         made = {name: parts[name] for name in ("by", "code", "versions")}
