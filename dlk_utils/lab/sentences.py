@@ -64,26 +64,32 @@ def lie_findings(gate: pd.DataFrame, rates: pd.DataFrame) -> list[str]:
     return lines
 
 
+def shots_title(effects: pd.DataFrame) -> str:
+    """Say what a lie instruction changes, from the pooled rows of `shots_effects`."""
+    by = {row.effect: interval_text(row, signed=True) for row in effects.itertuples()}
+    if not by:
+        return ""
+    return (
+        f"Without shots a lie instruction changes the wrong rate by {by['instruction']}, with "
+        f"shots by {by['instruction, with shots']}"
+    )
+
+
 def shots_findings(effects: pd.DataFrame) -> list[str]:
     """Conclude what instruction and shots change, from the pooled rows of `shots_effects`."""
     if effects.empty:
         return []
-    by = effect_texts(effects)
     effects = effects.set_index("effect")
+    shots = interval_text(effects.loc["shots"], signed=True)
+    any_shots = interval_text(effects.loc["any shots"], signed=True)
     breaks = "**shots break this model**, so what it does with them says little about lying."
     sound = "no evidence that shots as such break it."
     return [
-        f"* Without shots a lie instruction changes the wrong rate by {by['instruction']}, with "
-        f"shots by {by['instruction, with shots']}; shots that lie instead of telling the truth "
-        f"change it by {by['shots']} (of {effects.n.iloc[0]} examples, each under nine prompts).",
-        f"* Told to tell the truth, shots of either kind change it by {by['any shots']}: "
+        f"* {shots_title(effects.reset_index())}; shots that lie instead of telling the truth "
+        f"change it by {shots} (of {effects.n.iloc[0]} examples, each under nine prompts).",
+        f"* Told to tell the truth, shots of either kind change it by {any_shots}: "
         + (breaks if effects.estimate_low["any shots"] > 0 else sound),
     ]
-
-
-def effect_texts(effects: pd.DataFrame) -> dict[str, str]:
-    """Write each effect of `shots_effects` with its interval, by name."""
-    return {row.effect: interval_text(row, signed=True) for row in effects.itertuples()}
 
 
 def gap_sentence(gap: Mapping[str, float]) -> str:

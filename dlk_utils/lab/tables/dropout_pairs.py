@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from dlk_utils.evaluation.stats import mean_interval
 from dlk_utils.extract.answers import choice_logprobs
 from dlk_utils.extract.batches import last_logits, pad
-from dlk_utils.extract.draws import SCOPES, draw_states
-from dlk_utils.extract.dropout import DEFAULT_P, draw_seed
+from dlk_utils.extract.draws import SCOPES, seeded_draws
+from dlk_utils.extract.dropout import DEFAULT_P, INJECTED
 from dlk_utils.extract.store import load_features
 from dlk_utils.questions.choices import require_first_token_choices
 
@@ -118,9 +118,18 @@ def _draws(
     model: nn.Module, prompts: pd.DataFrame, n_draws: int, *, p: float, scope: str, seed: int
 ) -> tuple[Float[Tensor, "draw n d"], Float[np.ndarray, "draw n"]]:
     """Last-layer states, and probabilities of choice 1, under each draw."""
-    batch = pad(prompts.input_ids, device=model.device)
-    seeds = [[draw_seed(row_id, k, seed) for row_id in prompts.row_id] for k in range(n_draws)]
-    draws = draw_states(model, batch, ["resid_post"], -1, seeds=seeds, p=p, scope=scope)
+    draws = seeded_draws(
+        model,
+        prompts.input_ids,
+        prompts.row_id,
+        ["resid_post"],
+        -1,
+        n_draws=n_draws,
+        p=p,
+        seed=seed,
+        scope=scope,
+        places=INJECTED,
+    )
     states = torch.stack([states["resid_post"][0].float() for states, _ in draws])
     return states, np.stack([_p1(logits, prompts) for _, logits in draws])
 

@@ -40,7 +40,7 @@ def least_cosines(model: nn.Module, rows: pd.DataFrame) -> pd.DataFrame:
     least = {}
     for site in SITES:
         cosine = torch.cosine_similarity(cached[site].float(), full[site].float(), dim=-1)
-        least[site] = cosine.min(0).values.numpy()
+        least[site] = cosine.min(dim=1).values.numpy()
     return pd.DataFrame(least)
 
 

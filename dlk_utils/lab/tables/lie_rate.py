@@ -146,7 +146,10 @@ def shots_table(answers: pd.DataFrame) -> pd.DataFrame:
                 name = {"dataset": dataset, "instruction": asks, "shots": shots}
                 counts = {"n": len(readable), "unreadable": len(cell) - len(readable)}
                 rows.append(name | counts | _share("wrong_rate", ~readable.correct))
-    return pd.DataFrame(rows, columns=SHOTS_COLUMNS)
+    table = pd.DataFrame(rows, columns=SHOTS_COLUMNS)
+    if table.empty:
+        table.attrs["too_few_rows"] = "too few examples in the shot pools for two shots"
+    return table
 
 
 def shots_effects(answers: pd.DataFrame) -> pd.DataFrame:
@@ -283,7 +286,10 @@ def doubling_down(follow_ups: pd.DataFrame) -> pd.DataFrame:
         answer = "was true" if correct else "was false"
         name = {"instruction": asks, "answer": answer, "n": len(part)}
         rows.append(name | _share("says_true", part.answer))
-    return pd.DataFrame(rows, columns=["instruction", "answer", "n", *SAYS_TRUE])
+    table = pd.DataFrame(rows, columns=["instruction", "answer", "n", *SAYS_TRUE])
+    if table.empty:
+        table.attrs["too_few_rows"] = "no known row"
+    return table
 
 
 def doubling_down_gap(follow_ups: pd.DataFrame) -> dict[str, float]:
