@@ -5,16 +5,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float, Int
 from scipy.special import expit
 from torch import nn
 
 from dlk_utils.errors import DataError
 from dlk_utils.evaluation.stats import mean_interval, wilson_interval
-from dlk_utils.extract.answers import choice_logprobs, sequence_logprobs
-from dlk_utils.extract.batches import last_logits
-from dlk_utils.extract.packing import plan_shared, shared_batch
+from dlk_utils.extract.passes import answer_rows
 
 MIN_MASS = 0.05
 """An answer is readable if the two choices have at least this probability between them."""
@@ -60,12 +57,18 @@ def answer_prompts(
     DataFrame
         The prompts in their order, with the columns of `read_answers`.
     """
-    logprobs, strict_logprobs, top_token = _ask(model, prompts, batch_tokens)
+    answers = answer_rows(model, prompts, batch_tokens=batch_tokens)
 
     def decode(token: int) -> str:
         return tokenizer.decode([token])
 
-    return read_answers(prompts, logprobs, top_token, decode, strict=strict_logprobs)
+    return read_answers(
+        prompts,
+        answers["choice_logprobs"],
+        answers["top_token"],
+        decode,
+        strict=answers["strict_logprobs"],
+    )
 
 
 def read_answers(
@@ -319,40 +322,3 @@ def _require_known_rows(answers: pd.DataFrame, known: pd.DataFrame) -> None:
             f"knows: expected at least {MIN_KNOWN} truth prompts other than the scored row "
             f"(role known), example {counts.idxmin()} has {counts.min()}"
         )
-
-
-def _ask(
-    model: nn.Module, prompts: pd.DataFrame, batch_tokens: int
-) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n 2"], Int[np.ndarray, " n"]]:
-    """Compute log-probabilities of the choices, those as written, and the most probable token."""
-    n = len(prompts)
-    logprobs, strict_logprobs = np.zeros((n, 2)), np.zeros((n, 2))
-    top_token = np.zeros(n, dtype=int)
-    positions = pd.Series(range(n), index=prompts.row_id)
-    for shard in plan_shared(prompts, batch_tokens):
-        for row_ids in shard:
-            where = positions[row_ids].to_numpy()
-            answered = _ask_batch(model, prompts.iloc[where])
-            logprobs[where], strict_logprobs[where], top_token[where] = answered
-    return logprobs, strict_logprobs, top_token
-
-
-def _ask_batch(model: nn.Module, rows: pd.DataFrame) -> list[np.ndarray]:
-    logits = last_logits(model, shared_batch(model, list(rows.input_ids)))
-    logprobs = choice_logprobs(logits, list(rows.choice_ids))
-    strict_logprobs = logprobs.clone()
-    if "strict_ids" in rows:
-        strict_logprobs = choice_logprobs(logits, list(rows.strict_ids))
-    if "choice_tokens" in rows:
-        for i, (prompt, choices) in enumerate(zip(rows.input_ids, rows.choice_tokens, strict=True)):
-            if choices is None:
-                continue
-            # These choices begin with the same token, so each is scored by all its tokens, in
-            # each spelling; the first spelling is the one that is written.
-            sequences = [spelling for choice in choices for spelling in choice]
-            by_sequence = torch.stack(sequence_logprobs(model, prompt, sequences))
-            by_choice = by_sequence.split([len(choice) for choice in choices])
-            logprobs[i] = torch.stack([spellings.logsumexp(0) for spellings in by_choice])
-            strict_logprobs[i] = torch.stack([spellings[0] for spellings in by_choice])
-    tensors = (logprobs, strict_logprobs, logits.argmax(-1))
-    return [tensor.cpu().numpy() for tensor in tensors]

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import xxhash
 from jaxtyping import Float
 from safetensors.torch import load_file, save
 from sklearn.utils import check_consistent_length
@@ -21,7 +20,9 @@ from dlk_utils.evaluation.selection import LayerProbe, fit_layers
 from dlk_utils.evaluation.tasks import memory_features, require_rows
 from dlk_utils.extract.answers import choice_logprobs
 from dlk_utils.extract.batches import Layers, pad
+from dlk_utils.extract.passes import activations
 from dlk_utils.extract.states import forward_states
+from dlk_utils.models.loading import identity
 from dlk_utils.models.sites import blocks, layer_numbers
 from dlk_utils.probes import Logistic
 from dlk_utils.provenance import write_file
@@ -135,13 +136,13 @@ class TruthDetector:
         require_rows({"train": train_rows, "validation": validation_rows}, "truth detector")
         numbers = layer_numbers(layers, len(blocks(model)))
         if states is None:
-            states = _activations(model, input_ids, site, numbers)
+            states = activations(model, input_ids, sites=[site], layers=numbers)[site]
         features = memory_features(rows, {site: states}, layers=numbers)
 
         fit = fit_layers(partial(Logistic, "auto"), features, train_rows, validation_rows)
         weight, bias = _weight_and_bias(fit)
         threshold = _threshold(fit, validation_rows, honest_alarms)
-        name, revision, dtype = _identity(model)
+        name, revision, dtype = identity(model)
         card = {
             "format": FORMAT,
             "model": name,
@@ -229,8 +230,10 @@ class TruthDetector:
         ids = generated[0].tolist()
         n_new = len(ids) - len(prompt)
         n_shown = min(len(prompt), before) + n_new
-        states, _ = _last_states(model, [ids], self.site, self.layer, positions=n_shown)
-        scores = states.reshape(n_shown, -1) @ self.weight + self.bias
+        batch = pad([ids], device=model.device)
+        states, _ = forward_states(model, batch, [self.site], self.layer, positions=n_shown)
+        [of_layer] = states[self.site].float()
+        scores = of_layer.reshape(n_shown, -1) @ self.weight + self.bias
         return pd.DataFrame(
             {
                 "place": range(n_new - n_shown + 1, n_new + 1),
@@ -277,7 +280,7 @@ class TruthDetector:
         return detector
 
     def _require_same_model(self, folder: Path, model: nn.Module) -> None:
-        name, revision, _ = _identity(model)
+        name, revision, _ = identity(model)
         for field, here in (("format", FORMAT), ("model", name), ("revision", revision)):
             if self.card[field] != here:
                 raise CardError(
@@ -299,35 +302,14 @@ class TruthDetector:
     ) -> Iterator[tuple[Float[np.ndarray, " b"], Float[Tensor, "b vocab"]]]:
         """Score prompts batch by batch; gives their next-token logits too."""
         for batch in _in_batches(input_ids, batch_size):
-            states, logits = _last_states(model, batch, self.site, self.layer)
-            yield (states.reshape(len(batch), -1) @ self.weight + self.bias).numpy(), logits
+            padded = pad(batch, device=model.device)
+            states, logits = forward_states(model, padded, [self.site], self.layer)
+            [of_layer] = states[self.site].float()
+            yield (of_layer @ self.weight + self.bias).numpy(), logits
 
 
 def _in_batches(items: Sequence, size: int) -> list[Sequence]:
     return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def _last_states(
-    model: nn.Module,
-    input_ids: Sequence[Sequence[int]],
-    site: str,
-    layers: Layers,
-    positions: int = 1,
-) -> tuple[Float[Tensor, "layer b ..."], Float[Tensor, "b vocab"]]:
-    """Compute states of the last tokens of one batch, and the next-token logits."""
-    batch = pad(input_ids, device=model.device)
-    states, logits = forward_states(model, batch, [site], layers, positions=positions)
-    # forward_states has rows first, [b, layer, ...]; this module has layers first
-    return states[site].transpose(0, 1).float(), logits
-
-
-def _activations(
-    model: nn.Module, input_ids: Sequence[Sequence[int]], site: str, layers: Sequence[int]
-) -> Float[np.ndarray, "layer n d"]:
-    """Compute the states of the last token of all prompts."""
-    batches = _in_batches(input_ids, BATCH_SIZE)
-    states = [_last_states(model, batch, site, layers)[0] for batch in batches]
-    return torch.cat(states, dim=1).numpy()
 
 
 def _weight_and_bias(fit: LayerProbe) -> tuple[Float[Tensor, " d"], float]:
@@ -349,14 +331,3 @@ def _threshold(fit: LayerProbe, validation: pd.DataFrame, honest_alarms: float) 
     strongest_first = np.sort(against[answered_rightly])[::-1]
     allowed = int(np.floor(honest_alarms * len(strongest_first)))
     return float(strongest_first[allowed]) if allowed < len(strongest_first) else 0.0
-
-
-def _identity(model: nn.Module) -> tuple[str, str, str]:
-    """Name, revision and number format of a model."""
-    spec = vars(model).get("spec")
-    if spec is not None:
-        return spec.name, spec.revision, spec.dtype
-    digest = xxhash.xxh3_128()
-    for parameter in model.parameters():
-        digest.update(parameter.detach().flatten()[:8].float().cpu().numpy().tobytes())
-    return type(model).__name__, digest.hexdigest(), str(model.dtype).removeprefix("torch.")

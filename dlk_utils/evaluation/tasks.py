@@ -382,12 +382,3 @@ def require_rows(
         f"{what}: expected of each class at least {needed}, got {found} "
         f"(rows of class {' and '.join(map(str, classes))}); a larger n_examples helps."
     )
-
-
-def too_few(rows: pd.DataFrame, split: str) -> bool:
-    """Whether a class has fewer rows than `MIN_PER_CLASS` says for the split."""
-    try:
-        require_rows({split: rows}, split)
-    except TooFewRows:
-        return True
-    return False

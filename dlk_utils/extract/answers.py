@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dlk_utils.extract.batches import after_prefix, forward, pad
+from dlk_utils.extract.batches import after_prefix, forward, last_logits, pad
+from dlk_utils.extract.packing import shared_batch
 
 
 def choice_logprobs(logits: Float[Tensor, "n vocab"], choice_ids: Sequence) -> Float[Tensor, "n 2"]:
@@ -21,6 +23,32 @@ def choice_logprobs(logits: Float[Tensor, "n vocab"], choice_ids: Sequence) -> F
     for row, pair in zip(logprobs, choice_ids, strict=True):
         rows.append(torch.stack([row[list(tokens)].logsumexp(0) for tokens in pair]))
     return torch.stack(rows)
+
+
+def answer_batch(model: nn.Module, rows: pd.DataFrame) -> dict[str, Tensor]:
+    """Return the model's answers to a batch of rows of `make_prompts`.
+
+    Choices that differ only after their first token (`choice_tokens`) are scored by all their
+    tokens.
+
+    Returns
+    -------
+    dict
+        `choice_logprobs` [n, 2]; `strict_logprobs` [n, 2], of each choice as it is written
+        (`strict_ids`), in no other spelling; and `top_token` [n].
+    """
+    logits = last_logits(model, shared_batch(model, list(rows.input_ids)))
+    logprobs = choice_logprobs(logits, list(rows.choice_ids))
+    strict = logprobs.clone()
+    if "strict_ids" in rows:
+        strict = choice_logprobs(logits, list(rows.strict_ids))
+    if "choice_tokens" in rows:
+        for i, choices in enumerate(rows.choice_tokens):
+            if choices is not None:
+                ids = rows.input_ids.iloc[i]
+                logprobs[i], strict[i] = _complete_logprobs(model, ids, choices)
+    top_token = logits.argmax(-1)
+    return {"choice_logprobs": logprobs, "strict_logprobs": strict, "top_token": top_token}
 
 
 @torch.no_grad()
@@ -45,3 +73,17 @@ def sequence_logprobs(
         logprobs = torch.cat([logprobs, logits.float().log_softmax(-1)], 1)
     by_sequence = zip(logprobs, sequences, strict=True)
     return [by_place[range(len(tokens)), list(tokens)].sum() for by_place, tokens in by_sequence]
+
+
+def _complete_logprobs(
+    model: nn.Module, prompt: Sequence[int], choices: Sequence[Sequence[Sequence[int]]]
+) -> tuple[Tensor, Tensor]:
+    """Score both choices by all their tokens: in any spelling [2], and as written [2].
+
+    A choice has the tokens of each of its spellings, the written one first.
+    """
+    spellings = [tokens for choice in choices for tokens in choice]
+    logprobs = torch.stack(sequence_logprobs(model, prompt, spellings))
+    by_choice = logprobs.split([len(choice) for choice in choices])
+    any_spelling = torch.stack([choice.logsumexp(0) for choice in by_choice])
+    return any_spelling, torch.stack([choice[0] for choice in by_choice])

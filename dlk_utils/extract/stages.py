@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from dlk_utils.errors import DataError
-from dlk_utils.extract.answers import choice_logprobs, sequence_logprobs
+from dlk_utils.extract.answers import answer_batch, choice_logprobs
 from dlk_utils.extract.batches import (
     Layers,
     cached_prefix,
     in_halves,
-    last_logits,
     pad,
     plan_batches,
 )
@@ -45,40 +44,10 @@ from dlk_utils.questions.choices import require_first_token_choices
 def store_answers(model: nn.Module, prompts: pd.DataFrame, out: Path, **storing: Any) -> None:
     """Store the model's answer to each prompt.
 
-    The tensors are `choice_logprobs` [n, 2]; `strict_logprobs` [n, 2], of each choice as it is
-    written (`strict_ids`), in no other spelling; and `top_token` [n]. Choices that differ only
-    after their first token (`choice_tokens`) are scored by all their tokens.
+    The tensors are those of `answers.answer_batch`.
     """
-
-    def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
-        logits = last_logits(model, shared_batch(model, list(rows.input_ids)))
-        logprobs = choice_logprobs(logits, list(rows.choice_ids))
-        strict = logprobs.clone()
-        if "strict_ids" in rows:
-            strict = choice_logprobs(logits, list(rows.strict_ids))
-        if "choice_tokens" in rows:
-            for i, choices in enumerate(rows.choice_tokens):
-                if choices is not None:
-                    ids = rows.input_ids.iloc[i]
-                    logprobs[i], strict[i] = _complete_logprobs(model, ids, choices)
-        top_token = logits.argmax(-1)
-        return {"choice_logprobs": logprobs, "strict_logprobs": strict, "top_token": top_token}
-
+    compute = functools.partial(answer_batch, model)
     fill_rows(out, prompts, compute, plan_shared, {}, desc="answers", **storing)
-
-
-def _complete_logprobs(
-    model: nn.Module, prompt: Sequence[int], choices: Sequence[Sequence[Sequence[int]]]
-) -> tuple[Tensor, Tensor]:
-    """Score both choices by all their tokens: in any spelling [2], and as written [2].
-
-    A choice has the tokens of each of its spellings, the written one first.
-    """
-    spellings = [tokens for choice in choices for tokens in choice]
-    logprobs = torch.stack(sequence_logprobs(model, prompt, spellings))
-    by_choice = logprobs.split([len(choice) for choice in choices])
-    any_spelling = torch.stack([choice.logsumexp(0) for choice in by_choice])
-    return any_spelling, torch.stack([choice[0] for choice in by_choice])
 
 
 def store_draws(

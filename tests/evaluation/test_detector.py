@@ -11,9 +11,10 @@ from conftest import tiny
 from safetensors.torch import load_file, save_file
 
 from dlk_utils.errors import CardError, TooFewRows
-from dlk_utils.evaluation.detector import TruthDetector, _activations
+from dlk_utils.evaluation.detector import TruthDetector
 from dlk_utils.extract.answers import choice_logprobs
 from dlk_utils.extract.batches import last_logits, pad
+from dlk_utils.extract.passes import activations
 
 N = 400
 N_FIT = 300
@@ -28,7 +29,7 @@ def model():
 @pytest.fixture(scope="module")
 def states(model) -> np.ndarray:
     """The model's states [layer, n, d] of random prompts."""
-    return _activations(model, random_prompts(), "resid_post", [0, 1, 2])
+    return activations(model, random_prompts())["resid_post"]
 
 
 def random_prompts() -> list[list[int]]:
