@@ -11,8 +11,7 @@ from torch import nn
 
 from dlk_utils.errors import DataError
 from dlk_utils.evaluation.stats import mean_interval, wilson_interval
-from dlk_utils.extract.answers import answer_rows
-from dlk_utils.extract.packing import plan_shared
+from dlk_utils.extract.passes import answer_rows
 
 MIN_MASS = 0.05
 """An answer is readable if the two choices have at least this probability between them."""
@@ -58,12 +57,18 @@ def answer_prompts(
     DataFrame
         The prompts in their order, with the columns of `read_answers`.
     """
-    logprobs, strict_logprobs, top_token = _ask(model, prompts, batch_tokens)
+    answers = answer_rows(model, prompts, batch_tokens=batch_tokens)
 
     def decode(token: int) -> str:
         return tokenizer.decode([token])
 
-    return read_answers(prompts, logprobs, top_token, decode, strict=strict_logprobs)
+    return read_answers(
+        prompts,
+        answers["choice_logprobs"],
+        answers["top_token"],
+        decode,
+        strict=answers["strict_logprobs"],
+    )
 
 
 def read_answers(
@@ -320,21 +325,3 @@ def _require_known_rows(answers: pd.DataFrame, known: pd.DataFrame) -> None:
             f"knows: expected at least {MIN_KNOWN} truth prompts other than the scored row "
             f"(role known), example {counts.idxmin()} has {counts.min()}"
         )
-
-
-def _ask(
-    model: nn.Module, prompts: pd.DataFrame, batch_tokens: int
-) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n 2"], Int[np.ndarray, " n"]]:
-    """Compute log-probabilities of the choices, those as written, and the most probable token."""
-    n = len(prompts)
-    logprobs, strict_logprobs = np.zeros((n, 2)), np.zeros((n, 2))
-    top_token = np.zeros(n, dtype=int)
-    positions = pd.Series(range(n), index=prompts.row_id)
-    for shard in plan_shared(prompts, batch_tokens):
-        for row_ids in shard:
-            where = positions[row_ids].to_numpy()
-            answers = answer_rows(model, prompts.iloc[where])
-            logprobs[where] = answers["choice_logprobs"].cpu().numpy()
-            strict_logprobs[where] = answers["strict_logprobs"].cpu().numpy()
-            top_token[where] = answers["top_token"].cpu().numpy()
-    return logprobs, strict_logprobs, top_token

@@ -230,8 +230,10 @@ class TruthDetector:
         ids = generated[0].tolist()
         n_new = len(ids) - len(prompt)
         n_shown = min(len(prompt), before) + n_new
-        states, _ = _last_states(model, [ids], self.site, self.layer, positions=n_shown)
-        scores = states.reshape(n_shown, -1) @ self.weight + self.bias
+        batch = pad([ids], device=model.device)
+        states, _ = forward_states(model, batch, [self.site], self.layer, positions=n_shown)
+        [of_layer] = states[self.site].float()
+        scores = of_layer.reshape(n_shown, -1) @ self.weight + self.bias
         return pd.DataFrame(
             {
                 "place": range(n_new - n_shown + 1, n_new + 1),
@@ -300,25 +302,14 @@ class TruthDetector:
     ) -> Iterator[tuple[Float[np.ndarray, " b"], Float[Tensor, "b vocab"]]]:
         """Score prompts batch by batch; gives their next-token logits too."""
         for batch in _in_batches(input_ids, batch_size):
-            states, logits = _last_states(model, batch, self.site, self.layer)
-            yield (states.reshape(len(batch), -1) @ self.weight + self.bias).numpy(), logits
+            padded = pad(batch, device=model.device)
+            states, logits = forward_states(model, padded, [self.site], self.layer)
+            [of_layer] = states[self.site].float()
+            yield (of_layer @ self.weight + self.bias).numpy(), logits
 
 
 def _in_batches(items: Sequence, size: int) -> list[Sequence]:
     return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def _last_states(
-    model: nn.Module,
-    input_ids: Sequence[Sequence[int]],
-    site: str,
-    layers: Layers,
-    positions: int = 1,
-) -> tuple[Float[Tensor, "layer b ..."], Float[Tensor, "b vocab"]]:
-    """Compute states of the last tokens of one batch, and the next-token logits."""
-    batch = pad(input_ids, device=model.device)
-    states, logits = forward_states(model, batch, [site], layers, positions=positions)
-    return states[site].float(), logits
 
 
 def _weight_and_bias(fit: LayerProbe) -> tuple[Float[Tensor, " d"], float]:

@@ -19,11 +19,6 @@ def auroc(scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"]) -> float:
     Equal scores count half, and a value under one half is never flipped; it is nan if a class is
     missing. This is scikit-learn's `roc_auc_score` in exact arithmetic: AUROCs that are equal
     compare as equal, so that no choice of a layer hangs on rounding.
-
-    Parameters
-    ----------
-    scores, y : array [n]
-        Scores, where higher speaks for class 1, and classes, 0 or 1.
     """
     return float(weighted_auroc(scores, y, np.ones((1, len(y))))[0])
 
@@ -31,19 +26,10 @@ def auroc(scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"]) -> float:
 def weighted_auroc(
     scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], weights: Float[np.ndarray, "b n"]
 ) -> Float[np.ndarray, " b"]:
-    """Compute the signed AUROC under each of `b` weightings of the rows, all at once.
+    """Compute the signed AUROC under each of `b` weightings of the rows [b], all at once.
 
-    Parameters
-    ----------
-    scores, y : array [n]
-        See `auroc`.
-    weights : array [b, n]
-        How often each row counts, as `bootstrap_weights` gives it.
-
-    Returns
-    -------
-    array [b]
-        nan where a class has no weight.
+    `weights` says how often each row counts, as `bootstrap_weights` gives it. The AUROC is nan
+    where a class has no weight. See `auroc`.
     """
     order = np.argsort(scores, kind="stable")
     starts_new_score = np.diff(scores[order], prepend=np.nan) != 0
@@ -60,17 +46,8 @@ def weighted_auroc(
 def bootstrap_weights(groups: Groups, n_boot: int, seed: int) -> Float[np.ndarray, "b n"]:
     """Count how often each row is drawn when groups are resampled with replacement.
 
-    Parameters
-    ----------
-    groups : array [n]
-        The group of each row: its example.
-    n_boot, seed : int
-        How many resamples to draw, and their seed.
-
-    Returns
-    -------
-    array [n_boot, n]
-        Counts; the rows of a group have the same.
+    `groups` [n] has the group of each row: its example. The counts are [n_boot, n]; rows of a group
+    have the same.
     """
     names, group_of_row = np.unique(groups, return_inverse=True)
     n_groups = len(names)

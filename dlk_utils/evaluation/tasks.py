@@ -116,15 +116,9 @@ def make_targets(
 ) -> dict[str, pd.DataFrame]:
     """Make the rows of each target, with their class `y`; see the head of this module.
 
-    Parameters
-    ----------
-    probe_rows : DataFrame
-        Rows of `label_behaviour` that a probe may be fitted or tested on. Those without a readable
-        answer are in no target.
-    dropout_rows : DataFrame, optional
-        Those of them that were run with dropout.
-    draws : Path, optional
-        The store of their draws. Without it there is no target "pair".
+    `probe_rows` are rows of `label_behaviour`; those without a readable answer are in no target.
+    `dropout_rows` are those of them that were run with dropout, and `draws` is the store of their
+    draws. Without it there is no target "pair".
     """
     truth = truth_rows(probe_rows)
     known_and_told_to_lie = truth[(truth.role == "lie") & truth.knows]
@@ -160,12 +154,13 @@ def memory_features(
     Returns
     -------
     Features
-        Functions that take any of these rows, in any order. They raise `DataError` for other rows.
+        Functions that take any of these rows, in any order.
 
     Raises
     ------
     DataError
-        If two rows share a `row_id`, or if the states have another number of rows or layers.
+        If two rows share a `row_id`, if the states have another number of rows or layers, or (from
+        the functions) for other rows.
     """
     positions = pd.Index(rows.row_id)
     if not positions.is_unique:
@@ -200,7 +195,7 @@ def state_features(folder: Path, layers: Sequence[int], site: str = "resid_post"
 
 
 def pair_features(kind: str, folders: Sequence[Path] | Path, layers: Sequence[int]) -> Features:
-    """Read pairs of states [n, 2, d] at `resid_post`.
+    """Read pairs of states [n, 2, d] at `resid_post`, of one store or of two.
 
     Parameters
     ----------
@@ -209,10 +204,6 @@ def pair_features(kind: str, folders: Sequence[Path] | Path, layers: Sequence[in
         far the answer moved between them (at least `LEAST_MOVE`). "contrast": the states after
         choice 0 and after choice 1, of one store. "counterfactual": the clean pass of the first
         store and the moved pass of the last.
-    folders : Path or sequence of Path
-        The store, or both of them.
-    layers : sequence of int
-        The layers to read.
     """
     stores = [folders] if isinstance(folders, Path) else folders
     tensor = "after_choice" if kind == "contrast" else "activation"
@@ -358,18 +349,8 @@ def require_rows(
 ) -> None:
     """Raise `TooFewRows` if a split has too few rows of a class to fit or score a probe on.
 
-    Parameters
-    ----------
-    parts : mapping
-        Split ("train", "validation" or "test") -> its rows.
-    what : str
-        What the rows are for: the message begins with it.
-    least : mapping
-        Split -> how many rows of each class it needs.
-    column : str
-        The column that holds the class.
-    classes : sequence
-        The classes that must be there.
+    `parts` has the rows of each split, with their class in `column`; `least` says how many rows of
+    each of the `classes` a split needs. The message is one sentence and begins with `what`.
     """
     counts = {
         split: [int((rows[column] == k).sum()) for k in classes] for split, rows in parts.items()
@@ -382,12 +363,3 @@ def require_rows(
         f"{what}: expected of each class at least {needed}, got {found} "
         f"(rows of class {' and '.join(map(str, classes))}); a larger n_examples helps."
     )
-
-
-def too_few(rows: pd.DataFrame, split: str) -> bool:
-    """Whether a class has fewer rows than `MIN_PER_CLASS` says for the split."""
-    try:
-        require_rows({split: rows}, split)
-    except TooFewRows:
-        return True
-    return False

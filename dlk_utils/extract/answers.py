@@ -25,15 +25,17 @@ def choice_logprobs(logits: Float[Tensor, "n vocab"], choice_ids: Sequence) -> F
     return torch.stack(rows)
 
 
-def answer_rows(model: nn.Module, rows: pd.DataFrame) -> dict[str, Tensor]:
-    """Ask the model a batch of prompts, and return what decides its answers.
+def answer_batch(model: nn.Module, rows: pd.DataFrame) -> dict[str, Tensor]:
+    """Return the model's answers to a batch of rows of `make_prompts`.
+
+    Choices that differ only after their first token (`choice_tokens`) are scored by all their
+    tokens.
 
     Returns
     -------
     dict
         `choice_logprobs` [n, 2]; `strict_logprobs` [n, 2], of each choice as it is written
-        (`strict_ids`), in no other spelling; and `top_token` [n]. Choices that differ only after
-        their first token (`choice_tokens`) are scored by all their tokens.
+        (`strict_ids`), in no other spelling; and `top_token` [n].
     """
     logits = last_logits(model, shared_batch(model, list(rows.input_ids)))
     logprobs = choice_logprobs(logits, list(rows.choice_ids))
@@ -43,24 +45,10 @@ def answer_rows(model: nn.Module, rows: pd.DataFrame) -> dict[str, Tensor]:
     if "choice_tokens" in rows:
         for i, choices in enumerate(rows.choice_tokens):
             if choices is not None:
-                prompt = rows.input_ids.iloc[i]
-                logprobs[i], strict[i] = _complete_logprobs(model, prompt, choices)
+                ids = rows.input_ids.iloc[i]
+                logprobs[i], strict[i] = _complete_logprobs(model, ids, choices)
     top_token = logits.argmax(-1)
     return {"choice_logprobs": logprobs, "strict_logprobs": strict, "top_token": top_token}
-
-
-def _complete_logprobs(
-    model: nn.Module, prompt: Sequence[int], choices: Sequence[Sequence[Sequence[int]]]
-) -> tuple[Float[Tensor, " 2"], Float[Tensor, " 2"]]:
-    """Score both choices by all their tokens: in any spelling, and as written.
-
-    A choice has the tokens of each of its spellings, the written one first.
-    """
-    spellings = [tokens for choice in choices for tokens in choice]
-    logprobs = torch.stack(sequence_logprobs(model, prompt, spellings))
-    by_choice = logprobs.split([len(choice) for choice in choices])
-    any_spelling = torch.stack([choice.logsumexp(0) for choice in by_choice])
-    return any_spelling, torch.stack([choice[0] for choice in by_choice])
 
 
 @torch.no_grad()
@@ -85,3 +73,17 @@ def sequence_logprobs(
         logprobs = torch.cat([logprobs, logits.float().log_softmax(-1)], 1)
     by_sequence = zip(logprobs, sequences, strict=True)
     return [by_place[range(len(tokens)), list(tokens)].sum() for by_place, tokens in by_sequence]
+
+
+def _complete_logprobs(
+    model: nn.Module, prompt: Sequence[int], choices: Sequence[Sequence[Sequence[int]]]
+) -> tuple[Tensor, Tensor]:
+    """Score both choices by all their tokens: in any spelling [2], and as written [2].
+
+    A choice has the tokens of each of its spellings, the written one first.
+    """
+    spellings = [tokens for choice in choices for tokens in choice]
+    logprobs = torch.stack(sequence_logprobs(model, prompt, spellings))
+    by_choice = logprobs.split([len(choice) for choice in choices])
+    any_spelling = torch.stack([choice.logsumexp(0) for choice in by_choice])
+    return any_spelling, torch.stack([choice[0] for choice in by_choice])

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dlk_utils.errors import ChoiceError, DataError
-from dlk_utils.extract.answers import choice_logprobs
+from dlk_utils.extract.answers import answer_batch, choice_logprobs
 from dlk_utils.extract.batches import (
     Layers,
     in_halves,
@@ -258,6 +258,19 @@ def answer_logprobs(
         model, prompts, compute, batch_tokens, progress, desc="answers", row_axis=0, share=True
     )
     return answers["choice_logprobs"], answers["top_token"]
+
+
+def answer_rows(
+    model: nn.Module, prompts: pd.DataFrame, *, batch_tokens: int = 2048, progress: bool = True
+) -> dict[str, np.ndarray]:
+    """Return the model's answers to rows of `make_prompts`: arrays of `answers.answer_batch`."""
+    input_ids = _checked(model, list(prompts.input_ids))
+
+    def compute(rows: list[int]) -> dict[str, Tensor]:
+        return answer_batch(model, prompts.iloc[rows])
+
+    options = {"batch_tokens": batch_tokens, "progress": progress, "desc": "answers"}
+    return _in_batches(model, input_ids, compute, row_axis=0, share=True, **options)
 
 
 def _in_batches(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dlk_utils.errors import DataError
-from dlk_utils.extract.answers import answer_rows, choice_logprobs
+from dlk_utils.extract.answers import answer_batch, choice_logprobs
 from dlk_utils.extract.batches import (
     Layers,
     cached_prefix,
@@ -44,14 +44,9 @@ from dlk_utils.questions.choices import require_first_token_choices
 def store_answers(model: nn.Module, prompts: pd.DataFrame, out: Path, **storing: Any) -> None:
     """Store the model's answer to each prompt.
 
-    The tensors are `choice_logprobs` [n, 2]; `strict_logprobs` [n, 2], of each choice as it is
-    written (`strict_ids`), in no other spelling; and `top_token` [n]. Choices that differ only
-    after their first token (`choice_tokens`) are scored by all their tokens.
+    The tensors are those of `answers.answer_batch`.
     """
-
-    def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
-        return answer_rows(model, rows)
-
+    compute = functools.partial(answer_batch, model)
     fill_rows(out, prompts, compute, plan_shared, {}, desc="answers", **storing)
 
 

@@ -29,7 +29,7 @@ def model():
 @pytest.fixture(scope="module")
 def states(model) -> np.ndarray:
     """The model's states [layer, n, d] of random prompts."""
-    return activations(model, random_prompts(), layers=[0, 1, 2])["resid_post"]
+    return activations(model, random_prompts())["resid_post"]
 
 
 def random_prompts() -> list[list[int]]:

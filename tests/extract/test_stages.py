@@ -17,7 +17,7 @@ from tiny_models import (
 )
 
 from dlk_utils.errors import ChoiceError, DataError, DeadDropout, StoreError
-from dlk_utils.extract import answers, draws, store
+from dlk_utils.extract import draws, store
 from dlk_utils.extract.answers import choice_logprobs, sequence_logprobs
 from dlk_utils.extract.batches import forward, last_logits, pad
 from dlk_utils.extract.gradients import counterfactual_states, full_backprop
@@ -133,7 +133,7 @@ def test_both_choices_that_are_scored_whole_share_one_pass_over_the_prompt(
         prompts.append(list(prompt))
         return sequence_logprobs(model, prompt, sequences)
 
-    monkeypatch.setattr(answers, "sequence_logprobs", counted)
+    monkeypatch.setattr("dlk_utils.extract.answers.sequence_logprobs", counted)
     rows = whole_rows.head(2)
     store_answers(a_model_of_bytes(), rows, tmp_path / "answers")
     assert sorted(prompts) == sorted(map(list, rows.input_ids))
