@@ -236,7 +236,7 @@ def test_prompts_that_cannot_be_run_are_refused():
         (([3], [3, 4]), r"without a token in common, got \(\[3\], \[3, 4\]\) for prompt 0"),
         (([3], []), "without a token in common"),
         ((3, 4), "without a token in common, got 3 for prompt 0"),
-        ([([3], [4])] * 3, r"one pair, or one a prompt \(2\), got 3"),
+        ([([3], [4])] * 3, r"one pair, or one per prompt \(2\), got 3"),
         ([([3], [4]), ([3], [4], [5])], "for prompt 1"),
     ],
 )
@@ -263,7 +263,7 @@ def test_draws_that_cannot_be_made_are_refused():
     model, prompts = tiny("llama"), [[5, 6, 7], [8, 9]]
     with pytest.raises(ValueError, match="n_draws: expected at least 1, got 0"):
         dropout_draws(model, prompts, n_draws=0)
-    with pytest.raises(DataError, match=r"keys: expected one a prompt \(2\), got 1"):
+    with pytest.raises(DataError, match=r"keys: expected one per prompt \(2\), got 1"):
         dropout_draws(model, prompts, keys=["a"])
     with pytest.raises(DeadDropout, match="cannot be laid on in this family"):
         dropout_draws(tiny("falcon"), prompts, places="attention", **QUIET)
