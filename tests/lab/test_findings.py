@@ -148,7 +148,7 @@ def test_what_is_left_of_each_reported_number_is_shown_and_a_wrong_name_is_an_er
         left["from one data set to another"] == "0.40 to 0.40"
         and left["one data set"] == "x 0.90; y 0.90"
     )
-    assert (table["here, with the like mistake"] != "").sum() == 1
+    assert (table["here, with the same mistake"] != "").sum() == 1
     with pytest.raises(KeyError, match="expected names of REPORTED"):
         survivors({"nothing of the kind": ""}, {})
 
