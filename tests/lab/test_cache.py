@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
+from conftest import tiny, tiny_prompts
 from planted_run import PlantedRun, planted_read_rows
 
 from dlk_utils import provenance
 from dlk_utils.evaluation import tasks
 from dlk_utils.extract.stages import store_answers
-from dlk_utils.extract.store import fill, is_complete
+from dlk_utils.extract.store import is_complete
 from dlk_utils.lab import cache
 from dlk_utils.lab.cache import kept
 from dlk_utils.lab.tables import headlines
@@ -175,7 +175,7 @@ def test_why_a_table_is_empty_is_kept_with_it(run, computed):
 
 def test_outdated_results_are_listed_and_removed_and_no_others(code, run, computed, capsys):
     def make_store(folder: Path, parts: dict) -> None:
-        fill(folder, parts, [[["row"]]], lambda ids: {"values": torch.zeros(len(ids))})
+        store_answers(tiny("llama"), tiny_prompts(2), folder, record=parts)
 
     def make_both() -> set[str]:
         headlines.mistakes(run, layers=[0, 1])
