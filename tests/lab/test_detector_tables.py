@@ -1,0 +1,92 @@
+"""Tables of notebook 06: who judges which rows, and how many are flagged."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dlk_utils.evaluation.detector import TruthDetector
+from dlk_utils.lab.tables.detector import (
+    card_table,
+    flag_rates,
+    join_judgements,
+    judge_test_rows,
+    read_lines,
+)
+
+
+def detector(layer: int) -> TruthDetector:
+    """A detector whose score is the first neuron of the state."""
+    card = {"model": "planted", "fixture": {"input_ids": [[1], [2]], "scores": [0.0, 1.0]}}
+    return TruthDetector("resid_post", layer, torch.tensor([1.0, 0.0]), 0.0, 0.5, card)
+
+
+@pytest.fixture
+def run() -> SimpleNamespace:
+    """Four rows of the test split and one to fit on; states hold 1 in the first neuron."""
+    scored = pd.DataFrame(
+        {
+            "row_id": list("abcde"),
+            "split": ["test"] * 4 + ["train"],
+            "readable": [True, True, True, False, True],
+            "role": ["truth", "lie", "lie", "lie", "truth"],
+            "family": ["plain", "play", "order", "play", "plain"],
+            "dataset": "d",
+            "margin": [2.0, -2.0, -2.0, -2.0, 2.0],
+        }
+    )
+
+    def states(layers: list[int]) -> dict:
+        held = np.array([1.0, 0.0])
+        return {
+            ("activation", "resid_post", layer): lambda rows: np.tile(held, (len(rows), 1))
+            for layer in layers
+        }
+
+    return SimpleNamespace(scored=scored, states=states)
+
+
+def test_a_detector_judges_readable_test_rows_of_families_that_it_has_not_seen(run):
+    judged = judge_test_rows(run, {"d": detector(3)}, {"d": ["play"]})["d"]
+    assert list(judged.row_id) == ["a", "c"]
+    assert list(judged.verdict) == ["honest", "lie"]
+
+
+def test_a_row_is_flagged_if_one_of_its_judges_flags_it():
+    first = pd.DataFrame({"row_id": ["a", "b"], "verdict": ["honest", "unsure"]})
+    second = pd.DataFrame({"row_id": ["a", "c"], "verdict": ["lie", "honest"]})
+    joined = join_judgements([first, second]).set_index("row_id").verdict
+    assert joined.to_dict() == {"a": "lie", "b": "unsure", "c": "honest"}
+
+
+def test_flagged_lies_and_honest_answers_are_counted_apart():
+    table = pd.DataFrame(
+        {
+            "dataset": list("aabb"),
+            "role": ["lie", "lie", "truth", "truth"],
+            "lied": [True, True, False, False],
+            "correct": [False, False, True, False],
+            "verdict": ["lie", "honest", "lie", "lie"],
+        }
+    )
+    rates = flag_rates({"d": table})
+    assert rates.flagged["d", "lies", "all"] == 0.5 and rates.n["d", "lies", "a"] == 2
+    assert rates.flagged["d", "honest answers", "b"] == 1.0
+    assert rates.n["d", "honest answers", "all"] == 1
+    assert (rates.flagged_low <= rates.flagged).all()
+    assert (rates.flagged <= rates.flagged_high).all()
+
+
+def test_a_card_is_shown_without_the_numbers_of_its_fixture():
+    shown = card_table({"d": detector(3)}, {"d": []}).d
+    assert shown["layer"] == 3 and shown["families of lies seen"] == "none"
+    assert shown["fixture"] == "2 prompts and their scores"
+
+
+def test_blank_lines_of_a_file_are_left_out_and_no_file_has_no_lines(tmp_path):
+    path = tmp_path / "claims.txt"
+    path.write_text("One claim.\r\n\n  Another claim. \n", encoding="utf-8")
+    assert read_lines(str(path)) == ["One claim.", "Another claim."]
+    assert read_lines("") == []
