@@ -7,7 +7,6 @@ import pytest
 from dlk_utils.evaluation.evaluate import RESULT_COLUMNS
 from dlk_utils.evaluation.tasks import LYING
 from dlk_utils.lab.findings import headline, in_words, summary, verdict
-from dlk_utils.lab.tables.detector import flag_rates
 from dlk_utils.lab.tables.headlines import clean_numbers, survivors
 
 TRUTH = "by example, truth rows"
@@ -151,25 +150,3 @@ def test_what_is_left_of_each_reported_number_is_shown_and_a_wrong_name_is_an_er
     assert (table["here, with the same mistake"] != "").sum() == 1
     with pytest.raises(KeyError, match="expected names of REPORTED"):
         survivors({"nothing of the kind": ""}, {})
-
-
-def test_flag_rates_count_lies_and_honest_answers_apart():
-    table = pd.DataFrame(
-        {
-            "dataset": list("aabb"),
-            "role": ["lie", "lie", "truth", "truth"],
-            "lied": [True, True, False, False],
-            "correct": [False, False, True, False],
-            "verdict": ["lie", "honest", "lie", "lie"],
-        }
-    )
-    rates = flag_rates({"d": table})
-    assert (
-        rates.flagged["d", "lies", "all"] == 0.5
-        and rates.n["d", "lies", "a"] == 2
-        and rates.flagged["d", "honest answers", "b"] == 1.0
-        and rates.n["d", "honest answers", "all"] == 1
-    )
-    assert (rates.flagged_low <= rates.flagged).all() and (
-        rates.flagged <= rates.flagged_high
-    ).all()
