@@ -87,7 +87,7 @@ def test_forty_statements_of_ones_own_go_through_all_five_notebooks(tmp_path):
     assert "Refused: own" in (tmp_path / "02_check_lie_rate.ipynb").read_text()
     results = text_outputs(tmp_path / "05_probe_ablations.ipynb")
     # Nothing that it does not know can be lied about.
-    assert "skipped: lie" in results and "each class needs at least" in results
+    assert "skipped: lie, by example, lie rows: expected of each class at least" in results
     assert "none of these numbers is a claim" in results
 
 
