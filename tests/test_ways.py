@@ -84,7 +84,8 @@ def test_forty_statements_of_ones_own_go_through_all_five_notebooks(tmp_path):
     for stage, parameters in STAGES.items():
         done = run(papermill(stage, tmp_path / f"{stage}.ipynb", **options, **parameters))
         assert done.returncode == 0, done.stderr[-2000:]
-    assert "Refused: own" in (tmp_path / "02_check_lie_rate.ipynb").read_text()
+    answers = text_outputs(tmp_path / "02_check_lie_rate.ipynb")
+    assert "**refused**, the model does not know these answers" in answers
     results = text_outputs(tmp_path / "05_probe_ablations.ipynb")
     # Nothing that it does not know can be lied about.
     assert "skipped: lie, by example, lie rows: expected of each class at least" in results
