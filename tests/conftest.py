@@ -1,5 +1,6 @@
 """What all tests share: tiny models (from `tiny_models`), and the order of the test files."""
 
+import threadpoolctl
 from tiny_models import (
     CONFIGS,
     FAMILIES,
@@ -33,6 +34,9 @@ __all__ = [
     "tiny_checkpoint",
     "tiny_prompts",
 ]
+
+# Two workers that each use both cores would slow each other down; torch is limited in `tiny_models`.
+threadpoolctl.threadpool_limits(1)
 
 LONG = ["test_ways.py", "test_survival.py", "test_on_ray.py", "test_organism_check.py"]
 

@@ -1,13 +1,12 @@
 """Tables of notebook 06: who judges which rows, and how many are flagged."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from dlk_utils.evaluation.detector import TruthDetector
+from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables.detector import (
     card_table,
     flag_rates,
@@ -24,7 +23,7 @@ def detector(layer: int) -> TruthDetector:
 
 
 @pytest.fixture
-def run() -> SimpleNamespace:
+def run(monkeypatch) -> Run:
     """Four rows of the test split and one to fit on; states hold 1 in the first neuron."""
     scored = pd.DataFrame(
         {
@@ -38,14 +37,16 @@ def run() -> SimpleNamespace:
         }
     )
 
-    def states(layers: list[int]) -> dict:
+    def states(run: Run, layers: list[int]) -> dict:
         held = np.array([1.0, 0.0])
         return {
             ("activation", "resid_post", layer): lambda rows: np.tile(held, (len(rows), 1))
             for layer in layers
         }
 
-    return SimpleNamespace(scored=scored, states=states)
+    monkeypatch.setattr(Run, "scored", scored)
+    monkeypatch.setattr(Run, "states", states)
+    return Run()
 
 
 def test_a_detector_judges_readable_test_rows_of_families_that_it_has_not_seen(run):

@@ -121,7 +121,7 @@ def _draws(
     draws = seeded_draws(
         model,
         prompts.input_ids,
-        prompts.row_id,
+        list(prompts.row_id),
         ["resid_post"],
         -1,
         n_draws=n_draws,
