@@ -35,7 +35,7 @@ __all__ = [
     "tiny_prompts",
 ]
 
-# Two workers that each use both cores would slow each other down; torch is limited in `tiny_models`.
+# Workers that each use all cores slow each other down. (`tiny_models` limits torch.)
 threadpoolctl.threadpool_limits(1)
 
 LONG = ["test_ways.py", "test_survival.py", "test_on_ray.py", "test_organism_check.py"]
