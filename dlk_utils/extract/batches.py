@@ -143,7 +143,7 @@ def plan_batches(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64)
     """Plan batches of prompts of about equal length, in shards of `shard_rows` prompts.
 
     A batch has at most `batch_tokens` tokens, padding included, or a single prompt. The plan
-    follows from the prompts' lengths and `row_id`s alone, so a run that starts again has the same.
+    follows from the lengths and keys (`row_id`) alone, so that it is the same after a restart.
     """
     by_length = sorted(zip(prompts.input_ids.map(len), prompts.row_id, strict=True))
     starts = range(0, len(by_length), shard_rows)

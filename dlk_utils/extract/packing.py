@@ -73,7 +73,7 @@ def plan_shared(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64) 
     Prompts are taken in the order of their tokens, so that equal beginnings are neighbours. A
     prompt joins the group before it, unless what the group would then no longer share costs more
     than running the prompt's own beginning. As in `plan_batches`, a batch has at most
-    `batch_tokens` tokens, and the plan follows from the prompts' tokens and `row_id`s alone.
+    `batch_tokens` tokens, and the plan follows from the tokens and keys (`row_id`) alone.
     """
     rows = sorted(zip(prompts.input_ids.map(tuple), prompts.row_id, strict=True))
     groups: list[list[tuple[int, str]]] = []

@@ -139,7 +139,7 @@ def dropout_draws(
         Tells one set of draws from another.
     keys
         One string per prompt, which names it for the seeds. By default a hash of its token ids, so
-        identical prompts get identical masks. With the `row_id`s of a table of prompts, the draws
+        identical prompts get identical masks. With the column `row_id` of a table of prompts, draws
         are those of `stages.store_draws`.
 
     Returns

@@ -269,7 +269,7 @@ def load_features(
     kind
         "activation" or "gradient".
     examples
-        Take only the rows of these `example_id`s.
+        Take only the rows of these examples, by `example_id`.
 
     Returns
     -------

@@ -32,7 +32,7 @@ EXAMPLE_COLUMNS = [field.name for field in fields(Example)]
 
 
 def examples_of(table: pd.DataFrame) -> list[Example]:
-    """Return the rows of a table of examples as `Example`s; further columns are left out."""
+    """Return each row of a table of examples as an `Example`, without further columns."""
     return [Example(*row) for row in table[EXAMPLE_COLUMNS].itertuples(index=False)]
 
 
