@@ -66,7 +66,9 @@ def results(run: Run, *, layers: list[int], p: float = DEFAULT_P) -> pd.DataFram
 
 
 def turn_lines(results: pd.DataFrame) -> pd.DataFrame:
-    """Return truth by layer on rows told to lie about what the model knows, as lines to draw (column `line`).
+    """Return truth by layer, on rows told to lie about what the model knows, for a figure.
+
+    The column `line` tells the lines apart.
 
     Lines are the sites, read by logistic regression on the state, and two controls, which have one
     value for all layers.
