@@ -1,6 +1,6 @@
-"""A run of the lab: the parameters of a notebook, and the stops from examples to states.
+"""A run of the lab: the parameters of a notebook, and the steps from examples to states.
 
-Every notebook makes one `Run` from its parameters cell. Each stop is computed when it is first
+Every notebook makes one `Run` from its parameters cell. Each step is computed when it is first
 asked for and kept under everything that decided it (`lab.cache`), so notebooks with the same
 parameters share their work, and any of them can be run first. What one notebook alone needs is in
 its module of `lab.tables`.
@@ -52,6 +52,16 @@ ENGINES = ("local", "ray")
 @dataclass(frozen=True)
 class Run:
     """One model asked one set of questions.
+
+    Its tables of rows hold prompts with the model's answers:
+
+    * `behaviour`: all of them, told to tell the truth (role truth or known) or to lie (role lie);
+    * `scored`: the twins of roles truth and lie;
+    * `probe_rows`: the twins, and the rows of role known outside the test split;
+    * `truth_rows`: those of `probe_rows` whose answer is readable;
+    * `dropout_rows`: the twins of role truth, and those of role lie in the test split.
+
+    All but `behaviour` keep to the data sets that pass the gate, if any does.
 
     Parameters
     ----------
@@ -153,7 +163,7 @@ class Run:
         """Every `stride`-th layer, and the last one."""
         return sorted({*range(0, self.n_layers, stride), self.n_layers - 1})
 
-    # Stage 01: what is asked.
+    # Notebook 01: what is asked.
 
     @functools.cached_property
     def sources(self) -> dict[str, dict]:
@@ -195,7 +205,7 @@ class Run:
         prompts.attrs = {"dropped": dropped}
         return prompts
 
-    # Stage 02: what the model answers, knows, and lies about.
+    # Notebook 02: what the model answers, knows, and lies about.
 
     @functools.cached_property
     def answers(self) -> pd.DataFrame:
@@ -223,7 +233,7 @@ class Run:
         """Answers with `knows`, `lied`, `obeyed` and `quadrant`."""
         return label_behaviour(self.answers, self.gate)
 
-    # Stages 03 and 04: rows, and the stores of their states.
+    # Notebooks 03 and 04: rows, and the stores of their states.
 
     @property
     def _usable(self) -> pd.DataFrame:
