@@ -11,7 +11,6 @@ import inspect
 import json
 import os
 import shutil
-import sys
 import textwrap
 import uuid
 from collections.abc import Callable, Mapping
@@ -56,8 +55,8 @@ def code_hash(function: Callable) -> str:
     Parameters
     ----------
     function
-        A function or class. One that is defined outside this package (in a notebook or a script)
-        is hashed by its own source, together with the package modules that its file imports.
+        A function or class. One that is defined outside this package is hashed by its file, with
+        the package modules that this imports; one that has no file, by its own source.
 
     Returns
     -------
@@ -67,25 +66,26 @@ def code_hash(function: Callable) -> str:
     function = inspect.unwrap(function)
     while isinstance(function, functools.partial):
         function = function.func
-    module = function.__module__
-    if _path_of(module):
-        return _closure_hash(module)
-    source_file = getattr(sys.modules.get(module), "__file__", None)
-    if source_file and Path(source_file).is_file():
-        return _hash_of_sources([Path(source_file).read_text(encoding="utf-8")])
-    return _hash_of_sources([inspect.getsource(function)])
+    path = _path_of(function.__module__) or Path(inspect.getfile(function))
+    if path.is_file():
+        return _closure_hash(path)
+    try:
+        return _hash_of_sources([inspect.getsource(function)])
+    except OSError:  # typed into a session that keeps no source
+        return xxhash.xxh3_128_hexdigest(function.__code__.co_code)
 
 
 @functools.cache
-def _closure_hash(module: str) -> str:
-    """Hash a module of the package with all package modules that it imports, in a fixed order."""
-    todo, seen = [module], set()
+def _closure_hash(path: Path) -> str:
+    """Hash a file with all package modules that it imports, in a fixed order."""
+    todo, seen = imported_modules(path), set()
     while todo:
         name = todo.pop()
         if name not in seen:
             seen.add(name)
             todo += imported_modules(_path_of(name))
-    return _hash_of_sources([_path_of(name).read_text(encoding="utf-8") for name in sorted(seen)])
+    paths = [path, *(_path_of(name) for name in sorted(seen))]
+    return _hash_of_sources([path.read_text(encoding="utf-8") for path in paths])
 
 
 def imported_modules(path: Path) -> list[str]:

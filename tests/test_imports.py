@@ -81,6 +81,12 @@ def test_a_circle_is_found():
         list(graphlib.TopologicalSorter(circle).static_order())
 
 
+def test_no_module_imports_public_names_from_the_top_of_the_package():
+    """These are imported lazily, so that neither the layers nor the code hash would see it."""
+    for path in modules().values():
+        assert "from dlk_utils import " not in path.read_text(encoding="utf-8"), path
+
+
 def test_every_folder_is_a_layer():
     assert {layer_of(name) for name in modules()} == set(range(len(LAYERS)))
 
