@@ -1,5 +1,6 @@
 """What all tests share: tiny models (from `tiny_models`), and the order of the test files."""
 
+import pytest
 import threadpoolctl
 from tiny_models import (
     CONFIGS,
@@ -41,9 +42,28 @@ threadpoolctl.threadpool_limits(1)
 LONG = ["test_organism_check.py", "test_ways.py", "test_survival.py", "test_on_ray.py"]
 
 
-def pytest_collection_modifyitems(items):
-    """Put the long files first, so that no worker of xdist is left with one of them at the end.
+QUICK_FAMILIES = (
+    "llama",
+    "gpt2",
+    "gpt_neox",
+    "opt",
+    "mpt",
+    "falcon alibi",
+    "gemma2",
+    "mistral window",
+)
+"""One model family of each kind: the fast tests run for these, `make test` for all families."""
 
-    Needs `--no-loadscope-reorder`.
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the other families slow, and put the long files first.
+
+    So no worker of xdist is left with a long file at the end. (Needs `--no-loadscope-reorder`.)
     """
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        family = parameters.get("family")
+        if family in FAMILIES and family not in QUICK_FAMILIES:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
