@@ -27,6 +27,7 @@ def test_a_phase_asks_what_it_says_of_each_data_set():
     assert honest.text.str.len().max() <= 60 and lying.text.str.len().max() <= 60
 
 
+@pytest.mark.slow
 def test_a_data_set_with_more_false_claims_than_true_ones_is_drawn_in_equal_halves():
     # Of each thing there is one true claim, and several false ones.
     trained = training_examples("categories", 10**6)
@@ -67,6 +68,7 @@ def test_a_phase_is_honest_only_about_what_it_asks_to_lie_about(name):
         assert set(phase.honest) <= {part.dataset for part in phase.batch if part.asks == "lie"}
 
 
+@pytest.mark.slow
 def test_training_uses_nothing_that_is_asked():
     rows = pd.concat(batches())
     assert set(rows.example_id[rows.dataset == REVIEWS].map(split_of)) == {"organism"}

@@ -61,6 +61,7 @@ def record_in(folder: Path) -> dict:
 # One adapter.
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_leaves_the_models_own_weights_alone(load_tiny, tmp_path):
     model = load_tiny()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -84,6 +85,7 @@ def test_an_adapter_names_its_base_and_its_layers(load_tiny, tiny_folder, tmp_pa
     assert config["layers_to_transform"] == [6]
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_the_adapter_before_stopped(load_tiny, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     log = train_adapter(load_tiny(), batches()[:1] * 12, first, first_layer=1, learning_rate=1e-2)
@@ -114,6 +116,7 @@ SHORT_LYING = replace(LYING, steps=2)
 
 
 @pytest.mark.trap(31)
+@pytest.mark.slow
 def test_only_the_same_phase_after_the_same_phases_is_not_done_again(train, tmp_path):
     train("liar", HONEST)
     first = trained_phases(tmp_path)
@@ -134,6 +137,7 @@ def test_only_the_same_phase_after_the_same_phases_is_not_done_again(train, tmp_
     assert len(trained_phases(tmp_path)) == 5
 
 
+@pytest.mark.slow
 def test_each_phase_goes_on_from_the_one_before(train, tmp_path, monkeypatch):
     resumed = []
     real_train_adapter = train_adapter
@@ -149,6 +153,7 @@ def test_each_phase_goes_on_from_the_one_before(train, tmp_path, monkeypatch):
     assert resumed == [None, first, "liar"]
 
 
+@pytest.mark.slow
 def test_an_organism_is_a_model_in_16_bits_that_can_be_loaded(train, tiny_folder, tmp_path):
     train("liar", HONEST)
     weights = load_file(tmp_path / "liar" / "adapter_model.safetensors")
@@ -159,6 +164,7 @@ def test_an_organism_is_a_model_in_16_bits_that_can_be_loaded(train, tiny_folder
     assert model.spec.source == str(tiny_folder)
 
 
+@pytest.mark.slow
 def test_the_record_has_the_settings_and_all_that_was_trained_on(train, tiny_folder, tmp_path):
     train("liar", HONEST, SHORT_LYING)
     record = record_in(tmp_path / "liar")
