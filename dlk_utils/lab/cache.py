@@ -13,7 +13,6 @@ import argparse
 import functools
 import importlib
 import inspect
-import io
 import json
 import shutil
 import sys
@@ -200,8 +199,11 @@ def _read_table(path: Path) -> pd.DataFrame | None:
 
 def _table_from(content: bytes) -> pd.DataFrame:
     """Read a parquet file; its columns of lists hold lists, which pandas would read as arrays."""
-    table = pd.read_parquet(io.BytesIO(content))
-    columns = pyarrow.parquet.read_table(io.BytesIO(content))
+    # Not `pandas.read_parquet`: it starts a thread of pyarrow, which aborted scripts at their end.
+    file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
+    columns = file.read(use_threads=False)
+    table = columns.to_pandas(use_threads=False)
+    table.attrs = json.loads(columns.schema.metadata.get(b"PANDAS_ATTRS", b"{}"))
     for field in columns.schema:
         if pyarrow.types.is_list(field.type):
             table[field.name] = columns[field.name].to_pylist()
