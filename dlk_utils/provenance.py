@@ -71,7 +71,7 @@ def code_hash(function: Callable) -> str:
         return _closure_hash(path)
     try:
         return _hash_of_sources([inspect.getsource(function)])
-    except OSError:  # typed into a session that keeps no source
+    except OSError:  # typed into an interpreter that keeps no source
         return xxhash.xxh3_128_hexdigest(function.__code__.co_code)
 
 

@@ -58,10 +58,10 @@ def test_the_package_modules_that_a_script_imports_are_part_of_its_code(tmp_path
     assert len(hashes) == 2
 
 
-def test_a_function_of_a_session_without_source_has_a_hash():
-    session = {"__name__": "__main__"}
-    exec("def one(): return 1\ndef two(): return [2]", session)
-    assert code_hash(session["one"]) != code_hash(session["two"])
+def test_a_function_without_source_has_a_hash():
+    names = {"__name__": "__main__"}
+    exec("def one(): return 1\ndef two(): return [2]", names)
+    assert code_hash(names["one"]) != code_hash(names["two"])
 
 
 def test_functions_of_other_modules_have_other_hashes_and_a_partial_has_that_of_its_function():
