@@ -1,119 +1,199 @@
-"""Prompts that begin with the same tokens (an instruction, solved examples) run them only once."""
+"""Prompts as trees of tokens: what several prompts begin with is one path, and runs only once.
+
+Prompts that begin alike form a tree. Each token is a *node*; its *parent* is the token before it.
+A prompt is the path from the root to its last node. For the prompts `a b c`, `a b d` and `a e`::
+
+    node      0  1  2  3  4
+    token     a  b  c  d  e
+    parent   -1  0  1  1  0
+    depth     0  1  2  2  1
+
+`pack` lays such trees side by side in rows of about equal length, which a model can run like any
+batch, given each node's depth as its position and a mask that says which nodes it sees: itself and
+those on its path (`Packed.sees`). So each token gets the state that it has in its own prompt.
+"""
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
-import torch
-from torch import nn
+from jaxtyping import Bool, Int
 
-from dlk_utils.extract.batches import (
-    Batch,
-    after_prefix,
-    cut,
-    forward,
-    pad,
-    plan_batches,
-    takes_positions,
-)
 from dlk_utils.extract.store import Plan
 
-MIN_SHARED = 12
-"""Tokens that a batch's prompts must have in common for a pass of their own to pay."""
+ATTENTION_NODES = 3000
+"""A row of so many nodes spends as much time on attention as on everything else.
 
-PASS_TOKENS = 100
-"""Tokens that cost about as much as starting one more pass."""
+Attention is dense: in a row of t nodes each node is compared with all t. The number was measured
+with a model of width 576 on a processor, and is larger for wider models. It decides how long rows
+are, which changes the speed and no result.
+"""
+
+MAX_PROMPTS = 128
+"""Most prompts in a batch: what is read of their last tokens has to fit into memory."""
 
 
-@torch.no_grad()
-def shared_batch(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Batch:
-    """Run what all prompts begin with once, and return the left-padded batch of what follows.
+@dataclass(frozen=True)
+class Packed:
+    """Sequences of tokens, packed as trees into rows.
 
-    The shared beginning is in `past_key_values`; the last token of a prompt is never part of it.
-    Where nothing can be shared (`shared_length`), the batch holds the complete prompts.
+    Attributes
+    ----------
+    keys : list of list
+        For each row, what stands at each of its nodes: a token id, or what `pack` was given.
+    parents : ndarray [rows, nodes]
+        The place of each node's parent in the same row; -1 for a first token, and for padding.
+    depth : ndarray [rows, nodes]
+        How many nodes are above it: its position in its own sequence. 0 for padding.
+    row, node : ndarray [sequences]
+        Where each sequence ends.
     """
-    ids = [list(prompt) for prompt in prompts]
-    shared = shared_length(model, ids)
-    if not shared:
-        return pad(ids, device=model.device)
-    beginning = pad([ids[0][:shared]], device=model.device)
-    cache = forward(model, beginning, use_cache=True).past_key_values
-    cache.batch_repeat_interleave(len(ids))
-    rest = pad([prompt[shared:] for prompt in ids], device=model.device)
-    return after_prefix(rest, cache, shared)
+
+    keys: list[list[Hashable]]
+    parents: Int[np.ndarray, "r t"]
+    depth: Int[np.ndarray, "r t"]
+    row: Int[np.ndarray, " n"]
+    node: Int[np.ndarray, " n"]
+
+    def sees(self) -> Bool[np.ndarray, "r t t"]:
+        """Say which nodes (last axis) each node sees: those on the path to it, and itself.
+
+        Padding sees itself alone. (A token that sees nothing has no attention to spread.)
+        """
+        n_rows, n_nodes = self.parents.shape
+        rows = np.arange(n_rows)
+        sees = np.zeros((n_rows, n_nodes, n_nodes), dtype=bool)
+        for node in range(n_nodes):
+            parent = self.parents[:, node]
+            # A parent stands before its children, so what it sees is complete by now.
+            sees[:, node] = sees[rows, parent] & (parent >= 0)[:, None]
+            sees[:, node, node] = True
+        return sees
 
 
-def shared_length(model: nn.Module, prompts: Sequence[Sequence[int]]) -> int:
-    """Return how many of the tokens that these prompts begin with to run once for all.
+def pack(sequences: Sequence[Sequence[Hashable]]) -> Packed:
+    """Pack sequences of token ids into rows, each distinct beginning once in its row.
 
-    The padding comes to lie behind the shared beginning. That is exact only where the family is
-    told positions, and where a sliding window, which counts places with the padding, reaches over
-    the longest prompt. Elsewhere, and below `MIN_SHARED`, the answer is 0.
+    In place of token ids there may be other keys that can be sorted: two sequences share a node
+    where they have equal keys up to it.
+
+    Raises
+    ------
+    ValueError
+        If a sequence is empty.
     """
-    lengths = [len(ids) for ids in prompts]
-    if len(prompts) < 2 or not takes_positions(model) or window(model) <= max(lengths):
-        return 0
-    common = min(_n_common(prompts[0], ids) for ids in prompts)
-    shared = min(common, min(lengths) - 1)
-    return shared if shared >= MIN_SHARED else 0
+    paths = [tuple(sequence) for sequence in sequences]
+    if not paths or not all(paths):
+        raise ValueError("pack: expected sequences of at least one token each")
+    keys, parents, depth = [], [], []
+    end_of: dict[tuple, tuple[int, int]] = {}
+    for number, row in enumerate(_rows_of_trees(sorted(set(paths)))):
+        row_keys, row_parents, row_depth = [], [], []
+        path: list[int] = []
+        previous: tuple = ()
+        for sequence in row:
+            # In sorted order, no earlier sequence of the row shares more than the one before.
+            del path[_n_common(previous, sequence) :]
+            for key in sequence[len(path) :]:
+                row_parents.append(path[-1] if path else -1)
+                row_depth.append(len(path))
+                path.append(len(row_keys))
+                row_keys.append(key)
+            end_of[sequence] = (number, path[-1])
+            previous = sequence
+        keys.append(row_keys)
+        parents.append(row_parents)
+        depth.append(row_depth)
+    ends = np.array([end_of[path] for path in paths])
+    return Packed(keys, _rectangle(parents, -1), _rectangle(depth, 0), ends[:, 0], ends[:, 1])
 
 
-def window(model: nn.Module) -> float:
-    """Return how many tokens a layer with a sliding window sees; infinite without a window."""
-    config = model.config.get_text_config()
-    if not getattr(config, "use_sliding_window", True):
-        return math.inf
-    return float(getattr(config, "sliding_window", None) or math.inf)
+def plan_packed(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64) -> Plan:
+    """Plan batches for `pack`, in shards of about `shard_rows` prompts.
 
+    Rows of trees that are about equally long come into one batch, at most `batch_tokens` nodes with
+    the padding, or a single row. The plan follows from the tokens and keys (`row_id`) alone, so it
+    is the same after a restart and on each worker.
 
-def plan_shared(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64) -> Plan:
-    """Plan batches of prompts that begin with the same tokens, at most `shard_rows` in each.
-
-    Prompts are taken in the order of their tokens, so that equal beginnings are neighbours. A
-    prompt joins the group before it, unless what the group would then no longer share costs more
-    than running the prompt's own beginning. As in `plan_batches`, a batch has at most
-    `batch_tokens` tokens, and the plan follows from the tokens and keys (`row_id`) alone.
+    Parameters
+    ----------
+    prompts
+        With the columns `row_id` and `input_ids`.
     """
-    rows = sorted(zip(prompts.input_ids.map(tuple), prompts.row_id, strict=True))
-    groups: list[list[tuple[int, str]]] = []
-    first: Sequence[int] = ()
-    shared = 0
-    for ids, row_id in rows:
-        common = _n_common(first, ids)
-        if not groups or len(groups[-1]) * (shared - common) > common + PASS_TOKENS:
-            groups.append([])
-            first, shared = ids, len(ids)
-        else:
-            shared = min(shared, common)
-        groups[-1].append((len(ids), row_id))
+    keys_of: dict[tuple, list] = {}
+    for ids, row_id in sorted(zip(prompts.input_ids.map(tuple), prompts.row_id, strict=True)):
+        # The last token is not part of the tree (`prefixes`).
+        keys_of.setdefault(ids[:-1] or ids, []).append(row_id)
+    rows = []
+    for tree in _rows_of_trees(sorted(keys_of), batch_tokens):
+        row_ids = [row_id for path in tree for row_id in keys_of[path]]
+        pieces = range(0, len(row_ids), MAX_PROMPTS)
+        rows += [(_n_nodes(tree), row_ids[i : i + MAX_PROMPTS]) for i in pieces]
+    batches: list[list] = []
+    for n_nodes, row_ids in sorted(rows, key=lambda row: row[0]):
+        is_full = (
+            not batches
+            or (n_rows + 1) * n_nodes > batch_tokens
+            or len(batches[-1]) + len(row_ids) > MAX_PROMPTS
+        )
+        if is_full:
+            batches.append([])
+            n_rows = 0
+        batches[-1] += row_ids
+        n_rows += 1
     shards: Plan = [[]]
-    for group in groups:
-        # By length within a group, so that there is little padding.
-        for batch in cut(sorted(group), batch_tokens, shard_rows):
-            if sum(len(b) for b in shards[-1]) >= shard_rows:
-                shards.append([])
-            shards[-1].append(batch)
+    for batch in batches:
+        if sum(len(b) for b in shards[-1]) >= shard_rows:
+            shards.append([])
+        shards[-1].append(batch)
     return shards
 
 
-def cheaper_plan(model: nn.Module, prompts: pd.DataFrame, batch_tokens: int) -> Plan:
-    """Return `plan_shared`, or `plan_batches` where that leaves less to run."""
-    ids = dict(zip(prompts.row_id, prompts.input_ids, strict=True))
+def _rows_of_trees(paths: list[tuple], most_nodes: int | None = None) -> list[list[tuple]]:
+    """Divide sorted, distinct paths into rows, none longer than pays for what its paths share."""
+    rows: list[list[tuple]] = []
+    n_nodes = 0
+    for path in paths:
+        shared = _n_common(rows[-1][-1], path) if rows else 0
+        n_nodes += len(path) - shared
+        limit = _best_length(shared)
+        if not rows or n_nodes > (limit if most_nodes is None else min(limit, most_nodes)):
+            rows.append([])
+            n_nodes = len(path)
+        rows[-1].append(path)
+    return rows
 
-    def cost(plan: Plan) -> int:
-        total = 0
-        for batch in itertools.chain.from_iterable(plan):
-            some = [ids[row_id] for row_id in batch]
-            shared = shared_length(model, some)
-            total += len(some) * (max(map(len, some)) - shared) + PASS_TOKENS
-            total += shared + PASS_TOKENS if shared else 0
-        return total
 
-    return min(plan_shared(prompts, batch_tokens), plan_batches(prompts, batch_tokens), key=cost)
+def _best_length(shared: int) -> float:
+    """Return the length of row that runs paths with `shared` nodes in common in the least time.
+
+    A row of t nodes takes time t (1 + t / a), a being `ATTENTION_NODES`, and t - shared of its
+    nodes are new. Time per new node is least at t = shared + sqrt(shared (shared + a)). Where
+    nothing is shared, a longer row gains nothing.
+    """
+    return shared + math.sqrt(shared * (shared + ATTENTION_NODES))
 
 
-def _n_common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many tokens two prompts have in common at their beginning."""
-    equal = (x == y for x, y in zip(a, b, strict=False))
-    return sum(1 for _ in itertools.takewhile(bool, equal))
+def _n_nodes(paths: Sequence[tuple]) -> int:
+    """Count the distinct nodes of sorted paths."""
+    shared = sum(_n_common(a, b) for a, b in itertools.pairwise(paths))
+    return sum(map(len, paths)) - shared
+
+
+def _n_common(a: Sequence, b: Sequence) -> int:
+    """Return how many keys two sequences have in common at their beginning."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
+
+
+def _rectangle(rows: Sequence[Sequence[int]], padding: int) -> Int[np.ndarray, "r t"]:
+    """Return rows of different lengths as one array, filled up on the right."""
+    filled = np.full((len(rows), max(map(len, rows))), padding)
+    for i, row in enumerate(rows):
+        filled[i, : len(row)] = row
+    return filled

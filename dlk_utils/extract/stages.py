@@ -7,7 +7,7 @@ that are scored by all their tokens: the margin at the next token says nothing a
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from dlk_utils.errors import DataError
-from dlk_utils.extract.answers import answer_batch, choice_logprobs
-from dlk_utils.extract.batches import (
-    Layers,
-    cached_prefix,
-    in_halves,
-    pad,
-    plan_batches,
-)
+from dlk_utils.extract.answers import answer_batch, choice_logprobs, read_logits
+from dlk_utils.extract.batches import Layers, in_halves, pad, plan_batches
 from dlk_utils.extract.draws import seeded_draws
 from dlk_utils.extract.dropout import DEFAULT_P, INJECTED
 from dlk_utils.extract.gradients import (
@@ -34,7 +28,8 @@ from dlk_utils.extract.gradients import (
     pooled_weight_gradients,
     states_after_choices,
 )
-from dlk_utils.extract.packing import plan_shared, shared_batch
+from dlk_utils.extract.packing import plan_packed
+from dlk_utils.extract.prefixes import in_parts, run_prefixes
 from dlk_utils.extract.states import forward_states
 from dlk_utils.extract.store import fill
 from dlk_utils.models.sites import SITES, blocks, layer_numbers
@@ -47,7 +42,7 @@ def store_answers(model: nn.Module, prompts: pd.DataFrame, out: Path, **storing:
     The tensors are those of `answers.answer_batch`.
     """
     compute = functools.partial(answer_batch, model)
-    fill_rows(out, prompts, compute, plan_shared, {}, desc="answers", **storing)
+    fill_rows(model, out, prompts, compute, plan_packed, {}, desc="answers", **storing)
 
 
 def store_draws(
@@ -95,8 +90,12 @@ def store_draws(
             batch = pad(rows.input_ids, device=model.device)
             draws = [forward_states(model, batch, sites, numbers, positions=positions)]
         else:
-            keys = list(rows.row_id)
-            draws = seeded_draws(model, rows.input_ids, keys, sites, numbers, **how)
+            keys, starts = list(rows.row_id), None
+            if scope == "question":
+                starts = list(rows.question_start)
+            draws = seeded_draws(
+                model, rows.input_ids, keys, sites, numbers, question_starts=starts, **how
+            )
         tensors = {}
         for draw, (states, logits) in enumerate(draws):
             tensors |= named(states, "activation", draw, numbers)
@@ -105,7 +104,7 @@ def store_draws(
 
     mode = "clean" if clean else "dropout"
     parts = {"mode": mode, "sites": list(sites), "layers": numbers, **how}
-    fill_rows(out, prompts, compute, plan_batches, parts, desc="dropout draws", **storing)
+    fill_rows(model, out, prompts, compute, plan_batches, parts, desc="dropout draws", **storing)
 
 
 def store_gradients(
@@ -120,8 +119,8 @@ def store_gradients(
 ) -> None:
     """Store the states at the last token, and the gradients of the margin by them.
 
-    The tensors are `activation.site.layer.0` and `gradient.site.layer.0` [n, d], and
-    `choice_logprobs` [n, 2], of one pass without dropout. With `contrast`, the same pass also gives
+    The tensors are `activation.site.layer.0` and `gradient.site.layer.0` [n, d], and the answers of
+    `store_answers`, of one pass without dropout. With `contrast`, the same pass also gives
     contrast pairs: `after_choice.resid_post.layer.k` [n, d], the state at the first token of choice
     k, as written (`strict_ids`), behind the prompt. Both choices of a row then have to begin with
     different tokens (`ChoiceError`).
@@ -130,20 +129,22 @@ def store_gradients(
     numbers = layer_numbers(layers, len(blocks(model)))
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
-        last = cached_prefix(model, shared_batch(model, list(rows.input_ids)))
-        choice_ids = list(rows.choice_ids)
-        states, gradients, logprobs = last_token_gradients(model, last, choice_ids, sites, numbers)
+        prefixes = run_prefixes(model, list(rows.input_ids))
+        last_tokens = prefixes.append()
+        states, gradients, logits = last_token_gradients(
+            model, last_tokens, list(rows.choice_ids), sites, numbers
+        )
         tensors = named(states, "activation", 0, numbers) | named(gradients, "gradient", 0, numbers)
-        tensors["choice_logprobs"] = logprobs
+        tensors |= read_logits(logits, rows)
         if contrast:
-            tokens, cache = first_tokens(rows.strict_ids), last["past_key_values"]
-            pair = states_after_choices(model, last, cache, tokens, ["resid_post"], numbers)
+            tokens, complete = first_tokens(rows.strict_ids), prefixes.grown(last_tokens)
+            pair = states_after_choices(model, complete, tokens, ["resid_post"], numbers)
             for choice, after_choice in enumerate(pair):
                 tensors |= named(after_choice, "after_choice", choice, numbers)
         return tensors
 
     parts = {"sites": list(sites), "layers": numbers, "contrast": contrast}
-    fill_rows(out, prompts, compute, plan_shared, parts, desc="gradients", **storing)
+    fill_rows(model, out, prompts, compute, plan_packed, parts, desc="gradients", **storing)
 
 
 def store_counterfactual(
@@ -166,15 +167,17 @@ def store_counterfactual(
     numbers = layer_numbers(layers, len(blocks(model)))
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
-        batch, choice_ids = shared_batch(model, list(rows.input_ids)), list(rows.choice_ids)
+        ids, choice_ids = list(rows.input_ids), list(rows.choice_ids)
         states, logprobs = counterfactual_states(
-            model, batch, choice_ids, ["resid_post"], layer=at, step=step
+            model, ids, choice_ids, ["resid_post"], layer=at, step=step
         )
         some = {"resid_post": states["resid_post"][numbers]}
         return named(some, "activation", 1, numbers) | {"choice_logprobs.1": logprobs}
 
     parts = {"layers": numbers, "moved at": at, "step": step}
-    fill_rows(out, prompts, compute, plan_shared, parts, desc="counterfactual pass", **storing)
+    fill_rows(
+        model, out, prompts, compute, plan_packed, parts, desc="counterfactual pass", **storing
+    )
 
 
 def store_weight_gradients(
@@ -203,10 +206,11 @@ def store_weight_gradients(
 
     storing["batch_tokens"] = batch_tokens
     parts = {"layers": numbers}
-    fill_rows(out, prompts, compute, plan_batches, parts, desc="weight gradients", **storing)
+    fill_rows(model, out, prompts, compute, plan_batches, parts, desc="weight gradients", **storing)
 
 
 def fill_rows(
+    model: nn.Module,
     out: Path,
     prompts: pd.DataFrame,
     compute: Callable[[pd.DataFrame], dict[str, Tensor]],
@@ -223,7 +227,7 @@ def fill_rows(
     Parameters
     ----------
     plan
-        `plan_batches` or `plan_shared`.
+        `plan_batches` or `plan_packed`.
     parts
         The stage's own options that decide the content.
     desc
@@ -240,13 +244,25 @@ def fill_rows(
         raise DataError(f"{desc}: expected at least one prompt, got none")
     by_id = prompts.set_index("row_id", drop=False)
 
+    def parts_of(row_ids: list[str]) -> Iterator[list[str]]:
+        if plan is plan_packed:
+            return in_parts(model, [row_ids], by_id.input_ids.__getitem__, batch_tokens)
+        return iter([row_ids])
+
     # `wraps`, so that the store goes by the code of `compute` and not of this function.
     @functools.wraps(compute)
     def compute_ids(row_ids: list[str]) -> dict[str, Tensor]:
-        halves = [half for _, half in in_halves(lambda ids: compute(by_id.loc[ids]), row_ids)]
-        if len(halves) == 1:
-            return halves[0]
-        return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
+        done: list[str] = []
+        results = []
+        for part in parts_of(row_ids):
+            for some, tensors in in_halves(lambda ids: compute(by_id.loc[ids]), part):
+                done += some
+                results.append(tensors)
+        if len(results) == 1:
+            return results[0]
+        places = {row_id: place for place, row_id in enumerate(done)}
+        order = [places[row_id] for row_id in row_ids]
+        return {name: torch.cat([r[name] for r in results])[order] for name in results[0]}
 
     parts = {**(record or {}), "stage": desc, **parts, "batch_tokens": batch_tokens}
     examples = dict(zip(prompts.row_id, prompts.example_id, strict=True))

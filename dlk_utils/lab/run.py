@@ -28,7 +28,7 @@ from dlk_utils.evaluation.tasks import Features, state_features, truth_rows
 from dlk_utils.extract.batches import Layers, plan_batches
 from dlk_utils.extract.dropout import DEFAULT_P
 from dlk_utils.extract.on_ray import extract_on_ray
-from dlk_utils.extract.packing import plan_shared
+from dlk_utils.extract.packing import plan_packed
 from dlk_utils.extract.stages import (
     store_answers,
     store_draws,
@@ -329,7 +329,7 @@ class Run:
             if self.engine == "ray" and stage is not store_answers:
                 self._release_model()
                 is_padded = stage in (store_draws, store_weight_gradients)
-                plan = plan_batches if is_padded else plan_shared
+                plan = plan_batches if is_padded else plan_packed
                 extract_on_ray(stage, self.spec, rows, folder, plan=plan, record=record, **options)
             else:
                 stage(self.loaded, rows, folder, record=record, **options)

@@ -34,9 +34,9 @@ def least_cosines(model: nn.Module, rows: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         The least cosine over the rows, by layer (rows) and site (columns).
     """
-    batch, choice_ids = pad(rows.input_ids, device=model.device), list(rows.choice_ids)
-    _, cached, _ = states_and_gradients(model, batch, choice_ids, SITES)
-    full = full_backprop(model, batch, choice_ids, SITES)
+    prompts, choice_ids = list(rows.input_ids), list(rows.choice_ids)
+    _, cached, _ = states_and_gradients(model, prompts, choice_ids, SITES)
+    full = full_backprop(model, pad(prompts, device=model.device), choice_ids, SITES)
     least = {}
     for site in SITES:
         cosine = torch.cosine_similarity(cached[site].float(), full[site].float(), dim=-1)
@@ -51,11 +51,11 @@ def moved_margins(
 
     A step is the share of the state's norm by which it is moved along the gradient.
     """
-    batch, choice_ids = pad(rows.input_ids, device=model.device), list(rows.choice_ids)
+    prompts, choice_ids = list(rows.input_ids), list(rows.choice_ids)
     margins = {}
     for step in steps:
         _, logp = counterfactual_states(
-            model, batch, choice_ids, ["resid_post"], layer=layer, step=step
+            model, prompts, choice_ids, ["resid_post"], layer=layer, step=step
         )
         logp = logp.float().numpy()
         margins[f"moved by {step}"] = logp[:, 1] - logp[:, 0]
