@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from dlk_utils.errors import DataError
+from dlk_utils.errors import ChoiceError, DataError
 from dlk_utils.extract.answers import answer_batch, choice_logprobs, read_logits
 from dlk_utils.extract.batches import Layers, in_halves, pad, plan_batches
 from dlk_utils.extract.draws import seeded_draws
@@ -30,7 +30,7 @@ from dlk_utils.extract.gradients import (
 )
 from dlk_utils.extract.packing import plan_packed
 from dlk_utils.extract.prefixes import in_parts, run_prefixes
-from dlk_utils.extract.states import forward_states
+from dlk_utils.extract.states import clean_states
 from dlk_utils.extract.store import fill
 from dlk_utils.models.sites import SITES, blocks, layer_numbers
 from dlk_utils.questions.choices import require_first_token_choices
@@ -43,6 +43,30 @@ def store_answers(model: nn.Module, prompts: pd.DataFrame, out: Path, **storing:
     """
     compute = functools.partial(answer_batch, model)
     fill_rows(model, out, prompts, compute, plan_packed, {}, desc="answers", **storing)
+
+
+def store_states(
+    model: nn.Module,
+    prompts: pd.DataFrame,
+    out: Path,
+    *,
+    sites: Sequence[str] = ("resid_post",),
+    layers: Layers = "all",
+    **storing: Any,
+) -> None:
+    """Store the states at the last token of each prompt, and the answers, of one pass.
+
+    The tensors are `activation.site.layer.0` [n, d], and those of `store_answers`.
+    """
+    require_first_token_choices(prompts, "states")
+    numbers = layer_numbers(layers, len(blocks(model)))
+
+    def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
+        states, logits = clean_states(model, list(rows.input_ids), sites, numbers)
+        return named(states, "activation", 0, numbers) | read_logits(logits, rows)
+
+    parts = {"sites": list(sites), "layers": numbers}
+    fill_rows(model, out, prompts, compute, plan_packed, parts, desc="states", **storing)
 
 
 def store_draws(
@@ -60,7 +84,7 @@ def store_draws(
     seed: int = 0,
     **storing: Any,
 ) -> None:
-    """Store dropout draws of each prompt, or one pass without dropout (`n_draws=1, p=0`).
+    """Store dropout draws of each prompt.
 
     The tensors are `activation.site.layer.draw` [n, d], or [n, positions, d] of the last few
     tokens, and `choice_logprobs.draw` [n, 2]. The options are those of `draws.draw_states`. A mask
@@ -71,40 +95,41 @@ def store_draws(
     DeadDropout
         If two draws of a row are equal.
     ValueError
-        If there is one draw with dropout, or a prompt has fewer tokens than `positions`.
+        If there are fewer than two draws, or a prompt has fewer tokens than `positions`.
     """
     require_first_token_choices(prompts, "dropout draws")
-    clean = (n_draws, p) == (1, 0)
-    if n_draws < 2 and not clean:
-        raise ValueError(
-            "n_draws: expected at least 2 (or one clean pass, with n_draws=1 and p=0), got "
-            f"{n_draws} with p={p}"
-        )
+    if n_draws < 2:
+        raise ValueError(f"n_draws: expected at least 2, got {n_draws}")
     numbers = layer_numbers(layers, len(blocks(model)))
     places = places if isinstance(places, str) else list(places)
     how = {"n_draws": n_draws, "p": p, "seed": seed, "scope": scope, "places": places}
     how["positions"] = positions
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
-        if clean:
-            batch = pad(rows.input_ids, device=model.device)
-            draws = [forward_states(model, batch, sites, numbers, positions=positions)]
-        else:
-            keys, starts = list(rows.row_id), None
-            if scope == "question":
-                starts = list(rows.question_start)
-            draws = seeded_draws(
-                model, rows.input_ids, keys, sites, numbers, question_starts=starts, **how
-            )
+        starts = list(rows.question_start) if scope == "question" else None
+        draws = seeded_draws(
+            model,
+            rows.input_ids,
+            list(rows.row_id),
+            sites,
+            numbers,
+            question_starts=starts,
+            **how,
+        )
         tensors = {}
         for draw, (states, logits) in enumerate(draws):
             tensors |= named(states, "activation", draw, numbers)
             tensors[f"choice_logprobs.{draw}"] = choice_logprobs(logits, list(rows.choice_ids))
         return tensors
 
-    mode = "clean" if clean else "dropout"
-    parts = {"mode": mode, "sites": list(sites), "layers": numbers, **how}
-    fill_rows(model, out, prompts, compute, plan_batches, parts, desc="dropout draws", **storing)
+    parts = {"sites": list(sites), "layers": numbers, **how}
+    plan = plan_of_draws(scope)
+    fill_rows(model, out, prompts, compute, plan, parts, desc="dropout draws", **storing)
+
+
+def plan_of_draws(scope: str) -> Callable:
+    """Return the plan of `store_draws`: draws of the complete prompt have nothing to share."""
+    return plan_batches if scope == "sequence" else plan_packed
 
 
 def store_gradients(
@@ -145,6 +170,16 @@ def store_gradients(
 
     parts = {"sites": list(sites), "layers": numbers, "contrast": contrast}
     fill_rows(model, out, prompts, compute, plan_packed, parts, desc="gradients", **storing)
+
+
+def gives_gradients(prompts: pd.DataFrame) -> bool:
+    """Whether `store_gradients` with contrast pairs takes these prompts."""
+    try:
+        require_first_token_choices(prompts, "gradients")
+        first_tokens(prompts.strict_ids)
+    except ChoiceError:
+        return False
+    return True
 
 
 def store_counterfactual(
