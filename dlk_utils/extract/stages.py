@@ -21,12 +21,13 @@ from dlk_utils.extract.batches import Layers, in_halves, pad, plan_batches
 from dlk_utils.extract.draws import seeded_draws
 from dlk_utils.extract.dropout import DEFAULT_P, INJECTED
 from dlk_utils.extract.gradients import (
-    counterfactual_states,
     first_tokens,
     last_linear,
     last_token_gradients,
+    move_to_other_answer,
     pooled_weight_gradients,
     states_after_choices,
+    states_after_move,
 )
 from dlk_utils.extract.packing import plan_packed
 from dlk_utils.extract.prefixes import in_parts, run_prefixes
@@ -140,15 +141,23 @@ def store_gradients(
     sites: Sequence[str] = SITES,
     layers: Layers = "all",
     contrast: bool = False,
+    moved_at: int | None = None,
+    step: float = 0.1,
     **storing: Any,
 ) -> None:
     """Store the states at the last token, and the gradients of the margin by them.
 
     The tensors are `activation.site.layer.0` and `gradient.site.layer.0` [n, d], and the answers of
-    `store_answers`, of one pass without dropout. With `contrast`, the same pass also gives
-    contrast pairs: `after_choice.resid_post.layer.k` [n, d], the state at the first token of choice
-    k, as written (`strict_ids`), behind the prompt. Both choices of a row then have to begin with
-    different tokens (`ChoiceError`).
+    `store_answers`, of one pass without dropout. The same pass over the prefixes also gives the
+    second halves of two kinds of pairs, if they are asked for:
+
+    * with `contrast`, `after_choice.resid_post.layer.k` [n, d], the state at the first token of
+      choice k, as written (`strict_ids`), behind the prompt. Both choices of a row then have to
+      begin with different tokens (`ChoiceError`);
+    * with `moved_at`, `activation.resid_post.layer.1` [n, d] and `choice_logprobs.1` [n, 2], of the
+      last token with its state at layer `moved_at` moved towards the other answer, by `step` times
+      its norm (`gradients.counterfactual_states`). Layers below it are left out: there nothing
+      changes. That layer has to be one of `layers`, and "resid_post" one of the `sites`.
     """
     require_first_token_choices(prompts, "gradients")
     numbers = layer_numbers(layers, len(blocks(model)))
@@ -166,9 +175,28 @@ def store_gradients(
             pair = states_after_choices(model, complete, tokens, ["resid_post"], numbers)
             for choice, after_choice in enumerate(pair):
                 tensors |= named(after_choice, "after_choice", choice, numbers)
+        if moved_at is not None:
+            at = numbers.index(moved_at)
+            move = move_to_other_answer(
+                states["resid_post"][at],
+                gradients["resid_post"][at],
+                tensors["choice_logprobs"],
+                step=step,
+            )
+            moved, moved_logits = states_after_move(
+                model, prefixes, move, ["resid_post"], numbers[at:], layer=moved_at
+            )
+            tensors |= named(moved, "activation", 1, numbers[at:])
+            tensors["choice_logprobs.1"] = choice_logprobs(moved_logits, list(rows.choice_ids))
         return tensors
 
-    parts = {"sites": list(sites), "layers": numbers, "contrast": contrast}
+    parts = {
+        "sites": list(sites),
+        "layers": numbers,
+        "contrast": contrast,
+        "moved_at": moved_at,
+        "step": step,
+    }
     fill_rows(model, out, prompts, compute, plan_packed, parts, desc="gradients", **storing)
 
 
@@ -180,39 +208,6 @@ def gives_gradients(prompts: pd.DataFrame) -> bool:
     except ChoiceError:
         return False
     return True
-
-
-def store_counterfactual(
-    model: nn.Module,
-    prompts: pd.DataFrame,
-    out: Path,
-    *,
-    at: int,
-    step: float = 0.1,
-    layers: Layers = "all",
-    **storing: Any,
-) -> None:
-    """Store a pass in which the state at layer `at` is moved towards the other answer.
-
-    The tensors are `activation.resid_post.layer.1` [n, d] and `choice_logprobs.1` [n, 2]: the other
-    half of a pair with the pass of `store_gradients`. `step` is the length of the move, relative to
-    the state's norm (`gradients.counterfactual_states`).
-    """
-    require_first_token_choices(prompts, "counterfactual pass")
-    numbers = layer_numbers(layers, len(blocks(model)))
-
-    def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
-        ids, choice_ids = list(rows.input_ids), list(rows.choice_ids)
-        states, logprobs = counterfactual_states(
-            model, ids, choice_ids, ["resid_post"], layer=at, step=step
-        )
-        some = {"resid_post": states["resid_post"][numbers]}
-        return named(some, "activation", 1, numbers) | {"choice_logprobs.1": logprobs}
-
-    parts = {"layers": numbers, "moved at": at, "step": step}
-    fill_rows(
-        model, out, prompts, compute, plan_packed, parts, desc="counterfactual pass", **storing
-    )
 
 
 def store_weight_gradients(

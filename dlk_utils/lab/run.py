@@ -161,6 +161,11 @@ class Run:
         return self.config.num_hidden_layers
 
     @property
+    def middle_layer(self) -> int:
+        """Number of the block in the middle."""
+        return self.n_layers // 2
+
+    @property
     def context(self) -> int:
         """Number of tokens that a prompt may have."""
         longest = getattr(self.config, "max_position_embeddings", None)
@@ -245,7 +250,7 @@ class Run:
     @functools.cached_property
     def _clean_pass(self) -> Path:
         """The store of all that one pass without dropout gives of the prompts."""
-        return self.stored(store_gradients, self.prompts, "02-clean-pass", contrast=True)
+        return self._stored_gradients(self.prompts, "02-clean-pass")
 
     @property
     def disk_of_states(self) -> str:
@@ -335,13 +340,18 @@ class Run:
         )
 
     def gradients(self) -> Path:
-        """Stage 04: the store of states, margin gradients and contrast pairs of `probe_rows`.
+        """Stage 04: the store of states and margin gradients of `probe_rows`.
 
-        It holds further rows where the pass that answered the prompts is kept.
+        It also has contrast pairs, and the states of a pass that was moved at `middle_layer`. It
+        holds further rows where the pass that answered the prompts is kept.
         """
         if self._has_clean_pass:
             return self._clean_pass
-        return self.stored(store_gradients, self.probe_rows, "04-gradients", contrast=True)
+        return self._stored_gradients(self.probe_rows, "04-gradients")
+
+    def _stored_gradients(self, rows: pd.DataFrame, name: str) -> Path:
+        options = {"contrast": True, "moved_at": self.middle_layer}
+        return self.stored(store_gradients, rows, name, **options)
 
     def states(self, layers: list[int]) -> Features:
         """Readers of the clean states at `resid_post`, by layer."""
