@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from safetensors.torch import load_file, save
 from sklearn.utils import check_consistent_length
-from torch import nn
+from torch import Tensor, nn
 
 from dlk_utils.errors import CardError
 from dlk_utils.evaluation.selection import LayerProbe, fit_layers
