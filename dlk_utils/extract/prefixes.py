@@ -141,15 +141,17 @@ class Prefixes:
         The next tokens that are appended then stand behind those.
         """
         batch, n_nodes = appended.batch, self.position_ids.shape[1]
+        position_ids = torch.cat([self.position_ids, batch["position_ids"]], 1)
         sees, mask = None, batch["attention_mask"]
         if self.sees is not None:
             width = batch["input_ids"].shape[1]
             earlier = torch.nn.functional.pad(self.sees, (0, width))
-            sees, mask = torch.cat([earlier, batch["attention_mask"]], 1), self.mask
+            sees = torch.cat([earlier, batch["attention_mask"]], 1)
+            mask = torch.ones_like(position_ids)
         return Prefixes(
             last_ids=self.last_ids,
             cache=batch["past_key_values"],
-            position_ids=torch.cat([self.position_ids, batch["position_ids"]], 1),
+            position_ids=position_ids,
             sees=sees,
             mask=mask,
             row=self.row,
