@@ -15,7 +15,7 @@ those on its path (`Packed.sees`). So each token gets the state that it has in i
 
 import itertools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,10 @@ are, which changes the speed and no result.
 
 MAX_PROMPTS = 128
 """Most prompts in a batch: what is read of their last tokens has to fit into memory."""
+
+
+_Row = list[tuple[tuple, Hashable]]
+"""The prompts of a row: for each its path, and its `row_id`."""
 
 
 @dataclass(frozen=True)
@@ -129,27 +133,40 @@ def plan_packed(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64) 
         keys_of.setdefault(ids[:-1] or ids, []).append(row_id)
     rows = []
     for tree in _rows_of_trees(sorted(keys_of), batch_tokens):
-        row_ids = [row_id for path in tree for row_id in keys_of[path]]
-        pieces = range(0, len(row_ids), MAX_PROMPTS)
-        rows += [(_n_nodes(tree), row_ids[i : i + MAX_PROMPTS]) for i in pieces]
-    batches: list[list] = []
-    for n_nodes, row_ids in sorted(rows, key=lambda row: row[0]):
+        prompts_of_row = [(path, row_id) for path in tree for row_id in keys_of[path]]
+        pieces = range(0, len(prompts_of_row), MAX_PROMPTS)
+        rows += [(_n_nodes(tree), prompts_of_row[i : i + MAX_PROMPTS]) for i in pieces]
+    batches: list[list[_Row]] = []
+    for n_nodes, row in sorted(rows, key=lambda row: row[0]):
         is_full = (
             not batches
-            or (n_rows + 1) * n_nodes > batch_tokens
-            or len(batches[-1]) + len(row_ids) > MAX_PROMPTS
+            or (len(batches[-1]) + 1) * n_nodes > batch_tokens
+            or sum(map(len, batches[-1])) + len(row) > MAX_PROMPTS
         )
         if is_full:
             batches.append([])
-            n_rows = 0
-        batches[-1] += row_ids
-        n_rows += 1
+        batches[-1].append(row)
     shards: Plan = [[]]
-    for batch in batches:
+    for batch in itertools.chain.from_iterable(_that_fit(b, batch_tokens) for b in batches):
         if sum(len(b) for b in shards[-1]) >= shard_rows:
             shards.append([])
         shards[-1].append(batch)
     return shards
+
+
+def _that_fit(rows: list[_Row], batch_tokens: int) -> Iterator[list[Hashable]]:
+    """Yield the row ids of a planned batch, in parts if it is larger than planned once packed.
+
+    `pack` may join two rows where the rows that stand between them in sorted order are not in the
+    batch. The joined row is longer, and so is the padding of all others.
+    """
+    packed = _rows_of_trees(sorted({path for row in rows for path, _ in row}))
+    if len(rows) == 1 or len(packed) * max(map(_n_nodes, packed)) <= batch_tokens:
+        yield [row_id for row in rows for _, row_id in row]
+        return
+    middle = len(rows) // 2
+    yield from _that_fit(rows[:middle], batch_tokens)
+    yield from _that_fit(rows[middle:], batch_tokens)
 
 
 def _rows_of_trees(paths: list[tuple], most_nodes: int | None = None) -> list[list[tuple]]:
