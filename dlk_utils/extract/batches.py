@@ -134,7 +134,8 @@ def logits_at(
     if "logits_to_keep" in _forward_parameters(type(model)):
         kept, place = place.unique(return_inverse=True)
         options["logits_to_keep"] = kept
-    logits = forward(model, batch, last_only=False, use_cache=False, **options).logits
+    use_cache = "past_key_values" in batch
+    logits = forward(model, batch, last_only=False, use_cache=use_cache, **options).logits
     return logits[row.to(logits.device), place.to(logits.device)]
 
 

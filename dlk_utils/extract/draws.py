@@ -18,7 +18,7 @@ from dlk_utils.errors import DeadDropout
 from dlk_utils.extract.batches import Layers, forward_to_layer, logits_at, pad
 from dlk_utils.extract.dropout import DEFAULT_P, INJECTED, draw_seed, mc_dropout
 from dlk_utils.extract.packing import pack
-from dlk_utils.extract.prefixes import packed_batch, run_prefixes, takes_trees
+from dlk_utils.extract.prefixes import run_prefixes, run_trunk, takes_trees
 from dlk_utils.extract.states import (
     States,
     appended_states,
@@ -183,7 +183,7 @@ def _packed_draws(
     dropout: dict[str, Any],
     with_logits: bool,
 ) -> list[Draw]:
-    """Run all draws as one tree: each instruction once, and behind it the questions of each draw.
+    """Run all draws as one tree: each instruction once, and behind it the question of each draw.
 
     What stands at a node is (token, draw, prompt), so that the questions of two draws share
     nothing. Before the question, draw and prompt are -1.
@@ -194,34 +194,35 @@ def _packed_draws(
             before = [(token, -1, -1) for token in ids[:start]]
             sequences.append(before + [(token, draw, number) for token in ids[start:]])
     packed = pack(sequences)
-    batch = packed_batch(model, packed, [[token for token, _, _ in row] for row in packed.keys])
-    device = batch["input_ids"].device
-    node_seeds = torch.zeros(batch["input_ids"].shape, dtype=torch.long)
-    acts = torch.zeros(batch["input_ids"].shape, dtype=torch.bool)
+    batch = run_trunk(model, packed, [[token for token, _, _ in row] for row in packed.keys])
+    device, shape = batch["input_ids"].device, batch["input_ids"].shape
+    node_seeds = torch.zeros(shape, dtype=torch.long)
+    acts = torch.zeros(shape, dtype=torch.bool)
     for row, keys in enumerate(packed.keys):
-        for node, (_, draw, number) in enumerate(keys):
+        for place, (_, draw, number) in enumerate(keys[packed.n_trunk :]):
             if draw >= 0:
-                node_seeds[row, node], acts[row, node] = seeds[draw][number], True
-    row, node = torch.from_numpy(packed.row).to(device), torch.from_numpy(packed.node).to(device)
+                node_seeds[row, place], acts[row, place] = seeds[draw][number], True
+    row = torch.from_numpy(packed.row).to(device)
+    # No question is in the trunk, as two draws share nothing of it.
+    place = torch.from_numpy(packed.node - packed.n_trunk).to(device)
+    position_ids = torch.from_numpy(packed.depth).to(device)
 
     def by_draw(ends: Float[Tensor, "m ..."]) -> Float[Tensor, "draw n ..."]:
         return ends.unflatten(0, (len(seeds), len(prompts))).to("cpu", copy=True)
 
     def take(hidden: Float[Tensor, "r t d"]) -> Float[Tensor, "draw n d"]:
-        return by_draw(hidden[row.to(hidden.device), node.to(hidden.device)])
+        return by_draw(hidden[row.to(hidden.device), place.to(hidden.device)])
 
     node_seeds, acts = node_seeds.to(device), acts.to(device)
     logits = [None] * len(seeds)
     with (
-        mc_dropout(
-            model, seeds=node_seeds, position_ids=batch["position_ids"], acts=acts, **dropout
-        ),
+        mc_dropout(model, seeds=node_seeds, position_ids=position_ids, acts=acts, **dropout),
         record_sites(model, sites, layers, take) as recorded,
     ):
         if with_logits:
-            logits = list(by_draw(logits_at(model, batch, row, node)))
+            logits = list(by_draw(logits_at(model, batch, row, place)))
         else:
-            forward_to_layer(model, batch, highest_layer(model, layers), use_cache=False)
+            forward_to_layer(model, batch, highest_layer(model, layers), use_cache=True)
     stacked = {site: torch.stack(by_layer, 1) for site, by_layer in recorded.items()}
     return [
         ({site: x[draw] for site, x in stacked.items()}, of_draw)

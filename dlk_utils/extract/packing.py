@@ -1,4 +1,4 @@
-"""Prompts as trees of tokens: what several prompts begin with is one path, and runs only once.
+"""Prompts as a tree of tokens: what several prompts begin with is one path, and runs only once.
 
 Prompts that begin alike form a tree. Each token is a *node*; its *parent* is the token before it.
 A prompt is the path from the root to its last node. For the prompts `a b c`, `a b d` and `a e`::
@@ -8,13 +8,18 @@ A prompt is the path from the root to its last node. For the prompts `a b c`, `a
     parent   -1  0  1  1  0
     depth     0  1  2  2  1
 
-`pack` lays such trees side by side in rows of about equal length, which a model can run like any
-batch, given each node's depth as its position and a mask that says which nodes it sees: itself and
-those on its path (`Packed.sees`). So each token gets the state that it has in its own prompt.
+A model runs a tree like any other tokens, given each node's depth as its position, and a mask that
+says which nodes it sees: itself and those on its path (`Packed.sees`). Then each token has the
+state that it has in its own prompt.
+
+In attention each token of a row is compared with all tokens of the row, so one long row is slow.
+`pack` therefore cuts the tree in two. The *trunk*, the nodes above many others, runs first, in a
+row of its own. The branches that hang from it are divided among rows of about equal length, which
+run next. Each row sees the trunk in the key-value cache. No node runs twice.
 """
 
+import heapq
 import itertools
-import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,38 +29,53 @@ from jaxtyping import Bool, Int
 
 from dlk_utils.extract.store import Plan
 
-ATTENTION_NODES = 3000
+ATTENTION_NODES = 2700
 """A row of so many nodes spends as much time on attention as on everything else.
 
-Attention is dense: in a row of t nodes each node is compared with all t. The number was measured
-with a model of width 576 on a processor, and is larger for wider models. It decides how long rows
-are, which changes the speed and no result.
+Measured with a model of width 576 in fp32 on a processor. This and `PASS_NODES` decide how a tree
+is cut, which changes the speed and no result.
 """
+
+PASS_NODES = 60
+"""Nodes that take about as long as starting one more pass."""
 
 MAX_PROMPTS = 128
 """Most prompts in a batch: what is read of their last tokens has to fit into memory."""
 
+MIN_SHARED = 8
+"""Prompts that have fewer tokens in common than this may go into different batches."""
 
-_Row = list[tuple[tuple, Hashable]]
-"""The prompts of a row: for each its path, and its `row_id`."""
+_BRANCH_SIZES = (32, 64, 128, 256, 512)
+"""Sizes of the largest branch that `pack` tries; besides, no trunk at all."""
+
+_COPIES = 1.5
+"""A trunk is copied into the cache of each row. With the copies, a batch has at most so many times
+its nodes."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Sequences of tokens, packed as trees into rows.
+    """Sequences of tokens, packed as a tree into rows.
+
+    A place in a row is counted from the trunk's first node: the first `n_trunk` places of each row
+    are the trunk.
 
     Attributes
     ----------
+    n_trunk : int
+        Number of nodes in the trunk.
     keys : list of list
-        For each row, what stands at each of its nodes: a token id, or what `pack` was given.
+        For each row, what stands at the trunk's nodes and its own: token ids, or whatever `pack`
+        was given.
     parents : ndarray [rows, nodes]
         The place of each node's parent in the same row; -1 for a first token, and for padding.
     depth : ndarray [rows, nodes]
         How many nodes are above it: its position in its own sequence. 0 for padding.
     row, node : ndarray [sequences]
-        Where each sequence ends.
+        Where each sequence ends: the row, and the place in it.
     """
 
+    n_trunk: int
     keys: list[list[Hashable]]
     parents: Int[np.ndarray, "r t"]
     depth: Int[np.ndarray, "r t"]
@@ -79,7 +99,7 @@ class Packed:
 
 
 def pack(sequences: Sequence[Sequence[Hashable]]) -> Packed:
-    """Pack sequences of token ids into rows, each distinct beginning once in its row.
+    """Pack sequences of token ids into a trunk and rows of branches, in which each node is once.
 
     In place of token ids there may be other keys that can be sorted: two sequences share a node
     where they have equal keys up to it.
@@ -92,112 +112,166 @@ def pack(sequences: Sequence[Sequence[Hashable]]) -> Packed:
     paths = [tuple(sequence) for sequence in sequences]
     if not paths or not all(paths):
         raise ValueError("pack: expected sequences of at least one token each")
+    tree = _Tree(sorted(set(paths)))
+    trunk, rows = _cheapest_cut(tree)
+
     keys, parents, depth = [], [], []
-    end_of: dict[tuple, tuple[int, int]] = {}
-    for number, row in enumerate(_rows_of_trees(sorted(set(paths)))):
-        row_keys, row_parents, row_depth = [], [], []
-        path: list[int] = []
-        previous: tuple = ()
-        for sequence in row:
-            # In sorted order, no earlier sequence of the row shares more than the one before.
-            del path[_n_common(previous, sequence) :]
-            for key in sequence[len(path) :]:
-                row_parents.append(path[-1] if path else -1)
-                row_depth.append(len(path))
-                path.append(len(row_keys))
-                row_keys.append(key)
-            end_of[sequence] = (number, path[-1])
-            previous = sequence
-        keys.append(row_keys)
-        parents.append(row_parents)
-        depth.append(row_depth)
-    ends = np.array([end_of[path] for path in paths])
-    return Packed(keys, _rectangle(parents, -1), _rectangle(depth, 0), ends[:, 0], ends[:, 1])
+    place_of: dict[int, tuple[int, int]] = {}
+    for number, branches in enumerate(rows):
+        nodes = [*trunk, *itertools.chain.from_iterable(branches)]
+        places = {node: place for place, node in enumerate(nodes)}
+        keys.append([tree.keys[node] for node in nodes])
+        parents.append([places.get(tree.parents[node], -1) for node in nodes])
+        depth.append([tree.depth[node] for node in nodes])
+        place_of |= {node: (number, place) for node, place in places.items()}
+    ends = np.array([place_of[tree.end_of[path]] for path in paths])
+    return Packed(
+        n_trunk=len(trunk),
+        keys=keys,
+        parents=_rectangle(parents, padding=-1),
+        depth=_rectangle(depth, padding=0),
+        row=ends[:, 0],
+        node=ends[:, 1],
+    )
 
 
 def plan_packed(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64) -> Plan:
     """Plan batches for `pack`, in shards of about `shard_rows` prompts.
 
-    Rows of trees that are about equally long come into one batch, at most `batch_tokens` nodes with
-    the padding, or a single row. The plan follows from the tokens and keys (`row_id`) alone, so it
-    is the same after a restart and on each worker.
+    Prompts with a beginning in common come into one batch, as long as the batch has at most
+    `batch_tokens` nodes, or a single prompt. Prompts that have none are put together by length. The
+    plan follows from the tokens and keys (`row_id`) alone, so it is the same after a restart and on
+    each worker.
 
     Parameters
     ----------
     prompts
         With the columns `row_id` and `input_ids`.
     """
-    keys_of: dict[tuple, list] = {}
-    for ids, row_id in sorted(zip(prompts.input_ids.map(tuple), prompts.row_id, strict=True)):
-        # The last token is not part of the tree (`prefixes`).
-        keys_of.setdefault(ids[:-1] or ids, []).append(row_id)
-    rows = []
-    for tree in _rows_of_trees(sorted(keys_of), batch_tokens):
-        prompts_of_row = [(path, row_id) for path in tree for row_id in keys_of[path]]
-        pieces = range(0, len(prompts_of_row), MAX_PROMPTS)
-        rows += [(_n_nodes(tree), prompts_of_row[i : i + MAX_PROMPTS]) for i in pieces]
-    batches: list[list[_Row]] = []
-    for n_nodes, row in sorted(rows, key=lambda row: row[0]):
-        is_full = (
-            not batches
-            or (len(batches[-1]) + 1) * n_nodes > batch_tokens
-            or sum(map(len, batches[-1])) + len(row) > MAX_PROMPTS
-        )
-        if is_full:
-            batches.append([])
-        batches[-1].append(row)
+    by_tokens = sorted(zip(prompts.input_ids.map(tuple), prompts.row_id, strict=True))
+    batches: list[list] = []
+    n_nodes = 0
+    for cluster in sorted(_clusters(by_tokens), key=lambda some: max(len(ids) for ids, _ in some)):
+        previous: tuple = ()
+        for ids, row_id in cluster:
+            n_new = len(ids) - _n_common(previous, ids)
+            if not batches or n_nodes + n_new > batch_tokens or len(batches[-1]) == MAX_PROMPTS:
+                batches.append([])
+                n_nodes, n_new = 0, len(ids)
+            batches[-1].append(row_id)
+            n_nodes += n_new
+            previous = ids
     shards: Plan = [[]]
-    for batch in itertools.chain.from_iterable(_that_fit(b, batch_tokens) for b in batches):
+    for batch in batches:
         if sum(len(b) for b in shards[-1]) >= shard_rows:
             shards.append([])
         shards[-1].append(batch)
     return shards
 
 
-def _that_fit(rows: list[_Row], batch_tokens: int) -> Iterator[list[Hashable]]:
-    """Yield the row ids of a planned batch, in parts if it is larger than planned once packed.
+def _clusters(by_tokens: Sequence[tuple[tuple, Hashable]]) -> Iterator[list]:
+    """Divide sorted prompts where two neighbours have fewer than `MIN_SHARED` tokens in common."""
+    cluster: list = []
+    for ids, row_id in by_tokens:
+        if cluster and _n_common(cluster[-1][0], ids) < MIN_SHARED:
+            yield cluster
+            cluster = []
+        cluster.append((ids, row_id))
+    if cluster:
+        yield cluster
 
-    `pack` may join two rows where the rows that stand between them in sorted order are not in the
-    batch. The joined row is longer, and so is the padding of all others.
+
+class _Tree:
+    """The tree of sorted, distinct paths. Nodes are numbered so that a branch is a range of them.
+
+    Attributes
+    ----------
+    keys, parents, depth : list
+        By node.
+    size : list
+        How many nodes the branch that begins at a node has.
+    n_paths : list
+        How many paths lead through a node.
+    end_of : dict
+        The last node of each path.
     """
-    packed = _rows_of_trees(sorted({path for row in rows for path, _ in row}))
-    if len(rows) == 1 or len(packed) * max(map(_n_nodes, packed)) <= batch_tokens:
-        yield [row_id for row in rows for _, row_id in row]
-        return
-    middle = len(rows) // 2
-    yield from _that_fit(rows[:middle], batch_tokens)
-    yield from _that_fit(rows[middle:], batch_tokens)
+
+    def __init__(self, paths: Sequence[tuple]):
+        self.keys: list[Hashable] = []
+        self.parents: list[int] = []
+        self.depth: list[int] = []
+        self.n_paths: list[int] = []
+        self.end_of: dict[tuple, int] = {}
+        on_path: list[int] = []
+        previous: tuple = ()
+        for path in paths:
+            # In sorted order, no earlier path shares more than the one before.
+            del on_path[_n_common(previous, path) :]
+            for key in path[len(on_path) :]:
+                self.parents.append(on_path[-1] if on_path else -1)
+                self.depth.append(len(on_path))
+                self.n_paths.append(0)
+                on_path.append(len(self.keys))
+                self.keys.append(key)
+            for node in on_path:
+                self.n_paths[node] += 1
+            self.end_of[path] = on_path[-1]
+            previous = path
+        self.size = [1] * len(self.keys)
+        for node in reversed(range(len(self.keys))):
+            if self.parents[node] >= 0:
+                self.size[self.parents[node]] += self.size[node]
+
+    def cut(self, most: float) -> tuple[list[int], list[range]]:
+        """Cut off all branches of at most `most` nodes; return what is left, and the branches.
+
+        Where no two paths meet, a branch may be longer: nothing is gained by cutting it.
+        """
+        trunk = [n for n, size in enumerate(self.size) if size > most and self.n_paths[n] > 1]
+        in_trunk = {-1, *trunk}
+        return trunk, [
+            range(node, node + self.size[node])
+            for node, parent in enumerate(self.parents)
+            if parent in in_trunk and node not in in_trunk
+        ]
 
 
-def _rows_of_trees(paths: list[tuple], most_nodes: int | None = None) -> list[list[tuple]]:
-    """Divide sorted, distinct paths into rows, none longer than pays for what its paths share."""
-    rows: list[list[tuple]] = []
-    n_nodes = 0
-    for path in paths:
-        shared = _n_common(rows[-1][-1], path) if rows else 0
-        n_nodes += len(path) - shared
-        limit = _best_length(shared)
-        if not rows or n_nodes > (limit if most_nodes is None else min(limit, most_nodes)):
-            rows.append([])
-            n_nodes = len(path)
-        rows[-1].append(path)
+def _cheapest_cut(tree: _Tree) -> tuple[list[int], list[list[range]]]:
+    """Return the trunk, and the branches of each row, for which the tree takes the least time.
+
+    t new nodes that are compared with k nodes take time t (1 + k / `ATTENTION_NODES`).
+    """
+    best_cost, best = float("inf"), None
+    for most in (*_BRANCH_SIZES, float("inf")):
+        trunk, branches = tree.cut(most)
+        # A trunk alone, all of whose nodes end a path that others go on from, cannot be: the
+        # longest path ends in a branch.
+        n_trunk, n_nodes = len(trunk), sum(map(len, branches))
+        first_pass = n_trunk * (1 + n_trunk / ATTENTION_NODES) + PASS_NODES if trunk else 0
+        longest = max(map(len, branches))
+        for length in (longest, 1.5 * longest, 2 * longest, 3 * longest, n_nodes):
+            rows = _divide(branches, max(1, int(n_nodes // length)))
+            width = max(sum(map(len, row)) for row in rows)
+            if len(rows) > 1 and len(rows) * (n_trunk + width) > _COPIES * len(tree.keys):
+                continue
+            cost = first_pass + len(rows) * width * (1 + (n_trunk + width) / ATTENTION_NODES)
+            if cost < best_cost:
+                best_cost, best = cost, (trunk, rows)
+    return best
+
+
+def _divide(branches: Sequence[range], n_rows: int) -> list[list[range]]:
+    """Divide branches among rows of about equal length: the longest first, into the shortest row.
+
+    This is Graham's rule for sharing out jobs (*Bounds on multiprocessing timing anomalies*, 1969).
+    """
+    rows: list[list[range]] = [[] for _ in range(n_rows)]
+    lengths = [(0, number) for number in range(n_rows)]
+    for branch in sorted(branches, key=len, reverse=True):
+        length, number = heapq.heappop(lengths)
+        rows[number].append(branch)
+        heapq.heappush(lengths, (length + len(branch), number))
     return rows
-
-
-def _best_length(shared: int) -> float:
-    """Return the length of row that runs paths with `shared` nodes in common in the least time.
-
-    A row of t nodes takes time t (1 + t / a), a being `ATTENTION_NODES`, and t - shared of its
-    nodes are new. Time per new node is least at t = shared + sqrt(shared (shared + a)). Where
-    nothing is shared, a longer row gains nothing.
-    """
-    return shared + math.sqrt(shared * (shared + ATTENTION_NODES))
-
-
-def _n_nodes(paths: Sequence[tuple]) -> int:
-    """Count the distinct nodes of sorted paths."""
-    shared = sum(_n_common(a, b) for a, b in itertools.pairwise(paths))
-    return sum(map(len, paths)) - shared
 
 
 def _n_common(a: Sequence, b: Sequence) -> int:
@@ -208,7 +282,7 @@ def _n_common(a: Sequence, b: Sequence) -> int:
     return min(len(a), len(b))
 
 
-def _rectangle(rows: Sequence[Sequence[int]], padding: int) -> Int[np.ndarray, "r t"]:
+def _rectangle(rows: Sequence[Sequence[int]], *, padding: int) -> Int[np.ndarray, "r t"]:
     """Return rows of different lengths as one array, filled up on the right."""
     filled = np.full((len(rows), max(map(len, rows))), padding)
     for i, row in enumerate(rows):

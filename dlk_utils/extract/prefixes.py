@@ -244,18 +244,40 @@ def window(model: nn.Module) -> float:
     return float(getattr(config, "sliding_window", None) or math.inf)
 
 
-def packed_batch(model: nn.Module, packed: Packed, tokens: list[list[int]]) -> Batch:
-    """Return the batch that runs packed trees, with a mask over all pairs of nodes.
+@torch.no_grad()
+def run_trunk(
+    model: nn.Module, packed: Packed, tokens: Sequence[Sequence[int]], *, highest: int | None = None
+) -> Batch:
+    """Run the trunk of packed trees; return the batch of the rows of branches behind it.
 
-    `tokens` has the token id of each node, row by row.
+    Parameters
+    ----------
+    packed, tokens
+        The trees, and the token id at each place of each row.
+    highest
+        The batch's cache ends any pass that reaches this layer's attention. By default none does.
     """
-    device = model.device
-    width = packed.parents.shape[1]
-    ids = [[*row, *[0] * (width - len(row))] for row in tokens]
+    n_trunk, device = packed.n_trunk, model.device
+    n_rows, n_places = packed.depth.shape
+    ids = torch.tensor([[*row, *[0] * (n_places - len(row))] for row in tokens], device=device)
+    depth = torch.from_numpy(packed.depth).to(device)
+    sees = torch.from_numpy(packed.sees()).to(device)
+    cache = _CacheUpTo(highest)
+    if n_trunk:
+        trunk = {
+            "input_ids": ids[:1, :n_trunk],
+            "attention_mask": sees[:1, :n_trunk, :n_trunk],
+            "position_ids": depth[:1, :n_trunk],
+            "past_key_values": cache,
+        }
+        with contextlib.suppress(EnoughComputed):
+            forward(model, trunk, use_cache=True)
+        cache.batch_repeat_interleave(n_rows)
     return {
-        "input_ids": torch.tensor(ids, device=device),
-        "attention_mask": torch.from_numpy(packed.sees()).to(device),
-        "position_ids": torch.from_numpy(packed.depth).to(device),
+        "input_ids": ids[:, n_trunk:],
+        "attention_mask": sees[:, n_trunk:],
+        "position_ids": depth[:, n_trunk:],
+        "past_key_values": cache,
     }
 
 
@@ -263,17 +285,17 @@ def _packed_prefixes(
     model: nn.Module, prompts: Sequence[Sequence[int]], highest: int | None
 ) -> Prefixes:
     packed = pack([list(ids)[:-1] for ids in prompts])
-    batch = packed_batch(model, packed, packed.keys)
-    cache = _CacheUpTo(highest)
+    batch = run_trunk(model, packed, packed.keys, highest=highest)
     with contextlib.suppress(EnoughComputed):
-        forward(model, batch | {"past_key_values": cache}, use_cache=True)
+        forward(model, batch, use_cache=True)
     device = batch["input_ids"].device
+    depth = torch.from_numpy(packed.depth).to(device)
     return Prefixes(
         last_ids=torch.tensor([ids[-1] for ids in prompts], device=device),
-        cache=cache.finished(),
-        position_ids=batch["position_ids"],
-        sees=batch["attention_mask"],
-        mask=torch.ones_like(batch["position_ids"]),
+        cache=batch["past_key_values"].finished(),
+        position_ids=depth,
+        sees=torch.from_numpy(packed.sees()).to(device),
+        mask=torch.ones_like(depth),
         row=torch.from_numpy(packed.row).to(device),
         node=torch.from_numpy(packed.node).to(device),
     )
