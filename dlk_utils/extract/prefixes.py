@@ -201,10 +201,11 @@ def takes_trees(model: nn.Module, longest: int) -> bool:
     """Whether a mask and positions alone decide what a token sees, in prompts of `longest` tokens.
 
     They do not where a model counts distance in places, as ALiBi does, or where a sliding window is
-    shorter than the prompts, or in a fused kernel that takes no mask. A model is tried out once, on
-    a few tokens, and said to run padded prompts if the two ways do not agree.
+    not longer than the prompts, or in a fused kernel that takes no mask. A model is tried out once,
+    on a few tokens, and said to run padded prompts if the two ways do not agree.
     """
-    if window(model) < longest:
+    # One token more, for a choice that is appended to the prompt (`Prefixes.grown`).
+    if window(model) < longest + 1:
         return False
     tried = _tried.setdefault(model, {})
     implementation = model.config._attn_implementation
