@@ -225,12 +225,12 @@ def in_parts(
 ) -> Iterator[list[Any]]:
     """Yield batches of `plan_packed`, cut into padded ones where the model does not take trees.
 
-    `ids_of` gives the token ids of a row of a batch. A padded batch has at most `batch_tokens`
-    tokens, or a single prompt.
+    So is a batch with a prompt of one token, which has no prefix. `ids_of` gives the token ids of a
+    row of a batch. A padded batch has at most `batch_tokens` tokens, or a single prompt.
     """
     for batch in batches:
         lengths = {row: len(ids_of(row)) for row in batch}
-        if takes_trees(model, max(lengths.values())):
+        if min(lengths.values()) > 1 and takes_trees(model, max(lengths.values())):
             yield list(batch)
         else:
             by_length = sorted((length, row) for row, length in lengths.items())
