@@ -66,7 +66,7 @@ def mc_dropout(
     *,
     seeds: Sequence[int] | Int[Tensor, "b k"],
     position_ids: Int[Tensor, "b t"],
-    acts: Bool[Tensor, "b t"] | None = None,
+    acts: Bool[Tensor, "b k"] | None = None,
     places: str | Sequence[str] = INJECTED,
 ) -> Iterator[None]:
     """Drop channels with probability `p` in every forward pass within, and scale the others.
@@ -81,7 +81,7 @@ def mc_dropout(
         Each token's place in its own prompt, cached tokens included. Values at padding do not
         matter.
     acts
-        At which tokens to drop; by default at all of them.
+        At which of the tokens that run to drop; by default at all of them.
     places
         Some of `PLACES`, or "native" for those of the family (`native_sites`).
 

@@ -222,7 +222,7 @@ class _Tree:
             if self.parents[node] >= 0:
                 self.size[self.parents[node]] += self.size[node]
 
-    def cut(self, most: float) -> tuple[list[int], list[range]]:
+    def cut(self, most: int | float) -> tuple[list[int], list[range]]:
         """Cut off all branches of at most `most` nodes; return what is left, and the branches.
 
         Where no two paths meet, a branch may be longer: nothing is gained by cutting it.

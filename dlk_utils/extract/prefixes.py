@@ -141,15 +141,17 @@ class Prefixes:
         The next tokens that are appended then stand behind those.
         """
         batch, n_nodes = appended.batch, self.position_ids.shape[1]
+        position_ids = torch.cat([self.position_ids, batch["position_ids"]], 1)
         sees, mask = None, batch["attention_mask"]
         if self.sees is not None:
             width = batch["input_ids"].shape[1]
             earlier = torch.nn.functional.pad(self.sees, (0, width))
-            sees, mask = torch.cat([earlier, batch["attention_mask"]], 1), self.mask
+            sees = torch.cat([earlier, batch["attention_mask"]], 1)
+            mask = torch.ones_like(position_ids)
         return Prefixes(
             last_ids=self.last_ids,
             cache=batch["past_key_values"],
-            position_ids=torch.cat([self.position_ids, batch["position_ids"]], 1),
+            position_ids=position_ids,
             sees=sees,
             mask=mask,
             row=self.row,
@@ -199,10 +201,11 @@ def takes_trees(model: nn.Module, longest: int) -> bool:
     """Whether a mask and positions alone decide what a token sees, in prompts of `longest` tokens.
 
     They do not where a model counts distance in places, as ALiBi does, or where a sliding window is
-    shorter than the prompts, or in a fused kernel that takes no mask. A model is tried out once, on
-    a few tokens, and said to run padded prompts if the two ways do not agree.
+    not longer than the prompts, or in a fused kernel that takes no mask. A model is tried out once,
+    on a few tokens, and said to run padded prompts if the two ways do not agree.
     """
-    if window(model) < longest:
+    # One token more, for a choice that is appended to the prompt (`Prefixes.grown`).
+    if window(model) < longest + 1:
         return False
     tried = _tried.setdefault(model, {})
     implementation = model.config._attn_implementation
@@ -222,12 +225,12 @@ def in_parts(
 ) -> Iterator[list[Any]]:
     """Yield batches of `plan_packed`, cut into padded ones where the model does not take trees.
 
-    `ids_of` gives the token ids of a row of a batch. A padded batch has at most `batch_tokens`
-    tokens, or a single prompt.
+    So is a batch with a prompt of one token, which has no prefix. `ids_of` gives the token ids of a
+    row of a batch. A padded batch has at most `batch_tokens` tokens, or a single prompt.
     """
     for batch in batches:
         lengths = {row: len(ids_of(row)) for row in batch}
-        if takes_trees(model, max(lengths.values())):
+        if min(lengths.values()) > 1 and takes_trees(model, max(lengths.values())):
             yield list(batch)
         else:
             by_length = sorted((length, row) for row, length in lengths.items())

@@ -17,7 +17,7 @@ from dlk_utils.errors import StoreError
 from dlk_utils.extract import stages
 from dlk_utils.extract.batches import plan_batches
 from dlk_utils.extract.on_ray import extract_on_ray
-from dlk_utils.extract.packing import plan_shared
+from dlk_utils.extract.packing import plan_packed
 from dlk_utils.extract.stages import store_draws, store_gradients
 from dlk_utils.extract.store import is_complete, lock
 from dlk_utils.lab.run import Run
@@ -56,9 +56,9 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_two_workers_make_the_shards_of_a_local_run_bit_for_bit(spec, tmp_path):
     rows, local, ray = tiny_prompts(200), tmp_path / "local", tmp_path / "ray"
     store_gradients(load_spec(spec), rows, local)
-    extract_on_ray(store_gradients, spec, rows, ray, plan=plan_shared, workers=2)
+    extract_on_ray(store_gradients, spec, rows, ray, plan=plan_packed, workers=2)
     assert len(content(ray)) == 2 * 4 and content(ray) == content(local)
-    options = {"plan": plan_shared, "workers": 1, "record": {"p": 0.1}}
+    options = {"plan": plan_packed, "workers": 1, "record": {"p": 0.1}}
     with pytest.raises(Exception, match="with other parts"):
         extract_on_ray(store_gradients, spec, rows, ray, **options)
 
