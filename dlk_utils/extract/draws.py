@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
 from dlk_utils.errors import DeadDropout
 from dlk_utils.extract.batches import Batch, Layers, cached_prefix, forward, pad, takes_positions
@@ -183,7 +182,7 @@ def takes_a_mask(model: nn.Module, width: int) -> bool:
     )
 
 
-def _branch(cache: Cache) -> Cache:
+def _branch(cache: Any) -> Any:
     """Return a cache with the same tensors, which stay as they are when it grows."""
     branch = copy.copy(cache)
     branch.layers = [copy.copy(layer) for layer in cache.layers]
