@@ -30,7 +30,7 @@ export PYTHONUNBUFFERED := 1
 help:  ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-setup: $(VENV)/made  ## make the environment .venv from the pins
+setup: $(VENV)/made  ## make the environment .venv from the pins, and the model smollm2
 
 $(VENV)/made: pyproject.toml constraints.txt
 	@rm -rf $(VENV)
@@ -41,6 +41,7 @@ $(VENV)/made: pyproject.toml constraints.txt
 		$(BIN)/pip install --quiet -c constraints.txt -e '.[notebooks,dev,quant,ray]'
 		$(BIN)/pip check
 	fi
+	$(BIN)/python -m dlk_utils.models.embedded_model  # so that no notebook waits for it
 	touch $@
 
 book: setup  ## run the notebooks and build the HTML book: _build/html/index.html
