@@ -82,7 +82,8 @@ def test_a_run_by_ray_has_the_bytes_of_a_local_one_and_gives_up_its_own_copy_of_
     model = new_model("llama", vocab_size=len(tokenizer), max_position_embeddings=4096)
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "model")
-    # This is no worker's working folder: what is relative here has to reach it all the same.
+    # Workers have another working folder, so a path that is relative to this one must reach them
+    # as an absolute one.
     monkeypatch.chdir(tmp_path)
     options = {"model": "model", "datasets": "capitals", "n_examples": 8, "dtype": "float32"}
     local = with_lists(Run(engine="local", runs_dir="local", **options))

@@ -73,7 +73,7 @@ class Kernel:
         return reply["content"]["status"]
 
     def start(self, code: str) -> None:
-        """Run a cell without waiting. What comes after an error in it runs all the same."""
+        """Run a cell without waiting for it. Cells that come later run even if it fails."""
         self.client.execute(code, stop_on_error=False)
 
     def interrupt(self) -> str:
