@@ -10,8 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
-from tiny_models import byte_tokenizer, new_model, tiny, tiny_prompts
+from tiny_models import tiny_checkpoint, tiny_prompts
 
 from dlk_utils.errors import StoreError
 from dlk_utils.extract import stages
@@ -31,10 +30,7 @@ plan_of_single_rows = functools.partial(plan_batches, shard_rows=1)
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny("llama", torch.float32).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return resolve(str(folder), dtype="float32")
+    return resolve(str(tiny_checkpoint(tmp_path_factory.mktemp("model"))), dtype="float32")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,10 +74,7 @@ def with_lists(run: Run) -> Run:
 def test_a_run_by_ray_has_the_bytes_of_a_local_one_and_gives_up_its_own_copy_of_the_model(
     stage, tmp_path, monkeypatch
 ):
-    tokenizer = byte_tokenizer()
-    model = new_model("llama", vocab_size=len(tokenizer), max_position_embeddings=4096)
-    for part in (model, tokenizer):
-        part.save_pretrained(tmp_path / "model")
+    tiny_checkpoint(tmp_path / "model", max_position_embeddings=4096)
     # Workers have another working folder, so a path that is relative to this one must reach them
     # as an absolute one.
     monkeypatch.chdir(tmp_path)
