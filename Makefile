@@ -21,6 +21,8 @@ SMALL_06_detect := -p layer_stride 10
 SMALL_08_carry_over := -p layer_stride 10
 SMALL_09_pairs_and_votes := -p layer_stride 10 -p n_draws 4
 SMALL_10_headlines := -p layer_stride 10 -p n_draws 4
+# Those that nbval runs again, to compare what they show: prompts, stores and figures, kept tables.
+COMPARED := 01_make_dataset 04_extract_grads 05_probe_ablations
 PAPERMILL := $(BIN)/papermill --no-progress-bar
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
@@ -66,14 +68,14 @@ run-06_detect run-08_carry_over: run-04_extract_grads
 run-07_traps: run-05_probe_ablations
 run-10_headlines: run-05_probe_ablations run-08_carry_over run-09_pairs_and_votes
 
-test: setup lint  ## everything that CI runs: lint, unit tests, the notebooks run twice and compared
+test: setup lint  ## everything that CI runs: lint, unit tests, all notebooks, some of them twice
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 12
 	$(MAKE) --no-print-directory nbval
 
 nbval: setup
 	@mkdir -p build/nbval
 	TQDM_DISABLE=1 $(MAKE) -s -j 2 CHECK=1 TO=build/nbval $(ORDER)
-	TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=600 -n 2 --dist loadfile build/nbval
+	TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=600 -n 2 --dist loadfile $(COMPARED:%=build/nbval/%.ipynb)
 
 bench: setup .venv-peers/made  ## time one way of computing against another and other libraries, print the goals, and write the book's page on speed
 	$(BIN)/python bench/answers.py
