@@ -12,7 +12,7 @@ PARAMETERS ?=
 ORDER := run-09_pairs_and_votes $(NOTEBOOKS:%=run-%)
 TO := book/notebooks
 # The small size that the check runs, and what a notebook takes besides.
-SMALL := -p n_examples 24
+SMALL := -p n_examples 16
 SMALL_00_train_liar := -p n_examples 8
 SMALL_02_check_lie_rate := -p n_grid 4
 SMALL_03_extract := -p audit_rows 4

@@ -62,7 +62,7 @@ def test_forty_statements_of_ones_own_go_through_all_five_notebooks(tmp_path):
 
 
 def test_the_default_model_goes_through_a_notebook_that_none_ran_before(tmp_path):
-    options = {"datasets": "cities", "n_examples": 12, "runs_dir": tmp_path / "runs"}
+    options = {"datasets": "cities", "n_examples": 8, "runs_dir": tmp_path / "runs"}
     done = run(papermill("04_extract_grads", tmp_path / "out.ipynb", **options))
     assert done.returncode == 0, done.stderr[-2000:]
     results = text_outputs(tmp_path / "out.ipynb")
