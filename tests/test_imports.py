@@ -135,6 +135,8 @@ NEEDED_BY_A_NOTEBOOK = {
     "scipy",
     "sklearn",
     "torch",
+    # `extract.prefixes` extends its cache.
+    "transformers",
 }
 """Those of `HEAVY` that the first cell of a notebook may load. The others wait for their use."""
 

@@ -178,6 +178,7 @@ def tiny_prompts(n: int = 7, seed: int = 0) -> pd.DataFrame:
             "row_id": [f"row{i}" for i in range(n)],
             "example_id": [f"example{i}" for i in range(n)],
             "input_ids": ids,
+            "question_start": [len(prompt) // 2 for prompt in ids],
             "choice_ids": [[[1, 2], [3]] if i % 2 else [[4], [5, 6]] for i in range(n)],
             "strict_ids": [[[1], [3]] if i % 2 else [[4], [5]] for i in range(n)],
             "label": [i % 2 for i in range(n)],
@@ -189,7 +190,8 @@ def prompts_that_begin_alike(n: int = 7, length: int = 20) -> pd.DataFrame:
     """`tiny_prompts` behind the same `length` random tokens."""
     start = torch.randint(1, VOCAB, (length,), generator=torch.Generator().manual_seed(9)).tolist()
     rows = tiny_prompts(n)
-    return rows.assign(input_ids=[start + ids for ids in rows.input_ids])
+    input_ids = [start + ids for ids in rows.input_ids]
+    return rows.assign(input_ids=input_ids, question_start=length)
 
 
 TURNS = (

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dlk_utils.extract.batches import after_prefix, forward, last_logits, pad
-from dlk_utils.extract.packing import shared_batch
+from dlk_utils.extract.batches import forward, pad
+from dlk_utils.extract.states import clean_states
 
 
 def choice_logprobs(logits: Float[Tensor, "n vocab"], choice_ids: Sequence) -> Float[Tensor, "n 2"]:
@@ -37,16 +37,22 @@ def answer_batch(model: nn.Module, rows: pd.DataFrame) -> dict[str, Tensor]:
         `choice_logprobs` [n, 2]; `strict_logprobs` [n, 2], of each choice as it is written
         (`strict_ids`), in no other spelling; and `top_token` [n].
     """
-    logits = last_logits(model, shared_batch(model, list(rows.input_ids)))
+    _, logits = clean_states(model, list(rows.input_ids), [])
+    answers = read_logits(logits, rows)
+    if "choice_tokens" in rows:
+        for i, choices in enumerate(rows.choice_tokens):
+            if choices is not None:
+                logprobs, strict = _complete_logprobs(model, rows.input_ids.iloc[i], choices)
+                answers["choice_logprobs"][i], answers["strict_logprobs"][i] = logprobs, strict
+    return answers
+
+
+def read_logits(logits: Float[Tensor, "n vocab"], rows: pd.DataFrame) -> dict[str, Tensor]:
+    """Read what `answer_batch` returns out of the logits, for choices told by their first token."""
     logprobs = choice_logprobs(logits, list(rows.choice_ids))
     strict = logprobs.clone()
     if "strict_ids" in rows:
         strict = choice_logprobs(logits, list(rows.strict_ids))
-    if "choice_tokens" in rows:
-        for i, choices in enumerate(rows.choice_tokens):
-            if choices is not None:
-                ids = rows.input_ids.iloc[i]
-                logprobs[i], strict[i] = _complete_logprobs(model, ids, choices)
     top_token = logits.argmax(-1)
     return {"choice_logprobs": logprobs, "strict_logprobs": strict, "top_token": top_token}
 
@@ -69,7 +75,14 @@ def sequence_logprobs(
         cache = first.past_key_values
         cache.batch_repeat_interleave(len(sequences))
         batch = pad(inputs, side="right", device=model.device)
-        logits = forward(model, after_prefix(batch, cache, len(prompt)), last_only=False).logits
+        mask = batch["attention_mask"]
+        behind_prompt = {
+            "input_ids": batch["input_ids"],
+            "attention_mask": torch.cat([mask.new_ones(len(mask), len(prompt)), mask], 1),
+            "position_ids": batch["position_ids"] + len(prompt),
+            "past_key_values": cache,
+        }
+        logits = forward(model, behind_prompt, last_only=False).logits
         logprobs = torch.cat([logprobs, logits.float().log_softmax(-1)], 1)
     by_sequence = zip(logprobs, sequences, strict=True)
     return [by_place[range(len(tokens)), list(tokens)].sum() for by_place, tokens in by_sequence]

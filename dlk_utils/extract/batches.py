@@ -11,12 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dlk_utils.extract.store import Plan
+from dlk_utils.models.sites import blocks
 
 Batch = dict[str, Any]
 """`input_ids`, `attention_mask` and `position_ids`, each [b, t], as transformers takes them.
 
-With `past_key_values`, the first tokens of each prompt are in that cache: `input_ids` holds the
-others, and the mask covers all of them.
+With `past_key_values`, the first tokens of each row are in that cache: `input_ids` holds the
+others, and the mask covers all of them. A mask of booleans [b, queries, keys] says of each token
+which tokens it sees.
 """
 
 Layers = str | int | Sequence[int]
@@ -47,17 +49,6 @@ def pad(
     return {name: x.to(device) for name, x in batch.items()}
 
 
-def after_prefix(batch: Batch, cache: Any, length: int) -> Batch:
-    """Put a batch behind a prefix of `length` tokens, which every row has in `cache`."""
-    mask = batch["attention_mask"]
-    return {
-        "input_ids": batch["input_ids"],
-        "attention_mask": torch.cat([mask.new_ones(len(mask), length), mask], 1),
-        "position_ids": batch["position_ids"] + length,
-        "past_key_values": cache,
-    }
-
-
 def forward(model: nn.Module, batch: Batch, *, last_only: bool = True, **options: Any) -> Any:
     """Run a model on a batch, without the inputs that its family does not take.
 
@@ -67,6 +58,12 @@ def forward(model: nn.Module, batch: Batch, *, last_only: bool = True, **options
     require_evaluation_mode(model)
     accepted = _forward_parameters(type(model))
     inputs = {name: x for name, x in batch.items() if name in accepted}
+    mask = inputs["attention_mask"]
+    if mask.dim() == 3:
+        # Added to the scores of attention: 0 where a token is seen, else the least number.
+        least = torch.finfo(model.dtype).min
+        added = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)
+        inputs["attention_mask"] = added.masked_fill(~mask, least)[:, None]
     if last_only and "logits_to_keep" in accepted:
         options["logits_to_keep"] = 1
     return model(**inputs, **options)
@@ -91,47 +88,61 @@ def _forward_parameters(model_class: type) -> frozenset[str]:
     return frozenset(inspect.signature(model_class.forward).parameters)
 
 
+class EnoughComputed(Exception):
+    """Raised within a forward pass, to end it once it has computed what is read."""
+
+
+def forward_to_layer(model: nn.Module, batch: Batch, layer: int, **options: Any) -> None:
+    """Run the blocks up to a layer: no later block, and no LM head.
+
+    What is wanted of the pass is read by hooks (`at_sites`), which have to be set before.
+    """
+
+    def stop(*_: Any) -> None:
+        raise EnoughComputed
+
+    handle = blocks(model)[layer].register_forward_hook(stop)
+    try:
+        forward(model, batch, **options)
+    except EnoughComputed:
+        pass
+    finally:
+        handle.remove()
+
+
 @torch.no_grad()
 def last_logits(model: nn.Module, batch: Batch) -> Float[Tensor, "b vocab"]:
-    """Return the logits of the token after each prompt.
+    """Return the logits of the token after each prompt of a padded batch.
 
     Where the padding is on the left, the LM head runs on one position only.
     """
     left = is_left_padded(batch)
-    logits = forward(model, batch, last_only=left, use_cache="past_key_values" in batch).logits
+    logits = forward(model, batch, last_only=left, use_cache=False).logits
     if left:
         return logits[:, -1]
     return logits[torch.arange(len(logits)), last_positions(batch).cpu()]
 
 
-@torch.no_grad()
-def cached_prefix(model: nn.Module, batch: Batch) -> Batch:
-    """Run all tokens but the last of each prompt, and return the batch of the last ones alone.
+def logits_at(
+    model: nn.Module, batch: Batch, row: Int[Tensor, " n"], place: Int[Tensor, " n"]
+) -> Float[Tensor, "n vocab"]:
+    """Run a batch, and return the logits at some places alone.
 
-    The earlier tokens are in its `past_key_values`; what was in a cache before is not run again.
-    Raises `ValueError` if the padding is on the right, or a prompt has fewer than two tokens.
+    Where the family can do so, the LM head runs at no place that none of the rows asks for.
     """
-    mask, cache = batch["attention_mask"], batch.get("past_key_values")
-    if not is_left_padded(batch) or int(mask.sum(1).min()) < 2:
-        raise ValueError("cached prefix: expected left-padded prompts of at least two tokens")
-    if batch["input_ids"].shape[1] > 1:
-        before = {name: x[:, :-1] for name, x in batch.items() if name != "past_key_values"}
-        if cache is not None:
-            before["past_key_values"] = cache
-        cache = forward(model, before, use_cache=True).past_key_values
-    return {
-        "input_ids": batch["input_ids"][:, -1:],
-        "attention_mask": mask,
-        "position_ids": batch["position_ids"][:, -1:],
-        "past_key_values": cache,
-    }
+    options = {}
+    if "logits_to_keep" in _forward_parameters(type(model)):
+        kept, place = place.unique(return_inverse=True)
+        options["logits_to_keep"] = kept
+    use_cache = "past_key_values" in batch
+    logits = forward(model, batch, last_only=False, use_cache=use_cache, **options).logits
+    return logits[row.to(logits.device), place.to(logits.device)]
 
 
 def last_positions(batch: Batch) -> Int[Tensor, " b"]:
     """Return the place of each prompt's last token in `input_ids`."""
-    width = batch["input_ids"].shape[1]
-    mask = batch["attention_mask"][:, -width:]
-    return (mask * torch.arange(width, device=mask.device)).argmax(1)
+    mask = batch["attention_mask"]
+    return (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
 
 
 def is_left_padded(batch: Batch) -> bool:

@@ -1,31 +1,38 @@
-"""Dropout draws of prompts: over the complete prompt, or over its last token alone.
+"""Dropout draws of prompts: over the complete prompt, over its question, or over its last token.
 
-Draws of the last token share one pass over the tokens before it, and then run side by side, each
-with its own dropout masks (`dropout`). What each of them may see is decided in `last_token_mask`.
+The narrower the scope, the more of a prompt is the same in all its draws and runs only once. Draws
+of the last token share one pass over the tokens before it, and then run side by side, each with its
+own dropout masks (`dropout`). Draws of the question share the instruction.
 """
 
-import copy
 import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dlk_utils.errors import DeadDropout
-from dlk_utils.extract.batches import Batch, Layers, cached_prefix, forward, pad, takes_positions
+from dlk_utils.extract.batches import Layers, forward_to_layer, logits_at, pad
 from dlk_utils.extract.dropout import DEFAULT_P, INJECTED, draw_seed, mc_dropout
-from dlk_utils.extract.packing import window
-from dlk_utils.extract.states import forward_states, record_sites
+from dlk_utils.extract.packing import pack
+from dlk_utils.extract.prefixes import branch, run_prefixes, run_trunk, takes_trees
+from dlk_utils.extract.states import (
+    States,
+    appended_states,
+    forward_states,
+    highest_layer,
+    record_sites,
+)
 from dlk_utils.models.sites import blocks, layer_numbers
 
-SCOPES = ("sequence", "last_token")
-"""Where dropout acts: on the complete prompt, as in the original study's pairs, or on its last
-token alone, so that all draws share one pass over the tokens before it."""
+SCOPES = ("sequence", "question", "last_token")
+"""Where dropout acts: on the complete prompt, as in the original study's pairs; on the tokens after
+the instruction, which then runs once for all draws; or on the last token alone."""
 
-Draw = tuple[dict[str, Float[Tensor, "layer b ..."]], Float[Tensor, "b vocab"]]
+Draw = tuple[States, Float[Tensor, "b vocab"] | None]
 """The states of one draw by site, and its next-token logits."""
 
 
@@ -45,14 +52,14 @@ def seeded_draws(
     `keys` has a name for each prompt; `options` are those of `draw_states`. Raises `DeadDropout` if
     two successive draws of a prompt are equal.
     """
-    batch = pad(input_ids, device=model.device)
     seeds = [[draw_seed(key, draw, seed) for key in keys] for draw in range(n_draws)]
-    draws = draw_states(model, batch, sites, layers, seeds=seeds, **options)
+    draws = draw_states(model, list(input_ids), sites, layers, seeds=seeds, **options)
     n_layers = len(blocks(model))
     # Only the last layer: an earlier one may lie before everything that is dropped.
     has_last_state = "resid_post" in sites and n_layers - 1 in layer_numbers(layers, n_layers)
     for (states, logits), (next_states, next_logits) in itertools.pairwise(draws):
-        refuse_equal(logits, next_logits, keys)
+        if logits is not None:
+            refuse_equal(logits, next_logits, keys)
         if has_last_state:
             last, next_last = (x["resid_post"][-1].flatten(1) for x in (states, next_states))
             refuse_equal(last, next_last, keys)
@@ -61,7 +68,7 @@ def seeded_draws(
 
 def draw_states(
     model: nn.Module,
-    batch: Batch,
+    prompts: Sequence[Sequence[int]],
     sites: Sequence[str],
     layers: Layers = "all",
     *,
@@ -70,123 +77,176 @@ def draw_states(
     scope: str = "sequence",
     places: str | Sequence[str] = INJECTED,
     positions: int = 1,
+    question_starts: Sequence[int] | None = None,
     at_once: int | None = None,
+    with_logits: bool = True,
 ) -> list[Draw]:
-    """Run a left-padded batch once for each draw, with what `forward_states` returns of each.
+    """Run prompts once for each draw, with the states and logits at their last tokens.
 
     Parameters
     ----------
     seeds
-        For each draw, one `draw_seed` per row.
+        For each draw, one `draw_seed` per prompt.
     p, places
         Share that is dropped, and where (`mc_dropout`).
     scope
-        One of `SCOPES`. With "last_token" the tokens before the last run once, without dropout.
+        One of `SCOPES`.
+    positions
+        How many tokens to read at the end of each prompt, with scope "sequence".
+    question_starts
+        With scope "question", how many tokens of each prompt stand before its question.
     at_once
-        With "last_token", how many draws run side by side. By default the padded length of the
-        prompts, so that a pass never holds more tokens than the prompts' own pass. Always one in
-        families whose attention cannot be told what each draw sees (`takes_a_mask`).
+        With scope "last_token", how many draws run side by side. By default so many that a pass
+        never holds more tokens than the prompts' own pass. Always one in families whose attention
+        cannot be told what each draw sees (`prefixes.takes_trees`).
+    with_logits
+        If false, the logits are None, and no layer above the highest one asked for runs.
 
     Raises
     ------
     ValueError
-        If the scope is unknown, or "last_token" with more `positions` than that token.
+        If the scope is unknown, if `positions` is above 1 in another scope than "sequence", or if
+        `question_starts` are missing or leave no token of a prompt.
     """
     if scope not in SCOPES:
         raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}")
-    if scope == "sequence":
-        draws = []
-        position_ids = batch["position_ids"]
-        for row_seeds in seeds:
-            with mc_dropout(model, p, seeds=row_seeds, position_ids=position_ids, places=places):
-                draws.append(forward_states(model, batch, sites, layers, positions=positions))
-        return draws
-    if positions != 1:
+    if positions != 1 and scope != "sequence":
         raise ValueError(
-            "positions: expected 1 with scope 'last_token', for no other token has a draw of its "
-            f"own, got {positions}"
+            f"positions: expected 1 with scope {scope!r}, in which not every token has a draw of "
+            f"its own, got {positions}"
         )
-    last = cached_prefix(model, batch)
-    width = batch["attention_mask"].shape[1]
-    at_once = (at_once or width) if takes_a_mask(model, width) else 1
+    dropout = {"p": p, "places": places}
+    if scope == "last_token":
+        return _last_token_draws(
+            model, prompts, sites, layers, seeds, dropout, at_once, with_logits
+        )
+    if scope == "sequence":
+        starts = [0] * len(prompts)
+    else:
+        starts = _checked_starts(question_starts, prompts)
+        if takes_trees(model, max(map(len, prompts))):
+            return _question_draws(
+                model, prompts, starts, sites, layers, seeds, dropout, with_logits
+            )
+    batch = pad(prompts, device=model.device)
+    position_ids = batch["position_ids"]
+    acts = None
+    if any(starts):
+        acts = position_ids >= torch.tensor(starts, device=position_ids.device)[:, None]
     draws = []
-    for start in range(0, len(seeds), at_once):
-        # [b, k]: each copy of a last token has the seed of its own draw.
-        copy_seeds = torch.tensor([list(of_draw) for of_draw in seeds[start : start + at_once]]).T
-        k = copy_seeds.shape[1]
-        # The k copies of the last token stand at the same position.
-        positions_of_copies = last["position_ids"].expand(-1, k - 1)
-        position_ids = torch.cat([batch["position_ids"], positions_of_copies], 1)
-        with mc_dropout(model, p, seeds=copy_seeds, position_ids=position_ids, places=places):
-            draws += side_by_side(model, last, k, sites, layers)
+    for row_seeds in seeds:
+        with mc_dropout(model, seeds=row_seeds, position_ids=position_ids, acts=acts, **dropout):
+            draws.append(
+                forward_states(
+                    model, batch, sites, layers, positions=positions, with_logits=with_logits
+                )
+            )
     return draws
 
 
 @torch.no_grad()
-def side_by_side(
-    model: nn.Module, last: Batch, k: int, sites: Sequence[str], layers: Layers = "all"
+def _last_token_draws(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    sites: Sequence[str],
+    layers: Layers,
+    seeds: Sequence[Sequence[int]],
+    dropout: dict[str, Any],
+    at_once: int | None,
+    with_logits: bool,
 ) -> list[Draw]:
-    """Run the last token of each row `k` times in one pass, and return the states of each copy.
+    """Run the prefixes once, without dropout, and behind them a copy of the last token per draw."""
+    highest = None if with_logits else highest_layer(model, layers)
+    prefixes = run_prefixes(model, prompts, highest=highest)
+    all_seeds = torch.tensor([list(row_seeds) for row_seeds in seeds])
+    draws: list[Draw] = []
+    for some in prefixes.rounds(len(seeds), at_once):
+        appended = prefixes.append(prefixes.last_ids.expand(len(some), -1))
+        # Each copy of a last token has the seed of its own draw.
+        token_seeds = appended.spread(all_seeds[list(some)])
+        position_ids = torch.cat([prefixes.position_ids, appended.batch["position_ids"]], 1)
+        with mc_dropout(model, seeds=token_seeds, position_ids=position_ids, **dropout):
+            states, logits = appended_states(
+                model, appended, sites, layers, with_logits=with_logits
+            )
+        by_draw = [None] * len(some) if logits is None else list(logits)
+        draws += zip(states, by_draw, strict=True)
+    return draws
 
-    `last` has everything before the last tokens in its cache (`cached_prefix`). That cache stays as
-    it is, so that further draws can start from it.
+
+@torch.no_grad()
+def _question_draws(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    sites: Sequence[str],
+    layers: Layers,
+    seeds: Sequence[Sequence[int]],
+    dropout: dict[str, Any],
+    with_logits: bool,
+) -> list[Draw]:
+    """Run all prompts as one tree for each draw; what is trunk of it runs once for all draws.
+
+    What stands at a node is (token, prompt), so that two questions share nothing, for each has
+    masks of its own. Before the question, the prompt is -1.
     """
-    mask = last["attention_mask"]
-    if k > 1:
-        sees = last_token_mask(mask, k)
-        # Added to the scores of attention: 0 where a copy sees a token, else the least number.
-        mask = torch.zeros(sees.shape, dtype=model.dtype, device=mask.device)
-        mask = mask.masked_fill(~sees, torch.finfo(model.dtype).min)
-    batch = {
-        "input_ids": last["input_ids"].expand(-1, k),
-        "position_ids": last["position_ids"].expand(-1, k),
-        "attention_mask": mask,
-        "past_key_values": _branch(last["past_key_values"]),
+    sequences = []
+    for number, (ids, start) in enumerate(zip(prompts, starts, strict=True)):
+        instruction = [(token, -1) for token in ids[:start]]
+        sequences.append(instruction + [(token, number) for token in ids[start:]])
+    packed = pack(sequences)
+    batch = run_trunk(model, packed, [[token for token, _ in row] for row in packed.keys])
+    # Which prompt each node in the rows belongs to; -1 in instructions and at padding.
+    device, shape = batch["input_ids"].device, batch["input_ids"].shape
+    prompt_of = torch.full(shape, -1)
+    for row, keys in enumerate(packed.keys):
+        numbers = [number for _, number in keys[packed.n_trunk :]]
+        prompt_of[row, : len(numbers)] = torch.tensor(numbers)
+    row = torch.from_numpy(packed.row).to(device)
+    # No question is in the trunk, as two prompts share nothing of it.
+    place = torch.from_numpy(packed.node - packed.n_trunk).to(device)
+    dropout |= {
+        "acts": (prompt_of >= 0).to(device),
+        "position_ids": torch.from_numpy(packed.depth).to(device),
     }
-    with record_sites(model, sites, layers, lambda x: x.to("cpu", copy=True)) as recorded:
-        logits = forward(model, batch, last_only=False, use_cache=True).logits
-    states = {site: torch.stack(by_layer) for site, by_layer in recorded.items()}
-    return [({site: x[:, :, i] for site, x in states.items()}, logits[:, i]) for i in range(k)]
+
+    def take(hidden: Float[Tensor, "r t d"]) -> Float[Tensor, "n d"]:
+        taken = hidden[row.to(hidden.device), place.to(hidden.device)]
+        return taken.to("cpu", copy=True)
+
+    draws: list[Draw] = []
+    for row_seeds in seeds:
+        node_seeds = torch.tensor(row_seeds)[prompt_of].to(device)
+        of_draw = batch | {"past_key_values": branch(batch["past_key_values"])}
+        logits = None
+        with (
+            mc_dropout(model, seeds=node_seeds, **dropout),
+            record_sites(model, sites, layers, take) as recorded,
+        ):
+            if with_logits:
+                logits = logits_at(model, of_draw, row, place)
+            else:
+                forward_to_layer(model, of_draw, highest_layer(model, layers), use_cache=True)
+        states = {site: torch.stack(by_layer) for site, by_layer in recorded.items()}
+        draws.append((states, logits))
+    return draws
 
 
-def last_token_mask(attention_mask: Tensor, k: int) -> Bool[Tensor, "b 1 k keys"]:
-    """Make the attention mask of draws of the last token: which keys each of `k` copies sees.
-
-    A copy sees the tokens before it, which are in the cache, and itself, but no other copy. For a
-    prompt a b c and three copies of c::
-
-              a  b  c1 c2 c3
-        c1    1  1  1  0  0
-        c2    1  1  0  1  0
-        c3    1  1  0  0  1
-
-    `attention_mask` [b, t] is that of the prompts: 0 at padding, which no copy sees.
-    """
-    b = len(attention_mask)
-    before = attention_mask[:, None, :-1].bool().expand(-1, k, -1)
-    itself = torch.eye(k, dtype=torch.bool, device=attention_mask.device).expand(b, k, k)
-    return torch.cat([before, itself], 2)[:, None]
-
-
-def takes_a_mask(model: nn.Module, width: int) -> bool:
-    """Whether a mask alone decides what a token sees, in a batch that is `width` tokens wide.
-
-    It does not where distance is counted in places (ALiBi, or a window shorter than that), nor in a
-    fused kernel that takes no mask.
-    """
-    return (
-        takes_positions(model)
-        and not getattr(model.config, "alibi", False)
-        and window(model) >= width
-        and model.config._attn_implementation in ("sdpa", "eager")
-    )
-
-
-def _branch(cache: Any) -> Any:
-    """Return a cache with the same tensors, which stay as they are when it grows."""
-    branch = copy.copy(cache)
-    branch.layers = [copy.copy(layer) for layer in cache.layers]
-    return branch
+def _checked_starts(starts: Sequence[int] | None, prompts: Sequence[Sequence[int]]) -> list[int]:
+    if starts is None:
+        raise ValueError("scope 'question': expected question_starts, one for each prompt")
+    starts = [int(start) for start in starts]
+    if len(starts) != len(prompts):
+        raise ValueError(
+            f"question_starts: expected one for each prompt ({len(prompts)}), got {len(starts)}"
+        )
+    for number, (start, ids) in enumerate(zip(starts, prompts, strict=True)):
+        if not 0 <= start < len(ids):
+            raise ValueError(
+                f"question_starts: expected a place in each prompt, got {start} in prompt {number} "
+                f"of {len(ids)} tokens"
+            )
+    return starts
 
 
 def dropout_audit(

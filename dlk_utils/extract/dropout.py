@@ -66,6 +66,7 @@ def mc_dropout(
     *,
     seeds: Sequence[int] | Int[Tensor, "b k"],
     position_ids: Int[Tensor, "b t"],
+    acts: Bool[Tensor, "b k"] | None = None,
     places: str | Sequence[str] = INJECTED,
 ) -> Iterator[None]:
     """Drop channels with probability `p` in every forward pass within, and scale the others.
@@ -79,6 +80,8 @@ def mc_dropout(
     position_ids
         Each token's place in its own prompt, cached tokens included. Values at padding do not
         matter.
+    acts
+        At which of the tokens that run to drop; by default at all of them.
     places
         Some of `PLACES`, or "native" for those of the family (`native_sites`).
 
@@ -112,13 +115,19 @@ def mc_dropout(
             place_seeds(place, layer, hidden.device), own_positions, hidden.shape[-1], p
         )
         # Multiply by the number, not by a scaled mask: bfloat16 would round 1.0204 to 1.0234.
-        return (hidden * scale).mul_(keep)
+        dropped = (hidden * scale).mul_(keep)
+        if acts is None:
+            return dropped
+        return torch.where(acts.to(hidden.device)[..., None], dropped, hidden)
 
     def drop_attention(layer: int, weights: Float[Tensor, "b h q k"]) -> Float[Tensor, "b h q k"]:
         heads, queries, n_keys = weights.shape[1:]
         seeds_here = place_seeds("attention", layer, weights.device)
         keep = keep_pairs(seeds_here, position_ids.to(weights.device), heads, queries, p)
-        return (weights * scale).mul_(keep[..., -n_keys:])
+        dropped = (weights * scale).mul_(keep[..., -n_keys:])
+        if acts is None:
+            return dropped
+        return torch.where(acts.to(weights.device)[:, None, :, None], dropped, weights)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(at_sites(model, [x for x in places if x in INJECTED], drop))

@@ -4,10 +4,8 @@ The margin is log p(choice 1) - log p(choice 0). It knows neither the label nor 
 and so its gradient does not leak them.
 """
 
-import copy
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,46 +13,47 @@ from torch import Tensor, nn
 
 from dlk_utils.errors import ChoiceError
 from dlk_utils.extract.answers import choice_logprobs
-from dlk_utils.extract.batches import Batch, Layers, cached_prefix, forward, last_positions
-from dlk_utils.extract.states import forward_states, record_sites
+from dlk_utils.extract.batches import Batch, Layers, forward, last_positions
+from dlk_utils.extract.prefixes import Appended, Prefixes, run_prefixes
+from dlk_utils.extract.states import States, appended_states, record_sites
 from dlk_utils.models.sites import at_sites, blocks, site_modules
-
-States = dict[str, Float[Tensor, "layer b d"]]
 
 
 def states_and_gradients(
     model: nn.Module,
-    batch: Batch,
+    prompts: Sequence[Sequence[int]],
     choice_ids: Sequence,
     sites: Sequence[str],
     layers: Layers = "all",
-) -> tuple[States, States, Float[Tensor, "b 2"]]:
+) -> tuple[States, States, Float[Tensor, "b vocab"]]:
     """Return the states at the last token, and the gradients of the margin by them.
 
     No gradient path to a last-token state passes through an earlier token. So the earlier tokens
-    run without a graph, and the last token alone runs with one, for little more than the price of a
-    forward pass. The result equals that of `full_backprop`. Raises `ValueError` if the padding is
-    on the right, or a prompt has fewer than two tokens.
+    run without a graph, and the last tokens alone run with one, for little more than the price of a
+    forward pass. The result equals that of `full_backprop`. Raises `ValueError` if a prompt has
+    fewer than two tokens.
 
     Returns
     -------
     states, gradients : dict
         For each site [layer, b, d].
-    choice_logprobs : Tensor [b, 2]
+    logits : Tensor [b, vocab]
+        Of the token after each prompt.
     """
-    return last_token_gradients(model, cached_prefix(model, batch), choice_ids, sites, layers)
+    appended = run_prefixes(model, prompts).append()
+    return last_token_gradients(model, appended, choice_ids, sites, layers)
 
 
 def last_token_gradients(
     model: nn.Module,
-    last: Batch,
+    appended: Appended,
     choice_ids: Sequence,
     sites: Sequence[str],
     layers: Layers = "all",
-) -> tuple[States, States, Float[Tensor, "b 2"]]:
-    """Do the second half of `states_and_gradients`: run the last tokens behind a `cached_prefix`.
+) -> tuple[States, States, Float[Tensor, "b vocab"]]:
+    """Do the second half of `states_and_gradients`: run the last tokens behind their prefixes.
 
-    They too are in the cache afterwards.
+    They too are in the batch's cache afterwards.
     """
     values: dict[str, list[Tensor]] = {site: [] for site in sites}
     activations: dict[str, list[Tensor]] = {site: [] for site in sites}
@@ -62,16 +61,19 @@ def last_token_gradients(
     def keep(site: str, layer: int, hidden: Tensor) -> None:
         activations[site].append(hidden)
         # Copied at once, because Falcon later adds to it in place.
-        values[site].append(hidden.detach()[:, -1].to("cpu", copy=True))
+        values[site].append(appended.take(hidden.detach())[0].to("cpu", copy=True))
 
     with torch.enable_grad(), at_sites(model, sites, keep, layers):
-        logits = forward(model, _embedded(model, last), use_cache=True).logits[:, -1]
-        logprobs = choice_logprobs(logits, choice_ids)
-        gradients = _margin_gradients(logprobs, activations)
+        batch = _embedded(model, appended.batch)
+        logits = appended.take(forward(model, batch, last_only=False, use_cache=True).logits)[0]
+        gradients = _margin_gradients(choice_logprobs(logits, choice_ids), activations)
+    by_site = {}
+    for site, some in gradients.items():
+        by_site[site] = torch.stack([appended.take(g)[0].cpu() for g in some])
     return (
         {site: torch.stack(by_layer) for site, by_layer in values.items()},
-        {site: torch.stack([g[:, -1].cpu() for g in gs]) for site, gs in gradients.items()},
-        logprobs.detach().cpu(),
+        by_site,
+        logits.detach().cpu(),
     )
 
 
@@ -94,10 +96,9 @@ def full_backprop(
     return {site: torch.stack([g[rows, last].cpu() for g in gs]) for site, gs in gradients.items()}
 
 
-@torch.no_grad()
 def counterfactual_states(
     model: nn.Module,
-    batch: Batch,
+    prompts: Sequence[Sequence[int]],
     choice_ids: Sequence,
     sites: Sequence[str],
     *,
@@ -116,32 +117,55 @@ def counterfactual_states(
     choice_logprobs : Tensor [b, 2]
         After the move.
     """
-    last = cached_prefix(model, batch)
-    # The last token runs twice, and a cache with a sliding window that has moved on cannot go back.
-    first_cache = copy.deepcopy(last["past_key_values"])
-    states, gradients, logprobs = last_token_gradients(
-        model, last | {"past_key_values": first_cache}, choice_ids, ["resid_post"], layer
+    prefixes = run_prefixes(model, prompts)
+    states, gradients, logits = last_token_gradients(
+        model, prefixes.append(), choice_ids, ["resid_post"], layer
     )
-    state, gradient = states["resid_post"][0].double(), gradients["resid_post"][0].double()
+    move = move_to_other_answer(
+        states["resid_post"][0],
+        gradients["resid_post"][0],
+        choice_logprobs(logits, choice_ids),
+        step=step,
+    )
+    moved_states, moved_logits = states_after_move(model, prefixes, move, sites, layer=layer)
+    return moved_states, choice_logprobs(moved_logits, choice_ids).cpu()
+
+
+def move_to_other_answer(
+    state: Float[Tensor, "b d"],
+    gradient: Float[Tensor, "b d"],
+    logprobs: Float[Tensor, "b 2"],
+    *,
+    step: float,
+) -> Float[Tensor, "b d"]:
+    """Return the move of a state, `step` times its norm, along the gradient to the other answer."""
+    state, gradient = state.double(), gradient.double()
     towards_other_answer = -torch.sign(logprobs[:, 1] - logprobs[:, 0])[:, None]
     length = step * state.norm(dim=-1, keepdim=True)
     tiny = torch.finfo(torch.float64).tiny
     gradient_norm = gradient.norm(dim=-1, keepdim=True).clamp(min=tiny)
-    move = towards_other_answer * length * gradient / gradient_norm
+    return towards_other_answer * length * gradient / gradient_norm
+
+
+def states_after_move(
+    model: nn.Module,
+    prefixes: Prefixes,
+    move: Float[Tensor, "b d"],
+    sites: Sequence[str],
+    layers: Layers = "all",
+    *,
+    layer: int,
+) -> tuple[States, Float[Tensor, "b vocab"]]:
+    """Run the last tokens with `resid_post[layer]` moved; return their states and logits."""
+    appended = prefixes.append()
+    moves = appended.spread(move[None])
 
     def push(site: str, at: int, hidden: Tensor) -> Tensor:
-        return torch.cat([hidden[:, :-1], hidden[:, -1:] + move[:, None].to(hidden)], 1)
+        return hidden + moves.to(hidden)
 
-    def last_token(hidden: Tensor) -> Tensor:
-        return hidden[:, -1].to("cpu", copy=True)
-
-    with (
-        at_sites(model, ["resid_post"], push, layer),
-        record_sites(model, sites, "all", last_token) as recorded,
-    ):
-        logits = forward(model, last, use_cache=True).logits[:, -1]
-    moved_states = {site: torch.stack(by_layer) for site, by_layer in recorded.items()}
-    return moved_states, choice_logprobs(logits, choice_ids).cpu()
+    with at_sites(model, ["resid_post"], push, layer):
+        [states], logits = appended_states(model, appended, sites, layers)
+    return states, logits[0]
 
 
 def pooled_weight_gradients(
@@ -211,29 +235,22 @@ def first_tokens(written: Iterable[Sequence[Sequence[int]]]) -> list[list[int]]:
 @torch.no_grad()
 def states_after_choices(
     model: nn.Module,
-    batch: Batch,
-    cache: Any,
+    prompts: Prefixes,
     tokens: Sequence[Sequence[int]],
     sites: Sequence[str],
     layers: Layers = "all",
 ) -> list[States]:
     """Return the states at the first token of choice 0, then of choice 1, behind each prompt.
 
-    `tokens` has both choices' first token for each row. `cache` has every token of the prompts in
-    `batch`, and is used up.
+    `prompts` has every token of the prompts (`Prefixes.grown`), and `tokens` both choices' first
+    token for each of them.
     """
-    b = len(batch["input_ids"])
-    mask = batch["attention_mask"]
-    cache.batch_repeat_interleave(2)
-    appended = {
-        "input_ids": torch.tensor([[t] for pair in tokens for t in pair], device=model.device),
-        "attention_mask": torch.cat([mask, mask.new_ones(b, 1)], 1).repeat_interleave(2, 0),
-        "position_ids": (batch["position_ids"][:, -1:] + 1).repeat_interleave(2, 0),
-        "past_key_values": cache,
-    }
-    states, _ = forward_states(model, appended, sites, layers)
-    by_choice = {site: x.unflatten(1, (b, 2)) for site, x in states.items()}
-    return [{site: x[:, :, choice] for site, x in by_choice.items()} for choice in (0, 1)]
+    by_choice = torch.tensor([list(pair) for pair in tokens]).T
+    states = []
+    for choices in prompts.rounds(2):
+        appended = prompts.append(by_choice[list(choices)])
+        states += appended_states(model, appended, sites, layers, with_logits=False)[0]
+    return states
 
 
 def _margin_gradients(

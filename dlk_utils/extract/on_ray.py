@@ -66,7 +66,7 @@ def extract_on_ray(
     prompts, out, batch_tokens, **options
         Arguments of the stage. All machines must see `out`.
     plan
-        The stage's own plan: `plan_shared` for gradients, for instance.
+        The stage's own plan: `plan_packed` for gradients, for instance.
     workers
         Number of workers, if not one per device.
     """

@@ -34,7 +34,6 @@ from dlk_utils.extract.answers import answer_batch, choice_logprobs
 from dlk_utils.extract.batches import (
     Layers,
     in_halves,
-    last_logits,
     pad,
     plan_batches,
     require_evaluation_mode,
@@ -42,8 +41,9 @@ from dlk_utils.extract.batches import (
 from dlk_utils.extract.draws import seeded_draws
 from dlk_utils.extract.dropout import DEFAULT_P, INJECTED
 from dlk_utils.extract.gradients import states_and_gradients
-from dlk_utils.extract.packing import cheaper_plan, shared_batch
-from dlk_utils.extract.states import forward_states
+from dlk_utils.extract.packing import plan_packed
+from dlk_utils.extract.prefixes import in_parts
+from dlk_utils.extract.states import clean_states, forward_states
 from dlk_utils.models.sites import check_sites
 
 _checked_models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -86,14 +86,19 @@ def activations(
         above 1, where n counts prompts.
     """
     prompts = _checked(model, input_ids, least_tokens=positions)
-    # A beginning that prompts share runs once, into the key-value cache, so that only the tokens
-    # after it have states to read. The last token is always among these; earlier ones may not be.
+    # What prompts begin with runs once, so that it has one state for all of them. That cannot be
+    # read as the state of one prompt's earlier token.
     share = positions == 1
 
     def compute(rows: list[int]) -> dict[str, Tensor]:
         batch_ids = [prompts[row] for row in rows]
-        batch = shared_batch(model, batch_ids) if share else pad(batch_ids, device=model.device)
-        states, _ = forward_states(model, batch, sites, layers, positions=positions)
+        if share:
+            states, _ = clean_states(model, batch_ids, sites, layers, with_logits=False)
+        else:
+            batch = pad(batch_ids, device=model.device)
+            states, _ = forward_states(
+                model, batch, sites, layers, positions=positions, with_logits=False
+            )
         return states
 
     return _in_batches(
@@ -113,6 +118,7 @@ def dropout_draws(
     places: str | Sequence[str] = INJECTED,
     seed: int = 0,
     keys: Sequence[str] | None = None,
+    question_starts: Sequence[int] | None = None,
     batch_tokens: int = 2048,
     progress: bool = True,
 ) -> dict[str, Float[np.ndarray, "draw layer n d"]]:
@@ -130,8 +136,9 @@ def dropout_draws(
     p
         Share of the channels that a draw drops.
     scope
-        "sequence": drop in the complete prompt. "last_token": drop at its last token alone, so that
-        many draws cost little more than one pass. Prompts then need at least two tokens.
+        "sequence": drop in the complete prompt. "question": drop in the tokens after the
+        instruction, which then runs once for all draws. "last_token": drop at the last token alone,
+        so that many draws cost little more than one pass. Prompts then need at least two tokens.
     places
         Where to drop: some of "attn_out", "mlp_out", "embedding", "attention", or "native" for the
         places where the model's family has dropout of its own.
@@ -141,6 +148,9 @@ def dropout_draws(
         One string per prompt, which names it for the seeds. By default a hash of its token ids, so
         identical prompts get identical masks. With the column `row_id` of a table of prompts, draws
         are those of `stages.store_draws`.
+    question_starts
+        With scope "question", how many tokens of each prompt stand before its question (the column
+        `question_start` of a table of prompts).
 
     Returns
     -------
@@ -162,11 +172,22 @@ def dropout_draws(
 
     def compute(rows: list[int]) -> dict[str, Tensor]:
         batch_ids, batch_keys = [prompts[row] for row in rows], [keys[row] for row in rows]
-        draws = seeded_draws(model, batch_ids, batch_keys, sites, layers, **draw_options)
+        starts = None if question_starts is None else [question_starts[row] for row in rows]
+        draws = seeded_draws(
+            model,
+            batch_ids,
+            batch_keys,
+            sites,
+            layers,
+            question_starts=starts,
+            with_logits=False,
+            **draw_options,
+        )
         return {site: torch.stack([states[site] for states, _ in draws]) for site in sites}
 
+    share = scope != "sequence"
     return _in_batches(
-        model, prompts, compute, batch_tokens, progress, desc="draws", row_axis=2, share=False
+        model, prompts, compute, batch_tokens, progress, desc="draws", row_axis=2, share=share
     )
 
 
@@ -207,9 +228,8 @@ def margin_gradients(
     pairs = _pairs(choice_ids, len(prompts))
 
     def compute(rows: list[int]) -> dict[str, Tensor]:
-        batch = shared_batch(model, [prompts[row] for row in rows])
-        batch_pairs = [pairs[row] for row in rows]
-        _, gradients, _ = states_and_gradients(model, batch, batch_pairs, sites, layers)
+        batch_ids, batch_pairs = [prompts[row] for row in rows], [pairs[row] for row in rows]
+        _, gradients, _ = states_and_gradients(model, batch_ids, batch_pairs, sites, layers)
         return gradients
 
     return _in_batches(
@@ -250,7 +270,7 @@ def answer_logprobs(
     pairs = _pairs(choice_ids, len(prompts))
 
     def compute(rows: list[int]) -> dict[str, Tensor]:
-        logits = last_logits(model, shared_batch(model, [prompts[row] for row in rows]))
+        _, logits = clean_states(model, [prompts[row] for row in rows], [])
         logprobs = choice_logprobs(logits, [pairs[row] for row in rows])
         return {"choice_logprobs": logprobs, "top_token": logits.argmax(-1)}
 
@@ -258,6 +278,36 @@ def answer_logprobs(
         model, prompts, compute, batch_tokens, progress, desc="answers", row_axis=0, share=True
     )
     return answers["choice_logprobs"], answers["top_token"]
+
+
+def states_and_answers(
+    model: nn.Module,
+    input_ids: Sequence[Sequence[int]],
+    choice_ids: Sequence,
+    *,
+    sites: Sequence[str] = ("resid_post",),
+    layers: Layers = "all",
+    batch_tokens: int = 2048,
+    progress: bool = True,
+) -> tuple[dict[str, Float[np.ndarray, "layer n d"]], Float[np.ndarray, "n 2"]]:
+    """Return the states of `activations` and the log-probabilities of `answer_logprobs`.
+
+    Both come from one pass. The arguments are those of the two functions.
+    """
+    prompts = _checked(model, input_ids)
+    pairs = _pairs(choice_ids, len(prompts))
+
+    def compute(rows: list[int]) -> dict[str, Tensor]:
+        states, logits = clean_states(model, [prompts[row] for row in rows], sites, layers)
+        logprobs = choice_logprobs(logits, [pairs[row] for row in rows])
+        # With an axis for layers, as the states have one.
+        return {**states, "choice_logprobs": logprobs[None]}
+
+    arrays = _in_batches(
+        model, prompts, compute, batch_tokens, progress, desc="states", row_axis=1, share=True
+    )
+    [logprobs] = arrays.pop("choice_logprobs")
+    return arrays, logprobs
 
 
 def answer_rows(
@@ -288,15 +338,18 @@ def _in_batches(
 
     `compute` takes the numbers of a batch's prompts, and returns named tensors whose axis
     `row_axis` counts these prompts. Batches are made of prompts of about equal length; with
-    `share`, of prompts that begin with the same tokens, where that is cheaper. A batch that does
-    not fit into memory is split.
+    `share`, of prompts that make up trees of about equal size. A batch that does not fit into
+    memory is split.
     """
     n = len(prompts)
     table = pd.DataFrame({"row_id": range(n), "input_ids": prompts})
-    plan = cheaper_plan(model, table, batch_tokens) if share else plan_batches(table, batch_tokens)
+    plan = (plan_packed if share else plan_batches)(table, batch_tokens)
     arrays: dict[str, np.ndarray] = {}
+    batches = itertools.chain.from_iterable(plan)
+    if share:
+        batches = in_parts(model, batches, lambda row: prompts[row], batch_tokens)
     with tqdm(total=n, desc=desc, unit="prompt", disable=not progress) as bar:
-        for batch in itertools.chain.from_iterable(plan):
+        for batch in batches:
             for rows, tensors in in_halves(compute, batch):
                 for name, tensor in tensors.items():
                     values = _finite(tensor, f"{desc}: {name}")

@@ -1,4 +1,4 @@
-"""The states of a batch at the last token of each prompt, or at its last few tokens."""
+"""The states at the last token of each prompt, or at its last few tokens."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -7,8 +7,85 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dlk_utils.extract.batches import Batch, Layers, last_logits, last_positions
-from dlk_utils.models.sites import at_sites
+from dlk_utils.extract.batches import (
+    Batch,
+    Layers,
+    forward,
+    forward_to_layer,
+    last_logits,
+    last_positions,
+    pad,
+)
+from dlk_utils.extract.prefixes import Appended, run_prefixes, takes_trees
+from dlk_utils.models.sites import at_sites, blocks, layer_numbers
+
+States = dict[str, Float[Tensor, "layer b ..."]]
+"""For each site, the states of the layers that were asked for."""
+
+
+@torch.no_grad()
+def clean_states(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    sites: Sequence[str],
+    layers: Layers = "all",
+    *,
+    with_logits: bool = True,
+) -> tuple[States, Float[Tensor, "b vocab"] | None]:
+    """Run prompts once, without dropout; return the states and the logits at their last tokens.
+
+    What prompts begin with runs once, where the model takes trees (`prefixes.takes_trees`). Without
+    logits no layer above the highest one asked for runs.
+
+    Returns
+    -------
+    states : dict
+        For each site [layer, b, d].
+    logits : Tensor [b, vocab], or None
+        Of the token after each prompt.
+    """
+    lengths = [len(ids) for ids in prompts]
+    if min(lengths) < 2 or not takes_trees(model, max(lengths)):
+        # Each prompt would run by itself anyway, so it runs in one pass.
+        batch = pad(prompts, device=model.device)
+        return forward_states(model, batch, sites, layers, with_logits=with_logits)
+    highest = None if with_logits else highest_layer(model, layers)
+    appended = run_prefixes(model, prompts, highest=highest).append()
+    [states], logits = appended_states(model, appended, sites, layers, with_logits=with_logits)
+    return states, None if logits is None else logits[0]
+
+
+@torch.no_grad()
+def appended_states(
+    model: nn.Module,
+    appended: Appended,
+    sites: Sequence[str],
+    layers: Layers = "all",
+    *,
+    with_logits: bool = True,
+) -> tuple[list[States], Float[Tensor, "copy b vocab"] | None]:
+    """Run tokens that are appended to prefixes; return the states of each copy, and the logits.
+
+    Returns
+    -------
+    states : list of dict
+        For each copy and site [layer, b, d].
+    logits : Tensor [copy, b, vocab], or None
+    """
+
+    def take(hidden: Tensor) -> Tensor:
+        return appended.take(hidden).to("cpu", copy=True)
+
+    logits = None
+    with record_sites(model, sites, layers, take) as recorded:
+        if with_logits:
+            logits = forward(model, appended.batch, last_only=False, use_cache=True).logits
+            logits = appended.take(logits)
+        else:
+            forward_to_layer(model, appended.batch, highest_layer(model, layers), use_cache=True)
+    stacked = {site: torch.stack(by_layer, 1) for site, by_layer in recorded.items()}
+    n_copies = len(appended.row)
+    return [{site: x[copy] for site, x in stacked.items()} for copy in range(n_copies)], logits
 
 
 @torch.no_grad()
@@ -19,28 +96,27 @@ def forward_states(
     layers: Layers = "all",
     *,
     positions: int = 1,
-) -> tuple[dict[str, Float[Tensor, "layer b ..."]], Float[Tensor, "b vocab"]]:
-    """Run a batch once; return the states at the last tokens of each prompt, and the logits there.
+    with_logits: bool = True,
+) -> tuple[States, Float[Tensor, "b vocab"] | None]:
+    """Run a padded batch once; return the states at the last tokens, and the logits there.
 
     Returns
     -------
     states : dict
         For each site [layer, b, d], or [layer, b, positions, d] if `positions` is above 1.
-    logits : Tensor [b, vocab]
-        Of the token after each prompt.
+    logits : Tensor [b, vocab], or None
+        Of the token after each prompt. Without them no layer above the highest one asked for runs.
 
     Raises
     ------
     ValueError
-        If a prompt has fewer tokens than `positions`, not counting those in a cache, whose states
-        are gone.
+        If a prompt has fewer tokens than `positions`.
     """
-    width = batch["input_ids"].shape[1]
-    shortest = int(batch["attention_mask"][:, -width:].sum(1).min())
+    shortest = int(batch["attention_mask"].sum(1).min())
     if not 1 <= positions <= shortest:
         raise ValueError(
-            "positions: expected between 1 and the tokens of the shortest prompt that are not in a "
-            f"cache, {shortest}, got {positions}"
+            "positions: expected between 1 and the tokens of the shortest prompt, "
+            f"{shortest}, got {positions}"
         )
     last = last_positions(batch)
     rows = torch.arange(len(last), device=last.device)[:, None]
@@ -51,8 +127,12 @@ def forward_states(
         taken = hidden[rows.to(hidden.device), places.to(hidden.device)].cpu()
         return taken[:, 0] if positions == 1 else taken
 
+    logits = None
     with record_sites(model, sites, layers, last_tokens) as recorded:
-        logits = last_logits(model, batch)
+        if with_logits:
+            logits = last_logits(model, batch)
+        else:
+            forward_to_layer(model, batch, highest_layer(model, layers), use_cache=False)
     return {site: torch.stack(by_layer) for site, by_layer in recorded.items()}, logits
 
 
@@ -68,3 +148,8 @@ def record_sites(
 
     with at_sites(model, sites, record, layers):
         yield recorded
+
+
+def highest_layer(model: nn.Module, layers: Layers) -> int:
+    """Return the number of the highest of some layers."""
+    return layer_numbers(layers, len(blocks(model)))[-1]

@@ -88,6 +88,7 @@ def make_prompts(
         * `messages`, `prefix`, `prompt`: the conversation as JSON, how the answer begins, and the
           text of both.
         * `input_ids`: tokens of the prompt, with exactly one BOS where the tokenizer has one.
+        * `question_start`: how many of them stand before the question: instruction and shots.
         * `choice_ids`, `strict_ids`: the first tokens of each choice, in all spellings and as
           written.
         * `choice_tokens`: all tokens of each choice, where the template scores these; else None.
@@ -285,6 +286,7 @@ def _make_row(
     where = f"{example.dataset}, template {template.name}, example {example.text[:40]!r}"
     tokens = choice_tokens_after(tokenizer, prompt, choices, scoring=template.scoring, where=where)
     prompt_hash = hashlib.sha256(prompt.encode()).hexdigest()
+    input_ids = encode_prompt(tokenizer, prompt)
     return {
         "row_id": row_id(example.example_id, role, instruction.name, template.name, prompt_hash),
         "example_id": example.example_id,
@@ -304,8 +306,18 @@ def _make_row(
         "messages": json.dumps(messages),
         "prefix": template.prefix,
         "prompt": prompt,
-        "input_ids": encode_prompt(tokenizer, prompt),
+        "input_ids": input_ids,
+        "question_start": _question_start(tokenizer, messages, input_ids),
         "choice_ids": tokens.first,
         "strict_ids": tokens.strict,
         "choice_tokens": tokens.whole,
     }
+
+
+def _question_start(
+    tokenizer: Any, messages: Sequence[Mapping[str, str]], input_ids: Sequence[int]
+) -> int:
+    """Count the tokens of a prompt that are the same whatever the last question is."""
+    other = render_chat(tokenizer, [*messages[:-1], {"role": "user", "content": "~"}])
+    pairs = zip(input_ids[:-1], encode_prompt(tokenizer, other), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -1,11 +1,10 @@
-"""Batches: padding, the cached prefix, plans, and batches that do not fit into memory."""
+"""Batches: padding, plans, and batches that do not fit into memory."""
 
 import pytest
 import torch
 from tiny_models import close, tiny, tiny_prompts
 
 from dlk_utils.extract.batches import (
-    cached_prefix,
     forward,
     in_halves,
     last_logits,
@@ -30,12 +29,6 @@ def test_a_batch_plan_has_each_row_once_within_the_budget_in_whatever_order_the_
     length = dict(zip(rows.row_id, rows.input_ids.map(len), strict=True))
     assert all(len(batch) * max(length[row] for row in batch) <= 30 for batch in batches)
     assert [sum(map(len, shard)) for shard in plan] == [64, 64, 22]
-
-
-@pytest.mark.parametrize("prompts", [[[5]], [[5], [6, 7, 8]]])
-def test_a_prompt_of_one_token_has_no_cached_prefix(prompts):
-    with pytest.raises(ValueError, match="at least two tokens"):
-        cached_prefix(tiny("llama"), pad(prompts))
 
 
 @pytest.mark.trap(19)

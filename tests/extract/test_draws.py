@@ -6,9 +6,9 @@ import torch
 from tiny_models import FAMILIES, close, close_in_single, tiny, tiny_prompts
 
 from dlk_utils.errors import DeadDropout
-from dlk_utils.extract import draws, dropout
+from dlk_utils.extract import dropout, prefixes
 from dlk_utils.extract.batches import pad
-from dlk_utils.extract.draws import draw_states, dropout_audit, last_token_mask
+from dlk_utils.extract.draws import draw_states, dropout_audit
 from dlk_utils.extract.dropout import draw_seed, mc_dropout
 from dlk_utils.extract.states import forward_states
 from dlk_utils.lab.tables.dropout_pairs import move_table, spread_table
@@ -23,9 +23,8 @@ def seeds_of(rows: pd.DataFrame, n_draws: int) -> list[list[int]]:
 
 def draw_last_token(model, rows: pd.DataFrame, n_draws: int, sites=("resid_post",), **options):
     seeds = seeds_of(rows, n_draws)
-    return draw_states(
-        model, pad(rows.input_ids), sites, seeds=seeds, scope="last_token", **options
-    )
+    prompts = list(rows.input_ids)
+    return draw_states(model, prompts, sites, seeds=seeds, scope="last_token", **options)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +59,7 @@ def test_draws_go_one_by_one_where_a_mask_does_not_say_all_and_would_be_wrong_to
 ):
     model, rows = tiny(family), tiny_prompts()
     right = draw_last_token(model, rows, 4, p=0.3)
-    monkeypatch.setattr(draws, "takes_a_mask", lambda *_: True)
+    monkeypatch.setattr(prefixes, "takes_trees", lambda *_: True)
     try:
         planted = draw_last_token(model, rows, 4, p=0.3)
     except (RuntimeError, ValueError, IndexError):
@@ -68,14 +67,6 @@ def test_draws_go_one_by_one_where_a_mask_does_not_say_all_and_would_be_wrong_to
         return
     expected = right[3][0]["resid_post"]
     assert not torch.allclose(planted[3][0]["resid_post"], expected, **close(model))
-
-
-def test_a_copy_of_the_last_token_sees_its_prompt_and_itself():
-    mask = last_token_mask(torch.tensor([[0, 1, 1], [1, 1, 1]]), 2)
-    assert mask.int().tolist() == [
-        [[[0, 1, 1, 0], [0, 1, 0, 1]]],
-        [[[1, 1, 1, 0], [1, 1, 0, 1]]],
-    ]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "falcon", "opt"])

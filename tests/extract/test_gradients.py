@@ -17,7 +17,7 @@ from tiny_models import (
 
 from dlk_utils.errors import ChoiceError
 from dlk_utils.extract.answers import choice_logprobs
-from dlk_utils.extract.batches import cached_prefix, last_logits, last_positions, pad
+from dlk_utils.extract.batches import last_logits, last_positions, pad
 from dlk_utils.extract.gradients import (
     counterfactual_states,
     first_tokens,
@@ -27,7 +27,7 @@ from dlk_utils.extract.gradients import (
     states_after_choices,
     states_and_gradients,
 )
-from dlk_utils.extract.packing import shared_batch
+from dlk_utils.extract.prefixes import run_prefixes
 from dlk_utils.extract.states import forward_states
 from dlk_utils.models.sites import SITES, at_sites
 
@@ -41,11 +41,11 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_from_the_cached_prefix_equal_full_backprop(family):
     model, rows = tiny(family), tiny_prompts()
-    batch, choices = pad(rows.input_ids), list(rows.choice_ids)
-    states, gradients, logprobs = states_and_gradients(model, batch, choices, SITES)
-    full = full_backprop(model, batch, choices, SITES)
-    clean_states, logits = forward_states(model, batch, SITES)
-    torch.testing.assert_close(logprobs, choice_logprobs(logits, choices), **close(model))
+    prompts, choices = list(rows.input_ids), list(rows.choice_ids)
+    states, gradients, logits = states_and_gradients(model, prompts, choices, SITES)
+    full = full_backprop(model, pad(prompts), choices, SITES)
+    clean_states, clean_logits = forward_states(model, pad(prompts), SITES)
+    torch.testing.assert_close(logits, clean_logits, **close(model))
     for site in SITES:
         assert gradients[site].shape == full[site].shape == states[site].shape
         assert gradients[site].shape[:2] == (LAYERS, len(rows))
@@ -57,9 +57,9 @@ def test_gradients_from_the_cached_prefix_equal_full_backprop(family):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
 def test_gradients_in_single_precision_are_those_of_double_precision(family):
     rows = tiny_prompts()
-    batch, choices = pad(rows.input_ids), list(rows.choice_ids)
+    prompts, choices = list(rows.input_ids), list(rows.choice_ids)
     single, double = (
-        states_and_gradients(tiny(family, dtype), batch, choices, SITES)[1]
+        states_and_gradients(tiny(family, dtype), prompts, choices, SITES)[1]
         for dtype in (torch.float32, torch.float64)
     )
     for site in SITES:
@@ -75,7 +75,7 @@ def test_gradients_equal_finite_differences_of_the_margin(family, site):
     step, rel, noise = (1e-3, 1e-3, 6e-5) if family == "llama" else (1e-5, 1e-6, 1e-8)
     model, rows = tiny(family), tiny_prompts(1)
     batch, choices = pad(rows.input_ids), list(rows.choice_ids)
-    gradients = states_and_gradients(model, batch, choices, [site])[1][site]
+    gradients = states_and_gradients(model, list(rows.input_ids), choices, [site])[1][site]
 
     def margin(layer: int, channel: int, by: float) -> float:
         def push(_, at: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -97,38 +97,31 @@ def test_gradients_equal_finite_differences_of_the_margin(family, site):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_bigcode", "gpt_neox"])
 def test_a_row_s_gradient_does_not_depend_on_what_else_is_in_the_batch(family):
     model, rows = tiny(family), tiny_prompts()
-    choices = list(rows.choice_ids)
-    together = states_and_gradients(model, pad(rows.input_ids), choices, SITES)[1]
-    for i, ids in enumerate(rows.input_ids):
-        alone = states_and_gradients(model, pad([ids]), choices[i : i + 1], SITES)[1]
+    prompts, choices = list(rows.input_ids), list(rows.choice_ids)
+    together = states_and_gradients(model, prompts, choices, SITES)[1]
+    for i, ids in enumerate(prompts):
+        alone = states_and_gradients(model, [ids], choices[i : i + 1], SITES)[1]
         for site in SITES:
             torch.testing.assert_close(together[site][:, i], alone[site][:, 0], **close(model))
 
 
 def test_gradients_at_some_layers_are_those_of_all_layers():
     model, rows = tiny("gpt2"), tiny_prompts()
-    batch, choices = pad(rows.input_ids), list(rows.choice_ids)
-    every = states_and_gradients(model, batch, choices, SITES)[1]
-    some = states_and_gradients(model, batch, choices, SITES, [0, 2])[1]
+    prompts, choices = list(rows.input_ids), list(rows.choice_ids)
+    every = states_and_gradients(model, prompts, choices, SITES)[1]
+    some = states_and_gradients(model, prompts, choices, SITES, [0, 2])[1]
     for site in SITES:
         torch.testing.assert_close(some[site], every[site][[0, 2]], **close(model))
-
-
-def test_right_padding_is_refused_for_gradients():
-    rows = tiny_prompts()
-    batch = pad(rows.input_ids, side="right")
-    with pytest.raises(ValueError, match="left-padded"):
-        states_and_gradients(tiny("llama"), batch, list(rows.choice_ids), SITES)
 
 
 @pytest.mark.trap(25)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_counterfactual_pass_moves_every_margin_towards_the_other_answer_and_no_weight(family):
     model, rows = tiny(family), tiny_prompts()
-    batch, choices = pad(rows.input_ids), list(rows.choice_ids)
+    prompts, choices = list(rows.input_ids), list(rows.choice_ids)
     weights = {name: x.clone() for name, x in model.state_dict().items()}
-    clean, logits = forward_states(model, batch, SITES)
-    moved, logprobs = counterfactual_states(model, batch, choices, SITES, layer=1, step=0.01)
+    clean, logits = forward_states(model, pad(prompts), SITES)
+    moved, logprobs = counterfactual_states(model, prompts, choices, SITES, layer=1, step=0.01)
     before, after = torch.diff(choice_logprobs(logits, choices)), torch.diff(logprobs)
     assert ((after - before) * before.sign() < 0).all()
     for site in SITES:
@@ -146,19 +139,20 @@ def test_a_counterfactual_pass_moves_every_margin_towards_the_other_answer_and_n
 
 def test_a_counterfactual_pass_is_the_plain_pass_with_the_state_moved():
     model, rows = tiny("llama"), tiny_prompts()
-    batch, choices = pad(rows.input_ids), list(rows.choice_ids)
-    states, gradients, logprobs = states_and_gradients(model, batch, choices, ["resid_post"])
+    prompts, choices = list(rows.input_ids), list(rows.choice_ids)
+    states, gradients, logits = states_and_gradients(model, prompts, choices, ["resid_post"])
+    margins = torch.diff(choice_logprobs(logits, choices))
     state, gradient = states["resid_post"][1], gradients["resid_post"][1]
     direction = gradient / gradient.norm(dim=-1, keepdim=True)
     length = 0.3 * state.norm(dim=-1, keepdim=True)
-    moved = state - torch.diff(logprobs).sign() * length * direction
+    moved = state - margins.sign() * length * direction
 
     def put(site: str, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         return torch.cat([hidden[:, :-1], moved[:, None]], 1)
 
     with at_sites(model, ["resid_post"], put, 1):
-        expected = choice_logprobs(last_logits(model, batch), choices)
-    _, found = counterfactual_states(model, batch, choices, SITES, layer=1, step=0.3)
+        expected = choice_logprobs(last_logits(model, pad(prompts)), choices)
+    _, found = counterfactual_states(model, prompts, choices, SITES, layer=1, step=0.3)
     torch.testing.assert_close(found, expected, **close(model))
 
 
@@ -201,10 +195,12 @@ def test_a_state_after_a_choice_is_that_of_the_prompt_with_the_choice_behind_it(
     family, make_prompts
 ):
     model, rows = tiny(family), make_prompts()
-    last = cached_prefix(model, shared_batch(model, list(rows.input_ids)))
-    last_token_gradients(model, last, list(rows.choice_ids), ["resid_post"])
+    prefixes = run_prefixes(model, list(rows.input_ids))
+    last_tokens = prefixes.append()
+    last_token_gradients(model, last_tokens, list(rows.choice_ids), ["resid_post"])
     tokens = first_tokens(rows.strict_ids)
-    pair = states_after_choices(model, last, last["past_key_values"], tokens, ["resid_post"])
+    complete = prefixes.grown(last_tokens)
+    pair = states_after_choices(model, complete, tokens, ["resid_post"])
     for choice, after_choice in enumerate(pair):
         longer = [[*ids, pair[choice]] for ids, pair in zip(rows.input_ids, tokens, strict=True)]
         expected, _ = forward_states(model, pad(longer), ["resid_post"])

@@ -15,7 +15,7 @@ from tiny_models import tiny_checkpoint, tiny_prompts
 from dlk_utils.errors import StoreError
 from dlk_utils.extract import stages
 from dlk_utils.extract.on_ray import TURNS, extract_on_ray
-from dlk_utils.extract.packing import plan_shared
+from dlk_utils.extract.packing import plan_packed
 from dlk_utils.extract.stages import store_draws, store_gradients
 from dlk_utils.extract.store import is_complete, lock
 from dlk_utils.lab.run import Run
@@ -81,7 +81,7 @@ def test_two_workers_make_the_bytes_of_a_local_run_which_gives_up_its_own_copy_o
 def test_a_job_on_a_store_with_other_parts_is_refused(spec, tmp_path):
     rows = tiny_prompts(4)
     store_gradients(load_spec(spec), rows, tmp_path)
-    options = {"plan": plan_shared, "workers": 1, "record": {"p": 0.1}}
+    options = {"plan": plan_packed, "workers": 1, "record": {"p": 0.1}}
     with pytest.raises(Exception, match="with other parts"):
         extract_on_ray(store_gradients, spec, rows, tmp_path, **options)
 

@@ -84,7 +84,7 @@ def test_dropout_draws_are_those_of_each_prompt_alone(family, scope):
     assert draws.shape == (3, LAYERS, len(rows), model.config.hidden_size)
     for i, ids in enumerate(rows.input_ids):
         seeds = [[draw_seed(keys[i], k, 5)] for k in range(3)]
-        alone = draw_states(model, pad([ids]), ["resid_post"], seeds=seeds, **options)
+        alone = draw_states(model, [ids], ["resid_post"], seeds=seeds, **options)
         for k, (states, _) in enumerate(alone):
             assert_close(draws[k, :, i], states["resid_post"][:, 0])
 
@@ -156,15 +156,17 @@ def test_order_batches_and_shared_beginnings_do_not_matter(family):
 def test_a_batch_that_does_not_fit_into_memory_changes_nothing(monkeypatch):
     model, prompts = tiny("llama"), list(tiny_prompts(20).input_ids)
     expected = activations(model, prompts, **QUIET)["resid_post"]
-    real = passes.forward_states
+    real, sizes = passes.clean_states, []
 
-    def short_of_memory(model, batch, *args, **options):
-        if len(batch["input_ids"]) > 3:
+    def short_of_memory(model, prompts, *args, **options):
+        sizes.append(len(prompts))
+        if len(prompts) > 3:
             raise torch.OutOfMemoryError("planted")
-        return real(model, batch, *args, **options)
+        return real(model, prompts, *args, **options)
 
-    monkeypatch.setattr(passes, "forward_states", short_of_memory)
+    monkeypatch.setattr(passes, "clean_states", short_of_memory)
     assert_close(activations(model, prompts, **QUIET)["resid_post"], expected)
+    assert max(sizes) > 3
 
 
 def test_identical_prompts_get_identical_masks_unless_their_keys_differ():
@@ -270,13 +272,13 @@ def test_draws_that_cannot_be_made_are_refused():
 
 
 def test_a_value_that_overflows_is_refused(monkeypatch):
-    real = passes.forward_states
+    real = passes.clean_states
 
     def overflowing(*args, **options):
         states, logits = real(*args, **options)
         return {site: x * float("inf") for site, x in states.items()}, logits
 
-    monkeypatch.setattr(passes, "forward_states", overflowing)
+    monkeypatch.setattr(passes, "clean_states", overflowing)
     with pytest.raises(DataError, match=r"states: resid_post is not finite in torch.float64"):
         activations(tiny("llama"), [[5, 6, 7]], **QUIET)
 

@@ -280,9 +280,9 @@ def test_choices_that_begin_with_the_same_token_have_no_contrast_pair(tmp_path):
 def test_the_second_pass_of_a_counterfactual_pair_is_stored_as_it_is_computed(tmp_path):
     model, rows = tiny("llama"), tiny_prompts()
     store_counterfactual(model, rows, tmp_path, at=1, step=0.2)
-    batch, choices = pad(rows.input_ids), list(rows.choice_ids)
+    prompts, choices = list(rows.input_ids), list(rows.choice_ids)
     states, logprobs = counterfactual_states(
-        model, batch, choices, ["resid_post"], layer=1, step=0.2
+        model, prompts, choices, ["resid_post"], layer=1, step=0.2
     )
     stored = read_rows(tmp_path, rows, "choice_logprobs.1")
     np.testing.assert_allclose(stored, logprobs, rtol=1e-5)
@@ -367,7 +367,7 @@ def test_a_batch_that_does_not_fit_into_memory_loses_nothing(tmp_path):
     def one_batch(prompts: pd.DataFrame, batch_tokens: int) -> list[list[list[str]]]:
         return [[list(prompts.row_id)]]
 
-    fill_rows(tmp_path, rows, compute, one_batch, {}, desc="halves")
+    fill_rows(tiny("llama"), tmp_path, rows, compute, one_batch, {}, desc="halves")
     expected = [[float(i) for i in ids[:2]] for ids in rows.input_ids]
     assert read_rows(tmp_path, rows, "x").tolist() == expected
 

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from tiny_models import FAMILIES, LAYERS, close, prompts_that_begin_alike, tiny, tiny_prompts
+from tiny_models import FAMILIES, LAYERS, close, tiny, tiny_prompts
 
 from dlk_utils.extract.batches import pad
-from dlk_utils.extract.packing import shared_batch
 from dlk_utils.extract.states import forward_states
 from dlk_utils.models.sites import SITES
 
@@ -44,13 +43,3 @@ def test_the_last_few_positions_are_the_hidden_states_of_each_prompt(family, sid
 def test_more_positions_than_the_shortest_prompt_has_are_refused():
     with pytest.raises(ValueError, match=r"positions: expected between 1 and .* 2, got 3"):
         forward_states(tiny("llama"), pad([[5, 6], [7, 8, 9]]), SITES, positions=3)
-
-
-def test_no_states_are_asked_of_tokens_in_a_cache():
-    model, ids = tiny("llama"), list(prompts_that_begin_alike().input_ids)
-    own = min(map(len, ids)) - 20
-    few, _ = forward_states(model, shared_batch(model, ids), ["resid_post"], positions=own)
-    expected, _ = forward_states(model, pad(ids), ["resid_post"], positions=own)
-    torch.testing.assert_close(few["resid_post"], expected["resid_post"], **close(model))
-    with pytest.raises(ValueError, match=f"not in a cache, {own}, got {own + 1}"):
-        forward_states(model, shared_batch(model, ids), ["resid_post"], positions=own + 1)

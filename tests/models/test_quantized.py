@@ -83,7 +83,7 @@ def test_gradients_are_those_of_full_backprop_and_touch_no_weight(
     before = tensors(model)
     batch, choices = pad(PROMPTS), [[[3], [4]]] * len(PROMPTS)
 
-    gradients = states_and_gradients(model, batch, choices, SITES)[1]
+    gradients = states_and_gradients(model, PROMPTS, choices, SITES)[1]
     expected = full_backprop(model, batch, choices, SITES)
     for site in SITES:
         assert torch.isfinite(gradients[site]).all()
@@ -120,7 +120,7 @@ def test_draws_of_the_last_token_side_by_side_are_those_one_by_one(
     def draws(at_once: int | None) -> list[Tensor]:
         drawn = draw_states(
             model,
-            pad(PROMPTS),
+            PROMPTS,
             ["resid_post"],
             seeds=seeds,
             p=0.3,

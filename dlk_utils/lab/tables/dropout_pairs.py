@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from dlk_utils.evaluation.stats import mean_interval
 from dlk_utils.extract.answers import choice_logprobs
-from dlk_utils.extract.batches import last_logits, pad
 from dlk_utils.extract.draws import SCOPES, seeded_draws
 from dlk_utils.extract.dropout import DEFAULT_P, INJECTED
+from dlk_utils.extract.states import clean_states
 from dlk_utils.extract.store import load_features
 from dlk_utils.questions.choices import require_first_token_choices
 
@@ -61,7 +61,7 @@ def spread_table(
     model: nn.Module,
     prompts: pd.DataFrame,
     *,
-    n_draws: int = 16,
+    n_draws: int = 8,
     p: float = DEFAULT_P,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -75,7 +75,8 @@ def spread_table(
         plain pass (`mean_off_plain`).
     """
     require_first_token_choices(prompts, "dropout draws")
-    plain = _p1(last_logits(model, pad(prompts.input_ids, device=model.device)), prompts)
+    _, logits = clean_states(model, list(prompts.input_ids), [])
+    plain = _p1(logits, prompts)
     rows = []
     for scope in SCOPES:
         _, p1 = _draws(model, prompts, n_draws, p=p, scope=scope, seed=seed)
@@ -129,6 +130,7 @@ def _draws(
         seed=seed,
         scope=scope,
         places=INJECTED,
+        question_starts=list(prompts.question_start),
     )
     states = torch.stack([states["resid_post"][0].float() for states, _ in draws])
     return states, np.stack([_p1(logits, prompts) for _, logits in draws])

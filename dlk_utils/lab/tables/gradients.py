@@ -11,19 +11,42 @@ from torch import nn
 
 from dlk_utils.extract.batches import pad
 from dlk_utils.extract.gradients import counterfactual_states, full_backprop, states_and_gradients
-from dlk_utils.extract.store import load_features
+from dlk_utils.extract.states import forward_states
+from dlk_utils.extract.store import read_rows
 from dlk_utils.models.sites import SITES
 
 
 def feature_norms(
-    folder: Path, kind: str, n_layers: int
+    folder: Path, rows: pd.DataFrame, kind: str, n_layers: int
 ) -> dict[str, Float[np.ndarray, "layer n"]]:
-    """Measure the norm of every ``"activation"`` or ``"gradient"`` of a store, by site."""
+    """Measure the norm of every ``"activation"`` or ``"gradient"`` of some rows, by site."""
     norms = {}
     for site in SITES:
-        features = [load_features(folder, site, layer, kind)[0] for layer in range(n_layers)]
-        norms[site] = np.stack([np.linalg.norm(x, axis=1) for x in features])
+        names = [f"{kind}.{site}.{layer}.0" for layer in range(n_layers)]
+        norms[site] = np.stack(
+            [np.linalg.norm(read_rows(folder, rows, name), axis=1) for name in names]
+        )
     return norms
+
+
+def distance_alone(model: nn.Module, folder: Path, rows: pd.DataFrame) -> pd.Series:
+    """Run each row alone, and measure how far its stored states lie from the states it has then.
+
+    Returns
+    -------
+    Series
+        By layer, the largest distance at `resid_post` relative to the state's norm.
+    """
+    distances = {}
+    alone = [
+        forward_states(model, pad([ids], device=model.device), ["resid_post"])[0]["resid_post"]
+        for ids in rows.input_ids
+    ]
+    for layer, expected in enumerate(torch.cat(alone, 1).float()):
+        stored = torch.from_numpy(read_rows(folder, rows, f"activation.resid_post.{layer}.0"))
+        distance = (stored - expected).norm(dim=-1) / expected.norm(dim=-1)
+        distances[layer] = float(distance.max())
+    return pd.Series(distances)
 
 
 def least_cosines(model: nn.Module, rows: pd.DataFrame) -> pd.DataFrame:
@@ -34,9 +57,9 @@ def least_cosines(model: nn.Module, rows: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         The least cosine over the rows, by layer (rows) and site (columns).
     """
-    batch, choice_ids = pad(rows.input_ids, device=model.device), list(rows.choice_ids)
-    _, cached, _ = states_and_gradients(model, batch, choice_ids, SITES)
-    full = full_backprop(model, batch, choice_ids, SITES)
+    prompts, choice_ids = list(rows.input_ids), list(rows.choice_ids)
+    _, cached, _ = states_and_gradients(model, prompts, choice_ids, SITES)
+    full = full_backprop(model, pad(prompts, device=model.device), choice_ids, SITES)
     least = {}
     for site in SITES:
         cosine = torch.cosine_similarity(cached[site].float(), full[site].float(), dim=-1)
@@ -51,11 +74,11 @@ def moved_margins(
 
     A step is the share of the state's norm by which it is moved along the gradient.
     """
-    batch, choice_ids = pad(rows.input_ids, device=model.device), list(rows.choice_ids)
+    prompts, choice_ids = list(rows.input_ids), list(rows.choice_ids)
     margins = {}
     for step in steps:
         _, logp = counterfactual_states(
-            model, batch, choice_ids, ["resid_post"], layer=layer, step=step
+            model, prompts, choice_ids, ["resid_post"], layer=layer, step=step
         )
         logp = logp.float().numpy()
         margins[f"moved by {step}"] = logp[:, 1] - logp[:, 0]
