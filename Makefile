@@ -12,7 +12,7 @@ PARAMETERS ?=
 ORDER := run-09_pairs_and_votes $(NOTEBOOKS:%=run-%)
 TO := book/notebooks
 # The small size that the check runs, and what a notebook takes besides.
-SMALL := -p n_examples 24
+SMALL := -p n_examples 16
 SMALL_00_train_liar := -p n_examples 8
 SMALL_02_check_lie_rate := -p n_grid 4
 SMALL_03_extract := -p audit_rows 4
@@ -21,6 +21,8 @@ SMALL_06_detect := -p layer_stride 10
 SMALL_08_carry_over := -p layer_stride 10
 SMALL_09_pairs_and_votes := -p layer_stride 10 -p n_draws 4
 SMALL_10_headlines := -p layer_stride 10 -p n_draws 4
+# Those that nbval runs again, to compare what they show: prompts, stores and figures, kept tables.
+COMPARED := 01_make_dataset 04_extract_grads 05_probe_ablations
 PAPERMILL := $(BIN)/papermill --no-progress-bar
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
@@ -30,7 +32,7 @@ export PYTHONUNBUFFERED := 1
 help:  ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-setup: $(VENV)/made  ## make the environment .venv from the pins
+setup: $(VENV)/made  ## make the environment .venv from the pins, and the model smollm2
 
 $(VENV)/made: pyproject.toml constraints.txt
 	@rm -rf $(VENV)
@@ -41,6 +43,7 @@ $(VENV)/made: pyproject.toml constraints.txt
 		$(BIN)/pip install --quiet -c constraints.txt -e '.[notebooks,dev,quant,ray]'
 		$(BIN)/pip check
 	fi
+	$(BIN)/python -m dlk_utils.models.embedded_model  # so that no notebook waits for it
 	touch $@
 
 book: setup  ## run the notebooks and build the HTML book: _build/html/index.html
@@ -65,14 +68,14 @@ run-06_detect run-08_carry_over: run-04_extract_grads
 run-07_traps: run-05_probe_ablations
 run-10_headlines: run-05_probe_ablations run-08_carry_over run-09_pairs_and_votes
 
-test: setup lint  ## everything that CI runs: lint, unit tests, the notebooks run twice and compared
+test: setup lint  ## everything that CI runs: lint, unit tests, all notebooks, some of them twice
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 12
 	$(MAKE) --no-print-directory nbval
 
 nbval: setup
 	@mkdir -p build/nbval
 	TQDM_DISABLE=1 $(MAKE) -s -j 2 CHECK=1 TO=build/nbval $(ORDER)
-	TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=600 -n 2 --dist loadfile build/nbval
+	TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=600 -n 2 --dist loadfile $(COMPARED:%=build/nbval/%.ipynb)
 
 bench: setup .venv-peers/made  ## time one way of computing against another and other libraries, print the goals, and write the book's page on speed
 	$(BIN)/python bench/answers.py

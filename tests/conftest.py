@@ -39,7 +39,14 @@ __all__ = [
 # Workers that each use all cores slow each other down. (`tiny_models` limits torch.)
 threadpoolctl.threadpool_limits(1)
 
-LONG = ["test_organism_check.py", "test_ways.py", "test_survival.py", "test_on_ray.py"]
+LONG = [
+    "test_ways.py",
+    "test_on_ray.py",
+    "test_survival.py",
+    "test_organism_check.py",
+    "test_cache.py",
+    "test_documentation.py",
+]
 
 
 QUICK_FAMILIES = (

@@ -1,6 +1,8 @@
 """The contract of the house: imports go down the list of layers, never up and never round."""
 
+import ast
 import graphlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -101,10 +103,83 @@ def test_an_unknown_name_is_an_attribute_error():
         dlk_utils.activation  # noqa: B018
 
 
-def test_importing_the_package_loads_neither_torch_nor_pandas():
-    code = "import sys, dlk_utils; print({'torch', 'pandas', 'transformers'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+HEAVY = {
+    "IPython",
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "matplotlib",
+    "myst_nb",
+    "nbformat",
+    "numpy",
+    "pandas",
+    "peft",
+    "plotly",
+    "pyarrow",
+    "ray",
+    "scipy",
+    "sklearn",
+    "sphinx",
+    "torch",
+    "transformers",
+}
+"""Libraries that take long to import."""
+
+NEEDED_BY_A_NOTEBOOK = {
+    "IPython",
+    "myst_nb",
+    "numpy",
+    "pandas",
+    "plotly",
+    "pyarrow",
+    "scipy",
+    "sklearn",
+    "torch",
+    # `extract.prefixes` extends its cache.
+    "transformers",
+}
+"""Those of `HEAVY` that the first cell of a notebook may load. The others wait for their use."""
+
+
+def loaded_by(code: str) -> set[str]:
+    """Run code in a new interpreter, and return which libraries of `HEAVY` it has loaded."""
+    code += f"\nimport sys; print(*({HEAVY} & set(sys.modules)))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def imports_of(notebook: Path) -> str:
+    """The import statements of a notebook."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    statements = []
+    for cell in cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            statements += [
+                ast.unparse(node)
+                for node in ast.parse(source).body
+                if isinstance(node, ast.Import | ast.ImportFrom)
+            ]
+    return "\n".join(statements)
+
+
+def test_importing_the_package_loads_no_heavy_library():
+    assert loaded_by("import dlk_utils") == set()
+
+
+START = """
+from IPython.core.interactiveshell import InteractiveShell
+InteractiveShell.instance()
+start([])
+versions()
+"""
+
+
+def test_a_notebook_that_starts_loads_no_library_before_its_use():
+    notebooks = sorted((PACKAGE.parent / "notebooks").glob("*.ipynb"))
+    imports = "\n".join(map(imports_of, notebooks))
+    assert loaded_by(imports + START) <= NEEDED_BY_A_NOTEBOOK
 
 
 def test_the_core_loads_without_the_lab():

@@ -116,6 +116,11 @@ def test_make_alone_prints_the_targets():
     assert {"setup", "book", "test", "lab", "lint", "bench", "organism", "clean"} <= make_targets()
 
 
+def test_the_environment_is_made_with_the_model_so_that_no_notebook_waits_for_it():
+    recipe = read("Makefile").split("$(VENV)/made: ")[1].split("\n\n")[0]
+    assert "pip install" in recipe and "python -m dlk_utils.models.embedded_model" in recipe
+
+
 def test_every_public_name_is_in_the_api_reference():
     page = read("book/api.md")
     documented = re.findall(r"auto(?:function|class):: [\w.]+\.(\w+)$", page, re.MULTILINE)

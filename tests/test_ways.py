@@ -1,14 +1,8 @@
 """The ways in: papermill on the real notebooks, as a user would call it."""
 
-from pathlib import Path
-
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import checkpoint_that_knows_nothing
 
-from dlk_utils.models.loading import load_tokenizer, resolve
-from dlk_utils.questions.choices import spellings
-from dlk_utils.questions.templates import prompt_library
 from notebooks import papermill, run, text_outputs
 
 pytestmark = pytest.mark.slow
@@ -50,37 +44,12 @@ def forty_statements() -> str:
     return "\n".join(lines)
 
 
-def save_model_that_knows_nothing(folder: Path) -> None:
-    """Save a tiny model with random weights that answers every question, rightly by chance."""
-    tokenizer = load_tokenizer(resolve("smollm2"))
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=16,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-    )
-    model = LlamaForCausalLM(config)
-    # One channel is on for every token, and says that the words of the choices come next.
-    words = {word for pair in prompt_library("claim").choices for word in pair}
-    choices = [token for word in words for token in spellings(tokenizer, word)]
-    model.model.embed_tokens.weight.data[:, 0] = 5
-    model.lm_head.weight.data[choices, 0] = 5
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def test_forty_statements_of_ones_own_go_through_all_five_notebooks(tmp_path):
     """With few rows, which the model does not know, each notebook says so and ends well."""
     own = tmp_path / "own.csv"
     own.write_text(forty_statements(), encoding="utf-8")
-    save_model_that_knows_nothing(tmp_path / "model")
-    options = {"model": tmp_path / "model", "datasets": own, "runs_dir": tmp_path / "runs"}
+    model = checkpoint_that_knows_nothing(tmp_path / "model")
+    options = {"model": model, "datasets": own, "runs_dir": tmp_path / "runs"}
     for stage, parameters in STAGES.items():
         done = run(papermill(stage, tmp_path / f"{stage}.ipynb", **options, **parameters))
         assert done.returncode == 0, done.stderr[-2000:]
@@ -93,7 +62,7 @@ def test_forty_statements_of_ones_own_go_through_all_five_notebooks(tmp_path):
 
 
 def test_the_default_model_goes_through_a_notebook_that_none_ran_before(tmp_path):
-    options = {"datasets": "cities", "n_examples": 12, "runs_dir": tmp_path / "runs"}
+    options = {"datasets": "cities", "n_examples": 8, "runs_dir": tmp_path / "runs"}
     done = run(papermill("04_extract_grads", tmp_path / "out.ipynb", **options))
     assert done.returncode == 0, done.stderr[-2000:]
     results = text_outputs(tmp_path / "out.ipynb")

@@ -8,7 +8,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from dlk_utils.models.loading import load_tokenizer, resolve
 from dlk_utils.models.sites import ARCHITECTURES
+from dlk_utils.questions.choices import spellings
+from dlk_utils.questions.templates import prompt_library
 
 torch.set_num_threads(1)
 
@@ -116,10 +119,49 @@ def tiny(family: str, dtype: torch.dtype | None = None):
     return new_model(family).to(dtype)
 
 
-def tiny_checkpoint(folder: Path, family: str) -> Path:
-    """Save a model in float32 and a tokenizer of bytes, as `from_pretrained` loads them."""
-    tokenizer = byte_tokenizer()
-    new_model(family, vocab_size=len(tokenizer)).save_pretrained(folder)
+def tiny_checkpoint(folder: Path, family: str = "llama", *, tokenizer=None, **options) -> Path:
+    """Save a model with random weights in float32, and a tokenizer, for `from_pretrained`.
+
+    Parameters
+    ----------
+    folder
+        Where to save both; it is returned.
+    family
+        One of `FAMILIES`.
+    tokenizer
+        None is `byte_tokenizer()`.
+    **options
+        Settings of the model's config, for instance ``max_position_embeddings``.
+    """
+    tokenizer = tokenizer or byte_tokenizer()
+    new_model(family, vocab_size=len(tokenizer), **options).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def checkpoint_that_knows_nothing(folder: Path) -> Path:
+    """Save a tiny model that answers every claim, rightly by chance, with SmolLM2's tokenizer.
+
+    So it goes through every notebook like a real model, in seconds.
+    """
+    tokenizer = load_tokenizer(resolve("smollm2"))
+    model = new_model(
+        "llama",
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=2048,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+    )
+    # One channel is on for every token, and says that the words of the choices come next.
+    words = {word for pair in prompt_library("claim").choices for word in pair}
+    choices = [token for word in words for token in spellings(tokenizer, word)]
+    model.model.embed_tokens.weight.data[:, 0] = 5
+    model.lm_head.weight.data[choices, 0] = 5
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import sklearn
 import torch
-import transformers
 from IPython import get_ipython
 
 import dlk_utils
 from dlk_utils.errors import DlkError, ParameterError
-from dlk_utils.lab.figures import use_book_renderer
+from dlk_utils.lab.figures import show_figures
+from dlk_utils.provenance import library_versions
 
 
 def start(cells: list[str]) -> None:
@@ -37,9 +36,10 @@ def start(cells: list[str]) -> None:
     ParameterError
         If papermill was given a parameter that the notebook does not have.
     """
-    get_ipython().set_custom_exc((DlkError,), _show_message)
+    shell = get_ipython()
+    shell.set_custom_exc((DlkError,), _show_message)
     check_parameters(cells)
-    use_book_renderer()
+    show_figures(shell)
     warnings.filterwarnings("ignore", message="IProgress not found")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     pd.set_option("display.max_colwidth", 60, "display.width", 160)
@@ -66,10 +66,11 @@ def check_parameters(cells: list[str]) -> None:
 
 def versions() -> str:
     """Say in one line which versions compute here, and on what."""
-    libraries = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    installed = library_versions()
+    libraries = [f"{name} {installed[name]}" for name in ("torch", "transformers", "scikit-learn")]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return (
-        f"dlk_utils {dlk_utils.__version__}, {libraries}, scikit-learn {sklearn.__version__}, "
+        f"dlk_utils {dlk_utils.__version__}, {', '.join(libraries)}, "
         f"Python {platform.python_version()}, {device}"
     )
 

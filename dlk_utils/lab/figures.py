@@ -10,12 +10,14 @@ import html
 import json
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
-from IPython.display import HTML
-from plotly.io.base_renderers import MimetypeRenderer
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.display import HTML, display
+from plotly.io.base_renderers import PlotlyRenderer
 
 from dlk_utils.lab.static import draw_png
 
@@ -27,41 +29,49 @@ GREY = "#888"
 Number = int | float
 
 
-class BookRenderer(MimetypeRenderer):
-    """Show figures as HTML that uses the book's one copy of plotly.js.
+def mime_bundle(fig: go.Figure) -> dict[str, Any]:
+    """Return a figure in every form that a notebook shows it in, by MIME type.
 
-    A still picture is inside for readers without scripts. The id of the figure is a hash of its
-    content, so running a notebook again changes nothing.
+    These are JupyterLab's own type of plotly, ``text/html`` for the book, and ``image/png`` for
+    readers that know neither. The HTML uses the book's one copy of plotly.js, and holds the still
+    picture for readers without scripts. The id of the figure is a hash of its content, so running a
+    notebook again changes nothing.
+    """
+    fig_dict = fig.to_dict()
+    png = base64.b64encode(draw_png(fig_dict)).decode()
+    content = json.dumps(fig_dict, sort_keys=True, default=str)
+    interactive = pio.to_html(
+        fig_dict,
+        include_plotlyjs=False,
+        include_mathjax=False,
+        full_html=False,
+        validate=False,
+        config={"displayModeBar": False},
+        div_id=f"figure-{hashlib.sha256(content.encode()).hexdigest()[:16]}",
+    )
+    title = fig_dict.get("layout", {}).get("title", {}).get("text", "figure")
+    alternative = html.escape(html.unescape(title.replace("<br>", " ")))
+    picture = f'<img alt="{alternative}" src="data:image/png;base64,{png}">'
+    shown = {"text/html": f"{interactive}<noscript>{picture}</noscript>", "image/png": png}
+    return PlotlyRenderer().to_mimebundle(fig_dict) | shown
+
+
+def show_figures(shell: InteractiveShell) -> None:
+    """Make a shell show plotly figures by `mime_bundle`.
+
+    That is how a figure is shown at the end of a cell or by ``display``. Its own method ``show``
+    goes by ``plotly.io.renderers``, which stays as it is: importing that takes over a second.
     """
 
-    def to_mimebundle(self, fig_dict: dict) -> dict[str, str]:
-        """Return ``text/html`` and ``image/png`` of a figure's dictionary."""
-        png = base64.b64encode(draw_png(fig_dict)).decode()
-        content = json.dumps(fig_dict, sort_keys=True, default=str)
-        interactive = pio.to_html(
-            fig_dict,
-            include_plotlyjs=False,
-            include_mathjax=False,
-            full_html=False,
-            validate=False,
-            config={"displayModeBar": False},
-            div_id=f"figure-{hashlib.sha256(content.encode()).hexdigest()[:16]}",
-        )
-        title = fig_dict.get("layout", {}).get("title", {}).get("text", "figure")
-        alternative = html.escape(html.unescape(title.replace("<br>", " ")))
-        picture = f'<img alt="{alternative}" src="data:image/png;base64,{png}">'
-        return {"text/html": f"{interactive}<noscript>{picture}</noscript>", "image/png": png}
+    def show(fig: go.Figure) -> None:
+        display(mime_bundle(fig), raw=True)
 
-
-def use_book_renderer() -> None:
-    """Show figures as JupyterLab's own type, as HTML for the book, and as PNG elsewhere."""
-    pio.renderers["book"] = BookRenderer()
-    pio.renderers.default = "plotly_mimetype+book"
+    shell.display_formatter.ipython_display_formatter.for_type(go.Figure, show)
 
 
 def as_html(fig: go.Figure) -> HTML:
     """Return a figure as the book shows it, to be glued into another page."""
-    return HTML(BookRenderer().to_mimebundle(fig.to_dict())["text/html"])
+    return HTML(mime_bundle(fig)["text/html"])
 
 
 def intervals_figure(

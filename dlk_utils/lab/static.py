@@ -6,11 +6,9 @@ They show what `lab.figures` makes: points, lines, bars, error bars, and a heat 
 import html
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 GREY = "#888"
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "cross": "P", "x": "X"}
@@ -32,6 +30,10 @@ def draw_png(fig: dict, *, width: float = 7.2, dpi: int = 80) -> bytes:
     ValueError
         If a trace is not a scatter, bar or heat map.
     """
+    # Imported here, for it takes half a second that a notebook need not wait for at its start.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     layout = fig.get("layout", {})
     size = (width, layout.get("height", 420) / 100)
     picture = Figure(figsize=size, dpi=dpi, layout="constrained")
@@ -66,7 +68,7 @@ def draw_png(fig: dict, *, width: float = 7.2, dpi: int = 80) -> bytes:
     return png.getvalue()
 
 
-def _draw_scatter(axes: Axes, trace: dict) -> None:
+def _draw_scatter(axes: Any, trace: dict) -> None:
     marker, line = trace.get("marker", {}), trace.get("line", {})
     has_markers, has_line = "markers" in trace["mode"], "lines" in trace["mode"]
     axes.errorbar(
@@ -89,7 +91,7 @@ def _error(error: dict | None) -> list[np.ndarray] | None:
     return [np.abs(error["arrayminus"]), np.abs(error["array"])] if error else None
 
 
-def _draw_bars(axes: Axes, bars: Sequence[dict]) -> None:
+def _draw_bars(axes: Any, bars: Sequence[dict]) -> None:
     """Draw bars side by side at the numbers where they stand."""
     values = sorted({x for trace in bars for x in trace["x"]})
     width = 0.8 * min(np.diff(values), default=1) / max(1, len(bars))
@@ -107,7 +109,7 @@ def _draw_bars(axes: Axes, bars: Sequence[dict]) -> None:
         )
 
 
-def _draw_heatmap(axes: Axes, trace: dict) -> None:
+def _draw_heatmap(axes: Any, trace: dict) -> None:
     values, low, high = np.array(trace["z"], float), trace["zmin"], trace["zmax"]
     axes.imshow(values, cmap="RdBu", vmin=low, vmax=high, aspect="auto", origin="lower")
     axes.set_xticks(range(len(trace["x"])), trace["x"], rotation=30, ha="right")
@@ -121,7 +123,7 @@ def _draw_heatmap(axes: Axes, trace: dict) -> None:
             axes.text(j, i, _lines(text), ha="center", va="center", color=color, fontsize=7)
 
 
-def _set_axis(axes: Axes, name: str, axis: dict) -> None:
+def _set_axis(axes: Any, name: str, axis: dict) -> None:
     """Set label, scale, range and ticks of the axis ``"x"`` or ``"y"``."""
     options = {f"{name}label": axis.get("title", {}).get("text", "")}
     if axis.get("range"):

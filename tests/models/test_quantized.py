@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_models import VOCAB, byte_tokenizer
+from tiny_models import byte_tokenizer, tiny_checkpoint
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from dlk_utils.extract.batches import pad
 from dlk_utils.extract.draws import draw_states
@@ -21,20 +21,16 @@ PROMPTS = [[5, 6, 7, 8], [9, 10, 11], [12] * 9]
 
 @pytest.fixture(scope="module")
 def llama_folder(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
+    # bitsandbytes takes weights of multiples of 32 and 64 only.
+    return tiny_checkpoint(
+        tmp_path_factory.mktemp("llama"),
+        tokenizer=byte_tokenizer(chat_template=None),
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        num_hidden_layers=2,
         max_position_embeddings=128,
     )
-    folder = tmp_path_factory.mktemp("llama")
-    LlamaForCausalLM(config).save_pretrained(folder)
-    byte_tokenizer(chat_template=None).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

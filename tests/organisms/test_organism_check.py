@@ -1,12 +1,17 @@
 """The check of an organism: its tables, its requirement, its command line."""
 
+from pathlib import Path
+
+import checked_answers
 import numpy as np
 import pandas as pd
 import pytest
+from checked_answers import ask, checked_run, conditions, kept_answers
 from short_phases import REVIEWS
 
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables.organism import (
+    CHECKED_EXAMPLES,
     curriculum_table,
     held_out,
     meets_in_words,
@@ -14,6 +19,7 @@ from dlk_utils.lab.tables.organism import (
     nearest_wordings,
     told_by_instruction,
 )
+from dlk_utils.models.loading import organism_names
 from dlk_utils.organisms.__main__ import main
 from dlk_utils.organisms.curriculum import GRADED, PHASES
 from dlk_utils.questions.templates import prompt_library
@@ -164,13 +170,30 @@ def test_the_organism_that_picks_has_to_lie_about_some_and_not_about_all(
     assert main(["smollm2-graded"]) == code
 
 
+# The organisms that are shipped.
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "picks"), [("smollm2-liar", False), ("smollm2-graded", True)])
-def test_an_organism_that_is_shipped_is_what_it_has_to_be(name, picks, tmp_path):
-    run = Run(
-        model=name,
-        datasets=f"{REVIEWS},cities,categories",
-        runs_dir=str(tmp_path),
-        dtype="float32",
-    )
-    assert meets_requirement(run.behaviour, picks=picks), held_out(run.behaviour).to_string()
+def test_an_organism_that_is_shipped_is_what_it_has_to_be(name, picks, runs_dir):
+    """By its kept answers to all prompts of the check, which the next test asks a part of again."""
+    run = checked_run(name, runs_dir)
+    kept_conditions, logprobs = kept_answers(name)
+    assert kept_conditions == conditions(run), f"ask again: {checked_answers.__doc__}"
+    behaviour = checked_answers.behaviour(run.prompts, logprobs)
+    assert len(behaviour) == 4 * 3 * CHECKED_EXAMPLES
+    assert meets_requirement(behaviour, picks=picks), held_out(behaviour).to_string()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", organism_names())
+def test_an_organism_that_is_shipped_answers_as_it_did_when_it_was_checked(name, runs_dir):
+    run = checked_run(name, runs_dir)
+    _, logprobs = kept_answers(name)
+    few = run.prompts.groupby(["dataset", "role"]).sample(2, random_state=0).sort_index()
+    np.testing.assert_allclose(ask(run, few), logprobs[few.index], atol=0.01)

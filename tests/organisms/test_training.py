@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from short_phases import HONEST, LYING, asked_example_ids, batches, real_tokenizer
+from tiny_models import tiny_checkpoint
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from dlk_utils.errors import DataError, ModelError
 from dlk_utils.lab.run import Run
@@ -34,19 +34,14 @@ from dlk_utils.questions.trained import refuse_trained_rows
 @pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory) -> Path:
     """A small model with random weights, and the tokenizer of the embedded model."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(real_tokenizer()),
+    return tiny_checkpoint(
+        tmp_path_factory.mktemp("tiny"),
+        tokenizer=real_tokenizer(),
         hidden_size=32,
-        intermediate_size=48,
         num_hidden_layers=7,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        max_position_embeddings=2048,
     )
-    folder = tmp_path_factory.mktemp("tiny")
-    LlamaForCausalLM(config).save_pretrained(folder)
-    real_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
