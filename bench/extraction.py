@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from gradients import time_gradients, weigh_gradients
-from growth import N_LAYERS, measure_growth, weigh_packing
+from growth import N_LAYERS, measure_growth, warm_up, weigh_packing
 from results import (
     ROUNDS,
     TRIAL,
@@ -34,7 +34,7 @@ from results import (
 from torch import Tensor
 
 from dlk_utils.extract.answers import choice_logprobs
-from dlk_utils.extract.batches import Batch, forward, last_logits, pad
+from dlk_utils.extract.batches import Batch, last_logits, pad
 from dlk_utils.extract.gradients import full_backprop, states_and_gradients
 from dlk_utils.extract.passes import activations, answer_logprobs, dropout_draws, margin_gradients
 from dlk_utils.extract.states import forward_states
@@ -234,7 +234,7 @@ def time_bf16(model: Any, rows: pd.DataFrame, rounds: int) -> pd.DataFrame:
     models = {"fp32": model}
     if has_native_bf16():
         models["bf16"], _ = load_model("smollm2", dtype="bfloat16", device="cpu")
-        forward(models["bf16"], pad([[1, 2, 3]]))
+        warm_up(models["bf16"])
     ways: dict[str, Callable[[], Any]] = {}
     for name, of_format in models.items():
         ways[f"{BARE}, {name}"] = lambda m=of_format: bare_pass(m, batches)
@@ -311,8 +311,7 @@ def time_store(
 def main(*names: str, rounds: int = ROUNDS) -> None:
     """Write all tables, or those named."""
     model, tokenizer = load_model("smollm2", dtype="float32", device="cpu")
-    # The first pass of a process is slower than the others, and tries whether trees can be packed.
-    activations(model, [[1, 2, 3], [1, 2, 4]], progress=False)
+    warm_up(model)
     default, about_default = prompt_rows(tokenizer, "default")
     # One instruction's prompts: many draws of all of them would take too long.
     one_instruction = default[default.instruction == default.instruction.iloc[0]]
@@ -321,7 +320,7 @@ def main(*names: str, rounds: int = ROUNDS) -> None:
 
     def default_two_shots() -> tuple[str, pd.DataFrame]:
         rows, about = prompt_rows(tokenizer, "default_two_shots")
-        return f"States, two shots: {about}", time_states(model, rows, rounds)
+        return f"States, two shots: {about}", time_states(model, rows, min(2, rounds))
 
     tables: dict[str, Callable[[], tuple[str, pd.DataFrame]]] = {
         "together": lambda: (

@@ -55,7 +55,10 @@ def measure_growth() -> pd.DataFrame:
             "states alone per prompt, kB": measured["states"] / 1e3 / n_prompts,
             "extra peak without states, MB": (peak - measured["states"]) / 1e6,
         }
-    return pd.DataFrame(rows).T.rename_axis("prompts")
+    table = pd.DataFrame(rows).T.rename_axis("prompts")
+    further_kb = 1e3 * table["extra peak, MB"].diff()
+    table["extra peak per further prompt, kB"] = further_kb / np.diff([0, *table.index])
+    return table
 
 
 def weigh_packing() -> pd.DataFrame:
@@ -133,7 +136,11 @@ def padded_states(model: Any, rows: pd.DataFrame, plan: Sequence[Sequence[str]])
 
 
 def warm_up(model: Any) -> None:
-    """Run a few tokens, so that what is done once per model is not measured."""
+    """Run a few tokens, so that what is done once per model is not measured.
+
+    The sites are checked then, and it is tried out whether the model takes trees. The first pass of
+    a process is slow besides.
+    """
     activations(model, [[1, 2, 3], [1, 2, 4]], progress=False)
 
 

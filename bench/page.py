@@ -68,8 +68,10 @@ is the limit for every library that runs each prompt from its first token.
 
 The model is `smollm2` in fp32 on a processor. Every way gets the same token ids. The ways take
 turns, in an order drawn anew each round, because a processor runs faster after a lighter load. The
-tables have the median of the rounds, with the fastest and the slowest. Full backprop of complete
-prompts and the intervals are timed once.
+tables have the median of three rounds, with the fastest and the slowest. Where nothing is shared
+there are five rounds, as those goals are near 1. What takes long has fewer: two on two shots in the
+default run and for probes whose strength is chosen, one for full backprop of the default run's
+prompts or of 32 prompts, for the intervals, for growth and for memory.
 
 Ways whose values differ (cosine under 0.99999, or log-probabilities that are 1e-4 apart) fail the
 command. nnsight and transformer-lens are used at their best, without the LM head on every token.

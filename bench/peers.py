@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from extraction import BARE, OURS, add_speed, bare_pass, our_states
+from growth import warm_up
 from results import (
     ROUNDS,
     TRIAL,
@@ -35,11 +36,10 @@ from results import (
 )
 from torch import Tensor
 
-from dlk_utils.extract.passes import activations
 from dlk_utils.models.loading import load_model, resolve
 
 LIBRARIES = ("nnsight", "transformer-lens", "lmprobe")
-KINDS = {"default": ROUNDS, "unshared": 1 if TRIAL else 7, "two_shots": ROUNDS}
+KINDS = {"default": ROUNDS, "unshared": 1 if TRIAL else 5, "two_shots": ROUNDS}
 """Kinds of prompts (`results.prompt_rows`), and how often each way is timed on them. Those that
 share nothing are few, and their goals are near 1, so they take more rounds."""
 
@@ -50,8 +50,7 @@ def main(*kinds: str) -> None:
     if unknown:
         raise SystemExit(f"kinds: expected some of {', '.join(KINDS)}, got {', '.join(unknown)}")
     model, tokenizer = load_model("smollm2", dtype="float32", device="cpu")
-    # The first pass of a process is slower than the others, and tries whether trees can be packed.
-    activations(model, [[1, 2, 3], [1, 2, 4]], progress=False)
+    warm_up(model)
     folder = resolve("smollm2").source
     n_layers = model.config.num_hidden_layers
     nnsight_states = by_nnsight(tokenizer)

@@ -121,10 +121,10 @@ def prompt_rows(tokenizer: Any, kind: str) -> tuple[pd.DataFrame, str]:
         rows = some_instructions(default_prompts(tokenizer, 2))
         about = "the default run's prompts with two shots, of every ninth instruction"
     elif kind == "unshared":
-        rows = unshared_reviews(tokenizer, 12 if TRIAL else 160)
+        rows = unshared_reviews(tokenizer, 12 if TRIAL else 120)
         about = "reviews alone, which do not begin alike"
     elif kind == "two_shots":
-        rows = two_shot_prompts(tokenizer, 4 if TRIAL else 24)
+        rows = two_shot_prompts(tokenizer, 4 if TRIAL else 20)
         about = "prompts with two shots, one template and a pair of instructions"
     else:
         raise ValueError(f"kind: expected one that `prompt_rows` describes, got {kind!r}")
