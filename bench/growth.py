@@ -23,6 +23,7 @@ from results import (
     prompt_rows,
 )
 
+from dlk_utils.extract.batches import last_logits, pad
 from dlk_utils.extract.passes import activations
 from dlk_utils.extract.states import forward_states
 from dlk_utils.models.loading import load_model
@@ -139,8 +140,9 @@ def warm_up(model: Any) -> None:
     """Run a few tokens, so that what is done once per model is not measured.
 
     The sites are checked then, and it is tried out whether the model takes trees. The first pass of
-    a process is slow besides.
+    a process is slow besides, and reads the weights into memory, of which the LM head's are large.
     """
+    last_logits(model, pad([[1, 2, 3]]))
     activations(model, [[1, 2, 3], [1, 2, 4]], progress=False)
 
 
