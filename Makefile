@@ -78,7 +78,6 @@ nbval: setup
 	TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=600 -n 2 --dist loadfile $(COMPARED:%=build/nbval/%.ipynb)
 
 bench: setup .venv-peers/made  ## time one way of computing against another and other libraries, print the goals, and write the book's page on speed
-	$(BIN)/python bench/answers.py
 	$(BIN)/python bench/extraction.py
 	$(BIN)/python bench/probes.py
 	$(MAKE) --no-print-directory bench-peers

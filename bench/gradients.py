@@ -1,64 +1,51 @@
-"""Time and weigh the ways to the gradients of the margin: ours, and full backprop in four forms.
+"""Time and weigh the ways to the gradients of the margin: ours, and full backprop in three forms.
 
 `bench/extraction.py` writes the tables. Run as a script, this file prints the extra peak memory of
 one way, in a process of its own.
 """
 
-import contextlib
-import subprocess
+import json
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import psutil
 import torch
-from results import add_parity, time_ways
-from torch import Tensor, nn
+from memory import extra_peak, in_own_process
+from results import TRIAL, add_parity, time_ways
+from torch import Tensor
 
 from dlk_utils.extract.answers import choice_logprobs
 from dlk_utils.extract.batches import forward, last_logits, pad
 from dlk_utils.extract.gradients import full_backprop, states_and_gradients
-from dlk_utils.extract.states import forward_states
+from dlk_utils.extract.states import clean_states
 from dlk_utils.models.loading import load_model
-from dlk_utils.models.sites import SITES, at_sites, blocks
+from dlk_utils.models.sites import SITES, at_sites
 
-SHAPES = ((4, 64), (32, 64), (4, 256), (4, 1024))
+SHAPES = ((4, 64), (4, 256)) if TRIAL else ((4, 64), (32, 64), (4, 256))
 """Batches: number of prompts, and tokens of each."""
 
 CHOICES = [[[5], [6]]]
-BARE, STATES, OURS, FULL = "bare forward", "states alone", "ours", "full backprop"
+BARE, STATES, OURS, FULL = "bare pass", "states alone", "ours", "full backprop"
 HEAD_AT_LAST = "full backprop, head at the last token"
 TO_WEIGHTS = "full backprop, weights too"
-PRODUCTS_ALONE = "the last token's products alone"
-
-MATRIX_PRODUCTS = {"aten::mm", "aten::addmm"}
-ATTENTION = (
-    "aten::bmm",
-    "aten::_flash_attention",
-    "aten::_scaled_dot_product",
-    "aten::_softmax",
-    "aten::_safe_softmax",
-)
 
 
 def time_gradients(model: Any, rounds: int) -> pd.DataFrame:
     """Time the gradients of the margin at all sites and layers, in batches of several shapes.
 
-    Values are compared with full backprop's. Batches of 1,024 tokens are timed in two rounds.
+    The tokens are random, so the prompts do not begin alike. Values are compared with full
+    backprop's. On 32 prompts it takes long, and is timed in the first round only.
     """
     tables = []
     for n_prompts, length in SHAPES:
         ways = gradient_ways(model, n_prompts, length)
-        table, values = time_ways(ways, rounds if length < 1000 else 2)
+        once = (FULL, HEAD_AT_LAST, TO_WEIGHTS) if n_prompts == 32 else ()
+        table, values = time_ways(ways, rounds, once=once)
         for way in (OURS, FULL, HEAD_AT_LAST, TO_WEIGHTS):
             pairs = [(values[way][site], values[FULL][site]) for site in SITES]
             add_parity(table, way, *pairs)
-        table["times the states alone"] = table.seconds / table.seconds[STATES]
+        table["bare passes"] = table.seconds / table.seconds[BARE]
         tables.append(table.set_index(table.index + shape_name(n_prompts, length)))
     return pd.concat(tables)
 
@@ -66,12 +53,13 @@ def time_gradients(model: Any, rounds: int) -> pd.DataFrame:
 def gradient_ways(model: Any, n_prompts: int, length: int) -> dict[str, Callable[[], Any]]:
     """Return the ways that are compared, on one batch of random tokens."""
     generator = torch.Generator().manual_seed(length)
-    batch = pad(torch.randint(10, 40_000, (n_prompts, length), generator=generator).tolist())
+    prompts = torch.randint(10, 40_000, (n_prompts, length), generator=generator).tolist()
+    batch = pad(prompts)
     choices = CHOICES * n_prompts
     return {
         BARE: lambda: last_logits(model, batch),
-        STATES: lambda: forward_states(model, batch, SITES),
-        OURS: lambda: states_and_gradients(model, batch, choices, SITES)[1],
+        STATES: lambda: clean_states(model, prompts, SITES),
+        OURS: lambda: states_and_gradients(model, prompts, choices, SITES)[1],
         FULL: lambda: full_backprop(model, batch, choices, SITES),
         HEAD_AT_LAST: lambda: backprop_head_at_last(model, batch, choices),
         TO_WEIGHTS: lambda: backprop_to_weights(model, batch, choices),
@@ -124,163 +112,31 @@ def shape_name(n_prompts: int, length: int) -> str:
     return f", {n_prompts} x {length:,}"
 
 
-# Where the time goes.
-
-
-def time_gradients_by_part(
-    model: Any, rounds: int, shapes: Sequence = ((4, 64), (4, 256))
-) -> pd.DataFrame:
-    """Split the seconds of each way into forward passes and the rest, and by kind of operation.
-
-    The rest is the backward pass and little else. `PRODUCTS_ALONE` is the least that a pass of the
-    last token can cost.
-    """
-    tables = []
-    for n_prompts, length in shapes:
-        all_ways = gradient_ways(model, n_prompts, length)
-        compared = {way: all_ways[way] for way in (BARE, OURS, FULL, HEAD_AT_LAST)}
-        parts = {way: [] for way in (*compared, PRODUCTS_ALONE)}
-        timed = {way: noting_parts(model, run, parts[way]) for way, run in compared.items()}
-        timed[PRODUCTS_ALONE] = partial(
-            last_token_products, model, n_prompts, parts[PRODUCTS_ALONE]
-        )
-        table, _ = time_ways(timed, rounds)
-        for column, has_graph in (("without a graph", False), ("with a graph", True)):
-            table[column] = [
-                np.median([seconds[has_graph] for seconds in parts[way]]) for way in table.index
-            ]
-        forward_passes = table["without a graph"] + table["with a graph"]
-        table["backward and the rest"] = table.seconds - forward_passes
-        n_bytes = sum(weight.nbytes for weight in block_weights(model))
-        table.loc[PRODUCTS_ALONE, "MB of weights"] = n_bytes / 1e6
-        for way, run in compared.items():
-            for kind, share in shares_by_operation(run).items():
-                table.loc[way, f"share: {kind}"] = share
-        tables.append(table.set_index(table.index + shape_name(n_prompts, length)))
-    return pd.concat(tables)
-
-
-def noting_parts(model: nn.Module, run: Callable[[], Any], notes: list[dict]) -> Callable[[], None]:
-    """Make a call that appends the `forward_seconds` of `run` to `notes`."""
-
-    def call() -> None:
-        with forward_seconds(model) as seconds:
-            run()
-        notes.append(seconds)
-
-    return call
-
-
-@contextlib.contextmanager
-def forward_seconds(model: nn.Module) -> Iterator[dict[bool, float]]:
-    """Measure the model's forward passes: seconds of those without a graph, and of those with one.
-
-    The keys are False and True.
-    """
-    seconds = {False: 0.0, True: 0.0}
-    starts = []
-
-    def begin(*_: Any) -> None:
-        starts.append(time.perf_counter())
-
-    def end(*_: Any) -> None:
-        seconds[torch.is_grad_enabled()] += time.perf_counter() - starts.pop()
-
-    handles = [model.register_forward_pre_hook(begin), model.register_forward_hook(end)]
-    try:
-        yield seconds
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@torch.no_grad()
-def last_token_products(model: nn.Module, n_prompts: int, notes: list[dict]) -> None:
-    """Multiply one token a prompt with each weight of the blocks, forward and backward.
-
-    The seconds of the forward products are appended to `notes` under True, as by `noting_parts`.
-    """
-    weights = block_weights(model)
-    widths = {width for weight in weights for width in weight.shape}
-    inputs = {width: torch.randn(n_prompts, width) for width in widths}
-    start = time.perf_counter()
-    for weight in weights:
-        inputs[weight.shape[1]] @ weight.T
-    seconds = time.perf_counter() - start
-    for weight in weights:
-        inputs[weight.shape[0]] @ weight
-    notes.append({False: 0.0, True: seconds})
-
-
-def block_weights(model: nn.Module) -> list[Tensor]:
-    """List the weights of the linear layers in the blocks.
-
-    The LM head is not among them: the forward pass of the prompt multiplies by it already.
-    """
-    modules = [module for block in blocks(model) for module in block.modules()]
-    return [module.weight for module in modules if isinstance(module, nn.Linear)]
-
-
-def shares_by_operation(run: Callable[[], Any]) -> dict[str, float]:
-    """Share out the processor's time of a call by kind of operation, with torch's profiler."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        run()
-    spent = pd.Series({e.key: e.self_cpu_time_total for e in profile.key_averages()})
-    return (spent.groupby(kind_of_operation).sum() / spent.sum()).to_dict()
-
-
-def kind_of_operation(name: str) -> str:
-    """Sort an operation of torch into one of three kinds."""
-    if name in MATRIX_PRODUCTS:
-        return "matrix products"
-    return "attention" if name.startswith(ATTENTION) else "the rest"
-
-
 # Memory.
 
 
-def weigh_gradients(lengths: Sequence[int] = (64, 256, 1024), n_prompts: int = 4) -> pd.DataFrame:
-    """Measure the extra peak memory of each way, each in a process of its own."""
+def weigh_gradients(lengths: Sequence[int] = (256, 1024), n_prompts: int = 4) -> pd.DataFrame:
+    """Measure the extra peak memory of ours and of full backprop, each in a process of its own."""
     rows = {}
-    for length in lengths:
-        row = {
-            f"{way}, MB": peak_in_own_process(way, length, n_prompts) / 1e6
-            for way in (STATES, OURS, FULL, HEAD_AT_LAST, TO_WEIGHTS)
+    for length in lengths[:1] if TRIAL else lengths:
+        ours, full = (
+            in_own_process(__file__, way, length, n_prompts)["peak"] / 1e6 for way in (OURS, FULL)
+        )
+        rows[f"{n_prompts} x {length:,}"] = {
+            f"{OURS}, MB": ours,
+            f"{FULL}, MB": full,
+            "ours / full backprop": ours / full,
         }
-        ours, full = row[f"{OURS}, MB"], row[f"{FULL}, MB"]
-        row |= {"saved by ours, MB": full - ours, "ours / full backprop": ours / full}
-        rows[f"{n_prompts} x {length:,}"] = row
     return pd.DataFrame(rows).T.rename_axis("prompts x tokens")
 
 
-def peak_in_own_process(way: str, length: int, n_prompts: int) -> int:
-    """Run this file for one way; return the bytes that it prints."""
-    command = [sys.executable, __file__, way, str(length), str(n_prompts)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return int(output.split()[-1])
-
-
-def extra_peak(way: str, length: int, n_prompts: int) -> int:
+def peak_of_way(way: str, length: int, n_prompts: int) -> int:
     """Measure the bytes by which memory rises, at its peak, over that after one short pass."""
     model, _ = load_model("smollm2", dtype="float32", device="cpu")
     run = gradient_ways(model, n_prompts, length)[way]
     gradient_ways(model, n_prompts, 8)[STATES]()
-    process = psutil.Process()
-    before = process.memory_info().rss
-    samples = [before]
-    is_done = threading.Event()
-
-    def watch() -> None:
-        while not is_done.wait(0.001):
-            samples.append(process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    run()
-    is_done.set()
-    watcher.join()
-    return max(samples) - before
+    return extra_peak(run)
 
 
 if __name__ == "__main__":
-    print(extra_peak(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    print(json.dumps({"peak": peak_of_way(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))}))

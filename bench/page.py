@@ -1,69 +1,81 @@
 """Write the book's page on speed from the tables that `make bench` keeps in `bench/results`.
 
-The page holds the goals, one picture, and links to the tables.
+The page holds one picture, the goals, what limits those that were missed, and links to the tables.
 """
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
-from results import RESULTS
+from extraction import BARE, OURS
+from growth import PACKED, SIZES
+from peers import LIBRARIES
+from results import RESULTS, TOP, TRIAL
 
-BOOK = Path(__file__).parent.parent / "book"
-PEERS = ["nnsight", "transformer-lens", "lmprobe"]
-COLUMNS = ["What", "Goal", "Measured", "Reached", "Possible"]
-
-PICTURED = {"peers_plain": "no shots", "peers_one": "two shots"}
+PICTURED = {
+    "peers_default": "default run",
+    "peers_unshared": "nothing shared",
+    "peers_two_shots": "two shots",
+}
 """table -> the title of its panel in the picture."""
+
+TABLES = (
+    *PICTURED,
+    "default_two_shots",
+    "together",
+    "draws",
+    "growth",
+    "packing_memory",
+    "bf16",
+    "gradients",
+    "gradients_memory",
+    "store",
+    "probes",
+    "probes_profile",
+    "bootstrap",
+)
+"""All tables, in the order of the page's links."""
+
+FASTER = "times as fast as the bare pass"
 
 PAGE = """\
 # How fast is it?
 
-This page is for developers. `make bench` measures the ways of computing something against each
-other, and writes this page. No number on it is typed.
-
-## Goals
-
-{goals}
-
-*Possible* is the best value that could be measured if everything but the necessary work were free.
-Every way runs the bare forward pass once, and gradients use each weight of the blocks once more.
-What limits these speeds:
-
-* **Other libraries, no shots.** The fastest of them is nearly as fast as the bare forward pass,
-  which takes no states. Only prompts that begin alike leave more to gain.
-* **Gradients, 4 x 64.** The last token goes through the model by itself. That reads each weight
-  from memory once forward and once backward, which takes as long for 4 tokens as for many. In
-  larger batches the same cost is a smaller part.
-* **Full backprop to activations.** It takes so few bare forward passes itself that even free
-  gradients could not be much faster.
-* **Probes.** One set of matrix products serves the fits of many strengths, folds and layers. What
-  remains is mostly Newton's steps, a Cholesky decomposition for each probe. With one fixed strength
-  little is left to share.
-
-## Last-token states
-
-The picture shows the speed of each way, as a share of that of the bare forward pass. Prompts with
-two shots begin alike, so *shared prefixes* runs their beginnings once, and passes the limit of all
-ways that run every token.
+{answer}
 
 ```{{image}} static/speed.svg
 :alt: {alt}
 :width: 100%
 ```
 
+This page is for developers. `make bench` measures everything in one run, and writes this page. No
+number on it is typed.
+
+## Goals
+
+{goals}
+
+The *bare pass* is the model's forward pass over all tokens of the prompts. They are in padded
+batches, sorted by length, and the LM head runs at the last tokens alone. It reads no states, so it
+is the limit for every library that runs each prompt from its first token.
+
+{limits}
+
 ## How it is measured
 
-The model is `smollm2` in fp32 on a processor, with the same token ids for every way. The ways take
-turns, in an order drawn anew each round, because a processor runs faster after a lighter load.
-Seconds are medians of three rounds, with the fastest and the slowest. What takes long is timed
-twice (1,024 tokens, probes whose strength is chosen) or once (padding to 512, intervals).
+The model is `smollm2` in fp32 on a processor. Every way gets the same token ids. The ways take
+turns, in an order drawn anew each round, because a processor runs faster after a lighter load. The
+tables have the median of three rounds, with the fastest and the slowest. Where nothing is shared
+there are five rounds, as those goals are near 1. What takes long has fewer: two on two shots in the
+default run and for probes whose strength is chosen, one for full backprop of the default run's
+prompts or of 32 prompts, for the intervals, for growth and for memory.
 
-Ways whose values differ (cosine under 0.99999, or 1e-4 in log-probability) fail the command.
-nnsight and transformer-lens are used at their best, without the LM head on every token.
+Ways whose values differ (cosine under 0.99999, or log-probabilities that are 1e-4 apart) fail the
+command. nnsight and transformer-lens are used at their best, without the LM head on every token.
+Growth and memory are measured in a process of their own for each size and way.
 
 Measured on:
 
@@ -75,136 +87,247 @@ Measured on:
 """
 
 
+@dataclass(frozen=True)
+class Goal:
+    """What was to be reached, and what was measured.
+
+    Attributes
+    ----------
+    what : str
+        The quantity.
+    bound : float
+        The least or the most that it may be.
+    measured : float
+        Its value.
+    is_least : bool
+        Whether the bound is the least value.
+    limit : str
+        Why it cannot be reached, where that is known. The page says so if it was missed.
+    """
+
+    what: str
+    bound: float
+    measured: float
+    is_least: bool
+    limit: str = ""
+
+    @property
+    def is_reached(self) -> bool:
+        return self.measured >= self.bound if self.is_least else self.measured <= self.bound
+
+    def row(self) -> dict[str, str]:
+        """Return the goal's row in the page's table."""
+        return {
+            "What": self.what,
+            "Goal": f"at {'least' if self.is_least else 'most'} {self.bound:,}",
+            "Measured": three_digits(self.measured),
+            "Reached": "yes" if self.is_reached else "**no**",
+        }
+
+
 def main() -> None:
     """Draw the picture, print the goals, and write the page."""
-    tables = {path.stem: pd.read_csv(path, index_col=0) for path in RESULTS.glob("*.csv")}
+    missing = [name for name in TABLES if not (RESULTS / f"{name}.csv").is_file()]
+    if missing:
+        raise SystemExit(f"page: expected a table of each benchmark, got none of {missing}")
+    tables = {name: pd.read_csv(RESULTS / f"{name}.csv", index_col=0) for name in TABLES}
+    book = RESULTS if TRIAL else TOP / "book"
     speed = {title: tables[name] for name, title in PICTURED.items()}
-    draw_speed(speed, BOOK / "static" / "speed.svg")
-    goals = pd.DataFrame(list_goals(tables), columns=COLUMNS)
-    print("\nGoals\n" + goals.round(3).to_string(index=False, na_rep=""))
+    (book / "static").mkdir(exist_ok=True)
+    draw_speed(speed, book / "static" / "speed.svg")
+    goals = list_goals(tables)
+    table = pd.DataFrame([goal.row() for goal in goals])
+    print("\nGoals\n" + table.to_string(index=False))
     page = PAGE.format(
-        goals=as_markdown(goals),
+        answer=summarise(tables),
+        goals=as_markdown(table),
+        limits=describe_limits(goals),
         alt=describe_speed(speed),
-        links="\n".join(link_to(name) for name in sorted(tables)),
-        machines="\n".join(list_machines(sorted(tables))),
+        links="\n".join(link_to(name) for name in TABLES),
+        machines="\n".join(list_machines(TABLES)),
     )
-    (BOOK / "speed.md").write_text(page, encoding="utf-8")
+    (book / "speed.md").write_text(page, encoding="utf-8")
 
 
-# The goals.
+# What was found.
 
 
-def list_goals(tables: dict[str, pd.DataFrame]) -> list[tuple]:
-    """Compare what was measured with each goal, row by row of the page's first table."""
+def summarise(tables: dict[str, pd.DataFrame]) -> str:
+    """Say the main findings in a paragraph."""
+    default = tables["peers_default"][FASTER]
+    together = tables["together"]["bare passes"]
+    with_shots = tables["default_two_shots"][FASTER]
+    return (
+        f"Last-token states of the default run's prompts come {default[OURS]:.2f} times as fast as "
+        "a bare forward pass over all their tokens, because what prompts begin with runs only "
+        f"once. The fastest other library comes to {default[list(LIBRARIES)].max():.2f}. Answers, "
+        f"states and gradients of all four sites together take "
+        f"{together['ours, one pass for all three']:.2f} bare passes; with two shots before each "
+        f"question, states are {with_shots[OURS]:.2f} times as fast as the bare pass."
+    )
+
+
+def list_goals(tables: dict[str, pd.DataFrame]) -> list[Goal]:
+    """Compare what was measured with each goal."""
     return [
         *state_goals(tables),
-        *gradient_goals(tables),
-        *draw_goals(tables["draws"].passes),
+        *together_goals(tables["together"]),
+        *gradient_goals(tables["gradients"].seconds, tables["gradients_memory"]),
+        *draw_goals(tables["draws"]),
+        *growth_goals(tables["growth"], tables["packing_memory"]),
         *other_goals(tables),
     ]
 
 
-def state_goals(tables: dict[str, pd.DataFrame]) -> list[tuple]:
-    """Compare the speed of last-token states."""
-    all_sites = "ours, all four sites"
+def state_goals(tables: dict[str, pd.DataFrame]) -> list[Goal]:
+    """Compare the speed of last-token states with the bare pass and the other libraries."""
+    libraries = list(LIBRARIES)
     goals = []
-    for name, shots in (("states_plain", "no shots"), ("states_one", "two shots")):
-        share = tables[name]["share of the limit"][all_sites]
-        goals.append(at_least(f"states at all sites: share of the bare pass, {shots}", 0.95, share))
+    for name, bare_bound, library_bound, limit in (
+        (
+            "peers_default",
+            1.9,
+            1.9,
+            "**Default run.** Every node of the tree has to run once (the raw table's title says "
+            "how many there are). The last tokens then run in a pass of their own.",
+        ),
+        (
+            "peers_unshared",
+            0.98,
+            1.0,
+            "**Nothing shared.** Ours then runs as many tokens as the bare pass, the last ones in "
+            "a second pass, and reads states besides.",
+        ),
+        (
+            "peers_two_shots",
+            None,
+            3.0,
+            "**Two shots.** Every node of the tree has to run once, and the more prompts there "
+            "are for an instruction, the more they share.",
+        ),
+    ):
+        seconds, title = tables[name].seconds, PICTURED[name]
+        if bare_bound is not None:
+            ratio = seconds[BARE] / seconds[OURS]
+            goals.append(at_least(f"states, {title}: {FASTER}", bare_bound, ratio, limit))
+        ratio = seconds[libraries].min() / seconds[OURS]
+        what = f"states, {title}: times as fast as the fastest other library"
+        goals.append(at_least(what, library_bound, ratio, limit))
+    return goals
 
-    plain, shots = tables["peers_plain"].seconds, tables["peers_one"].seconds
-    fastest = plain[PEERS].min()
-    faster = "times as fast as the fastest other library"
-    possible = fastest / plain["bare forward (the limit)"]
-    shared = shots[PEERS].min() / shots["ours, shared prefixes"]
-    return [
-        *goals,
-        at_least(f"{faster}, no shots", 1.2, fastest / plain["ours"], possible),
-        at_least(f"{faster}, two shots", 2, shared),
-    ]
+
+def together_goals(table: pd.DataFrame) -> list[Goal]:
+    """Compare what answers, states and gradients of four sites take together."""
+    passes = table["bare passes"]
+    alone, together = passes["ours, states alone"], passes["ours, one pass for all three"]
+    limit = (
+        f"**One pass for all three.** States alone take {alone:.2f} bare passes. The rest "
+        f"({together - alone:.2f}) is the backward pass of the last tokens, the LM head, and "
+        "copying the gradients."
+    )
+    what = "answers, states and gradients of four sites, default run: bare passes"
+    return [at_most(what, 0.65, together, limit)]
 
 
-def gradient_goals(tables: dict[str, pd.DataFrame]) -> list[tuple]:
-    """Compare the time and memory of the gradients at all sites."""
-    seconds = tables["gradients"].seconds
-    parts = tables["gradients_profile"]
-    peak = tables["memory"]["ours / full backprop"]
-
-    products = parts["backward and the rest"]["the last token's products alone, 4 x 64"]
-    least = 1 + products / parts.seconds["bare forward, 4 x 64"]
+def gradient_goals(seconds: pd.Series, memory: pd.DataFrame) -> list[Goal]:
+    """Compare the time and memory of the gradients with those of full backprop."""
     goals = []
-    for shape, possible in (("4 x 64", least), ("32 x 64", np.nan), ("4 x 256", np.nan)):
-        ratio = seconds[f"ours, {shape}"] / seconds[f"states alone, {shape}"]
-        what = f"gradients at all sites: times the seconds of the states, {shape}"
-        goals.append(at_most(what, 1.25, ratio, possible))
     for name, way in (
         ("full backprop to activations", "full backprop, 4 x 256"),
         ("full backprop by `backward()`", "full backprop, weights too, 4 x 256"),
     ):
         ratio = seconds[way] / seconds["ours, 4 x 256"]
-        possible = seconds[way] / seconds["bare forward, 4 x 256"]
-        goals.append(at_least(f"times as fast as {name}, 4 x 256", 2.5, ratio, possible))
-    for shape in ("4 x 256", "4 x 1,024"):
-        what = f"extra peak memory: share of full backprop's, {shape}"
-        goals.append(at_most(what, 0.25, peak[shape]))
+        possible = seconds[way] / seconds["bare pass, 4 x 256"]
+        limit = (
+            f"**{name[0].upper()}{name[1:]}.** It takes {possible:.2f} bare passes itself, so even "
+            "free gradients could not be faster than that many times."
+        )
+        goals.append(at_least(f"gradients, 4 x 256: times as fast as {name}", 2.5, ratio, limit))
+    for shape, share in memory["ours / full backprop"].items():
+        what = f"gradients, {shape}: extra peak memory as a share of full backprop's"
+        goals.append(at_most(what, 0.25, share))
     return goals
 
 
-def draw_goals(passes: pd.Series) -> list[tuple]:
-    """Compare what dropout draws cost, in plain passes over the same 24 prompts."""
-    of_prompt = "draws of the whole prompt: times as many passes"
+def draw_goals(table: pd.DataFrame) -> list[Goal]:
+    """Compare what dropout draws cost, in clean padded passes over the same prompts."""
+    per_draw = table["passes per draw"]
     return [
-        at_most(
-            "32 draws of the last token: passes", 2, passes["32 draws, last_token, 24 prompts"]
-        ),
-        at_most(f"8 {of_prompt}", 1.1, passes["8 draws, sequence, 24 prompts"] / 8),
-        at_most(f"32 {of_prompt}", 1.1, passes["32 draws, sequence, 24 prompts"] / 32),
+        at_most("a draw of the sequence: passes", 1.1, per_draw["2 draws, sequence"]),
+        at_most("32 draws of the last token: passes", 1.4, table.passes["32 draws, last_token"]),
     ]
 
 
-def other_goals(tables: dict[str, pd.DataFrame]) -> list[tuple]:
+def growth_goals(growth: pd.DataFrame, memory: pd.DataFrame) -> list[Goal]:
+    """Compare time and memory per prompt of many prompts with those of few."""
+    few, many = SIZES[0], SIZES[-1]
+    seconds, peak = growth["ms per prompt"], growth["extra peak per prompt, kB"]
+    sizes = f"{many:,} prompts, as a multiple of {few:,}"
+    return [
+        at_most(f"seconds per prompt of {sizes}", 1.15, seconds[many] / seconds[few]),
+        at_most(f"extra peak memory per prompt of {sizes}", 1.15, peak[many] / peak[few]),
+        at_most(
+            "extra peak memory of packed batches, as a multiple of padded ones",
+            1.2,
+            memory["times padded"][PACKED],
+            "**Memory of packed batches.** A row of branches needs the trunk's keys and values, "
+            "and a mask over pairs of tokens.",
+        ),
+    ]
+
+
+def other_goals(tables: dict[str, pd.DataFrame]) -> list[Goal]:
     """Compare the store, the probes and the intervals."""
     store, probes = tables["store"], tables["probes"]["times as fast"]
     on_disk = store["bytes on disk / bytes of values"]["write all"]
     at_once = tables["bootstrap"].seconds["all resamples of a probe at once"]
     by = "probes: times as fast as scikit-learn"
+    fixed, chosen = (
+        f"`{shares.idxmax()}` ({shares.max():.0%})"
+        for _, shares in tables["probes_profile"].items()
+    )
+    limit = (
+        "**Probes.** One set of matrix products serves the fits of many strengths, folds and "
+        "layers, so with one fixed strength little is left to share. The operation that then takes "
+        f"most of our time is {fixed}; where the strength is chosen, it is {chosen}."
+    )
     return [
         at_least("store, one layer of 10,000 rows: MB/s", 1000, store["MB/s"]["read one layer"]),
-        at_most("store, bytes on disk: times the bytes of the values", 1.02, on_disk),
-        at_least(f"{by}, strength chosen", 10, probes["batched, strength chosen inside train"]),
-        at_least(f"{by}, fixed strength", 10, probes["batched, fixed strength"]),
+        at_most("store, bytes on disk, as a multiple of the values' bytes", 1.02, on_disk),
+        at_least(
+            f"{by}, strength chosen", 10, probes["batched, strength chosen inside train"], limit
+        ),
+        at_least(f"{by}, fixed strength", 10, probes["batched, fixed strength"], limit),
         at_most("intervals of 500 probes, 1,000 resamples: seconds", 10, at_once),
     ]
 
 
-def at_least(what: str, goal: float, measured: float, possible: float = np.nan) -> tuple:
-    """Make the row of a goal that is a lower bound."""
-    return what, f"at least {goal:,}", measured, yes_or_no(measured >= goal), possible
+def at_least(what: str, bound: float, measured: float, limit: str = "") -> Goal:
+    """Make a goal whose bound is the least value."""
+    return Goal(what, bound, float(measured), True, limit)
 
 
-def at_most(what: str, goal: float, measured: float, possible: float = np.nan) -> tuple:
-    """Make the row of a goal that is an upper bound."""
-    return what, f"at most {goal:,}", measured, yes_or_no(measured <= goal), possible
+def at_most(what: str, bound: float, measured: float, limit: str = "") -> Goal:
+    """Make a goal whose bound is the most that it may be."""
+    return Goal(what, bound, float(measured), False, limit)
 
 
-def yes_or_no(is_reached: bool) -> str:
-    """Say whether a goal is reached; a missed one is bold."""
-    return "yes" if is_reached else "**no**"
+def describe_limits(goals: Iterable[Goal]) -> str:
+    """List what limits the goals that were missed, each limit once."""
+    limits = dict.fromkeys(g.limit for g in goals if g.limit and not g.is_reached)
+    if not limits:
+        return ""
+    return "What limits the goals that were missed:\n\n" + "\n".join(f"* {x}" for x in limits)
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """Format a table, numbers with three digits."""
+    """Format a table of texts, all columns but the first aligned to the right."""
     alignment = ["left", *["right"] * (table.shape[1] - 1)]
-    texts = table.map(three_digits)
-    return texts.to_markdown(index=False, disable_numparse=True, colalign=alignment)
+    return table.to_markdown(index=False, disable_numparse=True, colalign=alignment)
 
 
-def three_digits(value: object) -> object:
-    """Format a number; leave a text as it is, and a missing value empty."""
-    if not isinstance(value, float):
-        return value
-    if np.isnan(value):
-        return ""
+def three_digits(value: float) -> str:
+    """Format a number with three digits."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -217,8 +340,8 @@ def draw_speed(tables: dict[str, pd.DataFrame], path: Path) -> None:
     plt.rcParams["svg.hashsalt"] = "speed"
     fig, axes = plt.subplots(1, len(tables), figsize=(9, 2.8), sharey=True)
     for ax, (title, table) in zip(axes, tables.items(), strict=True):
-        shares = table["share of the limit"][::-1]
-        is_ours = [way.startswith("ours") for way in shares.index]
+        shares = table[FASTER][::-1]
+        is_ours = [way == OURS for way in shares.index]
         ax.barh(
             shares.index,
             shares,
@@ -227,8 +350,9 @@ def draw_speed(tables: dict[str, pd.DataFrame], path: Path) -> None:
             edgecolor="white",
         )
         ax.axvline(1, color="black", linestyle="--", linewidth=1)
-        ax.set(title=title, xlabel="speed, as a share of the bare forward pass")
+        ax.set(title=title)
         ax.spines[["top", "right"]].set_visible(False)
+    fig.supxlabel(f"last-token states: {FASTER}", fontsize="medium")
     fig.tight_layout()
     fig.savefig(path, metadata={"Date": None})
 
@@ -237,9 +361,8 @@ def describe_speed(tables: dict[str, pd.DataFrame]) -> str:
     """Say in words what the picture shows."""
     panels = []
     for title, table in tables.items():
-        shares = table["share of the limit"].items()
-        panels.append(f"{title}: " + ", ".join(f"{way} {share:.2f}" for way, share in shares))
-    return "Speed as a share of the bare forward pass. " + "; ".join(panels) + "."
+        panels.append(f"{title}: " + ", ".join(f"{k} {v:.2f}" for k, v in table[FASTER].items()))
+    return f"Last-token states, {FASTER}. " + "; ".join(panels) + "."
 
 
 # The raw results.

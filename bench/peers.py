@@ -1,4 +1,4 @@
-"""Time the last-token states of all layers by other libraries, beside ours.
+"""Time the last-token states of all layers by other libraries, beside ours and the bare pass.
 
 All of them read the same model folder and the same token ids, in fp32, and take turns. This needs
 an environment of its own (`make bench-peers`). Each library is used as its documentation says is
@@ -8,52 +8,80 @@ best for this task:
 * transformer-lens caches `resid_post` alone, at the last position, with the logits of that one;
 * lmprobe's local backend tokenises the prompts itself and runs the model on all tokens; the last
   token is kept.
+
+All but lmprobe are given the same padded batches, laid out beforehand. Our time includes all that
+`activations` does.
+
+`python bench/peers.py [KIND ...]` writes the tables `peers_KIND` of all kinds, or those named.
 """
 
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
-from itertools import chain
 from typing import Any
 
-import pandas as pd
 import torch
-from extraction import RESID, add_speed, batched_states, shared_states
-from results import add_parity, batches_of, prompt_rows, save, time_ways, token_ids
+from extraction import BARE, OURS, add_speed, bare_pass, our_states
+from growth import warm_up
+from results import (
+    ROUNDS,
+    TRIAL,
+    add_parity,
+    in_order_of,
+    padded_batches,
+    padded_plan,
+    prompt_rows,
+    save,
+    time_ways,
+)
 from torch import Tensor
 
-from dlk_utils.extract.batches import last_logits, pad
 from dlk_utils.models.loading import load_model, resolve
 
 LIBRARIES = ("nnsight", "transformer-lens", "lmprobe")
+KINDS = {"default": ROUNDS, "unshared": 1 if TRIAL else 5, "two_shots": ROUNDS}
+"""Kinds of prompts (`results.prompt_rows`), and how often each way is timed on them. Those that
+share nothing are few, and their goals are near 1, so they take more rounds."""
 
 
-def main(kind: str, n_examples: int, rounds: int = 3) -> None:
-    """Time the libraries on one kind of prompts (see `results.PROMPT_KINDS`)."""
+def main(*kinds: str) -> None:
+    """Time the libraries on all kinds of prompts, or those named."""
+    unknown = set(kinds) - set(KINDS)
+    if unknown:
+        raise SystemExit(f"kinds: expected some of {', '.join(KINDS)}, got {', '.join(unknown)}")
     model, tokenizer = load_model("smollm2", dtype="float32", device="cpu")
+    warm_up(model)
     folder = resolve("smollm2").source
-    rows, description = prompt_rows(tokenizer, kind, n_examples)
-    plan = batches_of(rows)
-    batches = [pad(token_ids(rows, batch)) for batch in plan]
-
+    n_layers = model.config.num_hidden_layers
     nnsight_states = by_nnsight(tokenizer)
-    lens_states = by_transformer_lens(folder, model.config.num_hidden_layers)
-    lmprobe_states = by_lmprobe(folder, model.config.num_hidden_layers, rows)
-    ways = {
-        "bare forward (the limit)": lambda: [last_logits(model, batch) for batch in batches],
-        "ours": lambda: batched_states(model, batches, RESID),
-        "ours, shared prefixes": shared_states(model, rows, list(chain(*plan)), RESID),
-        "nnsight": lambda: torch.cat([nnsight_states(batch) for batch in batches], 1),
-        "transformer-lens": lambda: torch.cat([lens_states(batch) for batch in batches], 1),
-        "lmprobe": lambda: torch.cat([lmprobe_states(row_ids) for row_ids in plan], 1),
-    }
-    with torch.no_grad():
-        table, values = time_ways(ways, rounds)
-    # Some libraries give the last layer after the final norm, so it is not compared.
-    for way in list(ways)[1:]:
-        add_parity(table, way, (values[way][:-1], values["ours"][:-1]))
+    lens_states = by_transformer_lens(folder, n_layers)
+    extractor = lmprobe_extractor(folder)
     versions = {name: version(name) for name in LIBRARIES}
-    title = f"Beside other libraries: {description}"
-    save(f"peers_{kind}", title, add_speed(table, rows), **versions)
+
+    for kind in kinds or KINDS:
+        rows, description = prompt_rows(tokenizer, kind)
+        print(f"{kind}: {description}", flush=True)
+        plan = padded_plan(rows)
+        batches = padded_batches(rows, plan)
+        texts = [list(rows.prompt[row_ids]) for row_ids in plan]
+        ways = {
+            BARE: lambda b=batches: bare_pass(model, b),
+            OURS: lambda r=rows: our_states(model, r),
+            "nnsight": lambda b=batches: torch.cat([nnsight_states(x) for x in b], 1),
+            "transformer-lens": lambda b=batches: torch.cat([lens_states(x) for x in b], 1),
+            "lmprobe": lambda t=texts: torch.cat(
+                [by_lmprobe(extractor, x, n_layers) for x in t], 1
+            ),
+        }
+        with torch.no_grad():
+            table, values = time_ways(ways, KINDS[kind])
+        # The libraries give states in the order of the plan, and some of them give the last layer
+        # after the final norm, so that one is not compared.
+        order = in_order_of(plan, rows)
+        for library in LIBRARIES:
+            add_parity(table, library, (values[library][:-1, order], values[OURS][:-1]))
+        title = f"States beside other libraries: {description}"
+        save(f"peers_{kind}", title, add_speed(table, rows), **versions)
 
 
 def by_nnsight(tokenizer: Any) -> Callable[[dict], Tensor]:
@@ -97,24 +125,22 @@ def by_transformer_lens(folder: str, n_layers: int) -> Callable[[dict], Tensor]:
     return states_of
 
 
-def by_lmprobe(folder: str, n_layers: int, rows: pd.DataFrame) -> Callable[[list[str]], Tensor]:
-    """Load the model in lmprobe; return its way from row ids to states [layer, b, d]."""
+def lmprobe_extractor(folder: str) -> Any:
+    """Load the model in lmprobe."""
     from lmprobe.extraction import ActivationExtractor
 
-    extractor = ActivationExtractor(
+    return ActivationExtractor(
         folder, device="cpu", layers="all", batch_size=64, dtype=torch.float32
     )
 
-    def states_of(row_ids: list[str]) -> Tensor:
-        texts = list(rows.prompt[row_ids])
-        states, mask = extractor.extract_batch(texts, list(range(n_layers)))
-        last = (mask * torch.arange(mask.shape[1])).argmax(1)
-        at_last = states[torch.arange(len(last)), last]
-        return at_last.view(len(last), n_layers, -1).swapaxes(0, 1)
 
-    return states_of
+def by_lmprobe(extractor: Any, texts: list[str], n_layers: int) -> Tensor:
+    """Take the last-token states [layer, b, d] of some prompts in lmprobe."""
+    states, mask = extractor.extract_batch(texts, list(range(n_layers)))
+    last = (mask * torch.arange(mask.shape[1])).argmax(1)
+    at_last = states[torch.arange(len(last)), last]
+    return at_last.view(len(last), n_layers, -1).swapaxes(0, 1)
 
 
 if __name__ == "__main__":
-    main("plain", 12)
-    main("one", 24)
+    main(*sys.argv[1:])

@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 import torch
-from results import THREADS, batches_of, prompt_rows, save, time_ways, token_ids
+from results import ROUNDS, THREADS, TRIAL, padded_batches, padded_plan, save, time_ways
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
@@ -18,11 +18,12 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from dlk_utils.evaluation.stats import auroc, bootstrap_weights, weighted_auroc
-from dlk_utils.extract.batches import pad
 from dlk_utils.extract.states import forward_states
 from dlk_utils.models.loading import load_model
 from dlk_utils.models.sites import SITES
 from dlk_utils.probes.linear import STRENGTHS, Logistic
+from dlk_utils.questions.examples import load_examples
+from dlk_utils.questions.prompts import make_prompts
 
 # The libraries below scikit-learn and numpy have thread pools of their own.
 threadpool_limits(THREADS)
@@ -42,9 +43,10 @@ def load_features() -> tuple[list[np.ndarray], np.ndarray, list[Fold]]:
     A fold is its train rows and its test rows; the rows of an example stay together.
     """
     model, tokenizer = load_model("smollm2-liar", dtype="float32", device="cpu")
-    rows, _ = prompt_rows(tokenizer, "plain", 60)
-    plan = batches_of(rows)
-    states = [forward_states(model, pad(token_ids(rows, batch)), SITES)[0] for batch in plan]
+    examples = load_examples("rotten_tomatoes", 12 if TRIAL else 60)
+    rows = make_prompts(examples, tokenizer).set_index("row_id", drop=False)
+    plan = padded_plan(rows)
+    states = [forward_states(model, batch, SITES)[0] for batch in padded_batches(rows, plan)]
     X = [torch.cat([s[site].flatten(2) for s in states], 1).numpy() for site in SITES]
     in_order = rows.loc[list(chain(*plan))]
     y = in_order.label.to_numpy()
@@ -176,7 +178,8 @@ def time_intervals(n_probes: int = 500, n_rows: int = 134) -> pd.DataFrame:
 def main() -> None:
     """Write all tables."""
     X, y, folds = load_features()
-    rows = time_fits(FIXED, X, y, folds, 3) + time_fits(CHOSEN, X, y, folds[:1], 2)
+    rows = time_fits(FIXED, X, y, folds, ROUNDS)
+    rows += time_fits(CHOSEN, X, y, folds[:1], min(2, ROUNDS))
     save(
         "probes",
         f"Probes: logistic regressions, {len(X[0])} layers, {len(X)} sites, {len(y)} rows; "

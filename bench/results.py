@@ -1,79 +1,178 @@
-"""What the benchmarks share: threads, prompts, timing, comparing, and where results are kept."""
+"""What the benchmarks share: threads, prompts, timing, comparing, and where results are kept.
+
+With the environment variable `BENCH_TRIAL=1` every benchmark runs one round on a few prompts, and
+writes to `build/bench-trial`. That tries out the code; the numbers mean nothing.
+"""
 
 import json
+import os
 import platform
 import random
 import time
 from collections.abc import Callable, Collection, Iterable
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 
-from dlk_utils.extract.batches import plan_batches
+from dlk_utils.extract.batches import Batch, pad, plan_batches
+from dlk_utils.extract.packing import pack, plan_packed
+from dlk_utils.lab.run import Run
 from dlk_utils.questions.examples import load_examples
 from dlk_utils.questions.prompts import make_prompts
 
-THREADS = 2
+TRIAL = os.environ.get("BENCH_TRIAL") == "1"
+
+THREADS = int(os.environ.get("OMP_NUM_THREADS", 2))
 torch.set_num_threads(THREADS)
 
+ROUNDS = 1 if TRIAL else 3
 BATCH_TOKENS = 2048
 LEAST_COSINE = 0.99999
 """Below this cosine two ways do not compute the same values, so their speeds do not compare."""
 
-RESULTS = Path(__file__).parent / "results"
+LARGEST_LOGPROB_DIFFERENCE = 1e-4
+"""Nor do they if log-probabilities differ by more than this."""
 
-PROMPT_KINDS = {
-    "plain": ("no shots", {}),
-    "mixed": ("two shots, all instructions and templates", {"n_shots": 2}),
-    "one": (
-        "two shots, one template and a pair of instructions",
-        {
-            "n_shots": 2,
-            "n_known": 0,
-            "templates": ["review_sentiment"],
-            "families": ["charity"],
-        },
-    ),
-}
-"""kind of prompts -> (what they are, for a title; the options of `make_prompts`)."""
+TOP = Path(__file__).parent.parent
+RESULTS = TOP / "build" / "bench-trial" if TRIAL else TOP / "bench" / "results"
+
+INSTRUCTION_STRIDE = 9
+"""Of the default run's instructions, sorted by name, each ninth is taken, with all its prompts.
+
+As a tree they have 46 % of their tokens; all prompts of the default run have 44 %.
+"""
 
 
-def prompt_rows(tokenizer: Any, kind: str, n_examples: int) -> tuple[pd.DataFrame, str]:
-    """Make prompts about short reviews, and describe them for a title.
+# Prompts.
+
+
+def default_prompts(tokenizer: Any, n_shots: int = 0) -> pd.DataFrame:
+    """Return all prompts of a run with default parameters, or with shots besides.
+
+    The rows are sorted by instruction, and have `row_id` as index and as column.
+    """
+    n_examples = 8 if TRIAL else Run.n_examples
+    examples = load_examples(Run.datasets, n_examples, seed=Run.seed)
+    rows = make_prompts(examples, tokenizer, n_shots=n_shots, seed=Run.seed)
+    rows = rows.sort_values(["instruction", "row_id"])
+    return rows.set_index("row_id", drop=False)
+
+
+def some_instructions(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return all prompts of every ninth instruction.
+
+    Prompts share most with others of their instruction, so a few complete instructions have about
+    as large a part of their tokens in common as all of them.
+    """
+    chosen = sorted(rows.instruction.unique())[::INSTRUCTION_STRIDE]
+    return rows[rows.instruction.isin(chosen)]
+
+
+def unshared_reviews(tokenizer: Any, n: int) -> pd.DataFrame:
+    """Return `n` reviews without instruction or chat format, no two with the same first token."""
+    reviews = load_examples("rotten_tomatoes", 200 if TRIAL else 3000)
+    ids = [tokenizer(text).input_ids for text in reviews.text]
+    rows = pd.DataFrame({"row_id": reviews.example_id, "prompt": reviews.text, "input_ids": ids})
+    is_first = ~rows.input_ids.map(lambda ids: ids[0]).duplicated()
+    return rows[is_first][:n].set_index("row_id", drop=False)
+
+
+def two_shot_prompts(tokenizer: Any, n_examples: int) -> pd.DataFrame:
+    """Return prompts with two shots, by one template, each asked under a pair of instructions."""
+    rows = make_prompts(
+        load_examples("rotten_tomatoes", n_examples),
+        tokenizer,
+        n_shots=2,
+        n_known=0,
+        templates=["review_sentiment"],
+        families=["charity"],
+    )
+    return rows.set_index("row_id", drop=False)
+
+
+def prompt_rows(tokenizer: Any, kind: str) -> tuple[pd.DataFrame, str]:
+    """Make the prompts of a kind, and describe them for a title.
 
     Parameters
     ----------
     tokenizer
         The model's tokenizer.
     kind
-        A key of `PROMPT_KINDS`.
-    n_examples
-        How many reviews are asked about.
+        * "default": the default run's prompts of some complete instructions;
+        * "default_two_shots": the same with two shots before each question;
+        * "unshared": reviews without instruction, which do not begin alike;
+        * "two_shots": two shots, one template and a pair of instructions.
 
     Returns
     -------
     tuple of DataFrame and str
         The prompts, with `row_id` as index and as column, and their description.
     """
-    description, options = PROMPT_KINDS[kind]
-    examples = load_examples("rotten_tomatoes", n_examples)
-    rows = make_prompts(examples, tokenizer, **options).set_index("row_id", drop=False)
-    mean_tokens = rows.input_ids.map(len).mean()
-    return rows, f"{len(rows)} prompts of {mean_tokens:.0f} tokens, {description}"
+    if kind == "default":
+        rows = some_instructions(default_prompts(tokenizer))
+        about = "the default run's prompts of every ninth instruction"
+    elif kind == "default_two_shots":
+        rows = some_instructions(default_prompts(tokenizer, 2))
+        about = "the default run's prompts with two shots, of every ninth instruction"
+    elif kind == "unshared":
+        rows = unshared_reviews(tokenizer, 12 if TRIAL else 120)
+        about = "reviews alone, which do not begin alike"
+    elif kind == "two_shots":
+        rows = two_shot_prompts(tokenizer, 4 if TRIAL else 20)
+        about = "prompts with two shots, one template and a pair of instructions"
+    else:
+        raise ValueError(f"kind: expected one that `prompt_rows` describes, got {kind!r}")
+    if TRIAL:
+        rows = rows[:12]
+    return rows, f"{about} ({describe_size(rows)})"
 
 
-def batches_of(rows: pd.DataFrame, plan: Callable = plan_batches) -> list[list[str]]:
-    """Plan batches with `plan_batches` or `plan_shared`; give the row ids of each."""
-    return [batch for shard in plan(rows, BATCH_TOKENS) for batch in shard]
+def describe_size(rows: pd.DataFrame) -> str:
+    """Say how many prompts and tokens there are, and how many tokens are left as a tree."""
+    n_tokens = rows.input_ids.map(len).sum()
+    return f"{len(rows):,} prompts, {n_tokens:,} tokens, {tree_size(rows):,} as a tree"
+
+
+def tree_size(rows: pd.DataFrame) -> int:
+    """Count the nodes of the tree that all prompts make up."""
+    packed = pack(list(rows.input_ids))
+    in_rows = sum(len(keys) - packed.n_trunk for keys in packed.keys)
+    return packed.n_trunk + in_rows
+
+
+def padded_plan(rows: pd.DataFrame) -> list[list[str]]:
+    """Plan padded batches of prompts sorted by length; give the row ids of each."""
+    return list(chain.from_iterable(plan_batches(rows, BATCH_TOKENS)))
+
+
+def packed_plan(rows: pd.DataFrame) -> list[list[str]]:
+    """Plan batches of prompts that begin alike; give the row ids of each."""
+    return list(chain.from_iterable(plan_packed(rows, BATCH_TOKENS)))
+
+
+def padded_batches(rows: pd.DataFrame, plan: Iterable[Iterable[str]]) -> list[Batch]:
+    """Lay out the prompts of a plan as padded batches."""
+    return [pad(token_ids(rows, batch)) for batch in plan]
 
 
 def token_ids(rows: pd.DataFrame, row_ids: Iterable[str]) -> list[list[int]]:
     """Look up the token ids of prompts."""
     return [list(rows.input_ids[row_id]) for row_id in row_ids]
+
+
+def in_order_of(plan: Iterable[Iterable[str]], rows: pd.DataFrame) -> list[int]:
+    """Return the index that brings the results of a plan's batches into the order of the rows."""
+    place = {row_id: i for i, row_id in enumerate(chain.from_iterable(plan))}
+    return [place[row_id] for row_id in rows.index]
+
+
+# Timing.
 
 
 def time_ways(
@@ -115,6 +214,8 @@ def time_ways(
             start = time.perf_counter()
             values[way] = ways[way]()
             seconds[way].append(time.perf_counter() - start)
+            if seconds[way][-1] > 1:
+                print(f"  round {i + 1}/{rounds}  {seconds[way][-1]:6.1f} s  {way}", flush=True)
     table = pd.DataFrame(
         {
             "seconds": {way: np.median(s) for way, s in seconds.items()},
@@ -122,19 +223,62 @@ def time_ways(
             "slowest": {way: max(s) for way, s in seconds.items()},
         }
     )
-    return table, values
+    return table.rename_axis("way"), values
 
 
-def add_parity(table: pd.DataFrame, way: str, *pairs: tuple[torch.Tensor, torch.Tensor]) -> None:
+# Comparing.
+
+
+def add_parity(table: pd.DataFrame, way: str, *pairs: tuple[ArrayLike, ArrayLike]) -> None:
     """Write how far the values of a way are from the reference into its row of a table.
 
     That is the largest difference, and the least cosine over the last axis, of all pairs of
-    tensors.
+    arrays.
     """
-    differences = [float((a - b).abs().max()) for a, b in pairs]
-    cosines = [torch.cosine_similarity(a.double(), b.double(), dim=-1).min() for a, b in pairs]
-    table.loc[way, "largest difference"] = max(differences)
-    table.loc[way, "least cosine"] = float(min(cosines))
+    differences, cosines = [], []
+    for a, b in pairs:
+        a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
+        if a.shape != b.shape:
+            raise ValueError(f"{way}: expected values {tuple(b.shape)}, got {tuple(a.shape)}")
+        differences.append(float((a - b).abs().max()))
+        cosines.append(float(torch.cosine_similarity(a, b, dim=-1).min()))
+    table.loc[way, "largest difference"] = finite(way, max(differences))
+    table.loc[way, "least cosine"] = finite(way, min(cosines))
+
+
+def add_logprob_parity(table: pd.DataFrame, way: str, a: ArrayLike, b: ArrayLike) -> None:
+    """Write how far the log-probabilities of a way are from the reference into its row."""
+    difference = float((torch.as_tensor(a) - torch.as_tensor(b)).abs().max())
+    table.loc[way, "log-probability difference"] = finite(way, difference)
+
+
+def finite(way: str, value: float) -> float:
+    """Return a value; raise `ValueError` if it is not finite."""
+    if not np.isfinite(value):
+        raise ValueError(f"{way}: expected values that can be compared, got {value}")
+    return value
+
+
+def refuse_other_values(title: str, table: pd.DataFrame) -> None:
+    """Raise `ValueError` if a way did not compute the values of the reference.
+
+    Ways that were not compared have no entry in these columns.
+    """
+    differs = {}
+    if "least cosine" in table:
+        cosine = table["least cosine"]
+        differs |= cosine[cosine < LEAST_COSINE].to_dict()
+    if "log-probability difference" in table:
+        difference = table["log-probability difference"]
+        differs |= difference[difference > LARGEST_LOGPROB_DIFFERENCE].to_dict()
+    if differs:
+        raise ValueError(
+            f"{title}: expected every way to give the same values (cosine at least {LEAST_COSINE}, "
+            f"log-probabilities within {LARGEST_LOGPROB_DIFFERENCE}), got {differs}"
+        )
+
+
+# Keeping.
 
 
 def machine() -> str:
@@ -147,7 +291,7 @@ def machine() -> str:
 
 
 def save(name: str, title: str, table: pd.DataFrame, **libraries: str) -> None:
-    """Print a table, and keep it in `bench/results` with the machine it was measured on.
+    """Print a table, and keep it in `RESULTS` with the machine it was measured on.
 
     Parameters
     ----------
@@ -165,15 +309,9 @@ def save(name: str, title: str, table: pd.DataFrame, **libraries: str) -> None:
     ValueError
         If a way did not compute the values of the reference: then its speed does not count.
     """
-    if "least cosine" in table:
-        differs = table["least cosine"] < LEAST_COSINE
-        if differs.any():
-            raise ValueError(
-                f"{title}: expected every way to give the same values (cosine at least "
-                f"{LEAST_COSINE}), got {table['least cosine'][differs].to_dict()}"
-            )
-    print(f"\n{title}\n{machine()}\n{table.round(4).to_string()}", flush=True)
-    RESULTS.mkdir(exist_ok=True)
+    print(f"\n{title}\n{machine()}\n{table.round(4).to_string()}\n", flush=True)
+    refuse_other_values(title, table)
+    RESULTS.mkdir(exist_ok=True, parents=True)
     table.to_csv(RESULTS / f"{name}.csv")
     record = {
         "title": title,
