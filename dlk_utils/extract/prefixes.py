@@ -35,6 +35,7 @@ from dlk_utils.extract.batches import (
     takes_positions,
 )
 from dlk_utils.extract.packing import Packed, pack
+from dlk_utils.models.sites import blocks
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ def run_prefixes(
     if min(map(len, prompts)) < 2:
         raise ValueError("prefixes: expected prompts of at least two tokens")
     if takes_trees(model, max(map(len, prompts))):
-        return _packed_prefixes(model, prompts, highest)
+        return _packed_prefixes(model, prompts, _last_layer(model) if highest is None else highest)
     return _padded_prefixes(model, prompts)
 
 
@@ -241,7 +242,8 @@ def run_trunk(
     sees = torch.from_numpy(packed.sees()).to(device)
     trunk_cache = None
     if n_trunk:
-        trunk_cache = TreeCache(highest=highest)
+        # Of the last layer, too, only keys and values are seen by later tokens.
+        trunk_cache = TreeCache(highest=_last_layer(model) if highest is None else highest)
         trunk = {
             "input_ids": ids[:1, :n_trunk],
             "attention_mask": sees[:1, :n_trunk, :n_trunk],
@@ -269,9 +271,7 @@ def tree_of(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Readout:
     return run_trunk(model, packed, _padded_with_zeros(packed.keys))
 
 
-def _packed_prefixes(
-    model: nn.Module, prompts: Sequence[Sequence[int]], highest: int | None
-) -> Prefixes:
+def _packed_prefixes(model: nn.Module, prompts: Sequence[Sequence[int]], highest: int) -> Prefixes:
     packed = pack([list(ids)[:-1] for ids in prompts])
     token_ids = _padded_with_zeros(packed.keys)
     rows = run_trunk(model, packed, token_ids, keeps_rows=True, highest=highest)
@@ -290,6 +290,10 @@ def _packed_prefixes(
         row=rows.row[0],
         node=rows.place[0] + packed.n_trunk,
     )
+
+
+def _last_layer(model: nn.Module) -> int:
+    return len(blocks(model)) - 1
 
 
 def _padded_with_zeros(keys: Sequence[Sequence[int | None]]) -> list[list[int]]:
@@ -395,7 +399,7 @@ def _why_not_packed(model: nn.Module) -> str | None:
     vocabulary = model.config.get_text_config().vocab_size
     prompts = [[token % vocabulary for token in ids] for ids in _TRIAL]
     try:
-        appended = _packed_prefixes(model, prompts, None).append()
+        appended = _packed_prefixes(model, prompts, _last_layer(model)).append()
         logits = forward(model, appended.batch, n_logits=None, use_cache=True).logits
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
         return f"it refuses a mask over pairs of tokens ({error})"
