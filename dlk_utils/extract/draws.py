@@ -160,7 +160,7 @@ def _last_token_draws(
     all_seeds = torch.tensor([list(row_seeds) for row_seeds in seeds])
     draws: list[Draw] = []
     for some in prefixes.rounds(len(seeds), at_once):
-        appended = prefixes.append(prefixes.last_ids.expand(len(some), -1))
+        appended = prefixes.append(prefixes.next_ids.expand(len(some), -1))
         # Each copy of a last token has the seed of its own draw.
         token_seeds = appended.spread(all_seeds[list(some)])
         position_ids = torch.cat([prefixes.position_ids, appended.batch["position_ids"]], 1)

@@ -242,7 +242,7 @@ def states_after_choices(
 ) -> list[States]:
     """Return the states at the first token of choice 0, then of choice 1, behind each prompt.
 
-    `prompts` has every token of the prompts (`Prefixes.grown`), and `tokens` both choices' first
+    `prompts` has every token of the prompts (`Prefixes.extended`), and `tokens` both choices' first
     token for each of them.
     """
     by_choice = torch.tensor([list(pair) for pair in tokens]).T

@@ -1,4 +1,4 @@
-"""Prompts as a tree of tokens: what several prompts begin with is one path, and runs only once.
+"""Pack prompts into a tree of tokens, so that beginnings that they share run only once.
 
 Prompts that begin alike form a tree. Each token is a *node*; its *parent* is the token before it.
 A prompt is the path from the root to its last node. For the prompts `a b c`, `a b d` and `a e`::
@@ -12,10 +12,10 @@ A model runs a tree like any other tokens, given each node's depth as its positi
 says which nodes it sees: itself and those on its path (`Packed.sees`). Then each token has the
 state that it has in its own prompt.
 
-In attention each token of a row is compared with all tokens of the row, so one long row is slow.
-`pack` therefore cuts the tree in two. The *trunk*, the nodes above many others, runs first, in a
-row of its own. The branches that hang from it are divided among rows of about equal length, which
-run next. Each row sees the trunk in the key-value cache. No node runs twice.
+Attention compares each token of a row with all tokens of the row, so one long row is slow. `pack`
+therefore cuts the tree in two. The *trunk* holds the nodes that large subtrees share. It runs
+first, in a row of its own. The branches that hang from it are divided among rows of about equal
+length. These run next, and see the trunk in the key-value cache. Each node is computed once.
 """
 
 import heapq
@@ -30,34 +30,35 @@ from jaxtyping import Bool, Int
 from dlk_utils.extract.store import Plan
 
 ATTENTION_NODES = 2700
-"""A row of so many nodes spends as much time on attention as on everything else.
+"""Length of row at which attention takes as long as everything else.
 
 Measured with a model of width 576 in fp32 on a processor. This and `PASS_NODES` decide how a tree
 is cut, which changes the speed and no result.
 """
 
 PASS_NODES = 60
-"""Nodes that take about as long as starting one more pass."""
+"""Fixed cost of one more forward pass, in nodes."""
 
 MAX_PROMPTS = 128
-"""Most prompts in a batch: what is read of their last tokens has to fit into memory."""
+"""Largest number of prompts in a batch. It bounds the memory for what is read of them."""
 
 MIN_SHARED = 8
 """Prompts that have fewer tokens in common than this may go into different batches."""
 
 _BRANCH_SIZES = (32, 48, 64, 96, 128, 256, 512)
-"""Sizes of the largest branch that `pack` tries; besides, no trunk at all."""
+"""Limits on the size of a branch that `pack` tries. It also tries having no trunk."""
 
-_LENGTHS = (1.25, 1.5, 2, 2.5, 3, 4)
-"""Lengths of row that it tries, in lengths of the longest branch; besides, that, and one row."""
+_LENGTHS = (1, 1.25, 1.5, 2, 2.5, 3, 4)
+"""Lengths of row that `pack` tries, as multiples of the longest branch. It also tries one row."""
 
 
 @dataclass(frozen=True)
 class Packed:
     """Sequences of tokens, packed as a tree into rows.
 
-    The first `n_trunk` places of each row are the trunk. Its last places are the ends of sequences,
-    so that an LM head can run on these alone. What is free between them is padding.
+    The first `n_trunk` places of each row are the trunk, which is the same in all of them. Its last
+    places are the ends of sequences, so that an LM head can run on these alone. Any places in
+    between are padding.
 
     Attributes
     ----------
@@ -97,11 +98,17 @@ class Packed:
         return sees
 
 
-def pack(sequences: Sequence[Sequence[Hashable]]) -> Packed:
-    """Pack sequences of token ids into a trunk and rows of branches, in which each node is once.
+def pack(sequences: Sequence[Sequence[Hashable]], *, branch_size: int | None = None) -> Packed:
+    """Pack sequences of token ids into a trunk and rows of branches.
 
-    In place of token ids there may be other keys that can be sorted: two sequences share a node
-    where they have equal keys up to it.
+    Two sequences share a node where they are equal up to it.
+
+    Parameters
+    ----------
+    sequences
+        Token ids, or other keys that can be sorted.
+    branch_size
+        Largest size of a branch, and two rows. By default both are chosen for speed.
 
     Raises
     ------
@@ -112,14 +119,18 @@ def pack(sequences: Sequence[Sequence[Hashable]]) -> Packed:
     if not paths or not all(paths):
         raise ValueError("pack: expected sequences of at least one token each")
     tree = _Tree(sorted(set(paths)))
-    trunk, rows = _cheapest_cut(tree)
+    if branch_size is None:
+        trunk, rows = _cheapest_cut(tree)
+    else:
+        trunk, branches = tree.cut(branch_size)
+        rows = _divide(branches, min(2, len(branches)))
 
-    ends_of_paths = set(tree.end_of.values())
+    is_end = set(tree.end_of.values())
     layouts = []
     for branches in rows:
         nodes = list(itertools.chain.from_iterable(branches))
-        inner = [node for node in nodes if node not in ends_of_paths]
-        layouts.append(([*trunk, *inner], [node for node in nodes if node in ends_of_paths]))
+        inner = [node for node in nodes if node not in is_end]
+        layouts.append(([*trunk, *inner], [node for node in nodes if node in is_end]))
     width = max(len(inner) + len(ends) for inner, ends in layouts)
     shape = (len(rows), width)
     keys, parents, depth = [], np.full(shape, -1), np.zeros(shape, dtype=int)
@@ -133,17 +144,17 @@ def pack(sequences: Sequence[Sequence[Hashable]]) -> Packed:
             parents[row, place] = place_of.get(tree.parents[node], -1)
             depth[row, place] = tree.depth[node]
             where[node] = (row, place)
-    ends = np.array([where[tree.end_of[path]] for path in paths])
-    return Packed(len(trunk), keys, parents, depth, row=ends[:, 0], place=ends[:, 1])
+    row, place = np.array([where[tree.end_of[path]] for path in paths]).T
+    return Packed(len(trunk), keys, parents, depth, row=row, place=place)
 
 
 def plan_packed(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64) -> Plan:
     """Plan batches for `pack`, in shards of about `shard_rows` prompts.
 
-    Prompts with a beginning in common come into one batch, as long as the batch has at most
-    `batch_tokens` nodes, or a single prompt. Prompts that have none are put together by length. The
-    plan follows from the tokens and keys (`row_id`) alone, so it is the same after a restart and on
-    each worker.
+    Prompts are grouped by their beginning, and the groups ordered by their longest prompt. Batches
+    are cut from this order. A batch has at most `batch_tokens` nodes and `MAX_PROMPTS` prompts, or
+    is a single prompt. The plan follows from the tokens and keys (`row_id`) alone, so it is the
+    same after a restart and on each worker.
 
     Parameters
     ----------
@@ -224,11 +235,10 @@ class _Tree:
             if self.parents[node] >= 0:
                 self.size[self.parents[node]] += self.size[node]
 
-    def cut(self, most: int | float) -> tuple[list[int], list[range]]:
-        """Cut off all branches of at most `most` nodes; return what is left, and the branches.
+    def cut(self, max_size: float) -> tuple[list[int], list[range]]:
+        """Cut off all branches of at most `max_size` nodes; return what is left, and the branches.
 
-        A branch may be longer where it is a single path, of which nothing is shared, or where a
-        path ends at its first node.
+        A branch is larger only if it is a single path, or if a path ends at its first node.
         """
         ends = set(self.end_of.values())
         in_trunk = {-1}
@@ -236,7 +246,7 @@ class _Tree:
         for node, parent in enumerate(self.parents):
             if parent not in in_trunk:
                 continue
-            if self.size[node] > most and self.n_paths[node] > 1 and node not in ends:
+            if self.size[node] > max_size and self.n_paths[node] > 1 and node not in ends:
                 in_trunk.add(node)
             else:
                 branches.append(range(node, node + self.size[node]))
@@ -246,12 +256,11 @@ class _Tree:
 def _cheapest_cut(tree: _Tree) -> tuple[list[int], list[list[range]]]:
     """Return the trunk, and the branches of each row, for which the tree takes the least time."""
     least, best = float("inf"), None
-    for most in (*_BRANCH_SIZES, float("inf")):
-        trunk, branches = tree.cut(most)
+    for max_size in (*_BRANCH_SIZES, float("inf")):
+        trunk, branches = tree.cut(max_size)
         n_nodes, longest = sum(map(len, branches)), max(map(len, branches))
-        for length in (longest, *(factor * longest for factor in _LENGTHS), n_nodes):
-            n_rows = max(1, int(n_nodes // length))
-            # First as if there were no padding: most cuts are out by then.
+        for n_rows in {1, *(max(1, int(n_nodes / (factor * longest))) for factor in _LENGTHS)}:
+            # A lower bound, without padding, rules out most cuts.
             if _cost(len(trunk), n_rows, n_nodes / n_rows) < least:
                 rows = _divide(branches, n_rows)
                 cost = _cost(len(trunk), n_rows, max(sum(map(len, row)) for row in rows))
@@ -265,7 +274,9 @@ def _cost(n_trunk: int, n_rows: int, width: float) -> float:
 
     t new nodes that are compared with k nodes take t (1 + k / `ATTENTION_NODES`).
     """
-    first_pass = n_trunk * (1 + n_trunk / ATTENTION_NODES) + PASS_NODES if n_trunk else 0
+    first_pass = 0.0
+    if n_trunk:
+        first_pass = PASS_NODES + n_trunk * (1 + n_trunk / ATTENTION_NODES)
     return first_pass + n_rows * width * (1 + (n_trunk + width) / ATTENTION_NODES)
 
 

@@ -1,13 +1,13 @@
-"""All tokens but the last of some prompts, run once; then the last tokens, side by side.
+"""Run all tokens but the last of each prompt once; then run all last tokens together.
 
-What is read of a prompt (an answer, a state, a gradient, a draw) is read at its last token. The
+Everything that is read of a prompt (answer, state, gradient, draw) is read at its last token. The
 tokens before it, its *prefix*, run without a graph and go into a key-value cache. Then the last
-tokens of all prompts run in one pass, each seeing its own prefix and itself, and that pass alone
-has gradients or dropout. See `Prefixes`.
+tokens of all prompts run in one pass, each seeing its own prefix and itself. Only that pass has
+gradients or dropout. See `Prefixes`.
 
-Where the model can be told by a mask what each token sees (`takes_trees`), the prefixes are packed
-as trees (`packing`), so beginnings that prompts share run only once. Elsewhere each prompt has a
-padded row of its own.
+If the model accepts an arbitrary attention mask (`takes_trees`), prefixes are packed as trees
+(`packing`), so that shared beginnings run only once. Otherwise each prompt has a padded row of its
+own.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from dlk_utils.extract.batches import (
     Readout,
     cut,
     forward,
-    is_left_padded,
     pad,
+    require_evaluation_mode,
     takes_positions,
 )
 from dlk_utils.extract.packing import Packed, pack
@@ -42,44 +42,45 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prefixes:
-    """Prompts whose tokens but the last are in a key-value cache; made by `run_prefixes`.
+    """Beginnings of prompts in a key-value cache; made by `run_prefixes`.
 
     Attributes
     ----------
-    last_ids : Tensor [n]
-        The last token of each prompt.
+    next_ids : Tensor [n], or None
+        The token that follows each prefix: the last one of its prompt. None once it has been
+        appended (`extended`).
     cache : Cache
-        Keys and values of `nodes` tokens in each row.
-    position_ids : Tensor [r, nodes]
+        Keys and values of the tokens at all places of each row.
+    position_ids : Tensor [r, places]
         The position of each cached token in its own prompt.
-    sees : Tensor [r, nodes, nodes], or None
-        Which cached tokens each cached token sees. None if every prompt has a row of its own,
-        whose last token is the last place.
-    mask : Tensor [r, nodes]
-        0 at padding; used if `sees` is None.
-    row, node : Tensor [n]
-        Where each prompt's prefix ends.
+    sees : Tensor [r, places, places], or None
+        Which cached tokens each cached token sees. None if every prompt has a row of its own, whose
+        last token is at the last place.
+    mask : Tensor [r, places], or None
+        If `sees` is None, 0 at padding and 1 elsewhere.
+    row, place : Tensor [n]
+        Where each prefix ends.
     """
 
-    last_ids: Int[Tensor, " n"]
+    next_ids: Int[Tensor, " n"] | None
     cache: Cache
     position_ids: Int[Tensor, "r t"]
     sees: Bool[Tensor, "r t t"] | None
-    mask: Int[Tensor, "r t"]
+    mask: Int[Tensor, "r t"] | None
     row: Int[Tensor, " n"]
-    node: Int[Tensor, " n"]
+    place: Int[Tensor, " n"]
 
     def append(self, tokens: Int[Tensor, "copy n"] | None = None) -> Readout:
-        """Put tokens behind the prefixes: one for each copy and prompt, by default the last tokens.
+        """Put a token behind each prefix, or several copies; by default the prompts' last tokens.
 
-        No token sees another of them. `Prefixes` stays as it is, and can be appended to again.
+        No appended token sees another. `Prefixes` stays as it is, and can be appended to again.
 
         Raises
         ------
         ValueError
             If there is more than one copy, and each prompt has a row of its own (`rounds`).
         """
-        tokens = self.last_ids[None] if tokens is None else tokens.to(self.row.device)
+        tokens = self.next_ids[None] if tokens is None else tokens.to(self.row.device)
         n_copies, device = len(tokens), self.row.device
         if n_copies > 1 and self.sees is None:
             raise ValueError(f"append: expected one copy in a padded batch, got {n_copies}")
@@ -88,58 +89,61 @@ class Prefixes:
         width = int(place.max()) + 1
         n_rows = len(self.position_ids)
 
-        # Free places, in rows with fewer prompts than others, hold a token that sees itself alone.
+        # Rows with fewer prompts are padded with tokens that see only themselves.
         input_ids = torch.zeros(n_rows, width, dtype=torch.long, device=device)
         position_ids = torch.zeros_like(input_ids)
         input_ids[row, place] = tokens
-        position_ids[row, place] = (self.position_ids[self.row, self.node] + 1).expand_as(row)
+        position_ids[row, place] = (self.position_ids[self.row, self.place] + 1).expand_as(row)
         batch = {
             "input_ids": input_ids,
             "position_ids": position_ids,
-            "past_key_values": branch(self.cache),
+            "past_key_values": fork_cache(self.cache),
         }
         if self.sees is None:
             batch["attention_mask"] = torch.cat([self.mask, self.mask.new_ones(n_rows, 1)], 1)
             return Readout(batch, row, place)
-        n_nodes = self.position_ids.shape[1]
-        sees = torch.zeros(n_rows, width, n_nodes + width, dtype=torch.bool, device=device)
-        sees[row, place, :n_nodes] = self.sees[self.row, self.node].expand(n_copies, -1, -1)
-        sees[:, range(width), range(n_nodes, n_nodes + width)] = True
+        n_cached = self.position_ids.shape[1]
+        sees = torch.zeros(n_rows, width, n_cached + width, dtype=torch.bool, device=device)
+        sees[row, place, :n_cached] = self.sees[self.row, self.place].expand(n_copies, -1, -1)
+        sees[:, range(width), range(n_cached, n_cached + width)] = True
         batch["attention_mask"] = sees
         return Readout(batch, row, place)
 
-    def grown(self, appended: Readout) -> "Prefixes":
-        """Return the prefixes with tokens that were appended, once these have run.
+    def extended(self, appended: Readout) -> "Prefixes":
+        """Return prefixes that include appended tokens, one for each. Call it after these have run.
 
-        The next tokens that are appended then stand behind those.
+        Raises
+        ------
+        ValueError
+            If several copies were appended.
         """
-        batch, n_nodes = appended.batch, self.position_ids.shape[1]
-        position_ids = torch.cat([self.position_ids, batch["position_ids"]], 1)
+        if len(appended.row) > 1:
+            raise ValueError(f"extended: expected one copy, got {len(appended.row)}")
+        batch, n_cached = appended.batch, self.position_ids.shape[1]
         sees, mask = None, batch["attention_mask"]
         if self.sees is not None:
-            width = batch["input_ids"].shape[1]
-            earlier = torch.nn.functional.pad(self.sees, (0, width))
-            sees = torch.cat([earlier, batch["attention_mask"]], 1)
-            mask = torch.ones_like(position_ids)
+            earlier = torch.nn.functional.pad(self.sees, (0, batch["input_ids"].shape[1]))
+            sees, mask = torch.cat([earlier, batch["attention_mask"]], 1), None
         return Prefixes(
-            last_ids=self.last_ids,
+            next_ids=None,
             cache=batch["past_key_values"],
-            position_ids=position_ids,
+            position_ids=torch.cat([self.position_ids, batch["position_ids"]], 1),
             sees=sees,
             mask=mask,
             row=self.row,
-            node=n_nodes + appended.place[0],
+            place=n_cached + appended.place[0],
         )
 
     def rounds(self, n_copies: int, at_once: int | None = None) -> Iterator[range]:
-        """Divide copies into those that run side by side, by default as many tokens as prefixes.
+        """Split copies into groups that run together.
 
-        One at a time where each prompt has a row of its own.
+        By default a group has about as many tokens as the cached prefixes. Where each prompt has a
+        row of its own, a group is a single copy.
         """
         if self.sees is None:
             at_once = 1
         elif at_once is None:
-            at_once = max(1, self.position_ids.numel() // len(self.last_ids))
+            at_once = max(1, self.position_ids.numel() // len(self.row))
         for start in range(0, n_copies, at_once):
             yield range(start, min(start + at_once, n_copies))
 
@@ -155,8 +159,8 @@ def run_prefixes(
     prompts
         Token ids, at least two for each prompt.
     highest
-        The highest layer that will be read. No layer above it runs, and of this one only what later
-        tokens see. By default the last layer.
+        The highest layer that will be read, by default the last. Packed prefixes run up to its keys
+        and values, for later tokens see nothing else.
 
     Raises
     ------
@@ -171,15 +175,16 @@ def run_prefixes(
 
 
 def takes_trees(model: nn.Module, longest: int) -> bool:
-    """Whether a mask and positions alone decide what a token sees, in prompts of `longest` tokens.
+    """Whether a mask and positions alone decide what each token sees, in prompts of some length.
 
-    They do not where a model counts distance in places, as ALiBi does, or where a sliding window is
-    not longer than the prompts, or in a fused kernel that takes no mask. A model is tried out once,
-    on a few tokens, and said to run padded prompts if the two ways do not agree.
+    It is false for ALiBi, for sliding windows that are not longer than the prompts, and for kernels
+    that take no mask. Each model is tried once per implementation of attention, on a few tokens.
+    Raises `ValueError` if it is in training mode.
     """
-    # One token more, for a choice that is appended to the prompt (`Prefixes.grown`).
+    # One token more, for a choice that is appended to the prompt (`Prefixes.extended`).
     if window(model) < longest + 1:
         return False
+    require_evaluation_mode(model)
     tried = _tried.setdefault(model, {})
     implementation = model.config._attn_implementation
     if implementation not in tried:
@@ -196,17 +201,17 @@ def in_parts(
     ids_of: Callable[[Any], Sequence[int]],
     batch_tokens: int,
 ) -> Iterator[list[Any]]:
-    """Yield batches of `plan_packed`, cut into padded ones where the model does not take trees.
+    """Yield batches of `plan_packed`, cut into padded ones if the model does not take trees.
 
-    So is a batch with a prompt of one token, which has no prefix. `ids_of` gives the token ids of a
-    row of a batch. A padded batch has at most `batch_tokens` tokens, or a single prompt.
+    `ids_of` gives the token ids of a batch's prompt. A padded batch has at most `batch_tokens`
+    tokens, or a single prompt.
     """
     for batch in batches:
-        lengths = {row: len(ids_of(row)) for row in batch}
-        if min(lengths.values()) > 1 and takes_trees(model, max(lengths.values())):
+        lengths = {prompt: len(ids_of(prompt)) for prompt in batch}
+        if takes_trees(model, max(lengths.values())):
             yield list(batch)
         else:
-            by_length = sorted((length, row) for row, length in lengths.items())
+            by_length = sorted((length, prompt) for prompt, length in lengths.items())
             yield from cut(by_length, batch_tokens, len(by_length))
 
 
@@ -227,14 +232,14 @@ def run_trunk(
     keeps_rows: bool = False,
     highest: int | None = None,
 ) -> Readout:
-    """Run the trunk of packed trees; return the rows of branches behind it, to be read at the ends.
+    """Run the trunk; return the rows of branches, not yet run, to be read where sequences end.
 
     Parameters
     ----------
     packed, token_ids
         The trees, and the token id at each place of each row.
     keeps_rows, highest
-        Of the batch's cache (`TreeCache`).
+        Options of the batch's `TreeCache`. `highest` also ends the pass over the trunk.
     """
     n_trunk, device = packed.n_trunk, model.device
     ids = torch.tensor(token_ids, device=device)
@@ -242,7 +247,7 @@ def run_trunk(
     sees = torch.from_numpy(packed.sees()).to(device)
     trunk_cache = None
     if n_trunk:
-        # Of the last layer, too, only keys and values are seen by later tokens.
+        # Later tokens need nothing but keys and values, so the last layer can stop there.
         trunk_cache = TreeCache(highest=_last_layer(model) if highest is None else highest)
         trunk = {
             "input_ids": ids[:1, :n_trunk],
@@ -271,24 +276,30 @@ def tree_of(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Readout:
     return run_trunk(model, packed, _padded_with_zeros(packed.keys))
 
 
-def _packed_prefixes(model: nn.Module, prompts: Sequence[Sequence[int]], highest: int) -> Prefixes:
-    packed = pack([list(ids)[:-1] for ids in prompts])
+def _packed_prefixes(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    highest: int,
+    *,
+    branch_size: int | None = None,
+) -> Prefixes:
+    packed = pack([list(ids)[:-1] for ids in prompts], branch_size=branch_size)
     token_ids = _padded_with_zeros(packed.keys)
     rows = run_trunk(model, packed, token_ids, keeps_rows=True, highest=highest)
     with contextlib.suppress(EnoughComputed):
         forward(model, rows.batch, use_cache=True)
     cache = rows.batch["past_key_values"]
+    # The passes over the tokens that will be appended go to their own end.
     cache.highest = None
     device = model.device
-    depth = torch.from_numpy(packed.depth).to(device)
     return Prefixes(
-        last_ids=torch.tensor([ids[-1] for ids in prompts], device=device),
+        next_ids=torch.tensor([ids[-1] for ids in prompts], device=device),
         cache=cache,
-        position_ids=depth,
+        position_ids=torch.from_numpy(packed.depth).to(device),
         sees=torch.from_numpy(packed.sees()).to(device),
-        mask=torch.ones_like(depth),
+        mask=None,
         row=rows.row[0],
-        node=rows.place[0] + packed.n_trunk,
+        place=rows.place[0] + packed.n_trunk,
     )
 
 
@@ -302,19 +313,18 @@ def _padded_with_zeros(keys: Sequence[Sequence[int | None]]) -> list[list[int]]:
 
 def _padded_prefixes(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Prefixes:
     batch = pad([list(ids)[:-1] for ids in prompts], device=model.device)
-    assert is_left_padded(batch)
     # The model makes the cache itself: one with a sliding window has layers of another kind.
     cache = forward(model, batch, use_cache=True).past_key_values
     n, width = batch["input_ids"].shape
     device = batch["input_ids"].device
     return Prefixes(
-        last_ids=torch.tensor([ids[-1] for ids in prompts], device=device),
+        next_ids=torch.tensor([ids[-1] for ids in prompts], device=device),
         cache=cache,
         position_ids=batch["position_ids"],
         sees=None,
         mask=batch["attention_mask"],
         row=torch.arange(n, device=device),
-        node=torch.full((n,), width - 1, device=device),
+        place=torch.full((n,), width - 1, device=device),
     )
 
 
@@ -368,15 +378,15 @@ class TreeCache(DynamicCache):
         return n_trunk + super().get_seq_length(layer_idx)
 
 
-def branch(cache: Cache) -> Cache:
-    """Return a cache with the same tensors, which stay as they are when it grows."""
-    branch = copy.copy(cache)
-    branch.layers = [copy.copy(layer) for layer in cache.layers]
-    return branch
+def fork_cache(cache: Cache) -> Cache:
+    """Return a shallow copy of a cache. If it grows, the original stays as it is."""
+    fork = copy.copy(cache)
+    fork.layers = [copy.copy(layer) for layer in cache.layers]
+    return fork
 
 
 def _number_within(row: Int[Tensor, "copy n"]) -> Int[Tensor, "copy n"]:
-    """Number the entries of each row: 0 for the first that has this row, 1 for the next, ..."""
+    """For each entry, count the earlier entries with the same value."""
     flat = row.flatten().cpu().numpy()
     order = np.argsort(flat, kind="stable")
     starts = np.searchsorted(flat[order], flat[order])
@@ -398,16 +408,18 @@ def _why_not_packed(model: nn.Module) -> str | None:
         return "the family is not told positions"
     vocabulary = model.config.get_text_config().vocab_size
     prompts = [[token % vocabulary for token in ids] for ids in _TRIAL]
-    try:
-        appended = _packed_prefixes(model, prompts, _last_layer(model)).append()
-        logits = forward(model, appended.batch, n_logits=None, use_cache=True).logits
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-        return f"it refuses a mask over pairs of tokens ({error})"
-    packed = appended.take(logits)[0].double()
     padded = forward(model, pad(prompts, device=model.device), use_cache=False).logits[:, -1]
-    size = padded.double().norm(dim=-1)
+    try:
+        # Small branches, so that there is a trunk and more than one row.
+        prefixes = _packed_prefixes(model, prompts, _last_layer(model), branch_size=2)
+        packed = prefixes.append().logits(model)[0]
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        # What a family raises that reads the mask in another way.
+        return f"it refuses a mask over pairs of tokens ({error})"
+    difference = (packed - padded).double().norm(dim=-1) / padded.double().norm(dim=-1)
     tolerance = 2e-2 if model.dtype in (torch.bfloat16, torch.float16) else 1e-4
-    difference = ((packed - padded).norm(dim=-1) / size).max()
-    return (
-        None if difference <= tolerance else f"the states differ by {difference:.2g} of their norm"
-    )
+    if difference.max() > tolerance:
+        return f"its logits differ by {difference.max():.2g} of their norm"
+    return None

@@ -171,7 +171,7 @@ def store_gradients(
         tensors = named(states, "activation", 0, numbers) | named(gradients, "gradient", 0, numbers)
         tensors |= read_logits(logits, rows)
         if contrast:
-            tokens, complete = first_tokens(rows.strict_ids), prefixes.grown(last_tokens)
+            tokens, complete = first_tokens(rows.strict_ids), prefixes.extended(last_tokens)
             pair = states_after_choices(model, complete, tokens, ["resid_post"], numbers)
             for choice, after_choice in enumerate(pair):
                 tensors |= named(after_choice, "after_choice", choice, numbers)

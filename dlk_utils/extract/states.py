@@ -34,14 +34,15 @@ def clean_states(
 ) -> tuple[States, Float[Tensor, "b vocab"] | None]:
     """Run prompts once, without dropout; return the states and the logits at their last tokens.
 
-    What prompts begin with runs once, where the model takes trees (`prefixes.takes_trees`).
+    Shared beginnings run once if the model takes trees (`prefixes.takes_trees`).
 
     Returns
     -------
     states : dict
         For each site [layer, b, d].
     logits : Tensor [b, vocab], or None
-        Of the token after each prompt. Without them no layer above the highest one asked for runs.
+        Of the token after each prompt. If `with_logits` is false, the pass stops at the highest
+        layer that was asked for.
     """
     if not takes_trees(model, max(len(ids) for ids in prompts)):
         batch = pad(prompts, device=model.device)
@@ -67,7 +68,7 @@ def read_states(
     states : list of dict
         For each copy and site [layer, b, d].
     logits : Tensor [copy, b, vocab], or None
-        Without them no layer above the highest one asked for runs.
+        If `with_logits` is false, the pass stops at the highest layer that was asked for.
     """
 
     def take(hidden: Tensor) -> Tensor:
@@ -101,7 +102,8 @@ def forward_states(
     states : dict
         For each site [layer, b, d], or [layer, b, positions, d] if `positions` is above 1.
     logits : Tensor [b, vocab], or None
-        Of the token after each prompt. Without them no layer above the highest one asked for runs.
+        Of the token after each prompt. If `with_logits` is false, the pass stops at the highest
+        layer that was asked for.
 
     Raises
     ------
@@ -136,7 +138,7 @@ def forward_states(
 def record_sites(
     model: nn.Module, sites: Sequence[str], layers: Layers, take: Callable[[Tensor], Tensor]
 ) -> Iterator[dict[str, list[Tensor]]]:
-    """Within it, a forward pass appends `take(hidden)` to the list of each site, layer by layer."""
+    """Inside the context, a forward pass appends `take(hidden)`, by layer, to each site's list."""
     recorded: dict[str, list[Tensor]] = {site: [] for site in sites}
 
     def record(site: str, layer: int, hidden: Tensor) -> None:
