@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 NOTEBOOKS := 00_train_liar 01_make_dataset 02_check_lie_rate 03_extract 04_extract_grads 05_probe_ablations 06_detect 07_traps 08_carry_over 09_pairs_and_votes 10_headlines
 PARAMETERS ?=
-ORDER := run-09_pairs_and_votes $(NOTEBOOKS:%=run-%)
+ORDER := run-05_probe_ablations run-09_pairs_and_votes run-00_train_liar run-07_traps $(NOTEBOOKS:%=run-%)
 TO := book/notebooks
 # The small size that the check runs, and what a notebook takes besides.
 SMALL := -p n_examples 16
@@ -54,7 +54,7 @@ book: setup  ## run the notebooks and build the HTML book: _build/html/index.htm
 	$(BIN)/jupyter-book build book -W --keep-going > build/book.log 2>&1 || { tail -40 build/book.log; exit 1; }
 	echo "open _build/html/index.html"
 
-# Two at a time, where one does not need the other's files, 09 as early as can be, for it is long; each may use all cores, but waits without holding one (two that spin share them badly).
+# Two at a time, and a notebook after those whose files it reads. Each may use all cores, but waits without holding one (two that spin share them badly).
 run-%: parameters = $(strip $(PARAMETERS) $(if $(CHECK),$(SMALL) $(SMALL_$*)))
 run-%:
 	@echo "$* $(parameters)"
@@ -62,11 +62,10 @@ run-%:
 	mv build/$*.ipynb $(TO)/$*.ipynb
 
 run-02_check_lie_rate: run-01_make_dataset
-run-03_extract run-04_extract_grads: run-02_check_lie_rate
-run-05_probe_ablations run-09_pairs_and_votes: run-03_extract run-04_extract_grads
-run-06_detect run-08_carry_over: run-04_extract_grads
-run-07_traps: run-05_probe_ablations
-run-10_headlines: run-05_probe_ablations run-08_carry_over run-09_pairs_and_votes
+run-03_extract run-04_extract_grads run-06_detect run-08_carry_over: run-02_check_lie_rate
+run-05_probe_ablations: run-03_extract
+run-09_pairs_and_votes: run-05_probe_ablations
+run-10_headlines: run-08_carry_over run-09_pairs_and_votes
 
 test: setup lint  ## everything that CI runs: lint, unit tests, all notebooks, some of them twice
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 12
