@@ -235,7 +235,7 @@ class _Tree:
             if self.parents[node] >= 0:
                 self.size[self.parents[node]] += self.size[node]
 
-    def cut(self, max_size: float) -> tuple[list[int], list[range]]:
+    def cut(self, max_size: int | float) -> tuple[list[int], list[range]]:
         """Cut off all branches of at most `max_size` nodes; return what is left, and the branches.
 
         A branch is larger only if it is a single path, or if a path ends at its first node.
@@ -269,7 +269,7 @@ def _cheapest_cut(tree: _Tree) -> tuple[list[int], list[list[range]]]:
     return best
 
 
-def _cost(n_trunk: int, n_rows: int, width: float) -> float:
+def _cost(n_trunk: int, n_rows: int, width: int | float) -> float:
     """Estimate the time that a trunk, and rows of some width behind it, take; one node takes 1.
 
     t new nodes that are compared with k nodes take t (1 + k / `ATTENTION_NODES`).

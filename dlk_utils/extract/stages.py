@@ -288,8 +288,8 @@ def fill_rows(
             for some, tensors in in_halves(lambda ids: compute(by_id.loc[ids]), part):
                 done += some
                 results.append(tensors)
-        if len(results) == 1:
-            return results[0]
+        if done == row_ids:
+            return {name: torch.cat([r[name] for r in results]) for name in results[0]}
         places = {row_id: place for place, row_id in enumerate(done)}
         order = [places[row_id] for row_id in row_ids]
         return {name: torch.cat([r[name] for r in results])[order] for name in results[0]}
