@@ -248,9 +248,9 @@ def _cheapest_cut(tree: _Tree) -> tuple[list[int], list[list[range]]]:
         # longest path ends in a branch.
         n_trunk, n_nodes = len(trunk), sum(map(len, branches))
         first_pass = n_trunk * (1 + n_trunk / ATTENTION_NODES) + PASS_NODES if trunk else 0
-        longest = max(map(len, branches))
-        for length in (longest, 1.5 * longest, 2 * longest, 3 * longest, n_nodes):
-            rows = _divide(branches, max(1, int(n_nodes // length)))
+        most_rows = n_nodes // max(map(len, branches))
+        for n_rows in _down_to_one(most_rows):
+            rows = _divide(branches, n_rows)
             width = max(sum(map(len, row)) for row in rows)
             if len(rows) > 1 and len(rows) * (n_trunk + width) > _COPIES * len(tree.keys):
                 continue
@@ -258,6 +258,14 @@ def _cheapest_cut(tree: _Tree) -> tuple[list[int], list[list[range]]]:
             if cost < best_cost:
                 best_cost, best = cost, (trunk, rows)
     return best
+
+
+def _down_to_one(n: int) -> Iterator[int]:
+    """Yield numbers from `n` down to 1, each about four fifths of the one before."""
+    while n > 1:
+        yield n
+        n = n * 4 // 5
+    yield 1
 
 
 def _divide(branches: Sequence[range], n_rows: int) -> list[list[range]]:
