@@ -258,8 +258,9 @@ def fill_rows(
             for some, tensors in in_halves(lambda ids: compute(by_id.loc[ids]), part):
                 done += some
                 results.append(tensors)
-        if len(results) == 1:
+        if len(results) == 1 and done == list(row_ids):
             return results[0]
+        # Parts are cut from rows that are sorted by length.
         places = {row_id: place for place, row_id in enumerate(done)}
         order = [places[row_id] for row_id in row_ids]
         return {name: torch.cat([r[name] for r in results])[order] for name in results[0]}
