@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import (
     FAMILIES,
     LAYERS,
@@ -21,6 +22,8 @@ from dlk_utils.extract import draws, store
 from dlk_utils.extract.answers import choice_logprobs, sequence_logprobs
 from dlk_utils.extract.batches import forward, last_logits, pad
 from dlk_utils.extract.gradients import counterfactual_states, full_backprop
+from dlk_utils.extract.packing import plan_packed
+from dlk_utils.extract.passes import dropout_draws
 from dlk_utils.extract.stages import (
     fill_rows,
     store_answers,
@@ -354,6 +357,57 @@ def test_two_stages_do_not_share_a_store(tmp_path):
     store_answers(model, rows, tmp_path)
     with pytest.raises(StoreError, match=r"with other parts .*stage"):
         store_gradients(model, rows, tmp_path)
+
+
+@pytest.mark.parametrize("batch_tokens", [100, 2048])
+@pytest.mark.parametrize("family", ["llama", "mpt", "falcon alibi"])
+def test_a_shard_has_its_rows_in_planned_order_also_where_batches_are_cut(
+    family, batch_tokens, tmp_path
+):
+    """A model that takes no trees computes a batch in padded parts, in another order."""
+    model, rows = tiny(family), prompts_that_begin_alike(30)
+    number = {row_id: float(i) for i, row_id in enumerate(rows.row_id)}
+    n_parts = 0
+
+    def compute(some: pd.DataFrame) -> dict[str, torch.Tensor]:
+        nonlocal n_parts
+        n_parts += 1
+        return {"number": torch.tensor([[number[row_id]] for row_id in some.row_id])}
+
+    fill_rows(
+        model, tmp_path, rows, compute, plan_packed, {}, desc="order", batch_tokens=batch_tokens
+    )
+    plan = plan_packed(rows, batch_tokens)
+    n_batches = sum(map(len, plan))
+    assert (n_parts > n_batches) == (family != "llama" and batch_tokens == 100)
+    shards = sorted(tmp_path.glob("shard-*.safetensors"))
+    for path, batches in zip(shards, plan, strict=True):
+        planned = [number[row_id] for batch in batches for row_id in batch]
+        assert load_file(path)["number"][:, 0].tolist() == planned
+    assert read_rows(tmp_path, rows, "number")[:, 0].tolist() == list(range(30))
+
+
+@pytest.mark.parametrize("family", ["llama", "mpt", "falcon alibi", "mistral window"])
+@pytest.mark.parametrize("batch_tokens", [32, 2048])
+def test_what_is_stored_of_a_row_does_not_depend_on_the_batches(family, batch_tokens, tmp_path):
+    model, rows = tiny(family), prompts_that_begin_alike(12)
+    store_gradients(model, rows, tmp_path, batch_tokens=batch_tokens)
+    full = full_backprop(model, pad(rows.input_ids), list(rows.choice_ids), ["resid_post"])
+    stored = read_rows(tmp_path, rows, "gradient.resid_post.1.0")
+    np.testing.assert_allclose(stored, full["resid_post"][1], rtol=1e-4, atol=1e-6)
+
+
+def test_draws_of_the_question_are_stored_as_they_are_computed(tmp_path):
+    model, rows = tiny("llama"), prompts_that_begin_alike()
+    store_draws(model, rows, tmp_path, scope="question", p=0.2, seed=3)
+    starts = list(rows.question_start)
+    options = {"scope": "question", "p": 0.2, "seed": 3, "question_starts": starts}
+    expected = dropout_draws(
+        model, list(rows.input_ids), keys=list(rows.row_id), progress=False, **options
+    )["resid_post"]
+    for draw in (0, 1):
+        stored = read_rows(tmp_path, rows, f"activation.resid_post.1.{draw}")
+        np.testing.assert_allclose(stored, expected[draw, 1], **SINGLE_PRECISION)
 
 
 def test_a_batch_that_does_not_fit_into_memory_loses_nothing(tmp_path):
