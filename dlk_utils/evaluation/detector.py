@@ -1,7 +1,7 @@
 """A lie detector for one model: a truth probe that is kept with a card, and refused elsewhere."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from dlk_utils.errors import CardError
 from dlk_utils.evaluation.selection import LayerProbe, fit_layers
 from dlk_utils.evaluation.tasks import memory_features, require_rows
-from dlk_utils.extract.answers import choice_logprobs
 from dlk_utils.extract.batches import Layers, pad
-from dlk_utils.extract.passes import activations
+from dlk_utils.extract.passes import activations, states_and_answers
 from dlk_utils.extract.states import forward_states
 from dlk_utils.models.loading import identity
 from dlk_utils.models.sites import blocks, layer_numbers
@@ -36,7 +35,6 @@ TOLERANCE = 0.05
 16-bit arithmetic on another machine stays within it."""
 
 FIXTURE_ROWS = 8
-BATCH_SIZE = 16
 
 Values = Sequence | np.ndarray | pd.Series
 """One value for each prompt."""
@@ -166,29 +164,46 @@ class TruthDetector:
         return states.astype(np.float32) @ self.weight.numpy() + np.float32(self.bias)
 
     def score_prompts(
-        self, model: nn.Module, input_ids: Sequence[Sequence[int]], *, batch_size: int = BATCH_SIZE
+        self,
+        model: nn.Module,
+        input_ids: Sequence[Sequence[int]],
+        *,
+        batch_tokens: int = 2048,
+        progress: bool = False,
     ) -> Float[np.ndarray, " n"]:
-        """Run the model on prompts, and score the state of their last token [n]."""
-        return np.concatenate([s for s, _ in self._run(model, input_ids, batch_size)])
+        """Run the model on prompts, and score the state of their last token [n].
+
+        The options are those of `activations`.
+        """
+        options = {"batch_tokens": batch_tokens, "progress": progress}
+        states = activations(model, input_ids, sites=[self.site], layers=self.layer, **options)
+        return self.score_states(states[self.site][0])
 
     def judge_prompts(
-        self, model: nn.Module, prompts: pd.DataFrame, *, batch_size: int = BATCH_SIZE
+        self,
+        model: nn.Module,
+        prompts: pd.DataFrame,
+        *,
+        batch_tokens: int = 2048,
+        progress: bool = False,
     ) -> pd.DataFrame:
         """Run the model on prompts, and judge its answers.
 
         `prompts` are rows of `make_prompts` or `own_prompts`. They come back with `margin`
         (log-odds of choice 1 against choice 0), `answer` (0 or 1) and the columns of `judge`.
         """
-        all_scores, all_margins = [], []
-        choice_ids = _in_batches(list(prompts.choice_ids), batch_size)
-        batches = self._run(model, list(prompts.input_ids), batch_size)
-        for (scores, logits), choices in zip(batches, choice_ids, strict=True):
-            logprobs = choice_logprobs(logits, choices).cpu().numpy()
-            all_scores.append(scores)
-            all_margins.append(logprobs[:, 1] - logprobs[:, 0])
-        margin = np.concatenate(all_margins)
+        states, logprobs = states_and_answers(
+            model,
+            list(prompts.input_ids),
+            list(prompts.choice_ids),
+            sites=[self.site],
+            layers=self.layer,
+            batch_tokens=batch_tokens,
+            progress=progress,
+        )
+        margin = logprobs[:, 1] - logprobs[:, 0]
         answers = prompts.assign(margin=margin, answer=(margin > 0).astype(int))
-        return self.judge(answers, np.concatenate(all_scores))
+        return self.judge(answers, self.score_states(states[self.site][0]))
 
     def judge(self, answers: pd.DataFrame, scores: Float[np.ndarray, " n"]) -> pd.DataFrame:
         """Judge answers, with their `margin`, whose scores [n] are known.
@@ -296,20 +311,6 @@ class TruthDetector:
                 f"says (at most {TOLERANCE}): not the model, or not the arithmetic, "
                 "it was made with"
             )
-
-    def _run(
-        self, model: nn.Module, input_ids: Sequence[Sequence[int]], batch_size: int
-    ) -> Iterator[tuple[Float[np.ndarray, " b"], Float[Tensor, "b vocab"]]]:
-        """Score prompts batch by batch; gives their next-token logits too."""
-        for batch in _in_batches(input_ids, batch_size):
-            padded = pad(batch, device=model.device)
-            states, logits = forward_states(model, padded, [self.site], self.layer)
-            [of_layer] = states[self.site].float()
-            yield (of_layer @ self.weight + self.bias).numpy(), logits
-
-
-def _in_batches(items: Sequence, size: int) -> list[Sequence]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _weight_and_bias(fit: LayerProbe) -> tuple[Float[Tensor, " d"], float]:

@@ -78,17 +78,18 @@ def truth_rows(answers: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(y=rows.label, polarity=np.where(choice_1_denies, -1, 1))
 
 
-def pair_rows(rows: pd.DataFrame, folders: Sequence[Path], *, plain: bool = False) -> pd.DataFrame:
+def pair_rows(rows: pd.DataFrame, folder: Path, *, plain: bool = False) -> pd.DataFrame:
     """Select the rows of the target "pair": those whose answer differs between two passes.
 
     Parameters
     ----------
     rows : DataFrame
         Rows with `label`, and with `p1` if `plain`.
-    folders : sequence of Path
-        Stores. The two passes are the first two draws of the last one.
+    folder : Path
+        The store. The two passes are its first two draws.
     plain : bool
-        Whether the first pass is the clean one instead, with the probability `p1` of the rows.
+        Whether the first pass is the clean one, with the probability `p1` of the rows, and the
+        second one the moved one of a store of `store_gradients`.
 
     Returns
     -------
@@ -98,7 +99,7 @@ def pair_rows(rows: pd.DataFrame, folders: Sequence[Path], *, plain: bool = Fals
     """
 
     def stored_p1(draw: int) -> Float[np.ndarray, " n"]:
-        logprobs = read_rows(folders[-1], rows, f"choice_logprobs.{draw}").astype(float)
+        logprobs = read_rows(folder, rows, f"choice_logprobs.{draw}").astype(float)
         return expit(logprobs[:, 1] - logprobs[:, 0])
 
     first = rows.p1.to_numpy() if plain else stored_p1(0)
@@ -125,7 +126,7 @@ def make_targets(
     lie = known_and_told_to_lie.assign(y=known_and_told_to_lie.lied.astype(int))
     targets = {"truth": truth, "lie": lie.reset_index(drop=True)}
     if dropout_rows is not None and draws is not None:
-        targets["pair"] = pair_rows(truth[truth.row_id.isin(dropout_rows.row_id)], [draws])
+        targets["pair"] = pair_rows(truth[truth.row_id.isin(dropout_rows.row_id)], draws)
     targets[POSITIVE_CONTROL] = truth.assign(y=truth.answer)
     return targets
 
@@ -194,23 +195,21 @@ def state_features(folder: Path, layers: Sequence[int], site: str = "resid_post"
     return _stored_features(folder, {"activation": ["activation"]}, [site], layers)
 
 
-def pair_features(kind: str, folders: Sequence[Path] | Path, layers: Sequence[int]) -> Features:
-    """Read pairs of states [n, 2, d] at `resid_post`, of one store or of two.
+def pair_features(kind: str, folder: Path, layers: Sequence[int]) -> Features:
+    """Read pairs of states [n, 2, d] at `resid_post`.
 
     Parameters
     ----------
     kind : str
-        "two draws": the first two draws of one store. "two draws / move": the same, divided by how
+        "two draws": the first two draws of a store. "two draws / move": the same, divided by how
         far the answer moved between them (at least `LEAST_MOVE`). "contrast": the states after
-        choice 0 and after choice 1, of one store. "counterfactual": the clean pass of the first
-        store and the moved pass of the last.
+        choice 0 and after choice 1. "counterfactual": the clean pass and the moved one.
     """
-    stores = [folders] if isinstance(folders, Path) else folders
     tensor = "after_choice" if kind == "contrast" else "activation"
 
     def read(rows: pd.DataFrame, layer: int) -> Float[np.ndarray, "n 2 d"]:
-        first = read_rows(stores[0], rows, f"{tensor}.resid_post.{layer}.0")
-        second = read_rows(stores[-1], rows, f"{tensor}.resid_post.{layer}.1")
+        first = read_rows(folder, rows, f"{tensor}.resid_post.{layer}.0")
+        second = read_rows(folder, rows, f"{tensor}.resid_post.{layer}.1")
         pairs = np.stack([first, second], axis=1)
         if kind == "two draws / move":
             moved = np.abs(rows.p1_draw1 - rows.p1_draw0).to_numpy()

@@ -18,7 +18,7 @@ from dlk_utils.errors import DeadDropout
 from dlk_utils.extract.batches import Layers, forward_to_layer, logits_at, pad
 from dlk_utils.extract.dropout import DEFAULT_P, INJECTED, draw_seed, mc_dropout
 from dlk_utils.extract.packing import pack
-from dlk_utils.extract.prefixes import run_prefixes, run_trunk, takes_trees
+from dlk_utils.extract.prefixes import branch, run_prefixes, run_trunk, takes_trees
 from dlk_utils.extract.states import (
     States,
     appended_states,
@@ -125,7 +125,9 @@ def draw_states(
     else:
         starts = _checked_starts(question_starts, prompts)
         if takes_trees(model, max(map(len, prompts))):
-            return _packed_draws(model, prompts, starts, sites, layers, seeds, dropout, with_logits)
+            return _question_draws(
+                model, prompts, starts, sites, layers, seeds, dropout, with_logits
+            )
     batch = pad(prompts, device=model.device)
     position_ids = batch["position_ids"]
     acts = None
@@ -173,7 +175,7 @@ def _last_token_draws(
 
 
 @torch.no_grad()
-def _packed_draws(
+def _question_draws(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
     starts: Sequence[int],
@@ -183,51 +185,51 @@ def _packed_draws(
     dropout: dict[str, Any],
     with_logits: bool,
 ) -> list[Draw]:
-    """Run all draws as one tree: each instruction once, and behind it the question of each draw.
+    """Run all prompts as one tree for each draw; what is trunk of it runs once for all draws.
 
-    What stands at a node is (token, draw, prompt), so that the questions of two draws share
-    nothing. Before the question, draw and prompt are -1.
+    What stands at a node is (token, prompt), so that two questions share nothing, for each has
+    masks of its own. Before the question, the prompt is -1.
     """
     sequences = []
-    for draw in range(len(seeds)):
-        for number, (ids, start) in enumerate(zip(prompts, starts, strict=True)):
-            before = [(token, -1, -1) for token in ids[:start]]
-            sequences.append(before + [(token, draw, number) for token in ids[start:]])
+    for number, (ids, start) in enumerate(zip(prompts, starts, strict=True)):
+        instruction = [(token, -1) for token in ids[:start]]
+        sequences.append(instruction + [(token, number) for token in ids[start:]])
     packed = pack(sequences)
-    batch = run_trunk(model, packed, [[token for token, _, _ in row] for row in packed.keys])
+    batch = run_trunk(model, packed, [[token for token, _ in row] for row in packed.keys])
+    # Which prompt each node in the rows belongs to; -1 in instructions and at padding.
     device, shape = batch["input_ids"].device, batch["input_ids"].shape
-    node_seeds = torch.zeros(shape, dtype=torch.long)
-    acts = torch.zeros(shape, dtype=torch.bool)
+    prompt_of = torch.full(shape, -1)
     for row, keys in enumerate(packed.keys):
-        for place, (_, draw, number) in enumerate(keys[packed.n_trunk :]):
-            if draw >= 0:
-                node_seeds[row, place], acts[row, place] = seeds[draw][number], True
+        numbers = [number for _, number in keys[packed.n_trunk :]]
+        prompt_of[row, : len(numbers)] = torch.tensor(numbers)
     row = torch.from_numpy(packed.row).to(device)
-    # No question is in the trunk, as two draws share nothing of it.
+    # No question is in the trunk, as two prompts share nothing of it.
     place = torch.from_numpy(packed.node - packed.n_trunk).to(device)
-    position_ids = torch.from_numpy(packed.depth).to(device)
+    dropout |= {
+        "acts": (prompt_of >= 0).to(device),
+        "position_ids": torch.from_numpy(packed.depth).to(device),
+    }
 
-    def by_draw(ends: Float[Tensor, "m ..."]) -> Float[Tensor, "draw n ..."]:
-        return ends.unflatten(0, (len(seeds), len(prompts))).to("cpu", copy=True)
+    def take(hidden: Float[Tensor, "r t d"]) -> Float[Tensor, "n d"]:
+        taken = hidden[row.to(hidden.device), place.to(hidden.device)]
+        return taken.to("cpu", copy=True)
 
-    def take(hidden: Float[Tensor, "r t d"]) -> Float[Tensor, "draw n d"]:
-        return by_draw(hidden[row.to(hidden.device), place.to(hidden.device)])
-
-    node_seeds, acts = node_seeds.to(device), acts.to(device)
-    logits = [None] * len(seeds)
-    with (
-        mc_dropout(model, seeds=node_seeds, position_ids=position_ids, acts=acts, **dropout),
-        record_sites(model, sites, layers, take) as recorded,
-    ):
-        if with_logits:
-            logits = list(by_draw(logits_at(model, batch, row, place)))
-        else:
-            forward_to_layer(model, batch, highest_layer(model, layers), use_cache=True)
-    stacked = {site: torch.stack(by_layer, 1) for site, by_layer in recorded.items()}
-    return [
-        ({site: x[draw] for site, x in stacked.items()}, of_draw)
-        for draw, of_draw in enumerate(logits)
-    ]
+    draws: list[Draw] = []
+    for row_seeds in seeds:
+        node_seeds = torch.tensor(row_seeds)[prompt_of].to(device)
+        of_draw = batch | {"past_key_values": branch(batch["past_key_values"])}
+        logits = None
+        with (
+            mc_dropout(model, seeds=node_seeds, **dropout),
+            record_sites(model, sites, layers, take) as recorded,
+        ):
+            if with_logits:
+                logits = logits_at(model, of_draw, row, place)
+            else:
+                forward_to_layer(model, of_draw, highest_layer(model, layers), use_cache=True)
+        states = {site: torch.stack(by_layer) for site, by_layer in recorded.items()}
+        draws.append((states, logits))
+    return draws
 
 
 def _checked_starts(starts: Sequence[int] | None, prompts: Sequence[Sequence[int]]) -> list[int]:

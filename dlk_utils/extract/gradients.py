@@ -96,7 +96,6 @@ def full_backprop(
     return {site: torch.stack([g[rows, last].cpu() for g in gs]) for site, gs in gradients.items()}
 
 
-@torch.no_grad()
 def counterfactual_states(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
@@ -122,23 +121,51 @@ def counterfactual_states(
     states, gradients, logits = last_token_gradients(
         model, prefixes.append(), choice_ids, ["resid_post"], layer
     )
-    state, gradient = states["resid_post"][0].double(), gradients["resid_post"][0].double()
-    logprobs = choice_logprobs(logits, choice_ids)
+    move = move_to_other_answer(
+        states["resid_post"][0],
+        gradients["resid_post"][0],
+        choice_logprobs(logits, choice_ids),
+        step=step,
+    )
+    moved_states, moved_logits = states_after_move(model, prefixes, move, sites, layer=layer)
+    return moved_states, choice_logprobs(moved_logits, choice_ids).cpu()
+
+
+def move_to_other_answer(
+    state: Float[Tensor, "b d"],
+    gradient: Float[Tensor, "b d"],
+    logprobs: Float[Tensor, "b 2"],
+    *,
+    step: float,
+) -> Float[Tensor, "b d"]:
+    """Return the move of a state, `step` times its norm, along the gradient to the other answer."""
+    state, gradient = state.double(), gradient.double()
     towards_other_answer = -torch.sign(logprobs[:, 1] - logprobs[:, 0])[:, None]
     length = step * state.norm(dim=-1, keepdim=True)
     tiny = torch.finfo(torch.float64).tiny
     gradient_norm = gradient.norm(dim=-1, keepdim=True).clamp(min=tiny)
-    move = towards_other_answer * length * gradient / gradient_norm
+    return towards_other_answer * length * gradient / gradient_norm
 
-    again = prefixes.append()
-    moves = again.spread(move[None])
+
+def states_after_move(
+    model: nn.Module,
+    prefixes: Prefixes,
+    move: Float[Tensor, "b d"],
+    sites: Sequence[str],
+    layers: Layers = "all",
+    *,
+    layer: int,
+) -> tuple[States, Float[Tensor, "b vocab"]]:
+    """Run the last tokens with `resid_post[layer]` moved; return their states and logits."""
+    appended = prefixes.append()
+    moves = appended.spread(move[None])
 
     def push(site: str, at: int, hidden: Tensor) -> Tensor:
         return hidden + moves.to(hidden)
 
     with at_sites(model, ["resid_post"], push, layer):
-        [moved_states], moved_logits = appended_states(model, again, sites)
-    return moved_states, choice_logprobs(moved_logits[0], choice_ids).cpu()
+        [states], logits = appended_states(model, appended, sites, layers)
+    return states, logits[0]
 
 
 def pooled_weight_gradients(

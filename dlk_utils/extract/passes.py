@@ -185,7 +185,7 @@ def dropout_draws(
         )
         return {site: torch.stack([states[site] for states, _ in draws]) for site in sites}
 
-    share = scope == "last_token"
+    share = scope != "sequence"
     return _in_batches(
         model, prompts, compute, batch_tokens, progress, desc="draws", row_axis=2, share=share
     )
@@ -278,6 +278,36 @@ def answer_logprobs(
         model, prompts, compute, batch_tokens, progress, desc="answers", row_axis=0, share=True
     )
     return answers["choice_logprobs"], answers["top_token"]
+
+
+def states_and_answers(
+    model: nn.Module,
+    input_ids: Sequence[Sequence[int]],
+    choice_ids: Sequence,
+    *,
+    sites: Sequence[str] = ("resid_post",),
+    layers: Layers = "all",
+    batch_tokens: int = 2048,
+    progress: bool = True,
+) -> tuple[dict[str, Float[np.ndarray, "layer n d"]], Float[np.ndarray, "n 2"]]:
+    """Return the states of `activations` and the log-probabilities of `answer_logprobs`.
+
+    Both come from one pass. The arguments are those of the two functions.
+    """
+    prompts = _checked(model, input_ids)
+    pairs = _pairs(choice_ids, len(prompts))
+
+    def compute(rows: list[int]) -> dict[str, Tensor]:
+        states, logits = clean_states(model, [prompts[row] for row in rows], sites, layers)
+        logprobs = choice_logprobs(logits, [pairs[row] for row in rows])
+        # With an axis for layers, as the states have one.
+        return {**states, "choice_logprobs": logprobs[None]}
+
+    arrays = _in_batches(
+        model, prompts, compute, batch_tokens, progress, desc="states", row_axis=1, share=True
+    )
+    [logprobs] = arrays.pop("choice_logprobs")
+    return arrays, logprobs
 
 
 def answer_rows(

@@ -123,7 +123,7 @@ class Prefixes:
         batch = {
             "input_ids": input_ids,
             "position_ids": position_ids,
-            "past_key_values": _branch(self.cache),
+            "past_key_values": branch(self.cache),
         }
         if self.sees is None:
             batch["attention_mask"] = torch.cat([self.mask, self.mask.new_ones(n_rows, 1)], 1)
@@ -344,7 +344,7 @@ class _CacheUpTo(DynamicCache):
         return plain
 
 
-def _branch(cache: Cache) -> Cache:
+def branch(cache: Cache) -> Cache:
     """Return a cache with the same tensors, which stay as they are when it grows."""
     branch = copy.copy(cache)
     branch.layers = [copy.copy(layer) for layer in cache.layers]

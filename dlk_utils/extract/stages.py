@@ -15,22 +15,23 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from dlk_utils.errors import DataError
+from dlk_utils.errors import ChoiceError, DataError
 from dlk_utils.extract.answers import answer_batch, choice_logprobs, read_logits
 from dlk_utils.extract.batches import Layers, in_halves, pad, plan_batches
 from dlk_utils.extract.draws import seeded_draws
 from dlk_utils.extract.dropout import DEFAULT_P, INJECTED
 from dlk_utils.extract.gradients import (
-    counterfactual_states,
     first_tokens,
     last_linear,
     last_token_gradients,
+    move_to_other_answer,
     pooled_weight_gradients,
     states_after_choices,
+    states_after_move,
 )
 from dlk_utils.extract.packing import plan_packed
 from dlk_utils.extract.prefixes import in_parts, run_prefixes
-from dlk_utils.extract.states import forward_states
+from dlk_utils.extract.states import clean_states
 from dlk_utils.extract.store import fill
 from dlk_utils.models.sites import SITES, blocks, layer_numbers
 from dlk_utils.questions.choices import require_first_token_choices
@@ -43,6 +44,30 @@ def store_answers(model: nn.Module, prompts: pd.DataFrame, out: Path, **storing:
     """
     compute = functools.partial(answer_batch, model)
     fill_rows(model, out, prompts, compute, plan_packed, {}, desc="answers", **storing)
+
+
+def store_states(
+    model: nn.Module,
+    prompts: pd.DataFrame,
+    out: Path,
+    *,
+    sites: Sequence[str] = ("resid_post",),
+    layers: Layers = "all",
+    **storing: Any,
+) -> None:
+    """Store the states at the last token of each prompt, and the answers, of one pass.
+
+    The tensors are `activation.site.layer.0` [n, d], and those of `store_answers`.
+    """
+    require_first_token_choices(prompts, "states")
+    numbers = layer_numbers(layers, len(blocks(model)))
+
+    def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
+        states, logits = clean_states(model, list(rows.input_ids), sites, numbers)
+        return named(states, "activation", 0, numbers) | read_logits(logits, rows)
+
+    parts = {"sites": list(sites), "layers": numbers}
+    fill_rows(model, out, prompts, compute, plan_packed, parts, desc="states", **storing)
 
 
 def store_draws(
@@ -60,7 +85,7 @@ def store_draws(
     seed: int = 0,
     **storing: Any,
 ) -> None:
-    """Store dropout draws of each prompt, or one pass without dropout (`n_draws=1, p=0`).
+    """Store dropout draws of each prompt.
 
     The tensors are `activation.site.layer.draw` [n, d], or [n, positions, d] of the last few
     tokens, and `choice_logprobs.draw` [n, 2]. The options are those of `draws.draw_states`. A mask
@@ -71,40 +96,41 @@ def store_draws(
     DeadDropout
         If two draws of a row are equal.
     ValueError
-        If there is one draw with dropout, or a prompt has fewer tokens than `positions`.
+        If there are fewer than two draws, or a prompt has fewer tokens than `positions`.
     """
     require_first_token_choices(prompts, "dropout draws")
-    clean = (n_draws, p) == (1, 0)
-    if n_draws < 2 and not clean:
-        raise ValueError(
-            "n_draws: expected at least 2 (or one clean pass, with n_draws=1 and p=0), got "
-            f"{n_draws} with p={p}"
-        )
+    if n_draws < 2:
+        raise ValueError(f"n_draws: expected at least 2, got {n_draws}")
     numbers = layer_numbers(layers, len(blocks(model)))
     places = places if isinstance(places, str) else list(places)
     how = {"n_draws": n_draws, "p": p, "seed": seed, "scope": scope, "places": places}
     how["positions"] = positions
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
-        if clean:
-            batch = pad(rows.input_ids, device=model.device)
-            draws = [forward_states(model, batch, sites, numbers, positions=positions)]
-        else:
-            keys, starts = list(rows.row_id), None
-            if scope == "question":
-                starts = list(rows.question_start)
-            draws = seeded_draws(
-                model, rows.input_ids, keys, sites, numbers, question_starts=starts, **how
-            )
+        starts = list(rows.question_start) if scope == "question" else None
+        draws = seeded_draws(
+            model,
+            rows.input_ids,
+            list(rows.row_id),
+            sites,
+            numbers,
+            question_starts=starts,
+            **how,
+        )
         tensors = {}
         for draw, (states, logits) in enumerate(draws):
             tensors |= named(states, "activation", draw, numbers)
             tensors[f"choice_logprobs.{draw}"] = choice_logprobs(logits, list(rows.choice_ids))
         return tensors
 
-    mode = "clean" if clean else "dropout"
-    parts = {"mode": mode, "sites": list(sites), "layers": numbers, **how}
-    fill_rows(model, out, prompts, compute, plan_batches, parts, desc="dropout draws", **storing)
+    parts = {"sites": list(sites), "layers": numbers, **how}
+    plan = plan_of_draws(scope)
+    fill_rows(model, out, prompts, compute, plan, parts, desc="dropout draws", **storing)
+
+
+def plan_of_draws(scope: str) -> Callable:
+    """Return the plan of `store_draws`: draws of the complete prompt have nothing to share."""
+    return plan_batches if scope == "sequence" else plan_packed
 
 
 def store_gradients(
@@ -115,15 +141,23 @@ def store_gradients(
     sites: Sequence[str] = SITES,
     layers: Layers = "all",
     contrast: bool = False,
+    moved_at: int | None = None,
+    step: float = 0.1,
     **storing: Any,
 ) -> None:
     """Store the states at the last token, and the gradients of the margin by them.
 
     The tensors are `activation.site.layer.0` and `gradient.site.layer.0` [n, d], and the answers of
-    `store_answers`, of one pass without dropout. With `contrast`, the same pass also gives
-    contrast pairs: `after_choice.resid_post.layer.k` [n, d], the state at the first token of choice
-    k, as written (`strict_ids`), behind the prompt. Both choices of a row then have to begin with
-    different tokens (`ChoiceError`).
+    `store_answers`, of one pass without dropout. The same pass over the prefixes also gives the
+    second halves of two kinds of pairs, if they are asked for:
+
+    * with `contrast`, `after_choice.resid_post.layer.k` [n, d], the state at the first token of
+      choice k, as written (`strict_ids`), behind the prompt. Both choices of a row then have to
+      begin with different tokens (`ChoiceError`);
+    * with `moved_at`, `activation.resid_post.layer.1` [n, d] and `choice_logprobs.1` [n, 2], of the
+      last token with its state at layer `moved_at` moved towards the other answer, by `step` times
+      its norm (`gradients.counterfactual_states`). Layers below it are left out: there nothing
+      changes. That layer has to be one of `layers`, and "resid_post" one of the `sites`.
     """
     require_first_token_choices(prompts, "gradients")
     numbers = layer_numbers(layers, len(blocks(model)))
@@ -141,43 +175,39 @@ def store_gradients(
             pair = states_after_choices(model, complete, tokens, ["resid_post"], numbers)
             for choice, after_choice in enumerate(pair):
                 tensors |= named(after_choice, "after_choice", choice, numbers)
+        if moved_at is not None:
+            at = numbers.index(moved_at)
+            move = move_to_other_answer(
+                states["resid_post"][at],
+                gradients["resid_post"][at],
+                tensors["choice_logprobs"],
+                step=step,
+            )
+            moved, moved_logits = states_after_move(
+                model, prefixes, move, ["resid_post"], numbers[at:], layer=moved_at
+            )
+            tensors |= named(moved, "activation", 1, numbers[at:])
+            tensors["choice_logprobs.1"] = choice_logprobs(moved_logits, list(rows.choice_ids))
         return tensors
 
-    parts = {"sites": list(sites), "layers": numbers, "contrast": contrast}
+    parts = {
+        "sites": list(sites),
+        "layers": numbers,
+        "contrast": contrast,
+        "moved_at": moved_at,
+        "step": step,
+    }
     fill_rows(model, out, prompts, compute, plan_packed, parts, desc="gradients", **storing)
 
 
-def store_counterfactual(
-    model: nn.Module,
-    prompts: pd.DataFrame,
-    out: Path,
-    *,
-    at: int,
-    step: float = 0.1,
-    layers: Layers = "all",
-    **storing: Any,
-) -> None:
-    """Store a pass in which the state at layer `at` is moved towards the other answer.
-
-    The tensors are `activation.resid_post.layer.1` [n, d] and `choice_logprobs.1` [n, 2]: the other
-    half of a pair with the pass of `store_gradients`. `step` is the length of the move, relative to
-    the state's norm (`gradients.counterfactual_states`).
-    """
-    require_first_token_choices(prompts, "counterfactual pass")
-    numbers = layer_numbers(layers, len(blocks(model)))
-
-    def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
-        ids, choice_ids = list(rows.input_ids), list(rows.choice_ids)
-        states, logprobs = counterfactual_states(
-            model, ids, choice_ids, ["resid_post"], layer=at, step=step
-        )
-        some = {"resid_post": states["resid_post"][numbers]}
-        return named(some, "activation", 1, numbers) | {"choice_logprobs.1": logprobs}
-
-    parts = {"layers": numbers, "moved at": at, "step": step}
-    fill_rows(
-        model, out, prompts, compute, plan_packed, parts, desc="counterfactual pass", **storing
-    )
+def gives_gradients(prompts: pd.DataFrame) -> bool:
+    """Whether `store_gradients` with contrast pairs takes these prompts."""
+    try:
+        require_first_token_choices(prompts, "gradients")
+        first_tokens(prompts.strict_ids)
+    except ChoiceError:
+        return False
+    return True
 
 
 def store_weight_gradients(

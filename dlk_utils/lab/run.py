@@ -30,6 +30,8 @@ from dlk_utils.extract.dropout import DEFAULT_P
 from dlk_utils.extract.on_ray import extract_on_ray
 from dlk_utils.extract.packing import plan_packed
 from dlk_utils.extract.stages import (
+    gives_gradients,
+    plan_of_draws,
     store_answers,
     store_draws,
     store_gradients,
@@ -83,6 +85,10 @@ class Run:
         ``"auto"``, ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"float64"``.
     engine
         ``"local"``, or ``"ray"`` to extract states as a Ray Data job.
+    keep_states
+        Keep the states and gradients of the pass that answers the prompts, so that notebooks 04 to
+        10 need not run them again. That takes about a sixth more time in notebook 02, and disk
+        (`disk_of_states`).
 
     Raises
     ------
@@ -99,6 +105,7 @@ class Run:
     quantization: str | None = None
     dtype: str = "auto"
     engine: str = "local"
+    keep_states: bool = True
 
     def __post_init__(self):
         for name in ("n_examples", "seed", "n_shots"):
@@ -117,7 +124,7 @@ class Run:
     def record(self) -> dict[str, Any]:
         """Everything but code and libraries that decides the prompts and the answers."""
         parameters = asdict(self)
-        for name in ("model", "runs_dir", "quantization", "dtype", "engine"):
+        for name in ("model", "runs_dir", "quantization", "dtype", "engine", "keep_states"):
             del parameters[name]
         library = "".join(prompt_library(name).to_json() for name in ("instructions", *KINDS))
         return parameters | {
@@ -152,6 +159,11 @@ class Run:
     def n_layers(self) -> int:
         """Number of blocks."""
         return self.config.num_hidden_layers
+
+    @property
+    def middle_layer(self) -> int:
+        """Number of the block in the middle."""
+        return self.n_layers // 2
 
     @property
     def context(self) -> int:
@@ -210,11 +222,15 @@ class Run:
     @functools.cached_property
     def answers(self) -> pd.DataFrame:
         """Each prompt with the model's answer."""
+        if self._has_clean_pass:
+            return self._read_answers(self.prompts, self._clean_pass)
         return self.answered(self.prompts, "02-answers")
 
     def answered(self, prompts: pd.DataFrame, name: str) -> pd.DataFrame:
         """Ask the model further prompts, and keep its answers under `name`."""
-        store = self.stored(store_answers, prompts, name)
+        return self._read_answers(prompts, self.stored(store_answers, prompts, name))
+
+    def _read_answers(self, prompts: pd.DataFrame, store: Path) -> pd.DataFrame:
         return read_answers(
             prompts,
             read_rows(store, prompts, "choice_logprobs"),
@@ -222,6 +238,27 @@ class Run:
             lambda token: self.tokenizer.decode([token]),
             strict=read_rows(store, prompts, "strict_logprobs"),
         )
+
+    @property
+    def _has_clean_pass(self) -> bool:
+        """Whether the pass that answers the prompts also gives their states and gradients.
+
+        It cannot where choices are told apart only after their first token.
+        """
+        return self.keep_states and gives_gradients(self.prompts)
+
+    @functools.cached_property
+    def _clean_pass(self) -> Path:
+        """The store of all that one pass without dropout gives of the prompts."""
+        return self._stored_gradients(self.prompts, "02-clean-pass")
+
+    @property
+    def disk_of_states(self) -> str:
+        """Say how much disk the states and gradients of the prompts take, in megabytes."""
+        if not self._has_clean_pass:
+            return "none: answers only"
+        files = self._clean_pass.glob("shard-*.safetensors")
+        return f"{sum(path.stat().st_size for path in files) / 1e6:,.0f} MB"
 
     @functools.cached_property
     def gate(self) -> pd.DataFrame:
@@ -303,8 +340,18 @@ class Run:
         )
 
     def gradients(self) -> Path:
-        """Stage 04: the store of states, margin gradients and contrast pairs of `probe_rows`."""
-        return self.stored(store_gradients, self.probe_rows, "04-gradients", contrast=True)
+        """Stage 04: the store of states and margin gradients of `probe_rows`.
+
+        It also has contrast pairs, and the states of a pass that was moved at `middle_layer`. It
+        holds further rows where the pass that answered the prompts is kept.
+        """
+        if self._has_clean_pass:
+            return self._clean_pass
+        return self._stored_gradients(self.probe_rows, "04-gradients")
+
+    def _stored_gradients(self, rows: pd.DataFrame, name: str) -> Path:
+        options = {"contrast": True, "moved_at": self.middle_layer}
+        return self.stored(store_gradients, rows, name, **options)
 
     def states(self, layers: list[int]) -> Features:
         """Readers of the clean states at `resid_post`, by layer."""
@@ -328,8 +375,11 @@ class Run:
         def fill(folder: Path, record: dict) -> None:
             if self.engine == "ray" and stage is not store_answers:
                 self._release_model()
-                is_padded = stage in (store_draws, store_weight_gradients)
-                plan = plan_batches if is_padded else plan_packed
+                plan = plan_packed
+                if stage is store_weight_gradients:
+                    plan = plan_batches
+                elif stage is store_draws:
+                    plan = plan_of_draws(options["scope"])
                 extract_on_ray(stage, self.spec, rows, folder, plan=plan, record=record, **options)
             else:
                 stage(self.loaded, rows, folder, record=record, **options)
@@ -346,6 +396,7 @@ class Run:
 
 def _hash_of_rows(rows: pd.DataFrame) -> str:
     """Hash what the stages read of prompt rows: their keys, their tokens, and their choices."""
-    read = ["row_id", "example_id", "input_ids", "choice_ids", "strict_ids", "choice_tokens"]
+    read = ["row_id", "example_id", "input_ids", "question_start"]
+    read += ["choice_ids", "strict_ids", "choice_tokens"]
     content = rows.reindex(columns=read).to_json(orient="values")
     return xxhash.xxh3_64_hexdigest(content.encode())

@@ -75,7 +75,7 @@ def test_it_chooses_a_layer_that_holds_the_truth_and_scores_new_prompts(detector
     assert detector.site == "resid_post" and detector.card["validation_auroc"] > 0.9
     assert (detector.card["n_train"], detector.card["compared"]) == (200, 2)
     new = rows.tail(100)
-    scores = detector.score_prompts(model, list(new.input_ids), batch_size=7)
+    scores = detector.score_prompts(model, list(new.input_ids), batch_tokens=200)
     assert np.mean((scores > 0) == new.y) > 0.85
 
 
@@ -134,7 +134,7 @@ def test_a_verdict_compares_the_belief_with_the_answer(detector):
 
 def test_prompts_are_judged_by_the_answers_that_the_model_gives(detector, model, rows):
     some = rows.tail(20)
-    judged = detector.judge_prompts(model, some, batch_size=6)
+    judged = detector.judge_prompts(model, some, batch_tokens=150)
     logits = last_logits(model, pad(list(some.input_ids)))
     logprobs = choice_logprobs(logits, list(some.choice_ids)).numpy()
     np.testing.assert_allclose(judged.margin, logprobs[:, 1] - logprobs[:, 0], atol=1e-4)

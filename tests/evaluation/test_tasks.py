@@ -125,14 +125,14 @@ def test_there_is_no_target_of_pairs_without_draws(probe_rows, targets):
 
 def test_pairs_move_towards_the_truth_or_away_from_it(probe_rows, stored_logprobs):
     rows = probe_rows.head(6)
-    pairs = pair_rows(rows, [Path("draws")])
+    pairs = pair_rows(rows, Path("draws"))
     # the first row does not move
     assert list(pairs.row_id) == list(rows.row_id[1:])
     # the second draw always leans more to choice 1
     assert (pairs.p1_draw1 > pairs.p1_draw0).all()
     assert list(pairs.y) == list(pairs.label)
     assert np.allclose(pairs.move.abs(), pairs.p1_draw1 - pairs.p1_draw0)
-    plain = pair_rows(rows, [Path("clean"), Path("moved")], plain=True)
+    plain = pair_rows(rows, Path("moved"), plain=True)
     assert list(plain.p1_draw0) == list(rows.p1[rows.row_id.isin(plain.row_id)])
 
 

@@ -23,7 +23,7 @@ from dlk_utils.evaluation.tasks import (
     select_rows,
     state_features,
 )
-from dlk_utils.extract.stages import store_gradients
+from dlk_utils.extract.stages import store_states
 from dlk_utils.extract.store import read_rows
 from dlk_utils.lab.cache import kept
 from dlk_utils.lab.run import Run
@@ -231,7 +231,7 @@ def styled(run: Run, style: str, *, layers: list[int]) -> tuple[pd.DataFrame, Pa
     refuse_trained_rows(rows, run.spec.adapter)
     is_twin = (rows.role == "lie") & rows.example_id.isin(run.scored.example_id)
     rows = rows[is_twin].reset_index(drop=True)
-    folder = run.stored(store_gradients, rows, "04-styled", sites=["resid_post"], layers=layers)
+    folder = run.stored(store_states, rows, "08-styled", layers=layers)
     logprobs = read_rows(folder, rows, "choice_logprobs").astype(float)
     return rows.assign(margin=logprobs[:, 1] - logprobs[:, 0]), folder
 

@@ -61,7 +61,7 @@ def spread_table(
     model: nn.Module,
     prompts: pd.DataFrame,
     *,
-    n_draws: int = 16,
+    n_draws: int = 8,
     p: float = DEFAULT_P,
     seed: int = 0,
 ) -> pd.DataFrame:

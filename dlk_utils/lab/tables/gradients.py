@@ -11,19 +11,42 @@ from torch import nn
 
 from dlk_utils.extract.batches import pad
 from dlk_utils.extract.gradients import counterfactual_states, full_backprop, states_and_gradients
-from dlk_utils.extract.store import load_features
+from dlk_utils.extract.states import forward_states
+from dlk_utils.extract.store import read_rows
 from dlk_utils.models.sites import SITES
 
 
 def feature_norms(
-    folder: Path, kind: str, n_layers: int
+    folder: Path, rows: pd.DataFrame, kind: str, n_layers: int
 ) -> dict[str, Float[np.ndarray, "layer n"]]:
-    """Measure the norm of every ``"activation"`` or ``"gradient"`` of a store, by site."""
+    """Measure the norm of every ``"activation"`` or ``"gradient"`` of some rows, by site."""
     norms = {}
     for site in SITES:
-        features = [load_features(folder, site, layer, kind)[0] for layer in range(n_layers)]
-        norms[site] = np.stack([np.linalg.norm(x, axis=1) for x in features])
+        names = [f"{kind}.{site}.{layer}.0" for layer in range(n_layers)]
+        norms[site] = np.stack(
+            [np.linalg.norm(read_rows(folder, rows, name), axis=1) for name in names]
+        )
     return norms
+
+
+def distance_alone(model: nn.Module, folder: Path, rows: pd.DataFrame) -> pd.Series:
+    """Run each row alone, and measure how far its stored states lie from the states it has then.
+
+    Returns
+    -------
+    Series
+        By layer, the largest distance at `resid_post` relative to the state's norm.
+    """
+    distances = {}
+    alone = [
+        forward_states(model, pad([ids], device=model.device), ["resid_post"])[0]["resid_post"]
+        for ids in rows.input_ids
+    ]
+    for layer, expected in enumerate(torch.cat(alone, 1).float()):
+        stored = torch.from_numpy(read_rows(folder, rows, f"activation.resid_post.{layer}.0"))
+        distance = (stored - expected).norm(dim=-1) / expected.norm(dim=-1)
+        distances[layer] = float(distance.max())
+    return pd.Series(distances)
 
 
 def least_cosines(model: nn.Module, rows: pd.DataFrame) -> pd.DataFrame:

@@ -102,7 +102,8 @@ def continue_prompts(
 def models_table(run: Run) -> pd.DataFrame:
     """Tabulate how strongly this model lies, and each other one that was asked the same.
 
-    Other models are those of runs in the same folder with equal questions, code and libraries.
+    Other models are those of runs in the same folder with equal questions, code and libraries. They
+    may have been asked about fewer examples, or more.
     """
     _model_row(run)
     same = provenance_of(_model_row) | {"run": _questions(as_json(run.record))}
@@ -120,13 +121,14 @@ def _model_row(run: Run) -> pd.DataFrame:
         "model": run.spec.name,
         "quantization": run.spec.quantization or "none",
         "revision": run.spec.revision[-6:],
+        "examples": run.behaviour.example_id.nunique(),
     }
     return pd.DataFrame([name | lie_strength(run.behaviour)])
 
 
 def _questions(record: dict) -> dict:
-    """What a run's record says beside the model."""
-    return {name: value for name, value in record.items() if name != "model"}
+    """What a run's record says beside the model, and about how many examples it was asked."""
+    return {name: value for name, value in record.items() if name not in ("model", "n_examples")}
 
 
 # Instruction or shots, confusion or deception.

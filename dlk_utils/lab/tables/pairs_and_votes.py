@@ -19,7 +19,6 @@ from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.evaluate import evaluate
 from dlk_utils.evaluation.selection import fit_layers, stack_layers
 from dlk_utils.evaluation.tasks import LYING, Features, Task, make_task, pair_features, pair_rows
-from dlk_utils.extract.stages import store_counterfactual
 from dlk_utils.extract.store import read_rows
 from dlk_utils.lab.cache import kept
 from dlk_utils.lab.run import Run
@@ -41,31 +40,26 @@ PAIR_COLUMNS = [
 
 
 @kept("09-pairs")
-def pairs(
-    run: Run, *, p: float, p_last: float, n_draws: int, at: int, layers: list[int]
-) -> pd.DataFrame:
+def pairs(run: Run, *, p: float, p_last: float, n_draws: int, layers: list[int]) -> pd.DataFrame:
     """Tell the truer pass of two by every pair probe; see `pair_kinds` and `pair_table`."""
-    kinds = pair_kinds(run, p=p, p_last=p_last, n_draws=n_draws, at=at, layers=layers)
+    kinds = pair_kinds(run, p=p, p_last=p_last, n_draws=n_draws, layers=layers)
     return pair_table(kinds, LEAST_MOVES, seed=run.seed)
 
 
-def pair_kinds(
-    run: Run, *, p: float, p_last: float, n_draws: int, at: int, layers: list[int]
-) -> PairKinds:
+def pair_kinds(run: Run, *, p: float, p_last: float, n_draws: int, layers: list[int]) -> PairKinds:
     """Return the rows and features of each kind of pair.
 
     Draws of the complete prompt have dropout probability `p`, those of the last token `p_last`. In
-    a counterfactual pair the second pass is moved at layer `at`; its features begin there.
+    a counterfactual pair the second pass is moved at the middle layer; its features begin there.
     """
     of_prompt = run.draws(p=p)
     of_last_token = run.draws(p=p_last, n_draws=n_draws, scope="last_token", layers=layers)
-    moved = run.stored(store_counterfactual, run.dropout_rows, "04-counterfactual", at=at)
-    clean_and_moved = [run.gradients(), moved]
-    from_there_on = [layer for layer in layers if layer >= at]
+    clean_and_moved = run.gradients()
+    from_there_on = [layer for layer in layers if layer >= run.middle_layer]
 
     rows = run.truth_rows[run.truth_rows.row_id.isin(run.dropout_rows.row_id)]
-    prompt_rows = pair_rows(rows, [of_prompt])
-    last_rows = pair_rows(rows, [of_last_token])
+    prompt_rows = pair_rows(rows, of_prompt)
+    last_rows = pair_rows(rows, of_last_token)
     moved_rows = pair_rows(rows, clean_and_moved, plain=True)
     moved_features = pair_features("counterfactual", clean_and_moved, from_there_on)
     return {
