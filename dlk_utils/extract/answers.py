@@ -82,7 +82,7 @@ def sequence_logprobs(
             "position_ids": batch["position_ids"] + len(prompt),
             "past_key_values": cache,
         }
-        logits = forward(model, behind_prompt, last_only=False).logits
+        logits = forward(model, behind_prompt, n_logits=None).logits
         logprobs = torch.cat([logprobs, logits.float().log_softmax(-1)], 1)
     by_sequence = zip(logprobs, sequences, strict=True)
     return [by_place[range(len(tokens)), list(tokens)].sum() for by_place, tokens in by_sequence]

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -49,11 +50,11 @@ def pad(
     return {name: x.to(device) for name, x in batch.items()}
 
 
-def forward(model: nn.Module, batch: Batch, *, last_only: bool = True, **options: Any) -> Any:
+def forward(model: nn.Module, batch: Batch, *, n_logits: int | None = 1, **options: Any) -> Any:
     """Run a model on a batch, without the inputs that its family does not take.
 
-    With `last_only` the LM head runs on the last position alone, in the families that can do so.
-    Raises `ValueError` if the model is in training mode.
+    The LM head runs on the last `n_logits` places of each row, in the families that can do so; with
+    None, on all of them. Raises `ValueError` if the model is in training mode.
     """
     require_evaluation_mode(model)
     accepted = _forward_parameters(type(model))
@@ -64,8 +65,8 @@ def forward(model: nn.Module, batch: Batch, *, last_only: bool = True, **options
         least = torch.finfo(model.dtype).min
         added = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)
         inputs["attention_mask"] = added.masked_fill(~mask, least)[:, None]
-    if last_only and "logits_to_keep" in accepted:
-        options["logits_to_keep"] = 1
+    if n_logits and "logits_to_keep" in accepted:
+        options["logits_to_keep"] = n_logits
     return model(**inputs, **options)
 
 
@@ -86,6 +87,46 @@ def takes_positions(model: nn.Module) -> bool:
 @functools.cache
 def _forward_parameters(model_class: type) -> frozenset[str]:
     return frozenset(inspect.signature(model_class.forward).parameters)
+
+
+@dataclass(frozen=True)
+class Readout:
+    """A batch, and the tokens in it that are read: one of each prompt, or several copies of it.
+
+    Attributes
+    ----------
+    batch : dict
+        Rows that may hold tokens of many prompts, with a mask that says what each token sees.
+    row, place : Tensor [copy, n]
+        Where the token of each copy and prompt is in `batch["input_ids"]`.
+    """
+
+    batch: Batch
+    row: Int[Tensor, "copy n"]
+    place: Int[Tensor, "copy n"]
+
+    def take(self, hidden: Float[Tensor, "r t ..."]) -> Float[Tensor, "copy n ..."]:
+        """Return what a tensor over the batch's tokens holds at those that are read."""
+        return hidden[self.row.to(hidden.device), self.place.to(hidden.device)]
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Do the reverse of `take`: lay values [copy, n, ...] out over the tokens, 0 elsewhere."""
+        shape = self.batch["input_ids"].shape
+        laid_out = values.new_zeros((*shape, *values.shape[2:]))
+        laid_out[self.row.to(values.device), self.place.to(values.device)] = values
+        return laid_out
+
+    def logits(self, model: nn.Module, batch: Batch | None = None) -> Float[Tensor, "copy n vocab"]:
+        """Run the batch (or another form of it), and return the logits at the tokens to be read.
+
+        The LM head runs on no place before the first that is read.
+        """
+        width = self.batch["input_ids"].shape[1]
+        n_logits = width - int(self.place.min())
+        logits = forward(model, batch or self.batch, n_logits=n_logits, use_cache=True).logits
+        # A family that cannot leave places out has logits for all of them.
+        place = self.place - (width - logits.shape[1])
+        return logits[self.row.to(logits.device), place.to(logits.device)]
 
 
 class EnoughComputed(Exception):
@@ -117,26 +158,10 @@ def last_logits(model: nn.Module, batch: Batch) -> Float[Tensor, "b vocab"]:
     Where the padding is on the left, the LM head runs on one position only.
     """
     left = is_left_padded(batch)
-    logits = forward(model, batch, last_only=left, use_cache=False).logits
+    logits = forward(model, batch, n_logits=1 if left else None, use_cache=False).logits
     if left:
         return logits[:, -1]
     return logits[torch.arange(len(logits)), last_positions(batch).cpu()]
-
-
-def logits_at(
-    model: nn.Module, batch: Batch, row: Int[Tensor, " n"], place: Int[Tensor, " n"]
-) -> Float[Tensor, "n vocab"]:
-    """Run a batch, and return the logits at some places alone.
-
-    Where the family can do so, the LM head runs at no place that none of the rows asks for.
-    """
-    options = {}
-    if "logits_to_keep" in _forward_parameters(type(model)):
-        kept, place = place.unique(return_inverse=True)
-        options["logits_to_keep"] = kept
-    use_cache = "past_key_values" in batch
-    logits = forward(model, batch, last_only=False, use_cache=use_cache, **options).logits
-    return logits[row.to(logits.device), place.to(logits.device)]
 
 
 def last_positions(batch: Batch) -> Int[Tensor, " b"]:

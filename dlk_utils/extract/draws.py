@@ -15,16 +15,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dlk_utils.errors import DeadDropout
-from dlk_utils.extract.batches import Layers, forward_to_layer, logits_at, pad
+from dlk_utils.extract.batches import Layers, pad
 from dlk_utils.extract.dropout import DEFAULT_P, INJECTED, draw_seed, mc_dropout
 from dlk_utils.extract.packing import pack
-from dlk_utils.extract.prefixes import branch, run_prefixes, run_trunk, takes_trees
+from dlk_utils.extract.prefixes import run_prefixes, run_trunk, takes_trees
 from dlk_utils.extract.states import (
     States,
-    appended_states,
     forward_states,
     highest_layer,
-    record_sites,
+    read_states,
 )
 from dlk_utils.models.sites import blocks, layer_numbers
 
@@ -166,9 +165,7 @@ def _last_token_draws(
         token_seeds = appended.spread(all_seeds[list(some)])
         position_ids = torch.cat([prefixes.position_ids, appended.batch["position_ids"]], 1)
         with mc_dropout(model, seeds=token_seeds, position_ids=position_ids, **dropout):
-            states, logits = appended_states(
-                model, appended, sites, layers, with_logits=with_logits
-            )
+            states, logits = read_states(model, appended, sites, layers, with_logits=with_logits)
         by_draw = [None] * len(some) if logits is None else list(logits)
         draws += zip(states, by_draw, strict=True)
     return draws
@@ -195,40 +192,21 @@ def _question_draws(
         instruction = [(token, -1) for token in ids[:start]]
         sequences.append(instruction + [(token, number) for token in ids[start:]])
     packed = pack(sequences)
-    batch = run_trunk(model, packed, [[token for token, _ in row] for row in packed.keys])
-    # Which prompt each node in the rows belongs to; -1 in instructions and at padding.
-    device, shape = batch["input_ids"].device, batch["input_ids"].shape
-    prompt_of = torch.full(shape, -1)
-    for row, keys in enumerate(packed.keys):
-        numbers = [number for _, number in keys[packed.n_trunk :]]
-        prompt_of[row, : len(numbers)] = torch.tensor(numbers)
-    row = torch.from_numpy(packed.row).to(device)
+    token_ids = [[0 if key is None else key[0] for key in row] for row in packed.keys]
+    rows = run_trunk(model, packed, token_ids)
     # No question is in the trunk, as two prompts share nothing of it.
-    place = torch.from_numpy(packed.node - packed.n_trunk).to(device)
-    dropout |= {
-        "acts": (prompt_of >= 0).to(device),
-        "position_ids": torch.from_numpy(packed.depth).to(device),
+    numbers = [[-1 if key is None else key[1] for key in row] for row in packed.keys]
+    prompt_of = torch.tensor(numbers)[:, packed.n_trunk :]
+    where = {
+        "acts": (prompt_of >= 0).to(model.device),
+        "position_ids": torch.from_numpy(packed.depth).to(model.device),
     }
-
-    def take(hidden: Float[Tensor, "r t d"]) -> Float[Tensor, "n d"]:
-        taken = hidden[row.to(hidden.device), place.to(hidden.device)]
-        return taken.to("cpu", copy=True)
-
     draws: list[Draw] = []
     for row_seeds in seeds:
-        node_seeds = torch.tensor(row_seeds)[prompt_of].to(device)
-        of_draw = batch | {"past_key_values": branch(batch["past_key_values"])}
-        logits = None
-        with (
-            mc_dropout(model, seeds=node_seeds, **dropout),
-            record_sites(model, sites, layers, take) as recorded,
-        ):
-            if with_logits:
-                logits = logits_at(model, of_draw, row, place)
-            else:
-                forward_to_layer(model, of_draw, highest_layer(model, layers), use_cache=True)
-        states = {site: torch.stack(by_layer) for site, by_layer in recorded.items()}
-        draws.append((states, logits))
+        node_seeds = torch.tensor(row_seeds)[prompt_of].to(model.device)
+        with mc_dropout(model, seeds=node_seeds, **where, **dropout):
+            [states], logits = read_states(model, rows, sites, layers, with_logits=with_logits)
+        draws.append((states, None if logits is None else logits[0]))
     return draws
 
 

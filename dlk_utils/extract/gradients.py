@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from dlk_utils.errors import ChoiceError
 from dlk_utils.extract.answers import choice_logprobs
-from dlk_utils.extract.batches import Batch, Layers, forward, last_positions
-from dlk_utils.extract.prefixes import Appended, Prefixes, run_prefixes
-from dlk_utils.extract.states import States, appended_states, record_sites
+from dlk_utils.extract.batches import Batch, Layers, Readout, forward, last_positions
+from dlk_utils.extract.prefixes import Prefixes, run_prefixes
+from dlk_utils.extract.states import States, read_states, record_sites
 from dlk_utils.models.sites import at_sites, blocks, site_modules
 
 
@@ -46,7 +46,7 @@ def states_and_gradients(
 
 def last_token_gradients(
     model: nn.Module,
-    appended: Appended,
+    last_tokens: Readout,
     choice_ids: Sequence,
     sites: Sequence[str],
     layers: Layers = "all",
@@ -61,15 +61,15 @@ def last_token_gradients(
     def keep(site: str, layer: int, hidden: Tensor) -> None:
         activations[site].append(hidden)
         # Copied at once, because Falcon later adds to it in place.
-        values[site].append(appended.take(hidden.detach())[0].to("cpu", copy=True))
+        values[site].append(last_tokens.take(hidden.detach())[0].to("cpu", copy=True))
 
     with torch.enable_grad(), at_sites(model, sites, keep, layers):
-        batch = _embedded(model, appended.batch)
-        logits = appended.take(forward(model, batch, last_only=False, use_cache=True).logits)[0]
+        batch = _embedded(model, last_tokens.batch)
+        [logits] = last_tokens.logits(model, batch)
         gradients = _margin_gradients(choice_logprobs(logits, choice_ids), activations)
     by_site = {}
     for site, some in gradients.items():
-        by_site[site] = torch.stack([appended.take(g)[0].cpu() for g in some])
+        by_site[site] = torch.stack([last_tokens.take(g)[0].cpu() for g in some])
     return (
         {site: torch.stack(by_layer) for site, by_layer in values.items()},
         by_site,
@@ -90,7 +90,7 @@ def full_backprop(
     """
     rows, last = _last_token_index(batch)
     with torch.enable_grad(), record_sites(model, sites, layers, lambda x: x) as activations:
-        output = forward(model, _embedded(model, batch), last_only=False, use_cache=False)
+        output = forward(model, _embedded(model, batch), n_logits=None, use_cache=False)
         logprobs = choice_logprobs(output.logits[rows, last], choice_ids)
         gradients = _margin_gradients(logprobs, activations)
     return {site: torch.stack([g[rows, last].cpu() for g in gs]) for site, gs in gradients.items()}
@@ -164,7 +164,7 @@ def states_after_move(
         return hidden + moves.to(hidden)
 
     with at_sites(model, ["resid_post"], push, layer):
-        [states], logits = appended_states(model, appended, sites, layers)
+        [states], logits = read_states(model, appended, sites, layers)
     return states, logits[0]
 
 
@@ -192,7 +192,7 @@ def pooled_weight_gradients(
             hook = functools.partial(keep, name)
             handles.append(model.get_submodule(name).register_forward_hook(hook))
         with torch.enable_grad():
-            output = forward(model, _embedded(model, batch), last_only=False, use_cache=False)
+            output = forward(model, _embedded(model, batch), n_logits=None, use_cache=False)
             logprobs = choice_logprobs(output.logits[rows, last], choice_ids)
             gradients = _margin_gradients(logprobs, outputs)
     finally:
@@ -249,7 +249,7 @@ def states_after_choices(
     states = []
     for choices in prompts.rounds(2):
         appended = prompts.append(by_choice[list(choices)])
-        states += appended_states(model, appended, sites, layers, with_logits=False)[0]
+        states += read_states(model, appended, sites, layers, with_logits=False)[0]
     return states
 
 

@@ -45,56 +45,55 @@ MAX_PROMPTS = 128
 MIN_SHARED = 8
 """Prompts that have fewer tokens in common than this may go into different batches."""
 
-_BRANCH_SIZES = (32, 64, 128, 256, 512)
+_BRANCH_SIZES = (32, 48, 64, 96, 128, 256, 512)
 """Sizes of the largest branch that `pack` tries; besides, no trunk at all."""
 
-_COPIES = 1.5
-"""A trunk is copied into the cache of each row. With the copies, a batch has at most so many times
-its nodes."""
+_LENGTHS = (1.25, 1.5, 2, 2.5, 3, 4)
+"""Lengths of row that it tries, in lengths of the longest branch; besides, that, and one row."""
 
 
 @dataclass(frozen=True)
 class Packed:
     """Sequences of tokens, packed as a tree into rows.
 
-    A place in a row is counted from the trunk's first node: the first `n_trunk` places of each row
-    are the trunk.
+    The first `n_trunk` places of each row are the trunk. Its last places are the ends of sequences,
+    so that an LM head can run on these alone. What is free between them is padding.
 
     Attributes
     ----------
     n_trunk : int
-        Number of nodes in the trunk.
+        Number of nodes in the trunk. No sequence ends in it.
     keys : list of list
-        For each row, what stands at the trunk's nodes and its own: token ids, or whatever `pack`
-        was given.
-    parents : ndarray [rows, nodes]
+        What stands at each place of each row: a token id, or whatever `pack` was given; None is
+        padding.
+    parents : ndarray [rows, places]
         The place of each node's parent in the same row; -1 for a first token, and for padding.
-    depth : ndarray [rows, nodes]
+    depth : ndarray [rows, places]
         How many nodes are above it: its position in its own sequence. 0 for padding.
-    row, node : ndarray [sequences]
-        Where each sequence ends: the row, and the place in it.
+    row, place : ndarray [sequences]
+        Where each sequence ends.
     """
 
     n_trunk: int
-    keys: list[list[Hashable]]
+    keys: list[list[Hashable | None]]
     parents: Int[np.ndarray, "r t"]
     depth: Int[np.ndarray, "r t"]
     row: Int[np.ndarray, " n"]
-    node: Int[np.ndarray, " n"]
+    place: Int[np.ndarray, " n"]
 
     def sees(self) -> Bool[np.ndarray, "r t t"]:
         """Say which nodes (last axis) each node sees: those on the path to it, and itself.
 
         Padding sees itself alone. (A token that sees nothing has no attention to spread.)
         """
-        n_rows, n_nodes = self.parents.shape
-        rows = np.arange(n_rows)
-        sees = np.zeros((n_rows, n_nodes, n_nodes), dtype=bool)
-        for node in range(n_nodes):
-            parent = self.parents[:, node]
-            # A parent stands before its children, so what it sees is complete by now.
-            sees[:, node] = sees[rows, parent] & (parent >= 0)[:, None]
-            sees[:, node, node] = True
+        n_rows, n_places = self.parents.shape
+        sees = np.zeros((n_rows, n_places, n_places), dtype=bool)
+        for depth in range(self.depth.max() + 1):
+            # What the parents see is complete by now.
+            row, place = np.nonzero((self.depth == depth) & (self.parents >= 0))
+            sees[row, place] = sees[row, self.parents[row, place]]
+            row, place = np.nonzero(self.depth == depth)
+            sees[row, place, place] = True
         return sees
 
 
@@ -115,24 +114,27 @@ def pack(sequences: Sequence[Sequence[Hashable]]) -> Packed:
     tree = _Tree(sorted(set(paths)))
     trunk, rows = _cheapest_cut(tree)
 
-    keys, parents, depth = [], [], []
-    place_of: dict[int, tuple[int, int]] = {}
-    for number, branches in enumerate(rows):
-        nodes = [*trunk, *itertools.chain.from_iterable(branches)]
-        places = {node: place for place, node in enumerate(nodes)}
-        keys.append([tree.keys[node] for node in nodes])
-        parents.append([places.get(tree.parents[node], -1) for node in nodes])
-        depth.append([tree.depth[node] for node in nodes])
-        place_of |= {node: (number, place) for node, place in places.items()}
-    ends = np.array([place_of[tree.end_of[path]] for path in paths])
-    return Packed(
-        n_trunk=len(trunk),
-        keys=keys,
-        parents=_rectangle(parents, padding=-1),
-        depth=_rectangle(depth, padding=0),
-        row=ends[:, 0],
-        node=ends[:, 1],
-    )
+    ends_of_paths = set(tree.end_of.values())
+    layouts = []
+    for branches in rows:
+        nodes = list(itertools.chain.from_iterable(branches))
+        inner = [node for node in nodes if node not in ends_of_paths]
+        layouts.append(([*trunk, *inner], [node for node in nodes if node in ends_of_paths]))
+    width = max(len(inner) + len(ends) for inner, ends in layouts)
+    shape = (len(rows), width)
+    keys, parents, depth = [], np.full(shape, -1), np.zeros(shape, dtype=int)
+    where: dict[int, tuple[int, int]] = {}
+    for row, (inner, ends) in enumerate(layouts):
+        padding = [None] * (width - len(inner) - len(ends))
+        nodes = [*inner, *padding, *ends]
+        place_of = {node: place for place, node in enumerate(nodes) if node is not None}
+        keys.append([None if node is None else tree.keys[node] for node in nodes])
+        for node, place in place_of.items():
+            parents[row, place] = place_of.get(tree.parents[node], -1)
+            depth[row, place] = tree.depth[node]
+            where[node] = (row, place)
+    ends = np.array([where[tree.end_of[path]] for path in paths])
+    return Packed(len(trunk), keys, parents, depth, row=ends[:, 0], place=ends[:, 1])
 
 
 def plan_packed(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64) -> Plan:
@@ -225,47 +227,46 @@ class _Tree:
     def cut(self, most: int | float) -> tuple[list[int], list[range]]:
         """Cut off all branches of at most `most` nodes; return what is left, and the branches.
 
-        Where no two paths meet, a branch may be longer: nothing is gained by cutting it.
+        A branch may be longer where it is a single path, of which nothing is shared, or where a
+        path ends at its first node.
         """
-        trunk = [n for n, size in enumerate(self.size) if size > most and self.n_paths[n] > 1]
-        in_trunk = {-1, *trunk}
-        return trunk, [
-            range(node, node + self.size[node])
-            for node, parent in enumerate(self.parents)
-            if parent in in_trunk and node not in in_trunk
-        ]
+        ends = set(self.end_of.values())
+        in_trunk = {-1}
+        branches = []
+        for node, parent in enumerate(self.parents):
+            if parent not in in_trunk:
+                continue
+            if self.size[node] > most and self.n_paths[node] > 1 and node not in ends:
+                in_trunk.add(node)
+            else:
+                branches.append(range(node, node + self.size[node]))
+        return sorted(in_trunk - {-1}), branches
 
 
 def _cheapest_cut(tree: _Tree) -> tuple[list[int], list[list[range]]]:
-    """Return the trunk, and the branches of each row, for which the tree takes the least time.
-
-    t new nodes that are compared with k nodes take time t (1 + k / `ATTENTION_NODES`).
-    """
-    best_cost, best = float("inf"), None
+    """Return the trunk, and the branches of each row, for which the tree takes the least time."""
+    least, best = float("inf"), None
     for most in (*_BRANCH_SIZES, float("inf")):
         trunk, branches = tree.cut(most)
-        # A trunk alone, all of whose nodes end a path that others go on from, cannot be: the
-        # longest path ends in a branch.
-        n_trunk, n_nodes = len(trunk), sum(map(len, branches))
-        first_pass = n_trunk * (1 + n_trunk / ATTENTION_NODES) + PASS_NODES if trunk else 0
-        most_rows = n_nodes // max(map(len, branches))
-        for n_rows in _down_to_one(most_rows):
-            rows = _divide(branches, n_rows)
-            width = max(sum(map(len, row)) for row in rows)
-            if len(rows) > 1 and len(rows) * (n_trunk + width) > _COPIES * len(tree.keys):
-                continue
-            cost = first_pass + len(rows) * width * (1 + (n_trunk + width) / ATTENTION_NODES)
-            if cost < best_cost:
-                best_cost, best = cost, (trunk, rows)
+        n_nodes, longest = sum(map(len, branches)), max(map(len, branches))
+        for length in (longest, *(factor * longest for factor in _LENGTHS), n_nodes):
+            n_rows = max(1, int(n_nodes // length))
+            # First as if there were no padding: most cuts are out by then.
+            if _cost(len(trunk), n_rows, n_nodes / n_rows) < least:
+                rows = _divide(branches, n_rows)
+                cost = _cost(len(trunk), n_rows, max(sum(map(len, row)) for row in rows))
+                if cost < least:
+                    least, best = cost, (trunk, rows)
     return best
 
 
-def _down_to_one(n: int) -> Iterator[int]:
-    """Yield numbers from `n` down to 1, each about four fifths of the one before."""
-    while n > 1:
-        yield n
-        n = n * 4 // 5
-    yield 1
+def _cost(n_trunk: int, n_rows: int, width: float) -> float:
+    """Estimate the time that a trunk, and rows of some width behind it, take; one node takes 1.
+
+    t new nodes that are compared with k nodes take t (1 + k / `ATTENTION_NODES`).
+    """
+    first_pass = n_trunk * (1 + n_trunk / ATTENTION_NODES) + PASS_NODES if n_trunk else 0
+    return first_pass + n_rows * width * (1 + (n_trunk + width) / ATTENTION_NODES)
 
 
 def _divide(branches: Sequence[range], n_rows: int) -> list[list[range]]:
@@ -288,11 +289,3 @@ def _n_common(a: Sequence, b: Sequence) -> int:
         if x != y:
             return i
     return min(len(a), len(b))
-
-
-def _rectangle(rows: Sequence[Sequence[int]], *, padding: int) -> Int[np.ndarray, "r t"]:
-    """Return rows of different lengths as one array, filled up on the right."""
-    filled = np.full((len(rows), max(map(len, rows))), padding)
-    for i, row in enumerate(rows):
-        filled[i, : len(row)] = row
-    return filled

@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
 from dlk_utils.extract.batches import (
-    Batch,
     EnoughComputed,
+    Readout,
     cut,
     forward,
     is_left_padded,
@@ -37,34 +37,6 @@ from dlk_utils.extract.batches import (
 from dlk_utils.extract.packing import Packed, pack
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Appended:
-    """Tokens that stand side by side behind cached prefixes.
-
-    Attributes
-    ----------
-    batch : dict
-        One row per row of the cache. Its mask and its cache cover the prefixes too.
-    row, place : Tensor [copy, n]
-        Where the token of each prompt is in `batch["input_ids"]`.
-    """
-
-    batch: Batch
-    row: Int[Tensor, "copy n"]
-    place: Int[Tensor, "copy n"]
-
-    def take(self, hidden: Float[Tensor, "r k ..."]) -> Float[Tensor, "copy n ..."]:
-        """Return what a tensor over the batch's tokens holds for each copy and prompt."""
-        return hidden[self.row.to(hidden.device), self.place.to(hidden.device)]
-
-    def spread(self, values: Tensor, padding: float = 0) -> Tensor:
-        """Do the reverse of `take`: lay values [copy, n, ...] out over the batch's tokens."""
-        shape = self.batch["input_ids"].shape
-        laid_out = values.new_full((*shape, *values.shape[2:]), padding)
-        laid_out[self.row.to(values.device), self.place.to(values.device)] = values
-        return laid_out
 
 
 @dataclass(frozen=True)
@@ -96,7 +68,7 @@ class Prefixes:
     row: Int[Tensor, " n"]
     node: Int[Tensor, " n"]
 
-    def append(self, tokens: Int[Tensor, "copy n"] | None = None) -> Appended:
+    def append(self, tokens: Int[Tensor, "copy n"] | None = None) -> Readout:
         """Put tokens behind the prefixes: one for each copy and prompt, by default the last tokens.
 
         No token sees another of them. `Prefixes` stays as it is, and can be appended to again.
@@ -127,15 +99,15 @@ class Prefixes:
         }
         if self.sees is None:
             batch["attention_mask"] = torch.cat([self.mask, self.mask.new_ones(n_rows, 1)], 1)
-            return Appended(batch, row, place)
+            return Readout(batch, row, place)
         n_nodes = self.position_ids.shape[1]
         sees = torch.zeros(n_rows, width, n_nodes + width, dtype=torch.bool, device=device)
         sees[row, place, :n_nodes] = self.sees[self.row, self.node].expand(n_copies, -1, -1)
         sees[:, range(width), range(n_nodes, n_nodes + width)] = True
         batch["attention_mask"] = sees
-        return Appended(batch, row, place)
+        return Readout(batch, row, place)
 
-    def grown(self, appended: Appended) -> "Prefixes":
+    def grown(self, appended: Readout) -> "Prefixes":
         """Return the prefixes with tokens that were appended, once these have run.
 
         The next tokens that are appended then stand behind those.
@@ -247,59 +219,81 @@ def window(model: nn.Module) -> float:
 
 @torch.no_grad()
 def run_trunk(
-    model: nn.Module, packed: Packed, tokens: Sequence[Sequence[int]], *, highest: int | None = None
-) -> Batch:
-    """Run the trunk of packed trees; return the batch of the rows of branches behind it.
+    model: nn.Module,
+    packed: Packed,
+    token_ids: Sequence[Sequence[int]],
+    *,
+    keeps_rows: bool = False,
+    highest: int | None = None,
+) -> Readout:
+    """Run the trunk of packed trees; return the rows of branches behind it, to be read at the ends.
 
     Parameters
     ----------
-    packed, tokens
+    packed, token_ids
         The trees, and the token id at each place of each row.
-    highest
-        The batch's cache ends any pass that reaches this layer's attention. By default none does.
+    keeps_rows, highest
+        Of the batch's cache (`TreeCache`).
     """
     n_trunk, device = packed.n_trunk, model.device
-    n_rows, n_places = packed.depth.shape
-    ids = torch.tensor([[*row, *[0] * (n_places - len(row))] for row in tokens], device=device)
+    ids = torch.tensor(token_ids, device=device)
     depth = torch.from_numpy(packed.depth).to(device)
     sees = torch.from_numpy(packed.sees()).to(device)
-    cache = _CacheUpTo(highest)
+    trunk_cache = None
     if n_trunk:
+        trunk_cache = TreeCache(highest=highest)
         trunk = {
             "input_ids": ids[:1, :n_trunk],
             "attention_mask": sees[:1, :n_trunk, :n_trunk],
             "position_ids": depth[:1, :n_trunk],
-            "past_key_values": cache,
+            "past_key_values": trunk_cache,
         }
         with contextlib.suppress(EnoughComputed):
             forward(model, trunk, use_cache=True)
-        cache.batch_repeat_interleave(n_rows)
-    return {
+    rows = {
         "input_ids": ids[:, n_trunk:],
         "attention_mask": sees[:, n_trunk:],
         "position_ids": depth[:, n_trunk:],
-        "past_key_values": cache,
+        "past_key_values": TreeCache(trunk_cache, keeps_rows=keeps_rows, highest=highest),
     }
+    row, place = torch.from_numpy(packed.row), torch.from_numpy(packed.place - n_trunk)
+    return Readout(rows, row[None].to(device), place[None].to(device))
+
+
+def tree_of(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Readout:
+    """Pack complete prompts, run their trunk, and return the rest, to be read at the last tokens.
+
+    The model has to take trees (`takes_trees`).
+    """
+    packed = pack(prompts)
+    return run_trunk(model, packed, _padded_with_zeros(packed.keys))
 
 
 def _packed_prefixes(
     model: nn.Module, prompts: Sequence[Sequence[int]], highest: int | None
 ) -> Prefixes:
     packed = pack([list(ids)[:-1] for ids in prompts])
-    batch = run_trunk(model, packed, packed.keys, highest=highest)
+    token_ids = _padded_with_zeros(packed.keys)
+    rows = run_trunk(model, packed, token_ids, keeps_rows=True, highest=highest)
     with contextlib.suppress(EnoughComputed):
-        forward(model, batch, use_cache=True)
-    device = batch["input_ids"].device
+        forward(model, rows.batch, use_cache=True)
+    cache = rows.batch["past_key_values"]
+    cache.highest = None
+    device = model.device
     depth = torch.from_numpy(packed.depth).to(device)
     return Prefixes(
         last_ids=torch.tensor([ids[-1] for ids in prompts], device=device),
-        cache=batch["past_key_values"].finished(),
+        cache=cache,
         position_ids=depth,
         sees=torch.from_numpy(packed.sees()).to(device),
         mask=torch.ones_like(depth),
-        row=torch.from_numpy(packed.row).to(device),
-        node=torch.from_numpy(packed.node).to(device),
+        row=rows.row[0],
+        node=rows.place[0] + packed.n_trunk,
     )
+
+
+def _padded_with_zeros(keys: Sequence[Sequence[int | None]]) -> list[list[int]]:
+    return [[token or 0 for token in row] for row in keys]
 
 
 def _padded_prefixes(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Prefixes:
@@ -320,28 +314,54 @@ def _padded_prefixes(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Pref
     )
 
 
-class _CacheUpTo(DynamicCache):
-    """A cache that ends the pass as soon as it has the keys and values of one layer.
+class TreeCache(DynamicCache):
+    """A key-value cache of rows of branches, which all have the same trunk before them.
 
-    Its layers keep every token, also where the model has a sliding window: the mask says what is
-    seen.
+    The trunk's keys and values are kept once, not for each row. All tokens are kept, also where the
+    model has a sliding window: the mask says what is seen.
+
+    Parameters
+    ----------
+    trunk
+        The cache of a pass over the trunk, in one row.
+    keeps_rows
+        Whether to keep the keys and values of the rows, for tokens that will be appended to them.
+    highest
+        The pass ends (`EnoughComputed`) as soon as this layer's keys and values are there. By
+        default no pass ends early.
     """
 
-    def __init__(self, highest: int | None):
+    def __init__(
+        self,
+        trunk: DynamicCache | None = None,
+        *,
+        keeps_rows: bool = True,
+        highest: int | None = None,
+    ):
         super().__init__()
+        self.trunk = [] if trunk is None else trunk.layers
+        self.keeps_rows = keeps_rows
         self.highest = highest
 
-    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        updated = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add keys and values [r, head, t, d] of a layer; return all that its tokens may see."""
+        keys, values = key_states, value_states
+        if self.keeps_rows:
+            keys, values = super().update(keys, values, layer_idx, *args, **kwargs)
         if layer_idx == self.highest:
             raise EnoughComputed
-        return updated
+        if self.trunk:
+            trunk, n_rows = self.trunk[layer_idx], len(keys)
+            keys = torch.cat([trunk.keys.expand(n_rows, -1, -1, -1), keys], 2)
+            values = torch.cat([trunk.values.expand(n_rows, -1, -1, -1), values], 2)
+        return keys, values
 
-    def finished(self) -> DynamicCache:
-        """Return the keys and values in a cache that ends no pass."""
-        plain = DynamicCache()
-        plain.layers = self.layers
-        return plain
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return how many tokens of each row are in the cache, with the trunk."""
+        n_trunk = self.trunk[0].keys.shape[2] if self.trunk else 0
+        return n_trunk + super().get_seq_length(layer_idx)
 
 
 def branch(cache: Cache) -> Cache:
@@ -376,7 +396,7 @@ def _why_not_packed(model: nn.Module) -> str | None:
     prompts = [[token % vocabulary for token in ids] for ids in _TRIAL]
     try:
         appended = _packed_prefixes(model, prompts, None).append()
-        logits = forward(model, appended.batch, last_only=False, use_cache=True).logits
+        logits = forward(model, appended.batch, n_logits=None, use_cache=True).logits
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
         return f"it refuses a mask over pairs of tokens ({error})"
     packed = appended.take(logits)[0].double()

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from dlk_utils.extract.batches import (
     Batch,
     Layers,
-    forward,
+    Readout,
     forward_to_layer,
     last_logits,
     last_positions,
     pad,
 )
-from dlk_utils.extract.prefixes import Appended, run_prefixes, takes_trees
+from dlk_utils.extract.prefixes import takes_trees, tree_of
 from dlk_utils.models.sites import at_sites, blocks, layer_numbers
 
 States = dict[str, Float[Tensor, "layer b ..."]]
@@ -34,57 +34,53 @@ def clean_states(
 ) -> tuple[States, Float[Tensor, "b vocab"] | None]:
     """Run prompts once, without dropout; return the states and the logits at their last tokens.
 
-    What prompts begin with runs once, where the model takes trees (`prefixes.takes_trees`). Without
-    logits no layer above the highest one asked for runs.
+    What prompts begin with runs once, where the model takes trees (`prefixes.takes_trees`).
 
     Returns
     -------
     states : dict
         For each site [layer, b, d].
     logits : Tensor [b, vocab], or None
-        Of the token after each prompt.
+        Of the token after each prompt. Without them no layer above the highest one asked for runs.
     """
-    lengths = [len(ids) for ids in prompts]
-    if min(lengths) < 2 or not takes_trees(model, max(lengths)):
-        # Each prompt would run by itself anyway, so it runs in one pass.
+    if not takes_trees(model, max(len(ids) for ids in prompts)):
         batch = pad(prompts, device=model.device)
         return forward_states(model, batch, sites, layers, with_logits=with_logits)
-    highest = None if with_logits else highest_layer(model, layers)
-    appended = run_prefixes(model, prompts, highest=highest).append()
-    [states], logits = appended_states(model, appended, sites, layers, with_logits=with_logits)
+    tree = tree_of(model, prompts)
+    [states], logits = read_states(model, tree, sites, layers, with_logits=with_logits)
     return states, None if logits is None else logits[0]
 
 
 @torch.no_grad()
-def appended_states(
+def read_states(
     model: nn.Module,
-    appended: Appended,
+    readout: Readout,
     sites: Sequence[str],
     layers: Layers = "all",
     *,
     with_logits: bool = True,
 ) -> tuple[list[States], Float[Tensor, "copy b vocab"] | None]:
-    """Run tokens that are appended to prefixes; return the states of each copy, and the logits.
+    """Run a batch; return the states and the logits at the tokens that are read.
 
     Returns
     -------
     states : list of dict
         For each copy and site [layer, b, d].
     logits : Tensor [copy, b, vocab], or None
+        Without them no layer above the highest one asked for runs.
     """
 
     def take(hidden: Tensor) -> Tensor:
-        return appended.take(hidden).to("cpu", copy=True)
+        return readout.take(hidden).to("cpu", copy=True)
 
     logits = None
     with record_sites(model, sites, layers, take) as recorded:
         if with_logits:
-            logits = forward(model, appended.batch, last_only=False, use_cache=True).logits
-            logits = appended.take(logits)
+            logits = readout.logits(model)
         else:
-            forward_to_layer(model, appended.batch, highest_layer(model, layers), use_cache=True)
+            forward_to_layer(model, readout.batch, highest_layer(model, layers), use_cache=True)
     stacked = {site: torch.stack(by_layer, 1) for site, by_layer in recorded.items()}
-    n_copies = len(appended.row)
+    n_copies = len(readout.row)
     return [{site: x[copy] for site, x in stacked.items()} for copy in range(n_copies)], logits
 
 
