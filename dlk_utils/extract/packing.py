@@ -260,7 +260,7 @@ def _cheapest_cut(tree: _Tree) -> tuple[list[int], list[list[range]]]:
     return best
 
 
-def _cost(n_trunk: int, n_rows: int, width: float) -> float:
+def _cost(n_trunk: int, n_rows: int, width: int | float) -> float:
     """Estimate the time that a trunk, and rows of some width behind it, take; one node takes 1.
 
     t new nodes that are compared with k nodes take t (1 + k / `ATTENTION_NODES`).
