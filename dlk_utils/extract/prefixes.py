@@ -35,6 +35,7 @@ from dlk_utils.extract.batches import (
     takes_positions,
 )
 from dlk_utils.extract.packing import Packed, pack
+from dlk_utils.models.sites import blocks
 
 log = logging.getLogger(__name__)
 
@@ -197,12 +198,12 @@ def in_parts(
 ) -> Iterator[list[Any]]:
     """Yield batches of `plan_packed`, cut into padded ones where the model does not take trees.
 
-    So is a batch with a prompt of one token, which has no prefix. `ids_of` gives the token ids of a
-    row of a batch. A padded batch has at most `batch_tokens` tokens, or a single prompt.
+    `ids_of` gives the token ids of a row of a batch. A padded batch has at most `batch_tokens`
+    tokens, or a single prompt.
     """
     for batch in batches:
         lengths = {row: len(ids_of(row)) for row in batch}
-        if min(lengths.values()) > 1 and takes_trees(model, max(lengths.values())):
+        if takes_trees(model, max(lengths.values())):
             yield list(batch)
         else:
             by_length = sorted((length, row) for row, length in lengths.items())
@@ -232,8 +233,11 @@ def run_trunk(
     ----------
     packed, token_ids
         The trees, and the token id at each place of each row.
-    keeps_rows, highest
+    keeps_rows
         Of the batch's cache (`TreeCache`).
+    highest
+        The highest layer that will be read. The pass over the trunk ends there, by default at the
+        last layer, as soon as it has the keys and values.
     """
     n_trunk, device = packed.n_trunk, model.device
     ids = torch.tensor(token_ids, device=device)
@@ -241,7 +245,7 @@ def run_trunk(
     sees = torch.from_numpy(packed.sees()).to(device)
     trunk_cache = None
     if n_trunk:
-        trunk_cache = TreeCache(highest=highest)
+        trunk_cache = TreeCache(highest=len(blocks(model)) - 1 if highest is None else highest)
         trunk = {
             "input_ids": ids[:1, :n_trunk],
             "attention_mask": sees[:1, :n_trunk, :n_trunk],
@@ -254,19 +258,21 @@ def run_trunk(
         "input_ids": ids[:, n_trunk:],
         "attention_mask": sees[:, n_trunk:],
         "position_ids": depth[:, n_trunk:],
-        "past_key_values": TreeCache(trunk_cache, keeps_rows=keeps_rows, highest=highest),
+        "past_key_values": TreeCache(trunk_cache, keeps_rows=keeps_rows),
     }
     row, place = torch.from_numpy(packed.row), torch.from_numpy(packed.place - n_trunk)
     return Readout(rows, row[None].to(device), place[None].to(device))
 
 
-def tree_of(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Readout:
+def tree_of(
+    model: nn.Module, prompts: Sequence[Sequence[int]], *, highest: int | None = None
+) -> Readout:
     """Pack complete prompts, run their trunk, and return the rest, to be read at the last tokens.
 
-    The model has to take trees (`takes_trees`).
+    The model has to take trees (`takes_trees`). `highest` is the highest layer that will be read.
     """
     packed = pack(prompts)
-    return run_trunk(model, packed, _padded_with_zeros(packed.keys))
+    return run_trunk(model, packed, _padded_with_zeros(packed.keys), highest=highest)
 
 
 def _packed_prefixes(
@@ -275,9 +281,10 @@ def _packed_prefixes(
     packed = pack([list(ids)[:-1] for ids in prompts])
     token_ids = _padded_with_zeros(packed.keys)
     rows = run_trunk(model, packed, token_ids, keeps_rows=True, highest=highest)
+    cache = rows.batch["past_key_values"]
+    cache.highest = highest
     with contextlib.suppress(EnoughComputed):
         forward(model, rows.batch, use_cache=True)
-    cache = rows.batch["past_key_values"]
     cache.highest = None
     device = model.device
     depth = torch.from_numpy(packed.depth).to(device)
