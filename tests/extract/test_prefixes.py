@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -36,18 +36,24 @@ QUIET = {"progress": False}
 
 
 def nested_prompts(longest: int = 24, n: int = 30) -> pd.DataFrame:
-    """Prompts of at least two tokens, of which many begin alike, and some are equal."""
+    """Questions behind a few nested beginnings, in random order.
+
+    Two prompts are equal, and one is the beginning of another.
+    """
     rng = random.Random(0)
 
     def tokens(n: int) -> list[int]:
         return [rng.randrange(1, VOCAB) for _ in range(n)]
 
-    prompts = [tokens(2), tokens(longest)]
-    while len(prompts) < n:
-        beginning = rng.choice(prompts)
-        beginning = beginning[: rng.randint(1, len(beginning))]
-        prompts.append([*beginning, *tokens(rng.randint(1, 9))][:longest])
-    prompts[-1] = list(prompts[-2])
+    beginnings = [tokens(longest // 4)]
+    for _ in range(4):
+        beginnings.append(rng.choice(beginnings)[: longest // 4] + tokens(longest // 4))
+    prompts = []
+    for _ in range(n - 2):
+        question = tokens(rng.randint(2, longest // 2))
+        prompts.append(rng.choice(beginnings) + question)
+    prompts += [list(prompts[0]), prompts[1][:-1]]
+    rng.shuffle(prompts)
     return pd.DataFrame(
         {
             "row_id": [f"row{i}" for i in range(n)],
@@ -76,7 +82,6 @@ def cut_small(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(packing, "ATTENTION_NODES", 5)
     patch.setattr(packing, "PASS_NODES", 0)
     patch.setattr(packing, "_BRANCH_SIZES", (4, 8, 16))
-    patch.setattr(packing, "_COPIES", 10)
 
 
 def assert_ways_agree(compute: Callable, model: nn.Module) -> None:
@@ -118,14 +123,17 @@ def counted_calls(*modules: nn.Module) -> Iterator[list[int]]:
 def test_the_trees_of_these_tests_are_cut_into_one_row_and_into_a_trunk_and_rows(
     longest, monkeypatch
 ):
-    beginnings = [ids[:-1] for ids in nested_prompts(longest).input_ids]
-    assert pack(beginnings).n_trunk == 0 and len(pack(beginnings).keys) == 1
+    complete = list(nested_prompts(longest).input_ids)
+    beginnings = [ids[:-1] for ids in complete]
+    for sequences in (complete, beginnings):
+        in_one_row = pack(sequences)
+        assert in_one_row.n_trunk == 0 and len(in_one_row.keys) == 1
     cut_small(monkeypatch)
-    packed = pack(beginnings)
-    assert packed.n_trunk > 0 and len(packed.keys) > 1
-    # Rows with free places, and prompts that end in the trunk.
-    assert len(set(pd.Series(packed.row).value_counts())) > 1
-    assert (packed.node < packed.n_trunk).any()
+    for sequences in (complete, beginnings):
+        packed = pack(sequences)
+        assert packed.n_trunk > 0 and len(packed.keys) > 1
+        # Rows with more prompts than others.
+        assert len(set(pd.Series(packed.row).value_counts())) > 1
 
 
 @pytest.mark.parametrize("family", PACKED)
@@ -398,11 +406,9 @@ def test_a_batch_is_cut_into_padded_ones_where_the_model_takes_no_trees():
     assert parts == [["a"], ["b"], ["d", "c"]]
 
 
-def test_a_batch_with_a_prompt_of_one_token_is_cut_into_padded_ones():
-    """Such a prompt has no prefix, so its batch runs padded (`clean_states`)."""
+def test_a_batch_with_a_prompt_of_one_token_stays_as_planned():
     ids = {"a": [5] * 10, "b": [5] * 10 + [6], "c": [7]}
-    parts = list(in_parts(tiny("llama"), [["a", "b", "c"]], ids.get, 12))
-    assert parts == [["c"], ["a"], ["b"]]
+    assert list(in_parts(tiny("llama"), [["a", "b", "c"]], ids.get, 12)) == [["a", "b", "c"]]
 
 
 # What runs
@@ -421,13 +427,25 @@ def tokens_run(model: nn.Module, compute: Callable) -> list[int]:
     return counts
 
 
+def n_distinct(sequences: Sequence[Sequence[int]]) -> int:
+    """How many distinct beginnings the sequences have: the nodes of their tree."""
+    return len({tuple(ids[:end]) for ids in sequences for end in range(1, len(ids) + 1)})
+
+
 @pytest.mark.parametrize("family", PACKED)
 def test_a_common_beginning_runs_once(family):
     model, rows = packed_family(family)
     prompts = list(rows.input_ids)
-    n_distinct = len({tuple(ids[:end]) for ids in prompts for end in range(1, len(ids))})
-    counts = tokens_run(model, lambda: clean_states(model, prompts, []))
-    assert counts == [n_distinct, len(prompts)]
+    assert tokens_run(model, lambda: clean_states(model, prompts, [])) == [n_distinct(prompts)]
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_a_common_beginning_runs_once_for_gradients(family):
+    model, rows = packed_family(family)
+    prompts, choices = list(rows.input_ids), list(rows.choice_ids)
+    counts = tokens_run(model, lambda: states_and_gradients(model, prompts, choices, SITES))
+    assert counts[0] == n_distinct([ids[:-1] for ids in prompts])
+    assert set(counts[1:]) == {len(prompts)}
 
 
 @pytest.mark.parametrize("family", PACKED)
@@ -435,10 +453,10 @@ def test_a_trunk_runs_once_for_all_rows(family, monkeypatch):
     model, rows = packed_family(family)
     prompts = list(rows.input_ids)
     cut_small(monkeypatch)
-    packed = pack([ids[:-1] for ids in prompts])
+    packed = pack(prompts)
     n_rows, n_places = packed.parents.shape
-    trunk, branches, _ = tokens_run(model, lambda: clean_states(model, prompts, []))
-    assert (trunk, branches) == (packed.n_trunk, n_rows * (n_places - packed.n_trunk))
+    counts = tokens_run(model, lambda: clean_states(model, prompts, []))
+    assert counts == [packed.n_trunk, n_rows * (n_places - packed.n_trunk)]
 
 
 @pytest.mark.parametrize("family", PACKED)
@@ -463,24 +481,31 @@ def test_prefixes_run_no_block_above_the_highest_layer_and_not_its_mlp(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_states_of_a_layer_need_no_block_above_it_and_no_head(family):
+@pytest.mark.parametrize("with_trunk", [False, True])
+def test_states_of_a_layer_need_no_block_above_it_and_no_head(family, with_trunk, monkeypatch):
     model, rows = tiny(family), nested_prompts(7, n=9)
     activations(model, [[5, 6]], **QUIET)  # checks the model's sites, which runs all of it
-    takes_trees(model, 7)
+    if with_trunk:
+        cut_small(monkeypatch)
     with (
         counted_calls(*blocks(model)) as of_blocks,
         counted_calls(model.get_output_embeddings()) as of_head,
     ):
         activations(model, list(rows.input_ids), layers=[1], **QUIET)
-    assert of_blocks[0] == of_blocks[1] > 0
+    assert of_blocks[1] > 0
     assert of_blocks[2] == of_head[0] == 0
 
 
 @pytest.mark.parametrize("family", PACKED)
 @pytest.mark.parametrize("scope", draws.SCOPES)
-def test_draws_of_a_layer_need_no_block_above_it_and_no_head(family, scope):
+@pytest.mark.parametrize("with_trunk", [False, True])
+def test_draws_of_a_layer_need_no_block_above_it_and_no_head(
+    family, scope, with_trunk, monkeypatch
+):
     model, rows = tiny(family), nested_prompts(7, n=9)
     activations(model, [[5, 6]], **QUIET)  # checks the model's sites, which runs all of it
+    if with_trunk:
+        cut_small(monkeypatch)
     starts = list(rows.question_start)
     with (
         counted_calls(*blocks(model)) as of_blocks,
@@ -489,7 +514,7 @@ def test_draws_of_a_layer_need_no_block_above_it_and_no_head(family, scope):
         dropout_draws(
             model, list(rows.input_ids), layers=[1], scope=scope, question_starts=starts, **QUIET
         )
-    assert of_blocks[0] == of_blocks[1] > 0
+    assert of_blocks[1] > 0
     assert of_blocks[2] == of_head[0] == 0
 
 
@@ -544,7 +569,7 @@ def test_what_is_spread_over_appended_tokens_is_taken_back_as_it_was(three_prefi
 def test_prefixes_stay_as_they_are_when_tokens_run_behind_them(three_prefixes):
     model = tiny("llama")
     first, second = (
-        forward(model, three_prefixes.append().batch, last_only=False, use_cache=True).logits
+        forward(model, three_prefixes.append().batch, n_logits=None, use_cache=True).logits
         for _ in range(2)
     )
     assert torch.equal(first, second)
