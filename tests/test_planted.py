@@ -57,19 +57,37 @@ def planted_values(rows: pd.DataFrame, strength: float) -> dict[tuple[int, ...],
 
 
 def planting(model: torch.nn.Module, values: dict[tuple[int, ...], float]) -> tuple[Callable, ...]:
-    """Return two hooks: one remembers which prompts run, the other plants their values."""
-    running: list[tuple[int, ...]] = []
+    """Return two hooks: one finds out which prompts run, the other plants their values.
+
+    The tokens before the last run first, as token ids, and the last ones then as embeddings. What a
+    last token sees of the tokens before says which prompt it belongs to.
+    """
+    cached = torch.empty(1, 0, dtype=torch.long)
+    running: list[list[tuple[int, ...]]] = []
 
     def remember(module, args, kwargs):
-        if kwargs.get("input_ids") is not None:
-            running[:] = [tuple(ids) for ids in kwargs["input_ids"].tolist()]
+        nonlocal cached
+        running.clear()
+        mask, ids = kwargs["attention_mask"], kwargs.get("input_ids")
+        if mask.dim() != 4:
+            return
+        if ids is not None:
+            is_first_pass = mask.shape[-1] == ids.shape[1]
+            before = ids[:, :0] if is_first_pass else cached.expand(len(ids), -1)
+            cached = torch.cat([before, ids], 1)
+            return
+        sees = mask[:, 0, :, : cached.shape[1]] == 0
+        for row, of_tokens in zip(cached, sees, strict=True):
+            running.append([tuple(row[seen].tolist()) for seen in of_tokens])
 
     def plant(site, layer, hidden):
-        # A pass over the last token alone follows the pass over the tokens before it.
-        if layer != LAYER or hidden.shape[1] != 1:
+        if layer != LAYER or not running:
             return None
         hidden = hidden.clone()
-        hidden[:, -1, NEURON] = torch.tensor([values[ids] for ids in running])
+        # Places that no prompt fills see nothing before them.
+        hidden[:, :, NEURON] = torch.tensor(
+            [[values[seen] if seen else 0.0 for seen in row] for row in running]
+        )
         return hidden
 
     return remember, plant

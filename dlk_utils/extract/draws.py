@@ -193,7 +193,8 @@ def _question_draws(
         sequences.append(instruction + [(token, number) for token in ids[start:]])
     packed = pack(sequences)
     token_ids = [[0 if key is None else key[0] for key in row] for row in packed.keys]
-    rows = run_trunk(model, packed, token_ids)
+    highest = None if with_logits else highest_layer(model, layers)
+    rows = run_trunk(model, packed, token_ids, highest=highest)
     # No question is in the trunk, as two prompts share nothing of it.
     numbers = [[-1 if key is None else key[1] for key in row] for row in packed.keys]
     prompt_of = torch.tensor(numbers)[:, packed.n_trunk :]

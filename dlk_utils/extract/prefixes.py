@@ -238,8 +238,11 @@ def run_trunk(
     ----------
     packed, token_ids
         The trees, and the token id at each place of each row.
-    keeps_rows, highest
-        Options of the batch's `TreeCache`. `highest` also ends the pass over the trunk.
+    keeps_rows
+        Option of the batch's cache (`TreeCache`).
+    highest
+        The highest layer that will be read, by default the last one. The pass over the trunk ends
+        there, as soon as it has the keys and values.
     """
     n_trunk, device = packed.n_trunk, model.device
     ids = torch.tensor(token_ids, device=device)
@@ -261,19 +264,21 @@ def run_trunk(
         "input_ids": ids[:, n_trunk:],
         "attention_mask": sees[:, n_trunk:],
         "position_ids": depth[:, n_trunk:],
-        "past_key_values": TreeCache(trunk_cache, keeps_rows=keeps_rows, highest=highest),
+        "past_key_values": TreeCache(trunk_cache, keeps_rows=keeps_rows),
     }
     row, place = torch.from_numpy(packed.row), torch.from_numpy(packed.place - n_trunk)
     return Readout(rows, row[None].to(device), place[None].to(device))
 
 
-def tree_of(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Readout:
+def tree_of(
+    model: nn.Module, prompts: Sequence[Sequence[int]], *, highest: int | None = None
+) -> Readout:
     """Pack complete prompts, run their trunk, and return the rest, to be read at the last tokens.
 
-    The model has to take trees (`takes_trees`).
+    The model has to take trees (`takes_trees`). `highest` is the highest layer that will be read.
     """
     packed = pack(prompts)
-    return run_trunk(model, packed, _padded_with_zeros(packed.keys))
+    return run_trunk(model, packed, _padded_with_zeros(packed.keys), highest=highest)
 
 
 def _packed_prefixes(
@@ -286,9 +291,10 @@ def _packed_prefixes(
     packed = pack([list(ids)[:-1] for ids in prompts], branch_size=branch_size)
     token_ids = _padded_with_zeros(packed.keys)
     rows = run_trunk(model, packed, token_ids, keeps_rows=True, highest=highest)
+    cache = rows.batch["past_key_values"]
+    cache.highest = highest
     with contextlib.suppress(EnoughComputed):
         forward(model, rows.batch, use_cache=True)
-    cache = rows.batch["past_key_values"]
     # The passes over the tokens that will be appended go to their own end.
     cache.highest = None
     device = model.device

@@ -290,6 +290,7 @@ def fill_rows(
                 results.append(tensors)
         if done == row_ids:
             return {name: torch.cat([r[name] for r in results]) for name in results[0]}
+        # Padded parts are cut from rows that are sorted by length.
         places = {row_id: place for place, row_id in enumerate(done)}
         order = [places[row_id] for row_id in row_ids]
         return {name: torch.cat([r[name] for r in results])[order] for name in results[0]}

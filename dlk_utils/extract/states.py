@@ -47,7 +47,8 @@ def clean_states(
     if not takes_trees(model, max(len(ids) for ids in prompts)):
         batch = pad(prompts, device=model.device)
         return forward_states(model, batch, sites, layers, with_logits=with_logits)
-    tree = tree_of(model, prompts)
+    highest = None if with_logits else highest_layer(model, layers)
+    tree = tree_of(model, prompts, highest=highest)
     [states], logits = read_states(model, tree, sites, layers, with_logits=with_logits)
     return states, None if logits is None else logits[0]
 

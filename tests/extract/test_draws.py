@@ -1,9 +1,17 @@
-"""Dropout draws: of the complete prompt and of the last token, together and one by one."""
+"""Dropout draws: of the complete prompt, its question and its last token, however batched."""
 
 import pandas as pd
 import pytest
 import torch
-from tiny_models import FAMILIES, close, close_in_single, tiny, tiny_prompts
+from tiny_models import (
+    FAMILIES,
+    LAYERS,
+    close,
+    close_in_single,
+    prompts_that_begin_alike,
+    tiny,
+    tiny_prompts,
+)
 
 from dlk_utils.errors import DeadDropout
 from dlk_utils.extract import dropout, prefixes
@@ -12,7 +20,7 @@ from dlk_utils.extract.draws import draw_states, dropout_audit
 from dlk_utils.extract.dropout import draw_seed, mc_dropout
 from dlk_utils.extract.states import forward_states
 from dlk_utils.lab.tables.dropout_pairs import move_table, spread_table
-from dlk_utils.models.sites import SITES, site_modules
+from dlk_utils.models.sites import SITES, at_sites, site_modules
 
 WITH_ATTENTION = [family for family in FAMILIES if not family.startswith(("falcon", "mpt"))]
 
@@ -95,6 +103,125 @@ def test_a_draw_of_the_last_token_is_a_pass_in_which_only_that_token_is_dropped(
     for handle in handles:
         handle.remove()
     torch.testing.assert_close(draw["resid_post"], expected["resid_post"], **close(model))
+
+
+# Scope "question"
+
+
+def draw_question(model, rows: pd.DataFrame, n_draws: int, sites=("resid_post",), **options):
+    return draw_states(
+        model,
+        list(rows.input_ids),
+        sites,
+        seeds=seeds_of(rows, n_draws),
+        scope="question",
+        question_starts=list(rows.question_start),
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "places"),
+    [
+        *((family, ["attn_out", "mlp_out"]) for family in FAMILIES),
+        *((family, ["attention", "embedding"]) for family in WITH_ATTENTION),
+        ("gpt2", "native"),
+    ],
+)
+def test_a_draw_of_the_question_is_a_padded_pass_in_which_the_tokens_before_it_are_kept(
+    family, places
+):
+    model, rows = tiny(family), prompts_that_begin_alike(4)
+    batch = pad(rows.input_ids)
+    acts = batch["position_ids"] >= torch.tensor(rows.question_start.tolist())[:, None]
+    draws = draw_question(model, rows, 3, SITES, p=0.4, places=places)
+    for seeds, (states, logits) in zip(seeds_of(rows, 3), draws, strict=True):
+        options = {"seeds": seeds, "position_ids": batch["position_ids"], "places": places}
+        with mc_dropout(model, 0.4, acts=acts, **options):
+            expected, expected_logits = forward_states(model, batch, SITES)
+        loose = close(model) if "attn_out" in places else close_in_single(model)
+        torch.testing.assert_close(logits, expected_logits, **loose)
+        torch.testing.assert_close(states, expected, **loose)
+
+
+@pytest.mark.parametrize("family", ["llama", "mpt"])
+def test_nothing_is_dropped_before_the_question(family):
+    """With the same masks, another dropout probability changes only what comes after."""
+    model, rows = tiny(family), prompts_that_begin_alike(2)
+    ids = list(rows.input_ids)
+    batch = pad(ids)
+    before_question = int(rows.question_start[0])
+    acts = batch["position_ids"] >= before_question
+    recorded = []
+
+    def keep(site: str, layer: int, hidden: torch.Tensor) -> None:
+        recorded.append(hidden.clone())
+
+    with at_sites(model, ["resid_post"], keep):
+        forward_states(model, batch, [])
+        options = {"seeds": [1, 2], "position_ids": batch["position_ids"], "acts": acts}
+        with mc_dropout(model, 0.4, **options):
+            forward_states(model, batch, [])
+    for clean, dropped in zip(recorded[:LAYERS], recorded[LAYERS:], strict=True):
+        is_same = (clean == dropped).all(-1)
+        assert is_same[batch["attention_mask"].bool() & ~acts].all()
+        assert not is_same[acts].any()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "mpt", "falcon alibi"])
+def test_a_question_that_begins_with_the_prompt_is_drawn_as_the_complete_prompt(family):
+    model, rows = tiny(family), tiny_prompts().assign(question_start=0)
+    of_question = draw_question(model, rows, 2, SITES, p=0.3)
+    of_sequence = draw_states(
+        model, list(rows.input_ids), SITES, seeds=seeds_of(rows, 2), p=0.3, scope="sequence"
+    )
+    torch.testing.assert_close(of_question, of_sequence, **close(model))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "mpt", "falcon alibi"])
+def test_a_question_of_one_token_is_drawn_as_the_last_token(family):
+    model, rows = tiny(family), tiny_prompts()
+    rows = rows.assign(question_start=rows.input_ids.map(len) - 1)
+    of_question = draw_question(model, rows, 2, SITES, p=0.3)
+    of_last_token = draw_last_token(model, rows, 2, SITES, p=0.3)
+    torch.testing.assert_close(of_question, of_last_token, **close(model))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mpt"])
+@pytest.mark.parametrize("places", [["attn_out", "mlp_out"], ["mlp_out"]])
+def test_masks_of_a_question_are_the_same_whatever_the_batch(family, places):
+    model, rows = tiny(family), prompts_that_begin_alike(5)
+    options = {"p": 0.3, "places": places}
+    together = draw_question(model, rows, 3, **options)
+    reversed_rows = draw_question(model, rows[::-1], 3, **options)
+    two_draws = draw_question(model, rows, 2, **options)
+    for i in range(len(rows)):
+        alone = draw_question(model, rows.iloc[[i]], 3, **options)
+        for draw in range(3):
+            expected = together[draw][0]["resid_post"][:, i]
+            found = alone[draw][0]["resid_post"][:, 0]
+            torch.testing.assert_close(found, expected, **close(model))
+            found = reversed_rows[draw][0]["resid_post"][:, -1 - i]
+            torch.testing.assert_close(found, expected, **close(model))
+    torch.testing.assert_close(two_draws, together[:2], **close(model))
+
+
+def test_equal_questions_of_two_rows_have_masks_of_their_own():
+    model, rows = tiny("llama"), prompts_that_begin_alike(2)
+    rows["input_ids"] = [rows.input_ids[0]] * 2
+    [(states, _)] = draw_question(model, rows, 1, p=0.3)
+    assert (states["resid_post"][:, 0] != states["resid_post"][:, 1]).any(-1).all()
+
+
+def test_question_starts_that_leave_no_question_are_refused():
+    model, prompts = tiny("llama"), [[5, 6, 7], [8, 9]]
+    options = {"seeds": [[1, 2]], "p": 0.1, "scope": "question"}
+    with pytest.raises(ValueError, match="expected question_starts, one for each prompt"):
+        draw_states(model, prompts, ["resid_post"], **options)
+    with pytest.raises(ValueError, match=r"one for each prompt \(2\), got 1"):
+        draw_states(model, prompts, ["resid_post"], question_starts=[1], **options)
+    with pytest.raises(ValueError, match="got 2 in prompt 1 of 2 tokens"):
+        draw_states(model, prompts, ["resid_post"], question_starts=[1, 2], **options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

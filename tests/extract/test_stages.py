@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import (
     FAMILIES,
     LAYERS,
@@ -21,12 +22,14 @@ from dlk_utils.extract import draws, store
 from dlk_utils.extract.answers import choice_logprobs, sequence_logprobs
 from dlk_utils.extract.batches import forward, last_logits, pad
 from dlk_utils.extract.gradients import counterfactual_states, full_backprop
+from dlk_utils.extract.packing import plan_packed
+from dlk_utils.extract.passes import dropout_draws
 from dlk_utils.extract.stages import (
     fill_rows,
     store_answers,
-    store_counterfactual,
     store_draws,
     store_gradients,
+    store_states,
     store_weight_gradients,
 )
 from dlk_utils.extract.states import forward_states
@@ -42,7 +45,8 @@ STAGES = [
     (store_draws, {}),
     (store_gradients, {}),
     (store_gradients, {"contrast": True}),
-    (store_counterfactual, {"at": 1}),
+    (store_gradients, {"moved_at": 1}),
+    (store_states, {}),
     (store_weight_gradients, {}),
 ]
 SINGLE_PRECISION = {"rtol": 1e-5, "atol": 1e-6}
@@ -157,22 +161,29 @@ def test_tables_of_draws_refuse_choices_scored_whole(whole_rows, table):
         table(a_model_of_bytes(), whole_rows)
 
 
+# States
+
+
+@pytest.mark.parametrize("family", ["llama", "mpt", "mistral window"])
+def test_stored_states_and_answers_are_those_of_the_plain_pass(family, tmp_path):
+    model, rows = tiny(family), prompts_that_begin_alike()
+    store_states(model, rows, tmp_path, sites=["resid_post", "head_out"], layers=[0, 2])
+    sites = ["resid_post", "head_out"]
+    states, logits = forward_states(model, pad(rows.input_ids), sites)
+    for site in sites:
+        for layer in (0, 2):
+            stored = read_rows(tmp_path, rows, f"activation.{site}.{layer}.0")
+            np.testing.assert_allclose(stored, states[site][layer], **SINGLE_PRECISION)
+    stored = read_rows(tmp_path, rows, "choice_logprobs")
+    expected = choice_logprobs(logits, list(rows.choice_ids))
+    np.testing.assert_allclose(stored, expected, rtol=1e-5)
+
+
 # Draws
 
 
-@pytest.mark.parametrize("positions", [1, 2])
-def test_one_draw_without_dropout_is_the_clean_pass(tmp_path, positions):
-    model, rows = tiny("llama"), tiny_prompts()
-    store_draws(model, rows, tmp_path, n_draws=1, p=0.0, positions=positions)
-    states, _ = forward_states(model, pad(rows.input_ids), ["resid_post"], positions=positions)
-    for layer in range(LAYERS):
-        stored = read_rows(tmp_path, rows, f"activation.resid_post.{layer}.0")
-        np.testing.assert_allclose(stored, states["resid_post"][layer], rtol=1e-6)
-    assert json.loads((tmp_path / "manifest.json").read_text())["parts"]["mode"] == "clean"
-
-
 @pytest.mark.parametrize(("n_draws", "p"), [(1, 0.1), (2, 0.0)])
-def test_one_draw_with_dropout_and_two_without_are_refused(tmp_path, n_draws, p):
+def test_one_draw_and_draws_without_dropout_are_refused(tmp_path, n_draws, p):
     with pytest.raises(ValueError, match=r"n_draws: expected at least 2|dropout p: expected"):
         store_draws(tiny("llama"), tiny_prompts(), tmp_path, n_draws=n_draws, p=p)
 
@@ -277,18 +288,31 @@ def test_choices_that_begin_with_the_same_token_have_no_contrast_pair(tmp_path):
         store_gradients(tiny("llama"), rows, tmp_path, contrast=True)
 
 
-def test_the_second_pass_of_a_counterfactual_pair_is_stored_as_it_is_computed(tmp_path):
-    model, rows = tiny("llama"), tiny_prompts()
-    store_counterfactual(model, rows, tmp_path, at=1, step=0.2)
+@pytest.mark.parametrize("family", ["llama", "mpt", "gemma3_text window"])
+def test_the_second_pass_of_a_counterfactual_pair_is_stored_from_the_layer_of_the_move_on(
+    family, tmp_path
+):
+    model, rows = tiny(family), prompts_that_begin_alike()
+    store_gradients(model, rows, tmp_path, moved_at=1, step=0.2)
     prompts, choices = list(rows.input_ids), list(rows.choice_ids)
     states, logprobs = counterfactual_states(
         model, prompts, choices, ["resid_post"], layer=1, step=0.2
     )
     stored = read_rows(tmp_path, rows, "choice_logprobs.1")
     np.testing.assert_allclose(stored, logprobs, rtol=1e-5)
-    for layer in range(LAYERS):
+    for layer in (1, 2):
         stored = read_rows(tmp_path, rows, f"activation.resid_post.{layer}.1")
-        np.testing.assert_allclose(stored, states["resid_post"][layer], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(stored, states["resid_post"][layer], rtol=1e-4, atol=2e-6)
+    assert describe(tmp_path)["tensors"] == 2 * len(SITES) * LAYERS + 3 + 2 + 1
+
+
+def test_a_counterfactual_pass_leaves_the_other_tensors_as_they_are(tmp_path):
+    model, rows = tiny("llama"), prompts_that_begin_alike()
+    store_gradients(model, rows, tmp_path / "with", moved_at=1, contrast=True)
+    store_gradients(model, rows, tmp_path / "without")
+    for name in ("activation.head_out.1.0", "gradient.mlp_out.2.0", "choice_logprobs"):
+        stored, other = (read_rows(tmp_path / which, rows, name) for which in ("with", "without"))
+        np.testing.assert_array_equal(stored, other)
 
 
 LAST_LINEAR = {
@@ -354,6 +378,57 @@ def test_two_stages_do_not_share_a_store(tmp_path):
     store_answers(model, rows, tmp_path)
     with pytest.raises(StoreError, match=r"with other parts .*stage"):
         store_gradients(model, rows, tmp_path)
+
+
+@pytest.mark.parametrize("batch_tokens", [100, 2048])
+@pytest.mark.parametrize("family", ["llama", "mpt", "falcon alibi"])
+def test_a_shard_has_its_rows_in_planned_order_also_where_batches_are_cut(
+    family, batch_tokens, tmp_path
+):
+    """A model that takes no trees computes a batch in padded parts, in another order."""
+    model, rows = tiny(family), prompts_that_begin_alike(30)
+    number = {row_id: float(i) for i, row_id in enumerate(rows.row_id)}
+    n_parts = 0
+
+    def compute(some: pd.DataFrame) -> dict[str, torch.Tensor]:
+        nonlocal n_parts
+        n_parts += 1
+        return {"number": torch.tensor([[number[row_id]] for row_id in some.row_id])}
+
+    fill_rows(
+        model, tmp_path, rows, compute, plan_packed, {}, desc="order", batch_tokens=batch_tokens
+    )
+    plan = plan_packed(rows, batch_tokens)
+    n_batches = sum(map(len, plan))
+    assert (n_parts > n_batches) == (family != "llama" and batch_tokens == 100)
+    shards = sorted(tmp_path.glob("shard-*.safetensors"))
+    for path, batches in zip(shards, plan, strict=True):
+        planned = [number[row_id] for batch in batches for row_id in batch]
+        assert load_file(path)["number"][:, 0].tolist() == planned
+    assert read_rows(tmp_path, rows, "number")[:, 0].tolist() == list(range(30))
+
+
+@pytest.mark.parametrize("family", ["llama", "mpt", "falcon alibi", "mistral window"])
+@pytest.mark.parametrize("batch_tokens", [32, 2048])
+def test_what_is_stored_of_a_row_does_not_depend_on_the_batches(family, batch_tokens, tmp_path):
+    model, rows = tiny(family), prompts_that_begin_alike(12)
+    store_gradients(model, rows, tmp_path, batch_tokens=batch_tokens)
+    full = full_backprop(model, pad(rows.input_ids), list(rows.choice_ids), ["resid_post"])
+    stored = read_rows(tmp_path, rows, "gradient.resid_post.1.0")
+    np.testing.assert_allclose(stored, full["resid_post"][1], rtol=1e-4, atol=1e-6)
+
+
+def test_draws_of_the_question_are_stored_as_they_are_computed(tmp_path):
+    model, rows = tiny("llama"), prompts_that_begin_alike()
+    store_draws(model, rows, tmp_path, scope="question", p=0.2, seed=3)
+    starts = list(rows.question_start)
+    options = {"scope": "question", "p": 0.2, "seed": 3, "question_starts": starts}
+    expected = dropout_draws(
+        model, list(rows.input_ids), keys=list(rows.row_id), progress=False, **options
+    )["resid_post"]
+    for draw in (0, 1):
+        stored = read_rows(tmp_path, rows, f"activation.resid_post.1.{draw}")
+        np.testing.assert_allclose(stored, expected[draw, 1], **SINGLE_PRECISION)
 
 
 def test_a_batch_that_does_not_fit_into_memory_loses_nothing(tmp_path):

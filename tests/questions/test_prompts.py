@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import byte_tokenizer
+from conftest import TURNS, byte_tokenizer
 
 from dlk_utils.errors import DataError, ParameterError
 from dlk_utils.models.loading import load_tokenizer, resolve
@@ -341,6 +341,64 @@ def test_a_prompt_is_never_truncated(prompts, with_shots, tokenizer):
     for row in itertools.chain(prompts.itertuples(), with_shots.itertuples()):
         assert tokenizer.decode(row.input_ids) == row.prompt
         assert instructions[row.instruction] in row.prompt and row.text in row.prompt
+
+
+def tokens_before_questions(rows: pd.DataFrame) -> pd.Series:
+    return pd.Series(
+        [tuple(ids[:start]) for ids, start in zip(rows.input_ids, rows.question_start, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("n_shots", [0, 2])
+def test_what_stands_before_the_question_is_the_same_for_all_questions_under_an_instruction(
+    few, tokenizer, n_shots
+):
+    rows = make_prompts(few, tokenizer, n_shots=n_shots, templates=["claim_true"], n_known=0)
+    rows["before"] = tokens_before_questions(rows)
+    assert rows.groupby(["dataset", "instruction"]).before.nunique().eq(1).all()
+    assert rows.groupby(["dataset", "instruction"]).size().max() > 1
+
+
+@pytest.mark.parametrize("n_shots", [0, 2])
+def test_the_question_comes_after_what_stands_before_it(few, tokenizer, n_shots):
+    rows = make_prompts(few, tokenizer, n_shots=n_shots, n_known=0)
+    instructions = prompt_library("instructions").text
+    for row in rows.itertuples():
+        before = tokenizer.decode(row.input_ids[: row.question_start])
+        question = tokenizer.decode(row.input_ids[row.question_start :])
+        assert row.text in question and row.text not in before
+        assert instructions[row.instruction] in before
+        assert before.count("<|im_start|>assistant") == n_shots
+        assert question.count("<|im_start|>") == 1
+
+
+DROPS_SYSTEM = TURNS.replace("for m in messages", "for m in messages if m['role'] != 'system'")
+
+
+@pytest.mark.parametrize("n_shots", [0, 2])
+@pytest.mark.parametrize("template", [TURNS, DROPS_SYSTEM])
+def test_a_chat_template_without_a_system_turn_has_the_instruction_before_the_question(
+    few, template, n_shots
+):
+    tokenizer = byte_tokenizer(chat_template=template)
+    rows = make_prompts(few, tokenizer, n_shots=n_shots, n_known=0, context=NO_LIMIT)
+    instructions = prompt_library("instructions").text
+    for row in rows.itertuples():
+        before = tokenizer.decode(row.input_ids[: row.question_start])
+        assert instructions[row.instruction] in before and row.text not in before
+        assert row.text in tokenizer.decode(row.input_ids[row.question_start :])
+
+
+def test_a_question_has_at_least_one_token(prompts, with_shots):
+    for rows in (prompts, with_shots):
+        assert (rows.question_start < rows.input_ids.map(len)).all()
+        assert (rows.question_start > 0).all()
+
+
+def test_claims_of_ones_own_have_a_question_too():
+    rows = own_prompts(["Two is three."], {"honest": "Tell the truth."}, byte_tokenizer())
+    before = byte_tokenizer().decode(rows.input_ids[0][: rows.question_start[0]])
+    assert "Tell the truth." in before and "Two is three." not in before
 
 
 @pytest.mark.trap(15)
