@@ -199,7 +199,7 @@ def test_a_state_after_a_choice_is_that_of_the_prompt_with_the_choice_behind_it(
     last_tokens = prefixes.append()
     last_token_gradients(model, last_tokens, list(rows.choice_ids), ["resid_post"])
     tokens = first_tokens(rows.strict_ids)
-    complete = prefixes.grown(last_tokens)
+    complete = prefixes.extended(last_tokens)
     pair = states_after_choices(model, complete, tokens, ["resid_post"])
     for choice, after_choice in enumerate(pair):
         longer = [[*ids, pair[choice]] for ids, pair in zip(rows.input_ids, tokens, strict=True)]

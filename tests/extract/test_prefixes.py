@@ -175,7 +175,7 @@ def test_states_after_either_choice_are_the_same_packed_and_padded(family):
         prefixes = run_prefixes(model, list(rows.input_ids))
         last_tokens = prefixes.append()
         last_token_gradients(model, last_tokens, list(rows.choice_ids), ["resid_post"])
-        complete = prefixes.grown(last_tokens)
+        complete = prefixes.extended(last_tokens)
         return states_after_choices(model, complete, first_tokens(rows.strict_ids), SITES)
 
     assert_ways_agree(after_choices, model)
@@ -283,7 +283,7 @@ def test_a_choice_behind_a_prompt_that_fills_the_window_does_not_see_beyond_it(f
     prefixes = run_prefixes(model, list(rows.input_ids))
     last_tokens = prefixes.append()
     last_token_gradients(model, last_tokens, choices, ["resid_post"])
-    complete = prefixes.grown(last_tokens)
+    complete = prefixes.extended(last_tokens)
     after = states_after_choices(model, complete, tokens, ["resid_post"])
     for choice, found in enumerate(after):
         longer = [[*ids, pair[choice]] for ids, pair in zip(rows.input_ids, tokens, strict=True)]
