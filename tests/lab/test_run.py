@@ -9,7 +9,7 @@ from tiny_models import WIDTH, byte_tokenizer, tiny_checkpoint
 from transformers import LlamaForCausalLM
 
 from dlk_utils.errors import DataError, ParameterError
-from dlk_utils.extract.stages import store_answers, store_draws
+from dlk_utils.extract.stages import store_answers, store_draws, store_gradients
 from dlk_utils.lab import cache
 from dlk_utils.lab import run as run_module
 from dlk_utils.lab.run import Run
@@ -92,10 +92,26 @@ def test_another_model_or_number_format_gives_other_answers(
 
 
 def test_where_files_lie_and_how_they_are_computed_decide_nothing(answered, finds_everything):
+    options = {"contrast": True, "moved_at": answered.middle_layer}
     for change in ({"runs_dir": "elsewhere"}, {"engine": "ray"}):
         other = again(answered, **change)
-        store = other.stored(store_answers, answered.prompts, "02-answers")
+        store = other.stored(store_gradients, answered.prompts, "02-clean-pass", **options)
         assert store.name in names(answered) and other.record == answered.record
+
+
+def test_with_and_without_kept_states_the_model_gives_the_same_answers(answered):
+    answers_only = again(answered, keep_states=False)
+    assert answers_only.disk_of_states == "none: answers only"
+    assert answered.disk_of_states.endswith("MB")
+    columns = ["row_id", "margin", "mass", "top_token"]
+    pd.testing.assert_frame_equal(
+        answers_only.answers[columns], answered.answers[columns], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_states_and_gradients_come_from_the_pass_that_answered(answered):
+    assert answered.gradients().name.startswith("02-clean-pass")
+    assert again(answered, keep_states=False).gradients().name.startswith("04-gradients")
 
 
 @pytest.mark.trap(31)
