@@ -25,7 +25,7 @@ from dlk_utils.lab.cache import kept
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables import empty_if_too_few, estimate_with_interval, lying_task
 from dlk_utils.probes import Listwise, PairRanking
-from dlk_utils.probes.base import Probe
+from dlk_utils.probes.base import Probe, TrainingStates
 
 # Pairs.
 
@@ -162,7 +162,8 @@ class DrawVotes(Probe):
     def __init__(self, fit_ranker: Callable[[Tensor, Tensor], Any]):
         self.fit_ranker = fit_ranker
 
-    def _fit(self, X: Float[Tensor, "b n k d"], y: Float[Tensor, " n"]) -> None:
+    def _fit(self, states: TrainingStates, y: Float[Tensor, " n"]) -> None:
+        X = states.X
         p1 = X[0, ..., -1]
         self.ranker_ = self.fit_ranker(X[..., :-1], p1 * (2 * y - 1)[:, None])
 
