@@ -1,24 +1,25 @@
 """One long table in which every probe stands next to its controls, with intervals."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from sklearn.metrics import balanced_accuracy_score, brier_score_loss
+from sklearn.metrics import brier_score_loss
+from torch import Tensor
 
 from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.controls import (
-    first_layer_scores,
     fit_shuffled_labels,
     random_direction_scores,
     scores_without_states,
 )
-from dlk_utils.evaluation.selection import LayerProbe, fit_layers, stack_layers
+from dlk_utils.evaluation.selection import FittingRows, LayerProbe, stack_layers
 from dlk_utils.evaluation.stats import (
     auroc,
+    balanced_accuracy,
     bootstrap_weights,
     calibrated,
     calibration_error,
@@ -32,7 +33,6 @@ from dlk_utils.evaluation.tasks import (
     Features,
     Task,
     make_task,
-    memory_features,
     regimes_of,
 )
 from dlk_utils.probes import (
@@ -42,6 +42,7 @@ from dlk_utils.probes import (
     STACK_PROBES,
     STATE_PROBES,
 )
+from dlk_utils.probes.base import as_doubles
 
 RESULT_COLUMNS = [
     *("target", "regime", "kind", "probe", "feature", "site", "layer"),
@@ -141,16 +142,47 @@ def evaluate(
     fits = {} if fits is None else fits
     results = _Results(task, n_boot, seed)
     for number, layers_of_site in enumerate(_by_site(features)):
-        in_memory = _read_once(layers_of_site, task)
+        feature, site, _ = next(iter(layers_of_site))
         is_first = number == 0
         more_methods = is_first and task.target != POSITIVE_CONTROL
-        for name, make_probe in _probes_for(in_memory, more_methods).items():
-            _add_probe(results, name, make_probe, in_memory, fits)
+        key = (REGIMES[task.regime][0], feature, site)
+        if key not in fits:
+            make_probes = _probes_for(feature, more_methods)
+            fits[key] = _fit_site(
+                task, layers_of_site, make_probes, with_controls=is_first, seed=seed
+            )
+        test_states = as_doubles(stack_layers(layers_of_site, task.test))
+        for name, fit in fits[key].probes.items():
+            _add_probe(results, name, fit, test_states)
         if is_first:
-            _add_controls_on_states(results, in_memory, fits)
+            _add_controls_on_states(results, fits[key], test_states)
     for name, scores in scores_without_states(task).items():
         results.add("control", name, [scores])
     return results.table()
+
+
+@dataclass(frozen=True)
+class _SiteFits:
+    """What was fitted to a feature at a site: probes by name, and those with shuffled labels."""
+
+    probes: dict[str, LayerProbe]
+    shuffled: list[LayerProbe]
+
+
+def _fit_site(
+    task: Task,
+    features: Features,
+    make_probes: Mapping[str, Callable[[], Any]],
+    *,
+    with_controls: bool,
+    seed: int,
+) -> _SiteFits:
+    """Fit probes, and with the controls also the first of them to shuffled labels."""
+    rows = FittingRows.read(features, task.train, task.validation)
+    probes = {name: rows.fit(make_probe, task.goal) for name, make_probe in make_probes.items()}
+    first_probe = next(iter(make_probes.values()))
+    shuffled = fit_shuffled_labels(first_probe, rows, task, seed) if with_controls else []
+    return _SiteFits(probes, shuffled)
 
 
 @dataclass
@@ -189,29 +221,30 @@ class _Results:
             "high": high,
             "n": len(self.y),
             "n_train": len(self.task.train),
+            "best_control": "",
         }
-        metrics = pd.DataFrame([_metrics(s, self.y) for s in scores]).mean()
-        self.rows.append(row | metrics.to_dict() | columns)
+        metrics = [_metrics(s, self.y) for s in scores]
+        means = {name: np.mean([m[name] for m in metrics]) for name in metrics[0]}
+        self.rows.append(row | means | columns)
 
     def table(self) -> pd.DataFrame:
         """Lay out the rows, and add the lift of selected probes over the best control."""
-        table = pd.DataFrame(self.rows).reindex(columns=RESULT_COLUMNS)
-        best = table.estimate[table.kind == "control"].idxmax()
-        table["best_control"] = ""
-        for i in table.index[(table.kind == "probe") & table.selected]:
-            low, high = percentile_interval(self.resampled[i] - self.resampled[best])
-            table.loc[i, "best_control"] = table.probe[best]
-            table.loc[i, "lift"] = table.estimate[i] - table.estimate[best]
-            table.loc[i, ["lift_low", "lift_high"]] = [low, high]
-        return table
+        controls = [i for i, row in enumerate(self.rows) if row["kind"] == "control"]
+        best = max(controls, key=lambda i: self.rows[i]["estimate"])
+        for row, resampled in zip(self.rows, self.resampled, strict=True):
+            if row["kind"] == "probe" and row["selected"]:
+                row["best_control"] = self.rows[best]["probe"]
+                row["lift"] = row["estimate"] - self.rows[best]["estimate"]
+                lift_interval = percentile_interval(resampled - self.resampled[best])
+                row["lift_low"], row["lift_high"] = lift_interval
+        return pd.DataFrame(self.rows).reindex(columns=RESULT_COLUMNS)
 
 
 def _metrics(scores: Float[np.ndarray, " n"], y: np.ndarray) -> dict[str, float]:
-    predicted = scores > 0
     return {
         "estimate": auroc(scores, y),
-        "accuracy": float(np.mean(predicted == y)),
-        "balanced_accuracy": balanced_accuracy_score(y, predicted),
+        "accuracy": float(np.mean((scores > 0) == y)),
+        "balanced_accuracy": balanced_accuracy(scores, y),
         "recall_at_1": recall_at(scores, y, 0.01),
         "recall_at_5": recall_at(scores, y, 0.05),
     }
@@ -225,17 +258,7 @@ def _by_site(features: Features) -> list[Features]:
     return list(groups.values())
 
 
-def _read_once(features: Features, task: Task) -> Features:
-    """Read the states of all rows of a task, of one feature at one site, into memory."""
-    rows = pd.concat([task.train, task.validation, task.test], ignore_index=True)
-    feature, site, _ = next(iter(features))
-    layers = [layer for _, _, layer in features]
-    stack = stack_layers(features, rows)
-    return memory_features(rows, {site: stack}, layers=layers, feature=feature)
-
-
-def _probes_for(features: Features, more_methods: bool) -> dict[str, Callable[[], Any]]:
-    feature, _, _ = next(iter(features))
+def _probes_for(feature: str, more_methods: bool) -> dict[str, Callable[[], Any]]:
     if feature in ("two draws", "two draws / move", "counterfactual"):
         return PAIR_PROBES
     if feature == "contrast":
@@ -246,22 +269,12 @@ def _probes_for(features: Features, more_methods: bool) -> dict[str, Callable[[]
 
 
 def _add_probe(
-    results: _Results,
-    name: str,
-    make_probe: Callable[[], Any],
-    features: Features,
-    fits: dict,
+    results: _Results, name: str, fit: LayerProbe, test_states: Float[Tensor, "layer n ..."]
 ) -> None:
     """Add a row for a probe at each layer of a feature at a site."""
-    task = results.task
-    feature, site, _ = next(iter(features))
-    key = (REGIMES[task.regime][0], feature, site, name)
-    if key not in fits:
-        fit = fit_layers(make_probe, features, task.train, task.validation, y=task.goal)
-        fits[key] = _without_states(fit)
-    fit = fits[key]
-    validation_y = task.validation.y.to_numpy()
-    test_scores = fit.score_layers(task.test, features)
+    validation_y = results.task.validation.y.to_numpy()
+    test_scores = fit.score_states(test_states)
+    feature, site, _ = fit.keys[0]
     for i, layer in enumerate(fit.layers):
         columns: dict[str, Any] = {
             "feature": feature,
@@ -279,26 +292,22 @@ def _add_probe(
         results.add("probe", name, [test_scores[i]], **columns)
 
 
-def _add_controls_on_states(results: _Results, features: Features, fits: dict) -> None:
+def _add_controls_on_states(
+    results: _Results, fits: _SiteFits, test_states: Float[Tensor, "layer n ..."]
+) -> None:
     """Add the controls that see the states of a feature at a site."""
-    task, seed = results.task, results.seed
-    keys = list(features)
+    first_probe = next(iter(fits.probes.values()))
+    keys = first_probe.keys
     feature, site, first_layer = keys[0]
-    make_probe = next(iter(_probes_for(features, more_methods=False).values()))
-    key = (REGIMES[task.regime][0], feature, site, "shuffled labels")
-    if key not in fits:
-        shuffled = fit_shuffled_labels(make_probe, features, task, seed)
-        fits[key] = [_without_states(fit) for fit in shuffled]
     where = {"feature": feature, "site": site}
-    scores = [fit.score(task.test, features) for fit in fits[key]]
+
+    scores = [fit.score_states(test_states)[fit.chosen] for fit in fits.shuffled]
     results.add("control", "shuffled labels", scores, **where, compared=len(keys))
-    read_middle_layer = features[keys[len(keys) // 2]]
-    scores = list(random_direction_scores(read_middle_layer, task, seed))
+
+    read_middle_layer = first_probe.features[keys[len(keys) // 2]]
+    scores = list(random_direction_scores(read_middle_layer, results.task, results.seed))
     results.add("control", "random direction", scores, **where)
-    scores = [first_layer_scores(make_probe, features, task)]
+
+    # the first layer has hardly begun to compute
+    scores = [first_probe.score_states(test_states)[0]]
     results.add("control", "first layer", scores, **where, layer=first_layer)
-
-
-def _without_states(fit: LayerProbe) -> LayerProbe:
-    """Forget where a probe was fitted, so that what is kept does not hold all states in memory."""
-    return replace(fit, features={})

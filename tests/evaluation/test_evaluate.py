@@ -132,6 +132,15 @@ def test_the_layer_that_is_best_on_test_only_is_not_selected(few_methods):
         assert by_layer.selected[0] and not by_layer.selected[1]
 
 
+def test_the_control_of_the_first_layer_reads_the_first_layer_and_no_other(few_methods):
+    rows = make_rows()
+    loud_first = evaluate_planted(rows, (4.0, 0.0))
+    loud_later = evaluate_planted(rows, (0.0, 4.0))
+    assert row_of(loud_first, "first layer").estimate > 0.9
+    assert row_of(loud_later, "first layer").estimate < 0.7
+    assert row_of(loud_later, "first layer").layer == 0
+
+
 @pytest.mark.trap(41)
 def test_a_threshold_that_does_not_carry_over_shows_in_the_accuracy_and_not_in_the_auroc(
     few_methods,
