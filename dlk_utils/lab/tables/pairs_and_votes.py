@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.evaluate import evaluate
-from dlk_utils.evaluation.selection import fit_layers, stack_layers
+from dlk_utils.evaluation.selection import FittingRows, in_memory, stack_layers
 from dlk_utils.evaluation.tasks import LYING, Features, Task, make_task, pair_features, pair_rows
 from dlk_utils.extract.stages import store_counterfactual
 from dlk_utils.extract.store import read_rows
@@ -96,13 +96,14 @@ def pair_table(kinds: PairKinds, least_moves: Sequence[float], *, seed: int = 0)
     Combinations with too few rows are left out.
     """
     tables = []
-    for kind, regime, least_move in itertools.product(kinds, PAIR_REGIMES, least_moves):
-        rows, features = kinds[kind]
-        with suppress(TooFewRows):
-            task = make_task(rows[rows.move.abs() >= least_move], "pair", regime)
-            table = evaluate(task, features, seed=seed)
-            table = table[(table.kind == "probe") & table.selected]
-            tables.append(table.assign(pairs=kind, least_move=least_move)[PAIR_COLUMNS])
+    for kind, (rows, stored_features) in kinds.items():
+        features = in_memory(stored_features, rows)
+        for regime, least_move in itertools.product(PAIR_REGIMES, least_moves):
+            with suppress(TooFewRows):
+                task = make_task(rows[rows.move.abs() >= least_move], "pair", regime)
+                table = evaluate(task, features, seed=seed)
+                table = table[(table.kind == "probe") & table.selected]
+                tables.append(table.assign(pairs=kind, least_move=least_move)[PAIR_COLUMNS])
     return pd.concat(tables or [pd.DataFrame(columns=PAIR_COLUMNS)], ignore_index=True)
 
 
@@ -214,8 +215,9 @@ def vote_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFrame
         estimate = estimate_with_interval(scores, task.test, seed=seed)
         table.append({**row, "accuracy": accuracy, **estimate})
 
+    fitting_rows = FittingRows.read(features, task.train, task.validation)
     for method, fit_ranker in RANKERS.items():
-        fitted = fit_layers(partial(DrawVotes, fit_ranker), features, task.train, task.validation)
+        fitted = fitting_rows.fit(partial(DrawVotes, fit_ranker))
         for size in sizes:
             scores = fitted.probe.decision_function(draws[:, :, :size])[fitted.chosen]
             add(method, size, fitted.layer, scores)
