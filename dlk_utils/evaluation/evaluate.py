@@ -1,6 +1,7 @@
 """One long table in which every probe stands next to its controls, with intervals."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from dlk_utils.evaluation.controls import (
     random_direction_scores,
     scores_without_states,
 )
-from dlk_utils.evaluation.selection import FittingRows, LayerProbe, stack_layers
+from dlk_utils.evaluation.selection import FittingRows, LayerProbe, in_memory, stack_layers
 from dlk_utils.evaluation.stats import (
     auroc,
     balanced_accuracy,
@@ -76,16 +77,20 @@ def evaluate_targets(
     """
     tables = []
     for target, rows in targets.items():
-        fits: dict = {}
-        for regime in regimes_of(target):
-            try:
-                task = make_task(rows, target, regime)
-            except TooFewRows:
-                continue
-            tables.append(evaluate(task, features(target), seed=seed, fits=fits))
+        tasks = possible_tasks(rows, target)
+        tables += evaluate_tasks(tasks, features(target), seed=seed)
     if not tables:
         return pd.DataFrame(columns=RESULT_COLUMNS)
     return pd.concat(tables, ignore_index=True)
+
+
+def possible_tasks(rows: pd.DataFrame, target: str) -> list[Task]:
+    """Make the task of every regime of a target that has enough rows."""
+    tasks = []
+    for regime in regimes_of(target):
+        with suppress(TooFewRows):
+            tasks.append(make_task(rows, target, regime))
+    return tasks
 
 
 def skipped_tasks(targets: Mapping[str, pd.DataFrame]) -> list[str]:
@@ -100,9 +105,7 @@ def skipped_tasks(targets: Mapping[str, pd.DataFrame]) -> list[str]:
     return sentences
 
 
-def evaluate(
-    task: Task, features: Features, *, n_boot: int = 1000, seed: int = 0, fits: dict | None = None
-) -> pd.DataFrame:
+def evaluate(task: Task, features: Features, *, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Fit every probe on every feature, and score it next to the controls.
 
     All layers of a feature at a site are fitted in one batch, and one of them is chosen on
@@ -118,9 +121,6 @@ def evaluate(
         Where the states are read.
     n_boot, seed : int
         Number of bootstrap resamples of examples; seed of these and of the random controls.
-    fits : dict, optional
-        Keeps what was fitted, for a later call with the same target, features and seed in another
-        regime that trains on the same rows.
 
     Returns
     -------
@@ -139,26 +139,34 @@ def evaluate(
           with the highest AUROC on the test rows: the difference of the AUROCs, with a 95 %
           interval that is paired by resample and takes that control as given.
     """
-    fits = {} if fits is None else fits
-    results = _Results(task, n_boot, seed)
-    for number, layers_of_site in enumerate(_by_site(features)):
-        feature, site, _ = next(iter(layers_of_site))
-        is_first = number == 0
-        more_methods = is_first and task.target != POSITIVE_CONTROL
-        key = (REGIMES[task.regime][0], feature, site)
-        if key not in fits:
-            make_probes = _probes_for(feature, more_methods)
-            fits[key] = _fit_site(
-                task, layers_of_site, make_probes, with_controls=is_first, seed=seed
-            )
-        test_states = as_doubles(stack_layers(layers_of_site, task.test))
-        for name, fit in fits[key].probes.items():
-            _add_probe(results, name, fit, test_states)
-        if is_first:
-            _add_controls_on_states(results, fits[key], test_states)
-    for name, scores in scores_without_states(task).items():
-        results.add("control", name, [scores])
-    return results.table()
+    [table] = evaluate_tasks([task], features, n_boot=n_boot, seed=seed)
+    return table
+
+
+def evaluate_tasks(
+    tasks: Sequence[Task], features: Features, *, n_boot: int = 1000, seed: int = 0
+) -> list[pd.DataFrame]:
+    """Evaluate tasks of one target, which share their states and the probes of the same rows.
+
+    The features are read once, and probes are fitted once for all tasks that train on the same
+    role. Arguments, and the table of each task, are those of `evaluate`.
+    """
+    if not tasks:
+        return []
+    all_results = [_Results(task, n_boot, seed) for task in tasks]
+    rows = pd.concat([task.rows for task in tasks]).drop_duplicates("row_id")
+    for number, stored_features in enumerate(_by_site(features)):
+        features_of_site = in_memory(stored_features, rows)
+        fits: dict[str, _SiteFits] = {}
+        for results in all_results:
+            fit_role, _ = REGIMES[results.task.regime]
+            if fit_role not in fits:
+                fits[fit_role] = _fit_site(results.task, features_of_site, number == 0, seed)
+            _add_probes(results, fits[fit_role], features_of_site)
+    for results in all_results:
+        for name, scores in scores_without_states(results.task).items():
+            results.add("control", name, [scores])
+    return [results.table() for results in all_results]
 
 
 @dataclass(frozen=True)
@@ -169,19 +177,14 @@ class _SiteFits:
     shuffled: list[LayerProbe]
 
 
-def _fit_site(
-    task: Task,
-    features: Features,
-    make_probes: Mapping[str, Callable[[], Any]],
-    *,
-    with_controls: bool,
-    seed: int,
-) -> _SiteFits:
-    """Fit probes, and with the controls also the first of them to shuffled labels."""
+def _fit_site(task: Task, features: Features, is_first: bool, seed: int) -> _SiteFits:
+    """Fit the probes of a feature at a site; at the first also extra ones, and shuffled labels."""
+    feature, _, _ = next(iter(features))
+    make_probes = _probes_for(feature, is_first and task.target != POSITIVE_CONTROL)
     rows = FittingRows.read(features, task.train, task.validation)
     probes = {name: rows.fit(make_probe, task.goal) for name, make_probe in make_probes.items()}
     first_probe = next(iter(make_probes.values()))
-    shuffled = fit_shuffled_labels(first_probe, rows, task, seed) if with_controls else []
+    shuffled = fit_shuffled_labels(first_probe, rows, task, seed) if is_first else []
     return _SiteFits(probes, shuffled)
 
 
@@ -268,6 +271,15 @@ def _probes_for(feature: str, more_methods: bool) -> dict[str, Callable[[], Any]
     return STATE_PROBES
 
 
+def _add_probes(results: _Results, fits: _SiteFits, features: Features) -> None:
+    """Add the rows of a site's probes, and of the controls that see its states."""
+    test_states = as_doubles(stack_layers(features, results.task.test))
+    for name, fit in fits.probes.items():
+        _add_probe(results, name, fit, test_states)
+    if fits.shuffled:
+        _add_controls_on_states(results, fits, features, test_states)
+
+
 def _add_probe(
     results: _Results, name: str, fit: LayerProbe, test_states: Float[Tensor, "layer n ..."]
 ) -> None:
@@ -293,18 +305,21 @@ def _add_probe(
 
 
 def _add_controls_on_states(
-    results: _Results, fits: _SiteFits, test_states: Float[Tensor, "layer n ..."]
+    results: _Results,
+    fits: _SiteFits,
+    features: Features,
+    test_states: Float[Tensor, "layer n ..."],
 ) -> None:
     """Add the controls that see the states of a feature at a site."""
     first_probe = next(iter(fits.probes.values()))
-    keys = first_probe.keys
+    keys = list(features)
     feature, site, first_layer = keys[0]
     where = {"feature": feature, "site": site}
 
     scores = [fit.score_states(test_states)[fit.chosen] for fit in fits.shuffled]
     results.add("control", "shuffled labels", scores, **where, compared=len(keys))
 
-    read_middle_layer = first_probe.features[keys[len(keys) // 2]]
+    read_middle_layer = features[keys[len(keys) // 2]]
     scores = list(random_direction_scores(read_middle_layer, results.task, results.seed))
     results.add("control", "random direction", scores, **where)
 

@@ -99,13 +99,6 @@ def test_the_same_seed_gives_the_same_table(few_methods):
     pd.testing.assert_frame_equal(first, second)
 
 
-def test_a_fit_that_was_kept_gives_the_same_table(few_methods):
-    rows, fits = make_rows(120), {}
-    fresh, first, again = (evaluate_planted(rows, (1.0,), fits=f) for f in (None, fits, fits))
-    pd.testing.assert_frame_equal(fresh, first)
-    pd.testing.assert_frame_equal(fresh, again)
-
-
 @pytest.mark.trap(34)
 def test_a_probe_whose_direction_turns_on_test_scores_under_one_half(few_methods):
     rows = make_rows()

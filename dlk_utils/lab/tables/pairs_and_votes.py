@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ from jaxtyping import Float
 from scipy.special import expit
 from torch import Tensor
 
-from dlk_utils.errors import TooFewRows
-from dlk_utils.evaluation.evaluate import evaluate
+from dlk_utils.evaluation.evaluate import evaluate_tasks, possible_tasks
 from dlk_utils.evaluation.selection import FittingRows, in_memory, stack_layers
-from dlk_utils.evaluation.tasks import LYING, Features, Task, make_task, pair_features, pair_rows
+from dlk_utils.evaluation.tasks import Features, Task, pair_features, pair_rows, regimes_of
 from dlk_utils.extract.stages import store_counterfactual
 from dlk_utils.extract.store import read_rows
 from dlk_utils.lab.cache import kept
@@ -33,7 +31,7 @@ PairKinds = Mapping[str, tuple[pd.DataFrame, Features]]
 """The rows and the features of each kind of pair."""
 LEAST_MOVES = (0.0, 0.01, 0.05, 0.1)
 """How far the probability of choice 1 has to move for a pair to count."""
-PAIR_REGIMES = ("by example, truth rows", LYING)
+PAIR_REGIMES = regimes_of("pair")
 PAIR_COLUMNS = [
     *("pairs", "regime", "least_move", "probe", "layer", "estimate", "low", "high", "n"),
     *("best_control", "lift", "lift_low", "lift_high"),
@@ -98,12 +96,14 @@ def pair_table(kinds: PairKinds, least_moves: Sequence[float], *, seed: int = 0)
     tables = []
     for kind, (rows, stored_features) in kinds.items():
         features = in_memory(stored_features, rows)
-        for regime, least_move in itertools.product(PAIR_REGIMES, least_moves):
-            with suppress(TooFewRows):
-                task = make_task(rows[rows.move.abs() >= least_move], "pair", regime)
-                table = evaluate(task, features, seed=seed)
+        by_regime: dict[str, list[pd.DataFrame]] = {regime: [] for regime in PAIR_REGIMES}
+        for least_move in least_moves:
+            tasks = possible_tasks(rows[rows.move.abs() >= least_move], "pair")
+            for task, table in zip(tasks, evaluate_tasks(tasks, features, seed=seed), strict=True):
                 table = table[(table.kind == "probe") & table.selected]
-                tables.append(table.assign(pairs=kind, least_move=least_move)[PAIR_COLUMNS])
+                table = table.assign(pairs=kind, least_move=least_move)[PAIR_COLUMNS]
+                by_regime[task.regime].append(table)
+        tables += itertools.chain(*by_regime.values())
     return pd.concat(tables or [pd.DataFrame(columns=PAIR_COLUMNS)], ignore_index=True)
 
 
