@@ -268,9 +268,11 @@ class Listwise(Probe):
         centred = X - X.mean(2, keepdim=True)
         size = (centred**2).mean((1, 2)).sqrt() + 1e-8
         scaled = centred / size[:, None, None]
+        # Neurons first: the product of weights with such matrices is several times as fast.
+        neurons = scaled.flatten(1, 2).transpose(1, 2).contiguous()
 
         def loss(weights: Tensor) -> Tensor:
-            scores = torch.einsum("bnkd,bd->bnk", scaled, weights)
+            scores = torch.bmm(weights[:, None], neurons).view(X.shape[:3])
             cross_entropy = -(wanted * scores.log_softmax(-1)).sum(-1).mean(1)
             return cross_entropy + self.penalty * (weights**2).sum(1)
 
