@@ -6,6 +6,7 @@ answer, the instruction, the words of the prompt.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from jaxtyping import Float
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import OneHotEncoder
 
-from dlk_utils.evaluation.selection import LayerProbe, fit_layers
+from dlk_utils.evaluation.selection import FittingRows, LayerProbe
 from dlk_utils.evaluation.stats import auroc
-from dlk_utils.evaluation.tasks import Features, Task
+from dlk_utils.evaluation.tasks import Task
 from dlk_utils.probes import Logistic
 
 WORDS_C = 0.01
@@ -24,17 +25,20 @@ WORDS_C = 0.01
 
 
 def fit_shuffled_labels(
-    make_probe: Callable[[], Any], features: Features, task: Task, seed: int, repeats: int = 5
+    make_probe: Callable[[], Any], rows: FittingRows, task: Task, seed: int, repeats: int = 5
 ) -> list[LayerProbe]:
-    """Fit probes and choose their layers with shuffled labels, once for each repeat."""
+    """Fit probes and choose their layers with shuffled labels, once for each repeat.
+
+    `rows` are the training and validation rows of the task, with their states.
+    """
     probes = []
     for repeat in range(repeats):
         rng = np.random.default_rng([seed, repeat])
         goal = rng.permutation(task.goal)
-        shuffled = task.validation.assign(y=rng.permutation(task.validation.y.to_numpy()))
+        shuffled = rows.validation.assign(y=rng.permutation(rows.validation.y.to_numpy()))
         if task.of_pairs:
             goal = goal * rng.choice([-1, 1], len(goal))
-        probes.append(fit_layers(make_probe, features, task.train, shuffled, y=goal))
+        probes.append(replace(rows, validation=shuffled).fit(make_probe, goal))
     return probes
 
 
@@ -52,22 +56,13 @@ def random_direction_scores(
     else:
         mean = train.mean(axis=0)
     deviation = train.std(axis=0) + 1e-8
+    train, test = train - mean, test - mean
     y = task.train.y.to_numpy()
     for repeat in range(repeats):
         normal = np.random.default_rng([seed, 7, repeat]).standard_normal(train.shape[1])
         direction = normal / deviation
-        sign = 1 if auroc((train - mean) @ direction, y) >= 0.5 else -1
-        yield sign * ((test - mean) @ direction)
-
-
-def first_layer_scores(
-    make_probe: Callable[[], Any], features: Features, task: Task
-) -> Float[np.ndarray, " n"]:
-    """Score test rows by a probe on the first layer, which has hardly begun to compute."""
-    first = next(iter(features))
-    first_layer = {first: features[first]}
-    probe = fit_layers(make_probe, first_layer, task.train, task.validation, y=task.goal)
-    return probe.score(task.test)
+        sign = 1 if auroc(train @ direction, y) >= 0.5 else -1
+        yield sign * (test @ direction)
 
 
 def scores_without_states(task: Task) -> dict[str, Float[np.ndarray, " n"]]:
@@ -106,12 +101,9 @@ def scores_without_states(task: Task) -> dict[str, Float[np.ndarray, " n"]]:
 def _encoded_scores(
     encoder: Any, columns: str | Sequence[str], task: Task, y: np.ndarray, *, C: float
 ) -> Float[np.ndarray, " n"]:
-    encoder.fit(task.train[columns])
-
-    def encoded(rows: pd.DataFrame) -> Float[np.ndarray, "n column"]:
-        return encoder.transform(rows[columns]).astype(float).toarray()
-
-    return Logistic(C=C).fit(encoded(task.train), y).decision_function(encoded(task.test))
+    train = encoder.fit_transform(task.train[columns]).astype(float).toarray()
+    test = encoder.transform(task.test[columns]).astype(float).toarray()
+    return Logistic(C=C).fit(train, y).decision_function(test)
 
 
 def _length(rows: pd.DataFrame) -> Float[np.ndarray, "n 1"]:

@@ -1,24 +1,26 @@
 """One long table in which every probe stands next to its controls, with intervals."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from sklearn.metrics import balanced_accuracy_score, brier_score_loss
+from sklearn.metrics import brier_score_loss
+from torch import Tensor
 
 from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.controls import (
-    first_layer_scores,
     fit_shuffled_labels,
     random_direction_scores,
     scores_without_states,
 )
-from dlk_utils.evaluation.selection import LayerProbe, fit_layers, stack_layers
+from dlk_utils.evaluation.selection import FittingRows, LayerProbe, in_memory, stack_layers
 from dlk_utils.evaluation.stats import (
     auroc,
+    balanced_accuracy,
     bootstrap_weights,
     calibrated,
     calibration_error,
@@ -32,7 +34,6 @@ from dlk_utils.evaluation.tasks import (
     Features,
     Task,
     make_task,
-    memory_features,
     regimes_of,
 )
 from dlk_utils.probes import (
@@ -42,6 +43,7 @@ from dlk_utils.probes import (
     STACK_PROBES,
     STATE_PROBES,
 )
+from dlk_utils.probes.base import as_doubles
 
 RESULT_COLUMNS = [
     *("target", "regime", "kind", "probe", "feature", "site", "layer"),
@@ -75,16 +77,20 @@ def evaluate_targets(
     """
     tables = []
     for target, rows in targets.items():
-        fits: dict = {}
-        for regime in regimes_of(target):
-            try:
-                task = make_task(rows, target, regime)
-            except TooFewRows:
-                continue
-            tables.append(evaluate(task, features(target), seed=seed, fits=fits))
+        tasks = possible_tasks(rows, target)
+        tables += evaluate_tasks(tasks, features(target), seed=seed)
     if not tables:
         return pd.DataFrame(columns=RESULT_COLUMNS)
     return pd.concat(tables, ignore_index=True)
+
+
+def possible_tasks(rows: pd.DataFrame, target: str) -> list[Task]:
+    """Make the task of every regime of a target that has enough rows."""
+    tasks = []
+    for regime in regimes_of(target):
+        with suppress(TooFewRows):
+            tasks.append(make_task(rows, target, regime))
+    return tasks
 
 
 def skipped_tasks(targets: Mapping[str, pd.DataFrame]) -> list[str]:
@@ -99,9 +105,7 @@ def skipped_tasks(targets: Mapping[str, pd.DataFrame]) -> list[str]:
     return sentences
 
 
-def evaluate(
-    task: Task, features: Features, *, n_boot: int = 1000, seed: int = 0, fits: dict | None = None
-) -> pd.DataFrame:
+def evaluate(task: Task, features: Features, *, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Fit every probe on every feature, and score it next to the controls.
 
     All layers of a feature at a site are fitted in one batch, and one of them is chosen on
@@ -117,9 +121,6 @@ def evaluate(
         Where the states are read.
     n_boot, seed : int
         Number of bootstrap resamples of examples; seed of these and of the random controls.
-    fits : dict, optional
-        Keeps what was fitted, for a later call with the same target, features and seed in another
-        regime that trains on the same rows.
 
     Returns
     -------
@@ -138,19 +139,53 @@ def evaluate(
           with the highest AUROC on the test rows: the difference of the AUROCs, with a 95 %
           interval that is paired by resample and takes that control as given.
     """
-    fits = {} if fits is None else fits
-    results = _Results(task, n_boot, seed)
-    for number, layers_of_site in enumerate(_by_site(features)):
-        in_memory = _read_once(layers_of_site, task)
-        is_first = number == 0
-        more_methods = is_first and task.target != POSITIVE_CONTROL
-        for name, make_probe in _probes_for(in_memory, more_methods).items():
-            _add_probe(results, name, make_probe, in_memory, fits)
-        if is_first:
-            _add_controls_on_states(results, in_memory, fits)
-    for name, scores in scores_without_states(task).items():
-        results.add("control", name, [scores])
-    return results.table()
+    [table] = evaluate_tasks([task], features, n_boot=n_boot, seed=seed)
+    return table
+
+
+def evaluate_tasks(
+    tasks: Sequence[Task], features: Features, *, n_boot: int = 1000, seed: int = 0
+) -> list[pd.DataFrame]:
+    """Evaluate tasks of one target, which share their states and the probes of the same rows.
+
+    The features are read once, and probes are fitted once for all tasks that train on the same
+    role. Arguments, and the table of each task, are those of `evaluate`.
+    """
+    if not tasks:
+        return []
+    all_results = [_Results(task, n_boot, seed) for task in tasks]
+    rows = pd.concat([task.rows for task in tasks]).drop_duplicates("row_id")
+    for number, stored_features in enumerate(_by_site(features)):
+        features_of_site = in_memory(stored_features, rows)
+        fits: dict[str, _SiteFits] = {}
+        for results in all_results:
+            fit_role, _ = REGIMES[results.task.regime]
+            if fit_role not in fits:
+                fits[fit_role] = _fit_site(results.task, features_of_site, number == 0, seed)
+            _add_probes(results, fits[fit_role], features_of_site)
+    for results in all_results:
+        for name, scores in scores_without_states(results.task).items():
+            results.add("control", name, [scores])
+    return [results.table() for results in all_results]
+
+
+@dataclass(frozen=True)
+class _SiteFits:
+    """What was fitted to a feature at a site: probes by name, and those with shuffled labels."""
+
+    probes: dict[str, LayerProbe]
+    shuffled: list[LayerProbe]
+
+
+def _fit_site(task: Task, features: Features, is_first: bool, seed: int) -> _SiteFits:
+    """Fit the probes of a feature at a site; at the first also extra ones, and shuffled labels."""
+    feature, _, _ = next(iter(features))
+    make_probes = _probes_for(feature, is_first and task.target != POSITIVE_CONTROL)
+    rows = FittingRows.read(features, task.train, task.validation)
+    probes = {name: rows.fit(make_probe, task.goal) for name, make_probe in make_probes.items()}
+    first_probe = next(iter(make_probes.values()))
+    shuffled = fit_shuffled_labels(first_probe, rows, task, seed) if is_first else []
+    return _SiteFits(probes, shuffled)
 
 
 @dataclass
@@ -189,29 +224,30 @@ class _Results:
             "high": high,
             "n": len(self.y),
             "n_train": len(self.task.train),
+            "best_control": "",
         }
-        metrics = pd.DataFrame([_metrics(s, self.y) for s in scores]).mean()
-        self.rows.append(row | metrics.to_dict() | columns)
+        metrics = [_metrics(s, self.y) for s in scores]
+        means = {name: np.mean([m[name] for m in metrics]) for name in metrics[0]}
+        self.rows.append(row | means | columns)
 
     def table(self) -> pd.DataFrame:
         """Lay out the rows, and add the lift of selected probes over the best control."""
-        table = pd.DataFrame(self.rows).reindex(columns=RESULT_COLUMNS)
-        best = table.estimate[table.kind == "control"].idxmax()
-        table["best_control"] = ""
-        for i in table.index[(table.kind == "probe") & table.selected]:
-            low, high = percentile_interval(self.resampled[i] - self.resampled[best])
-            table.loc[i, "best_control"] = table.probe[best]
-            table.loc[i, "lift"] = table.estimate[i] - table.estimate[best]
-            table.loc[i, ["lift_low", "lift_high"]] = [low, high]
-        return table
+        controls = [i for i, row in enumerate(self.rows) if row["kind"] == "control"]
+        best = max(controls, key=lambda i: self.rows[i]["estimate"])
+        for row, resampled in zip(self.rows, self.resampled, strict=True):
+            if row["kind"] == "probe" and row["selected"]:
+                row["best_control"] = self.rows[best]["probe"]
+                row["lift"] = row["estimate"] - self.rows[best]["estimate"]
+                lift_interval = percentile_interval(resampled - self.resampled[best])
+                row["lift_low"], row["lift_high"] = lift_interval
+        return pd.DataFrame(self.rows).reindex(columns=RESULT_COLUMNS)
 
 
 def _metrics(scores: Float[np.ndarray, " n"], y: np.ndarray) -> dict[str, float]:
-    predicted = scores > 0
     return {
         "estimate": auroc(scores, y),
-        "accuracy": float(np.mean(predicted == y)),
-        "balanced_accuracy": balanced_accuracy_score(y, predicted),
+        "accuracy": float(np.mean((scores > 0) == y)),
+        "balanced_accuracy": balanced_accuracy(scores, y),
         "recall_at_1": recall_at(scores, y, 0.01),
         "recall_at_5": recall_at(scores, y, 0.05),
     }
@@ -225,17 +261,7 @@ def _by_site(features: Features) -> list[Features]:
     return list(groups.values())
 
 
-def _read_once(features: Features, task: Task) -> Features:
-    """Read the states of all rows of a task, of one feature at one site, into memory."""
-    rows = pd.concat([task.train, task.validation, task.test], ignore_index=True)
-    feature, site, _ = next(iter(features))
-    layers = [layer for _, _, layer in features]
-    stack = stack_layers(features, rows)
-    return memory_features(rows, {site: stack}, layers=layers, feature=feature)
-
-
-def _probes_for(features: Features, more_methods: bool) -> dict[str, Callable[[], Any]]:
-    feature, _, _ = next(iter(features))
+def _probes_for(feature: str, more_methods: bool) -> dict[str, Callable[[], Any]]:
     if feature in ("two draws", "two draws / move", "counterfactual"):
         return PAIR_PROBES
     if feature == "contrast":
@@ -245,23 +271,22 @@ def _probes_for(features: Features, more_methods: bool) -> dict[str, Callable[[]
     return STATE_PROBES
 
 
+def _add_probes(results: _Results, fits: _SiteFits, features: Features) -> None:
+    """Add the rows of a site's probes, and of the controls that see its states."""
+    test_states = as_doubles(stack_layers(features, results.task.test))
+    for name, fit in fits.probes.items():
+        _add_probe(results, name, fit, test_states)
+    if fits.shuffled:
+        _add_controls_on_states(results, fits, features, test_states)
+
+
 def _add_probe(
-    results: _Results,
-    name: str,
-    make_probe: Callable[[], Any],
-    features: Features,
-    fits: dict,
+    results: _Results, name: str, fit: LayerProbe, test_states: Float[Tensor, "layer n ..."]
 ) -> None:
     """Add a row for a probe at each layer of a feature at a site."""
-    task = results.task
-    feature, site, _ = next(iter(features))
-    key = (REGIMES[task.regime][0], feature, site, name)
-    if key not in fits:
-        fit = fit_layers(make_probe, features, task.train, task.validation, y=task.goal)
-        fits[key] = _without_states(fit)
-    fit = fits[key]
-    validation_y = task.validation.y.to_numpy()
-    test_scores = fit.score_layers(task.test, features)
+    validation_y = results.task.validation.y.to_numpy()
+    test_scores = fit.score_states(test_states)
+    feature, site, _ = fit.keys[0]
     for i, layer in enumerate(fit.layers):
         columns: dict[str, Any] = {
             "feature": feature,
@@ -279,26 +304,25 @@ def _add_probe(
         results.add("probe", name, [test_scores[i]], **columns)
 
 
-def _add_controls_on_states(results: _Results, features: Features, fits: dict) -> None:
+def _add_controls_on_states(
+    results: _Results,
+    fits: _SiteFits,
+    features: Features,
+    test_states: Float[Tensor, "layer n ..."],
+) -> None:
     """Add the controls that see the states of a feature at a site."""
-    task, seed = results.task, results.seed
+    first_probe = next(iter(fits.probes.values()))
     keys = list(features)
     feature, site, first_layer = keys[0]
-    make_probe = next(iter(_probes_for(features, more_methods=False).values()))
-    key = (REGIMES[task.regime][0], feature, site, "shuffled labels")
-    if key not in fits:
-        shuffled = fit_shuffled_labels(make_probe, features, task, seed)
-        fits[key] = [_without_states(fit) for fit in shuffled]
     where = {"feature": feature, "site": site}
-    scores = [fit.score(task.test, features) for fit in fits[key]]
+
+    scores = [fit.score_states(test_states)[fit.chosen] for fit in fits.shuffled]
     results.add("control", "shuffled labels", scores, **where, compared=len(keys))
+
     read_middle_layer = features[keys[len(keys) // 2]]
-    scores = list(random_direction_scores(read_middle_layer, task, seed))
+    scores = list(random_direction_scores(read_middle_layer, results.task, results.seed))
     results.add("control", "random direction", scores, **where)
-    scores = [first_layer_scores(make_probe, features, task)]
+
+    # the first layer has hardly begun to compute
+    scores = [first_probe.score_states(test_states)[0]]
     results.add("control", "first layer", scores, **where, layer=first_layer)
-
-
-def _without_states(fit: LayerProbe) -> LayerProbe:
-    """Forget where a probe was fitted, so that what is kept does not hold all states in memory."""
-    return replace(fit, features={})

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from torch import Tensor
 
 from dlk_utils.evaluation.stats import auroc, earliest_good_layer
-from dlk_utils.evaluation.tasks import Features
+from dlk_utils.evaluation.tasks import Features, memory_features
 from dlk_utils.probes import fit_probe
+from dlk_utils.probes.base import TrainingStates, as_doubles
 
 ALL_LAYERS = -1
 """The layer number of a probe that reads all layers together."""
@@ -25,6 +27,17 @@ def stack_layers(features: Features, rows: pd.DataFrame) -> Float[np.ndarray, "l
         Layers in the order of `features`.
     """
     return np.stack([read(rows) for read in features.values()])
+
+
+def in_memory(features: Features, rows: pd.DataFrame) -> Features:
+    """Read the states of rows, at every layer of one feature at one site, into memory.
+
+    For tables that ask for the same rows many times.
+    """
+    feature, site, _ = next(iter(features))
+    layers = [layer for _, _, layer in features]
+    stack = stack_layers(features, rows)
+    return memory_features(rows, {site: stack}, layers=layers, feature=feature)
 
 
 @dataclass(frozen=True)
@@ -70,14 +83,73 @@ class LayerProbe:
         `features` replaces the readers that the probe was fitted with, for rows that are kept
         elsewhere. It must have the same layers in the same order.
         """
-        stack = stack_layers(self.features if features is None else features, rows)
-        return np.atleast_2d(self.probe.decision_function(stack))
+        return self.score_states(
+            stack_layers(self.features if features is None else features, rows)
+        )
+
+    def score_states(self, states: Float[np.ndarray | Tensor, "layer n ..."]) -> np.ndarray:
+        """Score states that `stack_layers` has read, at every layer [layer, n]."""
+        return np.atleast_2d(self.probe.decision_function(states))
 
     def score(
         self, rows: pd.DataFrame, features: Features | None = None
     ) -> Float[np.ndarray, " n"]:
         """Score rows at the chosen layer [n]; see `score_layers`."""
         return self.score_layers(rows, features)[self.chosen]
+
+
+@dataclass(frozen=True)
+class FittingRows:
+    """Training and validation rows with their states, read once for all probes that are fitted.
+
+    Attributes
+    ----------
+    features : Features
+        Where the states are read: the layers of one feature at one site.
+    train, validation : DataFrame
+        Rows with `y` (0 or 1) and `example_id`; `train` also has the columns that the probes need.
+    train_states : TrainingStates
+        States of the training rows at every layer.
+    validation_states : Tensor [layer, n, ...]
+        States of the validation rows at every layer.
+    """
+
+    features: Features
+    train: pd.DataFrame
+    validation: pd.DataFrame
+    train_states: TrainingStates
+    validation_states: Tensor
+
+    @classmethod
+    def read(
+        cls, features: Features, train: pd.DataFrame, validation: pd.DataFrame
+    ) -> "FittingRows":
+        """Read the states of the rows."""
+        return cls(
+            features=features,
+            train=train,
+            validation=validation,
+            train_states=TrainingStates(stack_layers(features, train)),
+            validation_states=as_doubles(stack_layers(features, validation)),
+        )
+
+    def fit(self, make_probe: Callable[[], Any], y: np.ndarray | None = None) -> LayerProbe:
+        """Fit a probe on all layers and choose the layer; see `fit_layers`."""
+        probe = fit_probe(make_probe, self.train_states, self.train, y)
+        raw_scores = probe.decision_function(self.validation_states)
+        scores = np.atleast_2d(raw_scores)
+        keys = list(self.features)
+        one_score_per_layer = raw_scores.ndim == 2
+        classes = self.validation.y.to_numpy()
+        return LayerProbe(
+            probe=probe,
+            features=self.features,
+            keys=keys,
+            layers=[layer for _, _, layer in keys] if one_score_per_layer else [ALL_LAYERS],
+            chosen=earliest_good_layer(scores, classes, self.validation.example_id),
+            validation_scores=scores,
+            validation_aurocs=np.array([auroc(s, classes) for s in scores]),
+        )
 
 
 def fit_layers(
@@ -91,7 +163,8 @@ def fit_layers(
     """Fit a probe on all layers in one batch and choose the layer on validation rows.
 
     That is the earliest layer whose AUROC is within one standard error of the best one's
-    (`earliest_good_layer`), by bootstrap over examples.
+    (`earliest_good_layer`), by bootstrap over examples. `FittingRows` fits several probes to the
+    same rows.
 
     Parameters
     ----------
@@ -105,18 +178,4 @@ def fit_layers(
         What the probe learns from `train`, if it is not the column `y`: for pairs, how far the
         answer moved. Validation always uses the column.
     """
-    probe = fit_probe(make_probe, stack_layers(features, train), train, y)
-    raw_scores = probe.decision_function(stack_layers(features, validation))
-    scores = np.atleast_2d(raw_scores)
-    keys = list(features)
-    one_score_per_layer = raw_scores.ndim == 2
-    classes = validation.y.to_numpy()
-    return LayerProbe(
-        probe=probe,
-        features=features,
-        keys=keys,
-        layers=[layer for _, _, layer in keys] if one_score_per_layer else [ALL_LAYERS],
-        chosen=earliest_good_layer(scores, classes, validation.example_id),
-        validation_scores=scores,
-        validation_aurocs=np.array([auroc(s, classes) for s in scores]),
-    )
+    return FittingRows.read(features, train, validation).fit(make_probe, y)

@@ -7,7 +7,6 @@ import pandas as pd
 from jaxtyping import Float, Int
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_curve
 
 Groups = Sequence[str] | pd.Series | np.ndarray
 """The example of each row: rows of one example are drawn together."""
@@ -31,16 +30,19 @@ def weighted_auroc(
     `weights` says how often each row counts, as `bootstrap_weights` gives it. The AUROC is nan
     where a class has no weight. See `auroc`.
     """
-    order = np.argsort(scores, kind="stable")
-    starts_new_score = np.diff(scores[order], prepend=np.nan) != 0
-    starts = np.flatnonzero(starts_new_score)
-    weights, y = weights[:, order], y[order]
-    # the weight of each class at each distinct score
-    ones = np.add.reduceat(weights * (y == 1), starts, axis=1)
-    zeros = np.add.reduceat(weights * (y == 0), starts, axis=1)
-    zeros_below = np.cumsum(zeros, axis=1) - zeros / 2
-    pairs = ones.sum(axis=1) * zeros.sum(axis=1)
-    return (ones * zeros_below).sum(axis=1) / np.where(pairs > 0, pairs, np.nan)
+    ones, zeros = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
+    zeros = zeros[np.argsort(scores[zeros])]
+    # weights by row first, so that those of a row lie side by side in memory
+    by_row = np.ascontiguousarray(weights.T)
+    weight_of_ones, weight_of_zeros = by_row[ones], by_row[zeros]
+    # the weight of the first k zeros, from the lowest score on, for k = 0, 1, ...
+    below = np.concatenate([np.zeros((1, len(weights))), np.cumsum(weight_of_zeros, axis=0)])
+    n_lower = np.searchsorted(scores[zeros], scores[ones], side="left")
+    n_lower_or_equal = np.searchsorted(scores[zeros], scores[ones], side="right")
+    zeros_below = (below[n_lower] + below[n_lower_or_equal]) / 2
+    pairs = weight_of_ones.sum(axis=0) * below[-1]
+    in_order = (weight_of_ones * zeros_below).sum(axis=0)
+    return in_order / np.where(pairs > 0, pairs, np.nan)
 
 
 def bootstrap_weights(groups: Groups, n_boot: int, seed: int) -> Float[np.ndarray, "b n"]:
@@ -152,8 +154,19 @@ def recall_at(
     scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], false_positives: float
 ) -> float:
     """Compute the largest recall of class 1 when at most this share of class 0 is flagged too."""
-    false_positive_rate, recall, _ = roc_curve(y, scores, drop_intermediate=False)
-    return float(recall[false_positive_rate <= false_positives].max())
+    zeros = np.sort(scores[y == 0])[::-1]
+    n_allowed = np.sum(np.arange(1, len(zeros) + 1) / len(zeros) <= false_positives)
+    # the lowest score that would flag one zero too many
+    limit = zeros[n_allowed] if n_allowed < len(zeros) else -np.inf
+    return float(np.mean(scores[y == 1] > limit))
+
+
+def balanced_accuracy(
+    scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], threshold: float = 0.0
+) -> float:
+    """Compute the mean over both classes of the share of rows on the right side of `threshold`."""
+    above = scores > threshold
+    return float((above[y == 1].mean() + (~above[y == 0]).mean()) / 2)
 
 
 def calibrated(
@@ -178,6 +191,6 @@ def calibration_error(
     have equal width.
     """
     bin_of_row = np.minimum((p * bins).astype(int), bins - 1)
-    by_bin = pd.DataFrame({"p": p, "y": y}).groupby(bin_of_row)
-    means, sizes = by_bin.mean(), by_bin.size()
-    return float(np.average((means.y - means.p).abs(), weights=sizes))
+    # the gap of a bin's means times its rows
+    gaps = np.bincount(bin_of_row, weights=y - p)
+    return float(np.abs(gaps).sum() / len(p))

@@ -277,6 +277,11 @@ class Task:
     test: pd.DataFrame
 
     @property
+    def rows(self) -> pd.DataFrame:
+        """All rows: of train, validation and test."""
+        return pd.concat([self.train, self.validation, self.test], ignore_index=True)
+
+    @property
     def of_pairs(self) -> bool:
         """Whether the features of a row are a pair of states."""
         return self.target == "pair"

@@ -5,7 +5,7 @@ model, in one batched computation. In all shapes, b counts feature matrices, n r
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -71,11 +71,73 @@ def fit_probe(
     return probe.fit(X, rows.y.to_numpy() if y is None else y, **columns)
 
 
+class TrainingStates:
+    """States of training rows, for one probe or for several that are fitted to the same rows.
+
+    What these fits have in common is computed when it is first asked for, and kept. `Probe.fit`
+    takes such an object in place of X.
+
+    Parameters
+    ----------
+    X : array or tensor
+        States, [b, n, d], or [b, n, 2, d] for pairs, with the axis for the feature matrices.
+
+    Attributes
+    ----------
+    X : Tensor
+        The states in double precision.
+    """
+
+    def __init__(self, X: Any):
+        self.X = as_doubles(X)
+        self._scaled: dict[str, tuple[Scale, Tensor]] = {}
+        self._products: dict[str, Tensor] = {}
+
+    def scaled(self, how: str) -> tuple[Scale, Float[Tensor, "b n ..."]]:
+        """Return a scale that was learned on the rows, and the rows scaled by it; see `Scale`.
+
+        The two states of a pair are scaled separately.
+        """
+        if how not in self._scaled:
+            rows = self.X.flatten(2)
+            scale = Scale(how).fit(rows)
+            scaled = scale.transform(rows)
+            self._scaled[how] = scale, scaled.unflatten(2, self.X.shape[2:-1] + (-1,))
+        return self._scaled[how]
+
+    def products(self, how: str) -> Float[Tensor, "b n n"]:
+        """Return the inner products of the scaled rows."""
+        if how not in self._products:
+            _, rows = self.scaled(how)
+            self._products[how] = rows @ rows.transpose(1, 2)
+        return self._products[how]
+
+    @cached_property
+    def differences(self) -> "Differences":
+        """The differences of the two states of each pair, X [b, n, 2, d]."""
+        difference = self.X[:, :, 1] - self.X[:, :, 0]
+        size = (difference**2).mean(1, keepdim=True).sqrt() + 1e-8
+        scaled = difference / size
+        return Differences(scaled, size, scaled @ scaled.transpose(1, 2))
+
+
+class Differences(NamedTuple):
+    """What training on differences of pairs needs.
+
+    Differences in units of their root mean square, [b, n, d]; this `size`, [b, 1, d]; and the
+    inner products of the scaled rows, [b, n, n].
+    """
+
+    scaled: Tensor
+    size: Tensor
+    products: Tensor
+
+
 class Probe(BaseEstimator):
     """Base class of all probes, with the interface of a scikit-learn estimator.
 
-    A subclass defines `_fit` and `_score`. Both get X in double precision, with the axis for the
-    feature matrices.
+    A subclass defines `_fit` and `_score`. Both get states in double precision, with the axis for
+    the feature matrices: `_fit` as `TrainingStates`, and `_score` as a tensor.
     """
 
     fit_columns: ClassVar[tuple[str, ...]] = ()
@@ -91,6 +153,7 @@ class Probe(BaseEstimator):
         X : array or tensor
             States of n rows: [n, d], or [n, 2, d] for probes on contrast pairs or pairs of draws.
             With another axis in front, b feature matrices, each of which gets a probe of its own.
+            `TrainingStates` if several probes are fitted to the same rows.
         y : array or tensor, [n]
             Class of each row, 0 or 1; for pairs of draws, how far draw 1 moved towards the truth.
         **columns
@@ -101,8 +164,8 @@ class Probe(BaseEstimator):
         DataError
             If X has another number of axes, or y does not hold what is needed to learn from it.
         """
-        rows = self._as_batch(X)
-        self._fit(rows, as_doubles(y).to(rows.device), **columns)
+        states = X if isinstance(X, TrainingStates) else TrainingStates(self._as_batch(X))
+        self._fit(states, as_doubles(y).to(states.X.device), **columns)
         return self
 
     def decision_function(self, X: Any) -> Float[np.ndarray, "..."]:
@@ -133,10 +196,10 @@ class StateProbe(ClassifierMixin, Probe):
     A subclass has a parameter `scale`, and defines `_fit_scaled` and `_score_scaled`.
     """
 
-    def _fit(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"], **columns: Any) -> None:
+    def _fit(self, states: TrainingStates, y: Float[Tensor, " n"], **columns: Any) -> None:
         self.classes_ = check_labels(y)
-        self.scale_ = Scale(self.scale).fit(X)
-        self._fit_scaled(self.scale_.transform(X), y, **columns)
+        self.scale_, scaled = states.scaled(self.scale)
+        self._fit_scaled(scaled, y, **columns)
 
     def _score(self, X: Float[Tensor, "b n d"]) -> Float[Tensor, "_ n"]:
         return self._score_scaled(self.scale_.transform(X))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dlk_utils.probes.base import (
     Probe,
+    TrainingStates,
     adam_descent,
     check_labels,
     oriented,
@@ -17,7 +18,6 @@ from dlk_utils.probes.base import (
     register,
 )
 from dlk_utils.probes.linear import Logistic
-from dlk_utils.probes.scale import Scale
 
 
 class ContrastProbe(ClassifierMixin, Probe):
@@ -31,11 +31,11 @@ class ContrastProbe(ClassifierMixin, Probe):
 
     _ndim = 4
 
-    def _fit(self, X: Float[Tensor, "b n 2 d"], y: Float[Tensor, " n"]) -> None:
+    def _fit(self, states: TrainingStates, y: Float[Tensor, " n"]) -> None:
         self.classes_ = check_labels(y)
-        self.scale_ = Scale("neuron").fit(X.flatten(2))
-        self.intercept_ = X.new_zeros(len(X))
-        self._fit_scaled(self._scaled(X), y)
+        self.scale_, scaled = states.scaled("neuron")
+        self.intercept_ = scaled.new_zeros(len(scaled))
+        self._fit_scaled(scaled, y)
 
     def _score(self, X: Float[Tensor, "b n 2 d"]) -> Float[Tensor, "b n"]:
         scores = torch.einsum("bnd,bd->bn", _difference(self._scaled(X)), self.coef_)
@@ -87,16 +87,16 @@ class CCS(ContrastProbe):
 
     def _fit_scaled(self, X: Float[Tensor, "b n 2 d"], y: Float[Tensor, " n"]) -> None:
         b, _, _, d = X.shape
-        states = X.float()
+        after_choice = [x.contiguous() for x in X.float().unbind(2)]
         generator = torch.Generator().manual_seed(0)
-        directions = torch.randn(self.restarts, d, generator=generator).to(states)
+        directions = torch.randn(self.restarts, d, generator=generator).to(X.device)
         directions = directions / directions.norm(dim=1, keepdim=True)
-        start = [directions.repeat(b, 1, 1), states.new_zeros(b, self.restarts)]
+        start = [directions.repeat(b, 1, 1), directions.new_zeros(b, self.restarts)]
 
         def loss(weights: Tensor, intercepts: Tensor) -> Tensor:
             p0, p1 = (
                 (torch.einsum("bnd,brd->brn", x, weights) + intercepts[..., None]).sigmoid()
-                for x in states.unbind(2)
+                for x in after_choice
             )
             return ((p1 - (1 - p0)) ** 2 + torch.minimum(p0, p1) ** 2).mean(-1)
 

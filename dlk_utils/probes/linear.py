@@ -12,7 +12,9 @@ from torch.nn.functional import normalize
 from dlk_utils.probes.base import (
     StackProbe,
     StateProbe,
+    TrainingStates,
     as_doubles,
+    check_labels,
     logistic_loss,
     oriented,
     principal_direction,
@@ -27,7 +29,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 class LinearProbe(StateProbe):
     """Base class of linear probes: the score of a scaled state x is ``coef_ . x + intercept_``.
 
-    `_fit_scaled` of a subclass sets `coef_` [b, d] and `intercept_` [b].
+    `_fit_scaled` of a subclass (or its `_fit`) sets `coef_` [b, d] and `intercept_` [b].
     """
 
     def raw_weights(self) -> tuple[Float[Tensor, "b d"], Float[Tensor, " b"]]:
@@ -85,10 +87,10 @@ class Logistic(LinearProbe):
         """
         return super().fit(X, y, example_id=example_id)
 
-    def _fit_scaled(
-        self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"], example_id: Any
-    ) -> None:
-        products = X @ X.transpose(1, 2)
+    def _fit(self, states: TrainingStates, y: Float[Tensor, " n"], example_id: Any) -> None:
+        self.classes_ = check_labels(y)
+        self.scale_, X = states.scaled(self.scale)
+        products = states.products(self.scale)
         if self.C == "auto":
             groups = np.arange(len(y)) if example_id is None else np.asarray(example_id)
             self.C_ = self._choose_strength(products, y, groups)
@@ -153,8 +155,9 @@ class MeanDifference(LinearProbe):
         self.scale = scale
 
     def _fit_scaled(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> None:
-        self.coef_ = X[:, y == 1].mean(1) - X[:, y == 0].mean(1)
-        self.intercept_ = _halfway(self.coef_, X, y)
+        means = _class_means(X, y)
+        self.coef_ = means[:, 1] - means[:, 0]
+        self.intercept_ = _halfway(self.coef_, means)
 
 
 class LDA(LinearProbe):
@@ -186,7 +189,7 @@ class LDA(LinearProbe):
 
     def _fit_scaled(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> None:
         n, d = X.shape[1:]
-        means = torch.stack([X[:, y == 0].mean(1), X[:, y == 1].mean(1)], 1)
+        means = _class_means(X, y)
         difference = means[:, 1] - means[:, 0]
         residuals = X - means[:, y.long()]
         products = residuals @ residuals.transpose(1, 2)
@@ -200,19 +203,22 @@ class LDA(LinearProbe):
         )
         within_classes = torch.einsum("bnd,bnk->bd", residuals, row_weights)
         self.coef_ = (difference - within_classes) / (shrinkage * variance)[:, None]
-        self.intercept_ = _halfway(self.coef_, X, y)
+        self.intercept_ = _halfway(self.coef_, means)
 
 
 register("state", "mean_difference", MeanDifference)
 register("state", "lda", LDA)
 
 
-def _halfway(
-    coef: Float[Tensor, "b d"], X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]
-) -> Float[Tensor, " b"]:
+def _class_means(X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> Float[Tensor, "b 2 d"]:
+    """Return the mean row of class 0 and that of class 1."""
+    is_of_class = torch.stack([1 - y, y])
+    return is_of_class / is_of_class.sum(1, keepdim=True) @ X
+
+
+def _halfway(coef: Float[Tensor, "b d"], means: Float[Tensor, "b 2 d"]) -> Float[Tensor, " b"]:
     """Return the intercept that puts the threshold halfway between the class means."""
-    midpoint = (X[:, y == 1].mean(1) + X[:, y == 0].mean(1)) / 2
-    return -(coef * midpoint).sum(1)
+    return -(coef * means.mean(1)).sum(1)
 
 
 def _ledoit_wolf(
@@ -339,7 +345,7 @@ class Principal(LinearProbe):
 
     def _fit_scaled(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> None:
         self.coef_ = oriented(principal_direction(X), X, y)
-        self.intercept_ = _halfway(self.coef_, X, y)
+        self.intercept_ = _halfway(self.coef_, _class_means(X, y))
 
 
 register("more state", "principal", Principal)

@@ -213,7 +213,7 @@ class DepthConvolution(StackProbe):
             _random_weights((seeds, channels), fan_in=channels, seed=2),
             torch.zeros(seeds),
         ]
-        inputs, labels = X.permute(1, 2, 0).float(), y.float()
+        inputs, labels = self._inputs(X), y.float()
 
         def log_loss(*weights: Tensor) -> Tensor:
             scores = _convolve(inputs, *weights)
@@ -222,8 +222,12 @@ class DepthConvolution(StackProbe):
         self._weights = _train(log_loss, start, penalty=self.penalty, steps=self.steps)
 
     def _score_scaled(self, X: Float[Tensor, "b n d"]) -> Float[Tensor, "1 n"]:
-        scores = _convolve(X.permute(1, 2, 0).float(), *self._weights)
+        scores = _convolve(self._inputs(X), *self._weights)
         return scores.mean(0, keepdim=True).double()
+
+    def _inputs(self, X: Float[Tensor, "b n d"]) -> Float[Tensor, "n d b"]:
+        # In the order in memory in which convolutions are fast.
+        return X.permute(1, 2, 0).float().contiguous()
 
 
 register("stack", "convolution", DepthConvolution)

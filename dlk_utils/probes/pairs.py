@@ -13,6 +13,7 @@ from dlk_utils.probes.base import (
     LocalSquare,
     Probe,
     RowLoss,
+    TrainingStates,
     adam_descent,
     logistic_loss,
     register,
@@ -41,19 +42,18 @@ class PairProbe(Probe):
         """Return the loss of ``f(x1) - f(x0)``; `moves` is y in units of the mean of ``|y|``."""
         raise NotImplementedError
 
-    def _fit(self, X: Float[Tensor, "b n 2 d"], y: Float[Tensor, " n"]) -> None:
+    def _fit(self, states: TrainingStates, y: Float[Tensor, " n"]) -> None:
         if not (y != 0).any():
             raise DataError("expected rows whose answer moved between the draws, got none")
-        difference = X[:, :, 1] - X[:, :, 0]
-        size = (difference**2).mean(1, keepdim=True).sqrt() + 1e-8
-        scaled = difference / size
+        differences = states.differences
         row_weights, _ = reweighted_least_squares(
-            scaled @ scaled.transpose(1, 2),
+            differences.products,
             self._row_loss(y / y.abs().mean()),
-            X.shape[-1] / self.C,
+            states.X.shape[-1] / self.C,
             intercept=False,
         )
-        self.coef_ = torch.einsum("bn,bnd->bd", row_weights, scaled) / size[:, 0]
+        coef = torch.einsum("bn,bnd->bd", row_weights, differences.scaled)
+        self.coef_ = coef / differences.size[:, 0]
 
     def _score(self, X: Float[Tensor, "b n 2 d"]) -> Float[Tensor, "b n"]:
         return torch.einsum("bnd,bd->bn", X[:, :, 1] - X[:, :, 0], self.coef_)
@@ -216,9 +216,9 @@ class PairDual(Probe):
     def __init__(self, C: float = 0.01):
         self.C = C
 
-    def _fit(self, X: Float[Tensor, "b n 2 d"], y: Float[Tensor, " n"]) -> None:
+    def _fit(self, states: TrainingStates, y: Float[Tensor, " n"]) -> None:
         moved = y != 0
-        self._probe = Logistic(C=self.C).fit(X.flatten(2)[:, moved], y[moved] > 0)
+        self._probe = Logistic(C=self.C).fit(states.X.flatten(2)[:, moved], y[moved] > 0)
 
     def _score(self, X: Float[Tensor, "b n 2 d"]) -> Float[Tensor, "b n"]:
         return torch.from_numpy(self._probe.decision_function(X.flatten(2)))
@@ -259,7 +259,8 @@ class Listwise(Probe):
         self.penalty = penalty
         self.steps = steps
 
-    def _fit(self, X: Float[Tensor, "b n k d"], y: Float[Tensor, "n k"]) -> None:
+    def _fit(self, states: TrainingStates, y: Float[Tensor, "n k"]) -> None:
+        X = states.X
         goal = y - y.mean(1, keepdim=True)
         if not goal.abs().max() > 0:
             raise DataError("expected prompts whose draws differ in their answer, got none")
@@ -267,9 +268,11 @@ class Listwise(Probe):
         centred = X - X.mean(2, keepdim=True)
         size = (centred**2).mean((1, 2)).sqrt() + 1e-8
         scaled = centred / size[:, None, None]
+        # Neurons first: the product of weights with such matrices is several times as fast.
+        neurons = scaled.flatten(1, 2).transpose(1, 2).contiguous()
 
         def loss(weights: Tensor) -> Tensor:
-            scores = torch.einsum("bnkd,bd->bnk", scaled, weights)
+            scores = torch.bmm(weights[:, None], neurons).view(X.shape[:3])
             cross_entropy = -(wanted * scores.log_softmax(-1)).sum(-1).mean(1)
             return cross_entropy + self.penalty * (weights**2).sum(1)
 

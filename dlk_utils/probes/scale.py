@@ -20,8 +20,10 @@ class Scale:
 
     Attributes
     ----------
-    mean, deviation : Tensor, [b, 1, d]
-        Mean and standard deviation of each neuron; the latter is 1 for a constant neuron.
+    mean : Tensor, [b, 1, d]
+        Mean of each neuron, where it is taken away: with ``"neuron"`` and ``"whiten"``.
+    deviation : Tensor, [b, 1, d]
+        With ``"neuron"``: standard deviation of each neuron, or 1 if the neuron is constant.
     """
 
     def __init__(self, how: str):
@@ -31,10 +33,13 @@ class Scale:
 
     def fit(self, X: Float[Tensor, "b n d"]) -> "Scale":
         """Learn the scale from training rows."""
+        if self.how in ("none", "row"):
+            return self
         self.mean = X.mean(1, keepdim=True)
-        deviation = X.std(1, correction=0, keepdim=True)
-        self.deviation = torch.where(deviation > 1e-12, deviation, 1.0)
-        if self.how == "whiten":
+        if self.how == "neuron":
+            deviation = X.std(1, correction=0, keepdim=True)
+            self.deviation = torch.where(deviation > 1e-12, deviation, 1.0)
+        else:
             _, singular, self._directions = torch.linalg.svd(X - self.mean, full_matrices=False)
             variance = singular**2 / X.shape[1]
             # The mean variance of a neuron is added, so that no direction that only a few rows span

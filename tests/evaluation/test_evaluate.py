@@ -99,13 +99,6 @@ def test_the_same_seed_gives_the_same_table(few_methods):
     pd.testing.assert_frame_equal(first, second)
 
 
-def test_a_fit_that_was_kept_gives_the_same_table(few_methods):
-    rows, fits = make_rows(120), {}
-    fresh, first, again = (evaluate_planted(rows, (1.0,), fits=f) for f in (None, fits, fits))
-    pd.testing.assert_frame_equal(fresh, first)
-    pd.testing.assert_frame_equal(fresh, again)
-
-
 @pytest.mark.trap(34)
 def test_a_probe_whose_direction_turns_on_test_scores_under_one_half(few_methods):
     rows = make_rows()
@@ -130,6 +123,15 @@ def test_the_layer_that_is_best_on_test_only_is_not_selected(few_methods):
         by_layer = table[table.probe == probe].set_index("layer")
         assert by_layer.estimate[1] > by_layer.estimate[0]
         assert by_layer.selected[0] and not by_layer.selected[1]
+
+
+def test_the_control_of_the_first_layer_reads_the_first_layer_and_no_other(few_methods):
+    rows = make_rows()
+    loud_first = evaluate_planted(rows, (4.0, 0.0))
+    loud_later = evaluate_planted(rows, (0.0, 4.0))
+    assert row_of(loud_first, "first layer").estimate > 0.9
+    assert row_of(loud_later, "first layer").estimate < 0.7
+    assert row_of(loud_later, "first layer").layer == 0
 
 
 @pytest.mark.trap(41)

@@ -1,10 +1,12 @@
 """Fitting all layers at once and choosing one on validation rows."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from dlk_utils.evaluation.selection import fit_layers, stack_layers
+from dlk_utils.evaluation.selection import FittingRows, fit_layers, in_memory, stack_layers
 from dlk_utils.evaluation.stats import auroc
 from dlk_utils.probes import STACK_PROBES, Logistic, MeanDifference
 
@@ -72,3 +74,21 @@ def test_a_probe_of_all_layers_has_one_score_a_row_and_no_layer_number(rows, fea
     fit = fit_layers(STACK_PROBES["all_layers"], some_layers, rows[:60], rows[60:90])
     assert fit.layer == -1 and fit.validation_scores.shape == (1, 30)
     assert fit.score(rows[90:]).shape == (30,)
+
+
+def test_probes_fitted_to_the_same_rows_are_what_each_is_alone(rows, features):
+    train, validation, test = rows[:60], rows[60:90], rows[90:]
+    fitting_rows = FittingRows.read(features, train, validation)
+    for make_probe in (Logistic, MeanDifference, partial(Logistic, C=1.0)):
+        together = fitting_rows.fit(make_probe)
+        alone = fit_layers(make_probe, features, train, validation)
+        assert together.layer == alone.layer
+        np.testing.assert_array_equal(together.score_layers(test), alone.score_layers(test))
+
+
+def test_states_that_were_read_into_memory_are_those_of_the_rows(rows, features):
+    with_ids = rows.assign(row_id=rows.example_id)
+    part = with_ids.iloc[[7, 3, 50]]
+    read_once = in_memory(features, with_ids)
+    assert list(read_once) == list(features)
+    np.testing.assert_array_equal(stack_layers(read_once, part), stack_layers(features, part))

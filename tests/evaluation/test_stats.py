@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 from scipy.special import expit, logit
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from dlk_utils.evaluation.stats import (
     auroc,
     auroc_interval,
+    balanced_accuracy,
     bootstrap_weights,
     calibrated,
     calibration_error,
@@ -92,6 +93,13 @@ def test_recall_is_the_best_that_the_false_positives_allow(scores_and_classes, s
     flagged = [scores >= t for t in thresholds]
     allowed = [f for f in flagged if f[y == 0].mean() <= share]
     assert recall_at(scores, y, share) == max(f[y == 1].mean() for f in allowed)
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.5])
+def test_a_balanced_accuracy_is_that_of_scikit_learn(scores_and_classes, threshold):
+    scores, y = scores_and_classes
+    expected = balanced_accuracy_score(y, scores > threshold)
+    assert balanced_accuracy(scores, y, threshold) == pytest.approx(expected)
 
 
 def test_calibrated_probabilities_have_no_calibration_error_and_bold_ones_have():

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dlk_utils.errors import TooFewRows
-from dlk_utils.evaluation.selection import fit_layers
+from dlk_utils.evaluation.selection import FittingRows, fit_layers, in_memory, stack_layers
 from dlk_utils.evaluation.stats import auroc
 from dlk_utils.evaluation.tasks import (
     LYING,
@@ -54,7 +54,7 @@ def transfer(
 
     `by` is the column that names them; see `transfer_matrix`.
     """
-    states = run.states(layers)
+    states = in_memory(run.states(layers), run.truth_rows)
     return transfer_matrix(run.truth_rows, by, states, roles=roles, probe=probe, seed=run.seed)
 
 
@@ -132,7 +132,8 @@ CURVE_COLUMNS = ["probe", "n_train", "estimate", "least", "most", "draws"]
 @kept("08-curve")
 def curve(run: Run, *, layers: list[int]) -> pd.DataFrame:
     """Train on few rows and on many; see `example_curve`."""
-    return example_curve(run.truth_rows, run.states(layers), seed=run.seed)
+    states = in_memory(run.states(layers), run.truth_rows)
+    return example_curve(run.truth_rows, states, seed=run.seed)
 
 
 @empty_if_too_few(CURVE_COLUMNS)
@@ -153,15 +154,20 @@ def example_curve(rows: pd.DataFrame, features: Features, *, seed: int = 0) -> p
         for size in CURVE_SIZES
         if size < n_balanced
     }
-    table = []
-    for probe in CURVE_PROBES:
-        for n_train, trains in {**draws, len(task.train): [task.train]}.items():
-            aurocs = []
-            for train in trains:
-                fitted = fit_layers(ALL_STATE_PROBES[probe], features, train, task.validation)
-                aurocs.append(auroc(fitted.score(task.test), y))
-            spread = [np.mean(aurocs), min(aurocs), max(aurocs)]
-            table.append([probe, n_train, *spread, len(aurocs)])
+    draws[len(task.train)] = [task.train]
+    test_states = stack_layers(features, task.test)
+    aurocs = {(probe, n_train): [] for probe in CURVE_PROBES for n_train in draws}
+    for n_train, trains in draws.items():
+        for train in trains:
+            fitting_rows = FittingRows.read(features, train, task.validation)
+            for probe in CURVE_PROBES:
+                fitted = fitting_rows.fit(ALL_STATE_PROBES[probe])
+                scores = fitted.score_states(test_states)[fitted.chosen]
+                aurocs[probe, n_train].append(auroc(scores, y))
+    table = [
+        [probe, n_train, np.mean(of_draws), min(of_draws), max(of_draws), len(of_draws)]
+        for (probe, n_train), of_draws in aurocs.items()
+    ]
     return pd.DataFrame(table, columns=CURVE_COLUMNS)
 
 
@@ -174,7 +180,8 @@ REGROUPED_COLUMNS = ["again", "layer", "estimate", "n"]
 @kept("08-regrouped")
 def regrouped(run: Run, *, layers: list[int]) -> pd.DataFrame:
     """Split the same examples anew, and train and test again; see `split_again`."""
-    return split_again(run.truth_rows, run.states(layers))
+    states = in_memory(run.states(layers), run.truth_rows)
+    return split_again(run.truth_rows, states)
 
 
 @empty_if_too_few(REGROUPED_COLUMNS)
@@ -250,9 +257,10 @@ def score_styles(
     the model's `margin`. Styles with too few rows of a class are left out.
     """
     task = make_task(rows, "truth", LYING)
+    fitting_rows = FittingRows.read(features, task.train, task.validation)
     table = []
     for probe in STYLE_PROBES:
-        fitted = fit_layers(ALL_STATE_PROBES[probe], features, task.train, task.validation)
+        fitted = fitting_rows.fit(ALL_STATE_PROBES[probe])
         for style, (test, where) in {"clean": (task.test, features), **in_styles}.items():
             with suppress(TooFewRows):
                 require_rows({"test": test}, style)

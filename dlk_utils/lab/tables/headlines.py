@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from dlk_utils.errors import TooFewRows
-from dlk_utils.evaluation.selection import fit_layers
+from dlk_utils.evaluation.selection import FittingRows, fit_layers, in_memory
 from dlk_utils.evaluation.stats import auroc, bootstrap_weights, percentile_interval, weighted_auroc
 from dlk_utils.evaluation.tasks import (
     LYING,
@@ -50,7 +50,8 @@ FEW_EXAMPLES = 38
 @kept("10-mistakes")
 def mistakes(run: Run, *, layers: list[int]) -> pd.DataFrame:
     """Make one known mistake at a time on the run's states; see `with_each_mistake`."""
-    return with_each_mistake(run.truth_rows, run.states(layers), seed=run.seed)
+    states = in_memory(run.states(layers), run.truth_rows)
+    return with_each_mistake(run.truth_rows, states, seed=run.seed)
 
 
 @empty_if_too_few(MISTAKE_COLUMNS)
@@ -140,10 +141,8 @@ def _many_tries(
     examples = task.test.example_id.drop_duplicates()
     drawn = examples.sample(min(FEW_EXAMPLES, len(examples)), random_state=seed)
     few = task.test[task.test.example_id.isin(drawn)]
-    fitted = [
-        fit_layers(make_probe, features, task.train, task.validation)
-        for make_probe in STATE_PROBES.values()
-    ]
+    fitting_rows = FittingRows.read(features, task.train, task.validation)
+    fitted = [fitting_rows.fit(make_probe) for make_probe in STATE_PROBES.values()]
     return few, [scores for probe in fitted for scores in probe.score_layers(few)]
 
 

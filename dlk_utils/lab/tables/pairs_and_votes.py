@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,15 @@ from jaxtyping import Float
 from scipy.special import expit
 from torch import Tensor
 
-from dlk_utils.errors import TooFewRows
-from dlk_utils.evaluation.evaluate import evaluate
-from dlk_utils.evaluation.selection import fit_layers, stack_layers
-from dlk_utils.evaluation.tasks import LYING, Features, Task, make_task, pair_features, pair_rows
+from dlk_utils.evaluation.evaluate import evaluate_tasks, possible_tasks
+from dlk_utils.evaluation.selection import FittingRows, in_memory, stack_layers
+from dlk_utils.evaluation.tasks import Features, Task, pair_features, pair_rows, regimes_of
 from dlk_utils.extract.store import read_rows
 from dlk_utils.lab.cache import kept
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables import empty_if_too_few, estimate_with_interval, lying_task
 from dlk_utils.probes import Listwise, PairRanking
-from dlk_utils.probes.base import Probe
+from dlk_utils.probes.base import Probe, TrainingStates
 
 # Pairs.
 
@@ -32,7 +30,7 @@ PairKinds = Mapping[str, tuple[pd.DataFrame, Features]]
 """The rows and the features of each kind of pair."""
 LEAST_MOVES = (0.0, 0.01, 0.05, 0.1)
 """How far the probability of choice 1 has to move for a pair to count."""
-PAIR_REGIMES = ("by example, truth rows", LYING)
+PAIR_REGIMES = regimes_of("pair")
 PAIR_COLUMNS = [
     *("pairs", "regime", "least_move", "probe", "layer", "estimate", "low", "high", "n"),
     *("best_control", "lift", "lift_low", "lift_high"),
@@ -90,13 +88,16 @@ def pair_table(kinds: PairKinds, least_moves: Sequence[float], *, seed: int = 0)
     Combinations with too few rows are left out.
     """
     tables = []
-    for kind, regime, least_move in itertools.product(kinds, PAIR_REGIMES, least_moves):
-        rows, features = kinds[kind]
-        with suppress(TooFewRows):
-            task = make_task(rows[rows.move.abs() >= least_move], "pair", regime)
-            table = evaluate(task, features, seed=seed)
-            table = table[(table.kind == "probe") & table.selected]
-            tables.append(table.assign(pairs=kind, least_move=least_move)[PAIR_COLUMNS])
+    for kind, (rows, stored_features) in kinds.items():
+        features = in_memory(stored_features, rows)
+        by_regime: dict[str, list[pd.DataFrame]] = {regime: [] for regime in PAIR_REGIMES}
+        for least_move in least_moves:
+            tasks = possible_tasks(rows[rows.move.abs() >= least_move], "pair")
+            for task, table in zip(tasks, evaluate_tasks(tasks, features, seed=seed), strict=True):
+                table = table[(table.kind == "probe") & table.selected]
+                table = table.assign(pairs=kind, least_move=least_move)[PAIR_COLUMNS]
+                by_regime[task.regime].append(table)
+        tables += itertools.chain(*by_regime.values())
     return pd.concat(tables or [pd.DataFrame(columns=PAIR_COLUMNS)], ignore_index=True)
 
 
@@ -156,7 +157,8 @@ class DrawVotes(Probe):
     def __init__(self, fit_ranker: Callable[[Tensor, Tensor], Any]):
         self.fit_ranker = fit_ranker
 
-    def _fit(self, X: Float[Tensor, "b n k d"], y: Float[Tensor, " n"]) -> None:
+    def _fit(self, states: TrainingStates, y: Float[Tensor, " n"]) -> None:
+        X = states.X
         p1 = X[0, ..., -1]
         self.ranker_ = self.fit_ranker(X[..., :-1], p1 * (2 * y - 1)[:, None])
 
@@ -207,8 +209,9 @@ def vote_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFrame
         estimate = estimate_with_interval(scores, task.test, seed=seed)
         table.append({**row, "accuracy": accuracy, **estimate})
 
+    fitting_rows = FittingRows.read(features, task.train, task.validation)
     for method, fit_ranker in RANKERS.items():
-        fitted = fit_layers(partial(DrawVotes, fit_ranker), features, task.train, task.validation)
+        fitted = fitting_rows.fit(partial(DrawVotes, fit_ranker))
         for size in sizes:
             scores = fitted.probe.decision_function(draws[:, :, :size])[fitted.chosen]
             add(method, size, fitted.layer, scores)

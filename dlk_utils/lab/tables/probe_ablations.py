@@ -19,7 +19,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from dlk_utils.evaluation.evaluate import RESULT_COLUMNS, evaluate, evaluate_targets
-from dlk_utils.evaluation.selection import LayerProbe, fit_layers, stack_layers
+from dlk_utils.evaluation.selection import (
+    FittingRows,
+    LayerProbe,
+    fit_layers,
+    in_memory,
+    stack_layers,
+)
 from dlk_utils.evaluation.stats import auroc, bootstrap_weights, percentile_interval, weighted_auroc
 from dlk_utils.evaluation.tasks import (
     KNOWN,
@@ -111,6 +117,7 @@ def gain_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFrame
     rows, resampled = {}, {}
     for group in dict.fromkeys((feature, site) for feature, site, _ in features):
         of_layers = {key: features[key] for key in features if key[:2] == group}
+        of_layers = in_memory(of_layers, task.rows)
         probe = fit_layers(Logistic, of_layers, task.train, task.validation)
         resampled[group] = weighted_auroc(probe.score(task.test), task.test.y.to_numpy(), weights)
         rows[group] = {"feature": group[0], "site": group[1], **_choice(probe, task, seed)}
@@ -135,15 +142,16 @@ SCALE_COLUMNS = ["scale", *CHOICE_COLUMNS]
 @empty_if_too_few(SCALE_COLUMNS)
 def scales(run: Run, *, layers: list[int]) -> pd.DataFrame:
     """Compare the ways to scale states before the probe; see `scale_table`."""
-    return scale_table(lying_task(run), run.states(layers), seed=run.seed)
+    states = in_memory(run.states(layers), run.truth_rows)
+    return scale_table(lying_task(run), states, seed=run.seed)
 
 
 def scale_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFrame:
     """Fit a logistic regression under each of `SCALES`, its strength chosen inside train."""
+    fitting_rows = FittingRows.read(features, task.train, task.validation)
     rows = []
     for scale in SCALES:
-        make_probe = partial(Logistic, "auto", scale=scale)
-        probe = fit_layers(make_probe, features, task.train, task.validation)
+        probe = fitting_rows.fit(partial(Logistic, "auto", scale=scale))
         rows.append({"scale": scale, **_choice(probe, task, seed)})
     return pd.DataFrame(rows, columns=SCALE_COLUMNS)
 
@@ -172,7 +180,8 @@ def best_heads(run: Run, *, layers: list[int]) -> pd.DataFrame:
 
 
 def _heads_of(run: Run, layers: list[int]) -> Features:
-    side_by_side = state_features(run.gradients(), layers, "head_out")
+    stored = state_features(run.gradients(), layers, "head_out")
+    side_by_side = in_memory(stored, run.truth_rows)
     return split_heads(side_by_side, run.config.num_attention_heads)
 
 
