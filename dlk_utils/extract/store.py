@@ -207,7 +207,8 @@ def _read_into(target: memoryview, folder: Path, i: int, name: str) -> None:
             raise StoreError(f"{where}: the file ends early; run the extraction again")
 
 
-@functools.lru_cache(maxsize=8)
+# Shards differ in their number of rows, and so in their headers. A sweep reads each many times.
+@functools.lru_cache(maxsize=256)
 def _parse_header(header: bytes) -> dict:
     """Parse a header; all shards with as many rows have the same one."""
     return json.loads(header)
