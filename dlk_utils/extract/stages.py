@@ -161,6 +161,11 @@ def store_gradients(
     """
     require_first_token_choices(prompts, "gradients")
     numbers = layer_numbers(layers, len(blocks(model)))
+    if moved_at is not None and (moved_at not in numbers or "resid_post" not in sites):
+        raise ValueError(
+            f"moved_at: expected one of the layers {numbers}, with 'resid_post' among the sites, "
+            f"got layer {moved_at} and the sites {', '.join(sites)}"
+        )
 
     def compute(rows: pd.DataFrame) -> dict[str, Tensor]:
         prefixes = run_prefixes(model, list(rows.input_ids))

@@ -451,3 +451,9 @@ def test_a_batch_that_does_not_fit_into_memory_loses_nothing(tmp_path):
 def test_a_table_without_rows_is_refused(tmp_path, stage, options):
     with pytest.raises(DataError, match="at least one prompt"):
         stage(tiny("llama"), tiny_prompts().head(0), tmp_path, **options)
+
+
+@pytest.mark.parametrize("options", [{"layers": [0, 2]}, {"sites": ["mlp_out"]}])
+def test_a_move_at_a_state_that_is_not_stored_is_refused(tmp_path, options):
+    with pytest.raises(ValueError, match="moved_at: expected one of the layers"):
+        store_gradients(tiny("llama"), tiny_prompts(), tmp_path, moved_at=1, **options)
