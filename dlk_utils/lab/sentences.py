@@ -127,11 +127,11 @@ def dropout_findings(
         f"* The answer moves by {pairs.move.abs().median():.3f} in the median, and "
         f"{flipped.mean():.1%} of the {len(pairs)} pairs disagree about it.",
         f"* Dropping more moves more: from {moves.answer_move.min():.3f} to "
-        f"{moves.answer_move.max():.3f} on average over the shares and scopes tried; at p = 0.1 "
-        f"the last token alone gives {move['last_token'] / move['sequence']:.2f} of the move of "
-        "the whole prompt.",
+        f"{moves.answer_move.max():.3f} on average over the shares and scopes tried. At p = 0.1 "
+        f"the question alone gives {move['question'] / move['sequence']:.2f} of the move of the "
+        f"whole prompt, and the last token alone {move['last_token'] / move['sequence']:.2f}.",
         f"* Over {spread.draws.max()} draws the answer ranges over {most['sequence']:.2f} (whole "
-        f"prompt) and {most['last_token']:.2f} (last token).",
+        f"prompt), {most['question']:.2f} (question) and {most['last_token']:.2f} (last token).",
         f"* On average draw 1 is {pairs.move.mean():+.4f} nearer to the truth than draw 0. It "
         "should be near 0: the draws are exchangeable.",
     ]
