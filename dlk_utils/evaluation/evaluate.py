@@ -183,8 +183,10 @@ def _fit_site(task: Task, features: Features, is_first: bool, seed: int) -> _Sit
     make_probes = _probes_for(feature, is_first and task.target != POSITIVE_CONTROL)
     rows = FittingRows.read(features, task.train, task.validation)
     probes = {name: rows.fit(make_probe, task.goal) for name, make_probe in make_probes.items()}
-    first_probe = next(iter(make_probes.values()))
-    shuffled = fit_shuffled_labels(first_probe, rows, task, seed) if is_first else []
+    shuffled = []
+    if is_first:
+        first_probe = next(iter(make_probes.values()))
+        shuffled = fit_shuffled_labels(first_probe, rows, task, seed)
     return _SiteFits(probes, shuffled)
 
 
