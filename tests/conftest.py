@@ -52,8 +52,6 @@ LONG = [
 QUICK_FAMILIES = (
     "llama",
     "gpt2",
-    "gpt_neox",
-    "opt",
     "mpt",
     "falcon alibi",
     "gemma2",
