@@ -62,6 +62,7 @@ run-%:
 	mv build/$*.ipynb $(TO)/$*.ipynb
 
 run-02_check_lie_rate: run-01_make_dataset
+run-07_traps: run-00_train_liar  # so that 02, for which most others wait, is not last
 run-03_extract run-04_extract_grads run-06_detect run-08_carry_over: run-02_check_lie_rate
 run-05_probe_ablations: run-03_extract
 run-09_pairs_and_votes: run-05_probe_ablations
