@@ -189,14 +189,15 @@ def state_goals(tables: dict[str, pd.DataFrame]) -> list[Goal]:
             1.9,
             1.9,
             "**Default run.** Every node of the tree has to run once (the raw table's title says "
-            "how many there are). The last tokens then run in a pass of their own.",
+            "how many there are). Besides, the branches attend to the trunk, and the trunk has a "
+            "short pass of its own.",
         ),
         (
             "peers_unshared",
             0.98,
             1.0,
-            "**Nothing shared.** Ours then runs as many tokens as the bare pass, the last ones in "
-            "a second pass, and reads states besides.",
+            "**Nothing shared.** Ours then runs as many tokens as the bare pass, "
+            "and reads states besides.",
         ),
         (
             "peers_two_shots",
