@@ -95,9 +95,9 @@ def draw_states(
     question_starts
         With scope "question", how many tokens of each prompt stand before its question.
     at_once
-        With scope "last_token", how many draws run side by side. By default so many that a pass
-        never holds more tokens than the prompts' own pass. Always one in families whose attention
-        cannot be told what each draw sees (`prefixes.takes_trees`).
+        With scope "last_token", how many draws run side by side. By default they have about as many
+        tokens as the prompts. Always one if the model does not take trees
+        (`prefixes.takes_trees`).
     with_logits
         If false, the logits are None, and no layer above the highest one asked for runs.
 

@@ -86,8 +86,7 @@ def activations(
         above 1, where n counts prompts.
     """
     prompts = _checked(model, input_ids, least_tokens=positions)
-    # What prompts begin with runs once, so that it has one state for all of them. That cannot be
-    # read as the state of one prompt's earlier token.
+    # A tree can be read at the last token of each prompt only: earlier tokens may be in its trunk.
     share = positions == 1
 
     def compute(rows: list[int]) -> dict[str, Tensor]:

@@ -87,8 +87,8 @@ class Run:
         ``"local"``, or ``"ray"`` to extract states as a Ray Data job.
     keep_states
         Keep the states and gradients of the pass that answers the prompts, so that notebooks 04 to
-        10 need not run them again. That takes about a sixth more time in notebook 02, and disk
-        (`disk_of_states`).
+        10 need not run them again. In notebook 02 that takes some more time (the last tokens run
+        again, with gradients), and disk (`disk_of_states`).
 
     Raises
     ------
