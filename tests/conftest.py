@@ -53,7 +53,6 @@ QUICK_FAMILIES = (
     "llama",
     "gpt2",
     "mpt",
-    "falcon alibi",
     "gemma2",
     "mistral window",
 )
