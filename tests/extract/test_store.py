@@ -1,6 +1,5 @@
 """The store: what is finished survives anything, and what is damaged is noticed."""
 
-import errno
 import io
 import multiprocessing
 import os
@@ -27,7 +26,6 @@ from dlk_utils.extract.store import (
     read_rows,
     row_ids,
 )
-from dlk_utils.provenance import write_file
 
 # Four shards of two batches of three rows.
 PLAN = [[[f"r{s}{b}{i}" for i in range(3)] for b in range(2)] for s in range(4)]
@@ -275,7 +273,7 @@ def test_a_shard_that_was_repaired_is_read_again(tmp_path, capsys):
     data = bytearray(shard.read_bytes())
     data[-10] ^= 1
     shard.write_bytes(data)
-    store._read_cached.cache_clear()
+    store._recent.clear()
     # Who reads it does not notice; `is_complete` and `fill` do.
     assert not np.array_equal(read_rows(tmp_path, rows, "x"), good)
     fill(tmp_path, {}, PLAN, values)
@@ -302,7 +300,7 @@ def test_a_shard_of_another_store_does_not_count(tmp_path):
 def test_what_was_found_good_once_is_not_read_again(tmp_path, monkeypatch):
     fill(tmp_path, {}, PLAN, values)
     assert is_complete(tmp_path)
-    monkeypatch.setattr(store.xxhash, "xxh3_128_hexdigest", lambda content: "read again")
+    monkeypatch.setattr(store, "checksum", lambda content: "read again")
     assert is_complete(tmp_path)
 
 
@@ -371,26 +369,9 @@ def test_a_second_writer_is_refused(tmp_path):
     fill(tmp_path, {}, PLAN, while_it_writes)
 
 
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
-    def no_locks(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(store.fcntl, "flock", no_locks)
-    with pytest.raises(StoreError, match=r"could not be locked \(No locks available\)"):
-        fill(tmp_path, {}, PLAN, values)
-
-
 def test_workers_write_the_manifest_once(tmp_path, monkeypatch):
     named, replace = [], os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (named.append(b.name), replace(a, b)))
     for i in range(len(PLAN)):
         fill(tmp_path, {}, PLAN, values, only=[i])
     assert named.count("manifest.json") == 1 and is_complete(tmp_path)
-
-
-def test_no_two_files_that_are_being_written_have_one_name(tmp_path, monkeypatch):
-    aside, replace = [], os.replace
-    monkeypatch.setattr(os, "replace", lambda a, b: (aside.append(a.name), replace(a, b)))
-    for _ in range(2):
-        write_file(tmp_path / "same", b"")
-    assert aside[0] != aside[1]
