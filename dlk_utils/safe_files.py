@@ -63,6 +63,25 @@ def _free(path: Path) -> str:
         return ""
 
 
+def read_file(path: Path) -> bytes | None:
+    """Read a file; None if there is none of this name.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be read, for instance because it belongs to another user.
+    """
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StoreError(
+            f"{path}: expected a file that can be read ({error.strerror}); give yourself the "
+            "right to read it, or choose another folder"
+        ) from error
+
+
 def checksum(content: bytes) -> dict[str, Any]:
     """Return the size and the hash of a file's content, as JSON values."""
     return {"xxh3_128": xxhash.xxh3_128_hexdigest(content), "bytes": len(content)}
@@ -116,34 +135,42 @@ def read_sealed(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     Raises
     ------
     StoreError
-        If one of the files, or the seal, is missing, damaged or changed.
+        If one of the files, or the seal, is missing, damaged or changed, or cannot be read.
     """
-    try:
-        checksums = json.loads((folder / SEAL).read_bytes())
-        files = {name: (folder / name).read_bytes() for name in names}
-    except OSError as error:
-        missing = Path(error.filename or folder).name
-        raise StoreError(f"{folder}: {missing} could not be read ({error.strerror})") from None
-    except ValueError:
-        raise StoreError(f"{folder}: {SEAL} is damaged") from None
-    for name, content in files.items():
-        if not isinstance(checksums, dict) or checksums.get(name) != checksum(content):
-            raise StoreError(f"{folder}: {name} does not have its checksum in {SEAL}")
-    return files
+    files = {name: read_file(folder / name) for name in (*names, SEAL)}
+    wrong = _damage(files)
+    if wrong:
+        raise StoreError(f"{folder}: {wrong}")
+    return {name: files[name] for name in names}
 
 
 def is_sealed(folder: Path, names: Sequence[str]) -> bool:
     """Whether a sealed folder has these files, undamaged.
 
-    If it has one of them, but is damaged or unfinished, it is printed what is wrong.
+    If it has one of them, but is damaged or unfinished, it is printed what is wrong. Raises
+    `StoreError` if a file cannot be read.
     """
+    files = {name: read_file(folder / name) for name in (*names, SEAL)}
+    wrong = _damage(files)
+    if wrong and any(content is not None for content in files.values()):
+        print(f"{folder.name}: {wrong}: it is made again")
+    return not wrong
+
+
+def _damage(files: Mapping[str, bytes | None]) -> str | None:
+    """Say what is wrong with the files of a sealed folder, the seal among them; None if nothing."""
+    missing = [name for name, content in files.items() if content is None]
+    if missing:
+        return f"there is no {missing[0]}"
     try:
-        read_sealed(folder, names)
-    except StoreError as error:
-        if any((folder / name).is_file() for name in (*names, SEAL)):
-            print(f"{str(error).removeprefix(f'{folder.parent}{os.sep}')}: it is made again")
-        return False
-    return True
+        checksums = json.loads(files[SEAL])
+    except ValueError:
+        return f"{SEAL} is damaged"
+    for name, content in files.items():
+        is_good = isinstance(checksums, dict) and checksums.get(name) == checksum(content)
+        if name != SEAL and not is_good:
+            return f"{name} does not have its checksum in {SEAL}"
+    return None
 
 
 # Writers.

@@ -18,7 +18,7 @@ import functools
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,30 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
 from dlk_utils.errors import StoreError
 from dlk_utils.provenance import code_hash, fingerprint, library_versions
-from dlk_utils.safe_files import checksum, lock, make_folder, write_file
+from dlk_utils.safe_files import checksum, lock, make_folder, read_file, write_file
 
 Plan = list[list[list[Any]]]
 """Shards, each a list of batches, each a list of row ids (in a store, strings)."""
+LEAST_SHARD_ROWS = 64
+MOST_SHARDS = 4096
+"""How many shards a store has at most, of two files each."""
 KEPT_BYTES = 1 << 30
 """How much of what was read is kept in memory, in bytes."""
+
+
+def shard_rows_of(n_rows: int) -> int:
+    """Say how many rows a shard of a store of `n_rows` has: 64, or more in a very large store.
+
+    What is computed of a shard is lost if the process is killed before the shard is written.
+    """
+    return max(LEAST_SHARD_ROWS, -(-n_rows // MOST_SHARDS))
 
 
 def fill(
@@ -99,7 +110,7 @@ def _agree_on_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest, or compare it with the one that is there."""
     here = _manifest(folder)
     if here is None:
-        if (folder / "manifest.json").is_file():
+        if os.path.isfile(folder / "manifest.json"):
             print(f"manifest.json in {folder.name} is damaged: it is written again")
         write_file(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
     elif here["fingerprint"] != manifest["fingerprint"]:
@@ -143,11 +154,11 @@ def is_good(folder: Path, i: int, *, tell: bool = False) -> bool:
     """Whether shard `i` is there with the right checksum; with `tell`, print if it is damaged."""
     manifest, shard = _manifest(folder), _shard(folder, i)
     receipt = shard.with_suffix(".json")
-    if manifest is None or not shard.is_file() or not receipt.is_file():
+    if manifest is None or not os.path.isfile(shard) or not os.path.isfile(receipt):
         return False
     expected = _checksum(shard, _stamp(shard)) | {"store": manifest["fingerprint"]}
     try:
-        good = json.loads(receipt.read_bytes()) == expected
+        good = json.loads(read_file(receipt) or b"") == expected
     except ValueError:
         good = False
     if tell and not good:
@@ -171,7 +182,7 @@ def read(folder: Path, name: str) -> Tensor:
         If the store is unfinished, has no such tensor, or a file is too short.
     """
     plan = _complete(folder)["plan"]
-    with safe_open(_shard(folder, 0), "pt") as f:
+    with _open_shard(folder, 0) as f:
         names = set(f.keys())
         if name not in names:
             some = ", ".join(sorted(names)[:8])
@@ -197,7 +208,7 @@ def _read_into(target: memoryview, folder: Path, i: int, name: str) -> None:
     directly, because opening each shard by the library took twice as long.
     """
     where = f"{folder.name}, shard {i}, {name}"
-    with open(_shard(folder, i), "rb", buffering=0) as f:
+    with _damage_is_said(folder, i), open(_shard(folder, i), "rb", buffering=0) as f:
         header = f.read(int.from_bytes(f.read(8), "little"))
         begin, end = _parse_header(header)[name]["data_offsets"]
         if end - begin != len(target):
@@ -205,6 +216,26 @@ def _read_into(target: memoryview, folder: Path, i: int, name: str) -> None:
         f.seek(8 + len(header) + begin)
         if f.readinto(target) != len(target):
             raise StoreError(f"{where}: the file ends early; run the extraction again")
+
+
+@contextlib.contextmanager
+def _open_shard(folder: Path, i: int) -> Iterator[Any]:
+    with _damage_is_said(folder, i), safe_open(_shard(folder, i), "pt") as f:
+        yield f
+
+
+@contextlib.contextmanager
+def _damage_is_said(folder: Path, i: int) -> Iterator[None]:
+    """Turn what a missing, unreadable or damaged shard raises into a `StoreError`."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except (OSError, OverflowError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise StoreError(
+            f"{folder}: shard {i} is missing, damaged or cannot be read ({type(error).__name__}: "
+            f"{error}); run the extraction again"
+        ) from error
 
 
 # Shards differ in their number of rows, and so in their headers. A sweep reads each many times.
@@ -340,7 +371,7 @@ def as_dataset(folder: Path, names: Sequence[str]) -> Any:
 def describe(folder: Path) -> dict[str, Any]:
     """Summarise a store: its rows, shards and tensors, their width and dtype, and megabytes."""
     plan = _complete(folder)["plan"]
-    with safe_open(_shard(folder, 0), "pt") as f:
+    with _open_shard(folder, 0) as f:
         names = list(f.keys())
         widest = f.get_tensor(max(names, key=lambda name: f.get_slice(name).get_shape()[-1]))
     size = sum(path.stat().st_size for path in folder.glob("shard-*"))
@@ -363,7 +394,7 @@ def _complete(folder: Path) -> dict:
     """Return the manifest of a store that has all its shards, or raise `StoreError`."""
     manifest = _manifest(folder)
     if manifest is None:
-        damaged = (folder / "manifest.json").is_file()
+        damaged = os.path.isfile(folder / "manifest.json")
         what = "the manifest is damaged; run the extraction again" if damaged else "no store here"
         raise StoreError(f"{folder}: {what}")
     _require_all_shards(folder, len(manifest["plan"]), _stamp_of_store(folder))
@@ -386,13 +417,14 @@ def _require_all_shards(folder: Path, n_shards: int, stamp: tuple[int, ...]) -> 
 def _manifest(folder: Path) -> dict | None:
     """Return the manifest, or None if it is missing or does not have its own fingerprint."""
     path = folder / "manifest.json"
-    return _read_manifest(path, _stamp(path)) if path.is_file() else None
+    # Not `Path.is_file`, which raises an error for a name that is too long.
+    return _read_manifest(path, _stamp(path)) if os.path.isfile(path) else None
 
 
 @functools.lru_cache(maxsize=8)
 def _read_manifest(path: Path, stamp: tuple[int, ...]) -> dict | None:
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(read_file(path) or b"")
         return manifest if manifest["fingerprint"] == _fingerprint_of(manifest) else None
     except (ValueError, KeyError, TypeError):
         return None
@@ -405,7 +437,7 @@ def _fingerprint_of(manifest: Mapping) -> str:
 @functools.cache
 def _checksum(path: Path, stamp: tuple[int, ...]) -> dict[str, Any]:
     """Compute a file's checksum; with an unchanged `stamp` it is not read again."""
-    return checksum(path.read_bytes())
+    return checksum(read_file(path) or b"")
 
 
 def _stamp_of_store(folder: Path) -> tuple[int, ...]:
@@ -414,7 +446,7 @@ def _stamp_of_store(folder: Path) -> tuple[int, ...]:
     Every file of a store gets its name when it is complete, which changes the time of its folder.
     """
     manifest = folder / "manifest.json"
-    return (*_stamp(folder), *_stamp(manifest)) if manifest.is_file() else ()
+    return (*_stamp(folder), *_stamp(manifest)) if os.path.isfile(manifest) else ()
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

@@ -25,9 +25,16 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet
 
-from dlk_utils.errors import StoreError
 from dlk_utils.provenance import PACKAGE, code_hash, fingerprint, library_versions
-from dlk_utils.safe_files import WAIT, checksum, clean, lock, make_folder, write_file
+from dlk_utils.safe_files import (
+    WAIT,
+    checksum,
+    clean,
+    lock,
+    make_folder,
+    read_file,
+    write_file,
+)
 
 
 class Cache:
@@ -208,7 +215,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     A record is undamaged if it has the fingerprint that the result is named by.
     """
     try:
-        record = json.loads(_read(_record_path(path)) or b"")
+        record = json.loads(read_file(_record_path(path)) or b"")
     except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict):
@@ -217,25 +224,12 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     return record if path.stem.endswith(f"-{fingerprint(parts)}") else None
 
 
-def _read(path: Path) -> bytes | None:
-    """The content of a file; None if it is not there."""
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise StoreError(
-            f"{path}: expected a kept file that can be read ({error.strerror}); choose another "
-            "runs_dir"
-        ) from error
-
-
 def _read_table(path: Path, *, otherwise: str) -> pd.DataFrame | None:
     """A kept table; None if it is not there, or does not have the checksum of its record.
 
     In the second case it is printed what happens `otherwise`.
     """
-    content = _read(path)
+    content = read_file(path)
     if content is None:
         return None
     record = _read_record(path)

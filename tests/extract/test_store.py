@@ -17,6 +17,7 @@ import torch
 from dlk_utils.errors import StoreError
 from dlk_utils.extract import store
 from dlk_utils.extract.store import (
+    MOST_SHARDS,
     as_dataset,
     describe,
     fill,
@@ -25,6 +26,7 @@ from dlk_utils.extract.store import (
     read,
     read_rows,
     row_ids,
+    shard_rows_of,
 )
 
 # Four shards of two batches of three rows.
@@ -375,3 +377,68 @@ def test_workers_write_the_manifest_once(tmp_path, monkeypatch):
     for i in range(len(PLAN)):
         fill(tmp_path, {}, PLAN, values, only=[i])
     assert named.count("manifest.json") == 1 and is_complete(tmp_path)
+
+
+# Large stores
+
+
+def test_what_is_kept_in_memory_has_a_bound_in_bytes(tmp_path):
+    fill(tmp_path, {}, PLAN, lambda ids: {f"x{k}": values(ids)["x"] + k for k in range(5)})
+    n_bytes = 24 * 200 * 4
+    recent = store.RecentTensors(room=2 * n_bytes)
+    for k in (0, 1, 0, 2):
+        assert torch.equal(recent.read(tmp_path, f"x{k}"), values(ROWS)["x"] + k)
+        assert recent.nbytes <= 2 * n_bytes
+    # The one that was asked for longest ago has gone.
+    assert [name for _, name, _ in recent._tensors] == ["x0", "x2"]
+    tiny_room = store.RecentTensors(room=n_bytes - 1)
+    assert torch.equal(tiny_room.read(tmp_path, "x1"), values(ROWS)["x"] + 1)
+    assert tiny_room.nbytes == 0
+
+
+def test_reading_again_looks_at_no_more_files_for_a_store_of_more_shards(tmp_path, monkeypatch):
+    n_calls = []
+    stat, listdir = os.stat, os.listdir
+
+    def counted(function):
+        def call(*args, **options):
+            n_calls[-1] += 1
+            return function(*args, **options)
+
+        return call
+
+    for n in (4, 40):
+        plan = [[[f"r{i}"]] for i in range(n)]
+        folder = tmp_path / str(n)
+        fill(folder, {}, plan, values)
+        rows = pd.DataFrame({"row_id": [f"r{i}" for i in range(n)]})
+        read_rows(folder, rows, "x")
+        n_calls.append(0)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", counted(stat))
+            patch.setattr(os, "listdir", counted(listdir))
+            read_rows(folder, rows, "x")
+    assert n_calls[0] == n_calls[1] <= 10
+
+
+def test_a_large_store_has_no_more_files_than_a_folder_can_well_hold():
+    assert [shard_rows_of(n) for n in (1, 1000, 64 * MOST_SHARDS)] == [64, 64, 64]
+    for n in (64 * MOST_SHARDS + 1, 1_000_000, 20_000_000):
+        assert -(-n // shard_rows_of(n)) <= MOST_SHARDS
+
+
+# Damage that a reader meets
+
+
+@pytest.mark.parametrize("i", [0, 1])
+def test_a_shard_that_is_missing_or_damaged_is_one_clear_error(tmp_path, i):
+    fill(tmp_path, {}, PLAN, values)
+    shard = tmp_path / f"shard-{i:05d}.safetensors"
+    data = bytearray(shard.read_bytes())
+    for content in (b"", data[:4], data[:30], b"\xff" * 8 + data[8:], data[:9] + b"!" + data[10:]):
+        shard.write_bytes(content)
+        with pytest.raises(StoreError, match=f"shard {i}"):
+            read(tmp_path, "x")
+    shard.unlink()
+    with pytest.raises(StoreError, match=f"shard {i} is missing"):
+        read(tmp_path, "x")

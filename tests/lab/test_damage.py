@@ -15,6 +15,7 @@ import torch
 
 from dlk_utils.errors import StoreError
 from dlk_utils.evaluation.detector import TruthDetector
+from dlk_utils.extract import store
 from dlk_utils.extract.store import fill, is_complete, read
 from dlk_utils.lab.cache import Cache
 from dlk_utils.safe_files import ASIDE
@@ -48,12 +49,12 @@ def show(folder: Path) -> tuple:
     """Make what is not kept in a folder, and read everything back."""
     cache = Cache(folder)
     results = cache.table("05-results", table, INPUTS, table)
-    store = cache.filled_folder("02-answers", make_store, INPUTS, is_complete, make_store)
+    answers = cache.filled_folder("02-answers", make_store, INPUTS, is_complete, make_store)
     detector = cache.filled_folder(
         "06-detector", make_card, INPUTS, TruthDetector.is_kept, make_card
     )
     card = json.loads((detector / "card.json").read_bytes())
-    return results.to_dict("list"), results.attrs, read(store, "x").tolist(), card
+    return results.to_dict("list"), results.attrs, read(answers, "x").tolist(), card
 
 
 def files(folder: Path) -> dict[Path, bytes]:
@@ -165,24 +166,36 @@ def test_a_read_only_run_is_shown_and_what_it_lacks_is_refused(no_permissions, c
         def another() -> pd.DataFrame:
             return Cache(folder).table("08-transfer", table, INPUTS, never)
 
+        def show_anew() -> tuple:
+            store._read_manifest.cache_clear()
+            store._checksum.cache_clear()
+            return show(folder)
+
         said = no_permissions(another)
         assert said.startswith("StoreError: ") and "can be written to (Permission denied)" in said
-        (folder / next(folder.glob("*.parquet"))).chmod(0)
-        said = no_permissions(lambda: show(folder))
-        assert said.startswith("StoreError: ") and "can be read (Permission denied)" in said
+        for pattern in ("*.parquet", "02-*/manifest.json", "02-*/shard-*", "06-*/card.json"):
+            path = next(folder.glob(pattern))
+            path.chmod(0)
+            said = no_permissions(show_anew)
+            assert said.startswith("StoreError: ") and "can be read (Permission denied)" in said
+            path.chmod(0o444)
         for path in [folder, *folder.rglob("*")]:
             path.chmod(0o755)
 
 
-def never() -> pd.DataFrame:
-    raise AssertionError("a table was computed that cannot be kept")
+def never(*_: object) -> pd.DataFrame:
+    raise AssertionError("something was computed that cannot be kept")
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_computed(tmp_path):
     (tmp_path / "file").write_text("")
-    for folder in (tmp_path / "file", tmp_path / "file" / "runs", tmp_path / ("x" * 300)):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("file", "file/runs", "loop", "x" * 300):
+        cache = Cache(tmp_path / name)
         with pytest.raises(StoreError):
-            Cache(folder).table("08-transfer", table, INPUTS, never)
+            cache.table("08-transfer", table, INPUTS, never)
+        with pytest.raises(StoreError):
+            cache.filled_folder("02-answers", make_store, INPUTS, is_complete, never)
 
 
 @pytest.mark.trap(30)
