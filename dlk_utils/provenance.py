@@ -9,18 +9,13 @@ import functools
 import hashlib
 import inspect
 import json
-import os
-import shutil
 import textwrap
-import uuid
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import xxhash
-
-from dlk_utils.errors import StoreError
 
 PACKAGE = "dlk_utils"
 PACKAGE_FOLDER = Path(__file__).resolve().parent
@@ -129,29 +124,3 @@ def _is_docstring(node: ast.stmt) -> bool:
     """Whether a statement is a string that stands alone, which documents what is around it."""
     is_constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     return is_constant and isinstance(node.value.value, str)
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file so that it is either complete or absent: aside, synced to disk, then renamed.
-
-    Raises
-    ------
-    StoreError
-        If it cannot be written, for instance because the disk is full. Nothing half-written stays.
-    """
-    # A random name, for workers on several machines may write the same file.
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        free = shutil.disk_usage(path.parent).free
-        raise StoreError(
-            f"{path}: could not write {len(content):,} bytes ({error.strerror}; {free:,} bytes "
-            "free); what was finished before is kept"
-        ) from error
-    finally:
-        aside.unlink(missing_ok=True)

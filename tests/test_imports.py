@@ -16,6 +16,7 @@ PACKAGE = Path(dlk_utils.__file__).parent
 LAYERS = (
     "errors",
     "provenance",
+    "safe_files",
     "models",
     "questions",
     "extract",

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dlk_utils.extract.store import Plan
+from dlk_utils.extract.store import Plan, shard_rows_of
 from dlk_utils.models.sites import blocks
 
 Batch = dict[str, Any]
@@ -175,12 +175,14 @@ def is_left_padded(batch: Batch) -> bool:
     return bool(batch["attention_mask"][:, -1].all())
 
 
-def plan_batches(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64) -> Plan:
+def plan_batches(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int | None = None) -> Plan:
     """Plan batches of prompts of about equal length, in shards of `shard_rows` prompts.
 
-    A batch has at most `batch_tokens` tokens, padding included, or a single prompt. The plan
-    follows from the lengths and keys (`row_id`) alone, so that it is the same after a restart.
+    By default these are as many as `shard_rows_of` says. A batch has at most `batch_tokens` tokens,
+    padding included, or a single prompt. The plan follows from the lengths and keys (`row_id`)
+    alone, so that it is the same after a restart.
     """
+    shard_rows = shard_rows or shard_rows_of(len(prompts))
     by_length = sorted(zip(prompts.input_ids.map(len), prompts.row_id, strict=True))
     starts = range(0, len(by_length), shard_rows)
     return [cut(by_length[i : i + shard_rows], batch_tokens, shard_rows) for i in starts]

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int
 
-from dlk_utils.extract.store import Plan
+from dlk_utils.extract.store import Plan, shard_rows_of
 
 ATTENTION_NODES = 2700
 """Length of row at which attention takes as long as everything else.
@@ -148,19 +148,20 @@ def pack(sequences: Sequence[Sequence[Hashable]], *, branch_size: int | None = N
     return Packed(len(trunk), keys, parents, depth, row=row, place=place)
 
 
-def plan_packed(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64) -> Plan:
+def plan_packed(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int | None = None) -> Plan:
     """Plan batches for `pack`, in shards of about `shard_rows` prompts.
 
-    Prompts are grouped by their beginning, and the groups ordered by their longest prompt. Batches
-    are cut from this order. A batch has at most `batch_tokens` nodes and `MAX_PROMPTS` prompts, or
-    is a single prompt. The plan follows from the tokens and keys (`row_id`) alone, so it is the
-    same after a restart and on each worker.
+    By default these are as many as `shard_rows_of` says. Prompts are grouped by their beginning,
+    and the groups ordered by their longest prompt. Batches are cut from this order. A batch has at
+    most `batch_tokens` nodes and `MAX_PROMPTS` prompts, or is a single prompt. The plan follows
+    from the tokens and keys (`row_id`) alone, so it is the same after a restart and on each worker.
 
     Parameters
     ----------
     prompts
         With the columns `row_id` and `input_ids`.
     """
+    shard_rows = shard_rows or shard_rows_of(len(prompts))
     by_tokens = sorted(zip(prompts.input_ids.map(tuple), prompts.row_id, strict=True))
     batches: list[list] = []
     n_nodes = 0

@@ -20,9 +20,6 @@ def fit_detector(run: Run, *, layers: list[int], families: Sequence[str] = ()) -
     arguments = {"layers": list(layers), "families": list(families)}
     inputs = {"run": run.record, "arguments": arguments}
 
-    def has_card(folder: Path) -> bool:
-        return (folder / "card.json").is_file()
-
     def fit_and_save(folder: Path, record: dict) -> None:
         rows = run.truth_rows
         may_fit = (rows.role != "lie") | rows.family.isin(families)
@@ -40,7 +37,8 @@ def fit_detector(run: Run, *, layers: list[int], families: Sequence[str] = ()) -
         )
         detector.save(folder)
 
-    folder = run.cache.filled_folder("06-detector", fit_detector, inputs, has_card, fit_and_save)
+    is_kept = TruthDetector.is_kept
+    folder = run.cache.filled_folder("06-detector", fit_detector, inputs, is_kept, fit_and_save)
     return TruthDetector.load(folder, run.loaded)
 
 
