@@ -1,6 +1,7 @@
 """The Hugging Face hub: which commit of a repository to use, and single files of it."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -61,12 +62,22 @@ def cached_file(repo: str, name: str, revision: str) -> Path | None:
     return path if path.is_file() else None
 
 
+def folder(repo: str, revision: str, patterns: Sequence[str]) -> Path:
+    """Return a folder with the files of a model's commit that match one of the patterns.
+
+    The hub is asked once in a process.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return _download(HF_HUB_CACHE, repo, revision, tuple(patterns))
+
+
 @functools.cache
-def folder(repo: str, revision: str, patterns: tuple[str, ...]) -> Path:
-    """Return a folder with the files of a model's commit that match one of the patterns."""
+def _download(cache: str, repo: str, revision: str, patterns: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+    options = {"cache_dir": cache, "allow_patterns": list(patterns)}
+    return Path(snapshot_download(repo, revision=revision, **options))
 
 
 def _cache_of(repo: str, kind: str) -> Path:
