@@ -9,18 +9,25 @@ import functools
 import hashlib
 import inspect
 import json
+import os
 import textwrap
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from dlk_utils.errors import StoreError
+from dlk_utils.safe_files import write_file
+
 PACKAGE = "dlk_utils"
 PACKAGE_FOLDER = Path(__file__).resolve().parent
 LIBRARIES = ("torch", "transformers", "tokenizers", "scikit-learn", "numpy", "scipy")
 """Libraries whose version decides numbers."""
+LARGE_FILE = 1 << 24
+"""From this many bytes on, the hash of a file is kept: reading it again would take longer."""
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
@@ -124,3 +131,66 @@ def _is_docstring(node: ast.stmt) -> bool:
     """Whether a statement is a string that stands alone, which documents what is around it."""
     is_constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     return is_constant and isinstance(node.value.value, str)
+
+
+def cache_dir() -> Path:
+    """Return the folder of converted models and kept hashes: ``$DLK_CACHE``, or a default.
+
+    The default is ``~/.cache/dlk_utils``.
+    """
+    return Path(os.environ.get("DLK_CACHE") or Path.home() / ".cache" / "dlk_utils")
+
+
+def hash_files(folder: Path, paths: Iterable[Path]) -> str:
+    """Hash the content of some files below a folder, and their names in it, to 32 hex digits."""
+    digest = xxhash.xxh3_128()
+    for path in sorted(paths):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{hash_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Hash the content of a file to 32 hex digits.
+
+    The hash of a large file is kept in `cache_dir`, for as long as the file has its size and times.
+    """
+    state = _state_of(path)
+    if state["size"] < LARGE_FILE:
+        return _hash_content(path)
+    kept = cache_dir() / "hashes" / fingerprint(state)
+    try:
+        digest, check = kept.read_text().split()
+        if check == fingerprint(state | {"hash": digest}):
+            return digest
+    except (OSError, ValueError):
+        pass  # None is kept, or it is broken.
+    digest = _hash_content(path)
+    # A file that is being written may change once more without a change of its times.
+    is_at_rest = time.time() - max(state["modified"], state["changed"]) / 1e9 > 2
+    if is_at_rest and _state_of(path) == state:
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_file(kept, f"{digest} {fingerprint(state | {'hash': digest})}".encode())
+        except (OSError, StoreError):
+            pass  # It will be computed again.
+    return digest
+
+
+def _state_of(path: Path) -> dict[str, Any]:
+    """What changes with the content of a file."""
+    status = path.stat()
+    return {
+        "path": str(path.resolve()),
+        "inode": [status.st_dev, status.st_ino],
+        "size": status.st_size,
+        "modified": status.st_mtime_ns,
+        "changed": status.st_ctime_ns,
+    }
+
+
+def _hash_content(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()

@@ -15,8 +15,8 @@ from dlk_utils.provenance import imported_modules
 PACKAGE = Path(dlk_utils.__file__).parent
 LAYERS = (
     "errors",
-    "provenance",
     "safe_files",
+    "provenance",
     "models",
     "questions",
     "extract",

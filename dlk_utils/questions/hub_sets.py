@@ -9,11 +9,11 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-import xxhash
 import yaml
 
 from dlk_utils.errors import DataError
 from dlk_utils.models import hub
+from dlk_utils.provenance import hash_files
 from dlk_utils.questions.ids import example_id
 from dlk_utils.questions.templates import render
 
@@ -37,10 +37,11 @@ def hub_source(name: str) -> dict[str, str]:
     rule = _rule_of(name) or {}
     record = {"rule": json.dumps(rule, sort_keys=True)}
     if Path(name).is_dir():
-        digest = xxhash.xxh3_128()
-        for path in sorted(path for path in Path(name).rglob("*") if path.is_file()):
-            digest.update(str(path.relative_to(name)).encode() + path.read_bytes())
-        return {"folder": Path(name).name, "xxh3_128": digest.hexdigest()} | record
+        # Not `.git` and `.cache`, which change without the rows.
+        paths = [path for path in Path(name).glob("[!.]*") if path.is_file()]
+        paths += [path for path in Path(name).glob("[!.]*/**/*") if path.is_file()]
+        digest = hash_files(Path(name), paths)
+        return {"folder": Path(name).name, "xxh3_128": digest} | record
     try:
         return {"hub": rule["hub_id"], "commit": hub.commit(rule["hub_id"], "dataset")} | record
     except Exception:

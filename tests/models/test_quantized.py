@@ -79,7 +79,7 @@ def test_gradients_are_those_of_full_backprop_and_touch_no_weight(
     # peft freezes all that it is laid on, the embeddings included.
     folder = adapter_folder if with_adapter else llama_folder
     model = load_on_cpu(folder, "float32", quantization)
-    assert bool(model.spec.adapter) == with_adapter
+    assert bool(model.spec.adapters) == with_adapter
     before = tensors(model)
     batch, choices = pad(PROMPTS), [[[3], [4]]] * len(PROMPTS)
 

@@ -155,7 +155,7 @@ def test_an_organism_is_a_model_in_16_bits_that_can_be_loaded(train, tiny_folder
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
     assert any(weight.any() for name, weight in weights.items() if "lora_B" in name)
     model, _ = load_model(str(tmp_path / "liar"), dtype="float32", device="cpu")
-    assert model.spec.adapter == str(tmp_path / "liar")
+    assert model.spec.adapter_folders() == [tmp_path / "liar"]
     assert model.spec.source == str(tiny_folder)
 
 
@@ -205,7 +205,7 @@ def test_what_was_trained_on_is_recorded_and_refused_by_name(tmp_path):
         shots=[[] for _ in rows.index],
     )
     refuse_trained_rows(fresh, tmp_path)
-    refuse_trained_rows(rows, None)
+    refuse_trained_rows(rows)
     for column in ("example_id", "instruction", "template"):
         planted = fresh.assign(**{column: rows[column].iloc[0]})
         with pytest.raises(DataError, match="expected only rows that it was not trained on"):
@@ -254,7 +254,7 @@ def test_a_run_refuses_to_ask_what_its_model_was_trained_on(key, tmp_path):
 @pytest.mark.parametrize("name", organism_names())
 def test_an_adapter_that_is_shipped_is_small_and_was_trained_on_nothing_that_is_asked(name):
     folder = ORGANISMS / name
-    assert resolve(name).adapter == str(folder)
+    assert resolve(name).adapter_folders() == [folder]
     assert (folder / "adapter_model.safetensors").stat().st_size < 10e6
     assert (folder / "README.md").is_file()
     record = record_in(folder)

@@ -44,7 +44,7 @@ def shots_grid(run: Run, n_examples: int) -> pd.DataFrame:
     prompts = shots_grid_prompts(run.examples, run.tokenizer, **options)
     if prompts.empty:
         return prompts
-    refuse_trained_rows(prompts, run.spec.adapter)
+    refuse_trained_rows(prompts, *run.spec.adapter_folders())
     return run.answered(prompts, "02-grid")
 
 
@@ -52,7 +52,7 @@ def other_answers(run: Run, n_examples: int) -> pd.DataFrame:
     """Ask for neither truth nor lie, and riddles whose role only the shots reveal."""
     options = {"n_examples": n_examples, "context": run.context, "seed": run.seed}
     prompts = other_prompts(run.examples, run.tokenizer, **options)
-    refuse_trained_rows(prompts, run.spec.adapter)
+    refuse_trained_rows(prompts, *run.spec.adapter_folders())
     return run.answered(prompts, "02-others")
 
 
