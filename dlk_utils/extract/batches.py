@@ -116,14 +116,14 @@ class Readout:
         laid_out[self.row.to(values.device), self.place.to(values.device)] = values
         return laid_out
 
-    def logits(self, model: nn.Module, batch: Batch | None = None) -> Float[Tensor, "copy n vocab"]:
-        """Run the batch (or another form of it), and return the logits at the tokens to be read.
+    def logits(self, model: nn.Module) -> Float[Tensor, "copy n vocab"]:
+        """Run the batch, and return the logits at the tokens to be read.
 
         The LM head runs on no place before the first that is read.
         """
         width = self.batch["input_ids"].shape[1]
         n_logits = width - int(self.place.min())
-        logits = forward(model, batch or self.batch, n_logits=n_logits, use_cache=True).logits
+        logits = forward(model, self.batch, n_logits=n_logits, use_cache=True).logits
         # A family that cannot leave places out has logits for all of them.
         place = self.place - (width - logits.shape[1])
         return logits[self.row.to(logits.device), place.to(logits.device)]

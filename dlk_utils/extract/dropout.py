@@ -18,13 +18,17 @@ A. Appleby, *MurmurHash3*, 2011 (`fmix32`, the hash that is used here).
 
 import contextlib
 import hashlib
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from dlk_utils.errors import DeadDropout
+from dlk_utils.errors import DeadDropout, DlkError
+from dlk_utils.extract.batches import forward, pad
+from dlk_utils.models.architectures import ARCHITECTURES
+from dlk_utils.models.finding import text_config, trial_tokens
 from dlk_utils.models.sites import architecture, at_sites, blocks
 
 DEFAULT_P = 0.02
@@ -198,20 +202,65 @@ def _at_attention_probabilities(
 ) -> Iterator[None]:
     """Within it, attention is written out, with `change(layer, probabilities)`.
 
-    Fused kernels have no place for a mask of one's own.
+    Fused kernels have no place for a mask of one's own. Raises `DeadDropout` for a family whose
+    attention is another.
     """
+    # StableLM goes through the interface without saying so.
+    listed = "attention" in architecture(model).dropout
+    reason = None
+    if not (getattr(model, "_supports_attention_backend", False) or listed):
+        reason = "its attention cannot be replaced"
+    elif model.config.model_type not in ARCHITECTURES:
+        if model not in _tried:
+            _tried[model] = _why_not_written_out(model)
+        reason = _tried[model]
+    if reason:
+        others = ", ".join(place for place in PLACES if place != "attention")
+        raise DeadDropout(
+            f"{model.config.model_type}: attention dropout cannot be laid on in this family "
+            f"({reason}); expected places: {others}"
+        )
+    with _attention_written_out(model, change):
+        yield
+
+
+_tried: weakref.WeakKeyDictionary[nn.Module, str | None] = weakref.WeakKeyDictionary()
+"""For models of families that are not in the table, why their attention cannot be written out."""
+
+
+@torch.no_grad()
+def _why_not_written_out(model: nn.Module) -> str | None:
+    """Run a few tokens with attention written out; say what is wrong, None if nothing is."""
+    layers = []
+
+    def note(layer: int, probabilities: Tensor) -> Tensor:
+        layers.append(layer)
+        return probabilities
+
+    batch = pad([trial_tokens(model)], device=model.device)
+    usual = forward(model, batch, use_cache=False).logits[:, -1].double()
+    try:
+        with _attention_written_out(model, note):
+            logits = forward(model, batch, use_cache=False).logits[:, -1].double()
+    except torch.OutOfMemoryError:
+        raise
+    except (DlkError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        return f"it takes no other attention: {error}"
+    if layers != list(range(len(blocks(model)))):
+        return "not every block's attention can be replaced"
+    coarse = model.dtype in (torch.bfloat16, torch.float16)
+    if not (logits - usual).norm() <= (5e-2 if coarse else 1e-4) * usual.norm():
+        return "its attention does more than the usual one"
+    return None
+
+
+@contextlib.contextmanager
+def _attention_written_out(
+    model: nn.Module, change: Callable[[int, Tensor], Tensor]
+) -> Iterator[None]:
     # Only here, because importing these takes longer than everything else in this module.
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
-
-    # StableLM goes through the interface without saying so.
-    listed = "attention" in architecture(model).dropout
-    if not (getattr(model, "_supports_attention_backend", False) or listed):
-        others = ", ".join(place for place in PLACES if place != "attention")
-        raise DeadDropout(
-            f"{model.config.model_type}: attention dropout cannot be laid on in this family; "
-            f"expected places: {others}"
-        )
 
     def attention(module, query, key, value, attention_mask, scaling=None, **options):
         if options.get("s_aux") is not None:
@@ -235,9 +284,10 @@ def _at_attention_probabilities(
 
     AttentionInterface.register("dlk_seeded_dropout", attention)
     AttentionMaskInterface.register("dlk_seeded_dropout", eager_mask)
-    usual = model.config._attn_implementation
-    model.config._attn_implementation = "dlk_seeded_dropout"
+    config = text_config(model)
+    usual = config._attn_implementation
+    config._attn_implementation = "dlk_seeded_dropout"
     try:
         yield
     finally:
-        model.config._attn_implementation = usual
+        config._attn_implementation = usual

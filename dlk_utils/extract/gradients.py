@@ -4,8 +4,9 @@ The margin is log p(choice 1) - log p(choice 0). It knows neither the label nor 
 and so its gradient does not leak them.
 """
 
+import contextlib
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -63,9 +64,8 @@ def last_token_gradients(
         # Copied at once, because Falcon later adds to it in place.
         values[site].append(last_tokens.take(hidden.detach())[0].to("cpu", copy=True))
 
-    with torch.enable_grad(), at_sites(model, sites, keep, layers):
-        batch = _embedded(model, last_tokens.batch)
-        [logits] = last_tokens.logits(model, batch)
+    with _graph_from_embeddings(model), at_sites(model, sites, keep, layers):
+        [logits] = last_tokens.logits(model)
         gradients = _margin_gradients(choice_logprobs(logits, choice_ids), activations)
     by_site = {}
     for site, some in gradients.items():
@@ -89,8 +89,9 @@ def full_backprop(
     This is slower, and serves as the reference. Prompts may be padded on either side.
     """
     rows, last = _last_token_index(batch)
-    with torch.enable_grad(), record_sites(model, sites, layers, lambda x: x) as activations:
-        output = forward(model, _embedded(model, batch), n_logits=None, use_cache=False)
+    recording = record_sites(model, sites, layers, lambda x: x)
+    with _graph_from_embeddings(model), recording as activations:
+        output = forward(model, batch, n_logits=None, use_cache=False)
         logprobs = choice_logprobs(output.logits[rows, last], choice_ids)
         gradients = _margin_gradients(logprobs, activations)
     return {site: torch.stack([g[rows, last].cpu() for g in gs]) for site, gs in gradients.items()}
@@ -191,8 +192,8 @@ def pooled_weight_gradients(
         for name in modules:
             hook = functools.partial(keep, name)
             handles.append(model.get_submodule(name).register_forward_hook(hook))
-        with torch.enable_grad():
-            output = forward(model, _embedded(model, batch), n_logits=None, use_cache=False)
+        with _graph_from_embeddings(model):
+            output = forward(model, batch, n_logits=None, use_cache=False)
             logprobs = choice_logprobs(output.logits[rows, last], choice_ids)
             gradients = _margin_gradients(logprobs, outputs)
     finally:
@@ -272,14 +273,23 @@ def _last_token_index(batch: Batch) -> tuple[Tensor, Tensor]:
     return torch.arange(len(batch["input_ids"])), last_positions(batch).cpu()
 
 
-def _embedded(model: nn.Module, batch: Batch) -> Batch:
-    """Return the batch with embeddings in place of token ids, as the leaf of the graph.
+@contextlib.contextmanager
+def _graph_from_embeddings(model: nn.Module) -> Iterator[None]:
+    """Within it, passes build a graph whose leaves are the embeddings of the tokens.
 
-    So there is a graph even if no weight (quantised, frozen by an adapter) asks for a gradient.
+    So there is a graph even if no weight (quantised, frozen by an adapter) asks for a gradient. The
+    embeddings are changed where they are made, for some families take no others.
     """
-    embeddings = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
-    others = {name: x for name, x in batch.items() if name != "input_ids"}
-    return others | {"inputs_embeds": embeddings}
+
+    def begin(module: nn.Module, args: tuple, embeddings: Tensor) -> Tensor:
+        return embeddings.detach().requires_grad_()
+
+    handle = model.get_input_embeddings().register_forward_hook(begin)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        handle.remove()
 
 
 def _with_matrix(module: nn.Module) -> list[nn.Module]:

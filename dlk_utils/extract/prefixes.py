@@ -35,6 +35,7 @@ from dlk_utils.extract.batches import (
     takes_positions,
 )
 from dlk_utils.extract.packing import Packed, pack
+from dlk_utils.models.finding import text_config, trial_tokens
 from dlk_utils.models.sites import blocks
 
 log = logging.getLogger(__name__)
@@ -186,9 +187,9 @@ def takes_trees(model: nn.Module, longest: int) -> bool:
         return False
     require_evaluation_mode(model)
     tried = _tried.setdefault(model, {})
-    implementation = model.config._attn_implementation
+    implementation = text_config(model)._attn_implementation
     if implementation not in tried:
-        reason = _why_not_packed(model)
+        reason = why_not_packed(model)
         tried[implementation] = reason is None
         if reason:
             log.info("%s runs padded prompts: %s", model.config.model_type, reason)
@@ -217,10 +218,27 @@ def in_parts(
 
 def window(model: nn.Module) -> float:
     """Return how many tokens a layer with a sliding window sees; infinite without a window."""
-    config = model.config.get_text_config()
+    config = text_config(model)
+    sizes = {name: getattr(config, name, None) for name in WINDOWS}
     if not getattr(config, "use_sliding_window", True):
-        return math.inf
-    return float(getattr(config, "sliding_window", None) or math.inf)
+        del sizes["sliding_window"]
+    return float(min((size for size in sizes.values() if size), default=math.inf))
+
+
+WINDOWS = (
+    "sliding_window",
+    # GPT-Neo's local attention.
+    "window_size",
+    # Modern BERT's decoder.
+    "local_attention",
+    # Llama 4: a token sees those of its own chunk.
+    "attention_chunk_size",
+    # DeepSeek 3.2, and Doge: a token sees as many as it finds most worth looking at.
+    "index_topk",
+    "keep_window_size",
+    "index_block_size",
+)
+"""Settings of a configuration that limit how many tokens a token sees."""
 
 
 @torch.no_grad()
@@ -404,16 +422,17 @@ def _number_within(row: Int[Tensor, "copy n"]) -> Int[Tensor, "copy n"]:
 _tried: weakref.WeakKeyDictionary[nn.Module, dict[str, bool]] = weakref.WeakKeyDictionary()
 """For each model, whether it takes trees under each implementation of attention."""
 
-_TRIAL = ([5, 6, 7, 8, 9], [5, 6, 9], [5, 6, 7, 4, 9, 3], [8, 3], [5, 6, 7, 8, 4])
+# Numbers of trial tokens.
+_TRIAL = ([2, 3, 4, 5, 6], [2, 3, 6], [2, 3, 4, 1, 6, 0], [5, 0], [2, 3, 4, 5, 1])
 
 
 @torch.no_grad()
-def _why_not_packed(model: nn.Module) -> str | None:
+def why_not_packed(model: nn.Module) -> str | None:
     """Run a few tokens packed and padded; say why the model cannot run trees, None if it can."""
     if not takes_positions(model):
         return "the family is not told positions"
-    vocabulary = model.config.get_text_config().vocab_size
-    prompts = [[token % vocabulary for token in ids] for ids in _TRIAL]
+    tokens = trial_tokens(model, 7)
+    prompts = [[tokens[i] for i in ids] for ids in _TRIAL]
     padded = forward(model, pad(prompts, device=model.device), use_cache=False).logits[:, -1]
     try:
         # Small branches, so that there is a trunk and more than one row.
@@ -421,7 +440,7 @@ def _why_not_packed(model: nn.Module) -> str | None:
         packed = prefixes.append().logits(model)[0]
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         # What a family raises that reads the mask in another way.
         return f"it refuses a mask over pairs of tokens ({error})"
     difference = (packed - padded).double().norm(dim=-1) / padded.double().norm(dim=-1)
