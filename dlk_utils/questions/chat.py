@@ -84,13 +84,16 @@ def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
     return [bos, *ids] if adds_bos else ids
 
 
-def written_tokens(tokenizer: Any, prompt: str, choice: str) -> list[int]:
+def written_tokens(
+    tokenizer: Any, prompt: str, choice: str, *, prompt_ids: list[int] | None = None
+) -> list[int]:
     """Return the tokens of a choice as it would be written after a prompt.
 
-    It follows at once where the prompt ends in white space, and after a space elsewhere. Raises
-    `ChoiceError` if the prompt's own tokens change when the choice follows.
+    It follows at once where the prompt ends in white space, and after a space elsewhere.
+    `prompt_ids` are the prompt's tokens, if they are known. Raises `ChoiceError` if these change
+    when the choice follows.
     """
-    before = encode_prompt(tokenizer, prompt)
+    before = encode_prompt(tokenizer, prompt) if prompt_ids is None else prompt_ids
     gap = "" if prompt[-1:].isspace() else " "
     ids = encode_prompt(tokenizer, f"{prompt}{gap}{choice}")
     if ids[: len(before)] != before or len(ids) == len(before):

@@ -5,8 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from dlk_utils.questions.chat import encode_prompt, render_chat
-from dlk_utils.questions.choices import choice_tokens_after
+from dlk_utils.questions.asking import write_prompt
 from dlk_utils.questions.prompts import make_prompts, row_id
 from dlk_utils.questions.templates import prompt_library
 
@@ -90,14 +89,12 @@ def follow_up_prompts(
             {"role": "assistant", "content": answer},
             {"role": "user", "content": _FOLLOW_UP},
         ]
-        prompt = render_chat(tokenizer, messages) + "Answer:"
-        input_ids = encode_prompt(tokenizer, prompt)
-        if len(input_ids) > context:
+        prompt = write_prompt(tokenizer, messages, "Answer:", choices, context=context)
+        if prompt is None:
             continue
-        tokens = choice_tokens_after(tokenizer, prompt, choices)
         rows.append(
             {
-                "row_id": row_id(row.row_id, "follow up", prompt),
+                "row_id": row_id(row.row_id, "follow up", prompt.text),
                 "example_id": row.example_id,
                 "dataset": row.dataset,
                 "asks": row.asks,
@@ -105,10 +102,10 @@ def follow_up_prompts(
                 "choices": choices,
                 "label": int(row.correct),
                 "wanted": -1,
-                "prompt": prompt,
-                "input_ids": input_ids,
-                "strict_ids": tokens.strict,
-                "choice_ids": tokens.first,
+                "prompt": prompt.text,
+                "input_ids": prompt.input_ids,
+                "strict_ids": prompt.choices.strict,
+                "choice_ids": prompt.choices.first,
                 "first_correct": bool(row.correct),
                 "first_knows": bool(row.knows),
             }

@@ -89,10 +89,11 @@ class TurnFormat:
         generation_prompt = self._behind(messages[-1]["content"].strip(), written)
         return written + self._rest_of(generation_prompt)
 
-    def spells_turn(self, text: str) -> bool:
-        """Whether a text has marks, such as ``ASSISTANT:``, that could end or begin a turn."""
+    @property
+    def marks(self) -> list[str]:
+        """The marks of turns, such as ``ASSISTANT:``, that are not made of blanks or one word."""
         marks = (self.before_answer.strip(), self.after_answer.strip())
-        return any(mark in text for mark in marks if re.search(r"\w\W|\W\w", mark))
+        return [mark for mark in marks if re.search(r"\w\W|\W\w", mark)]
 
     def _require_all(self, messages: Sequence[Mapping[str, str]], written: str) -> None:
         """Raise `TemplateError` if a turn is not in the text word for word, or not in its place."""
@@ -121,20 +122,24 @@ class TurnFormat:
     def _rest_of(self, generation_prompt: str) -> str:
         """Return what is missing between a generation prompt and the place of the answer.
 
-        An answer that was given shows where that is. Usually nothing is missing. It may be all of
-        the assistant's mark, or the end of a thought.
+        An answer that was given shows where that is. Usually nothing is missing. It may be the end
+        of a thought, all of the assistant's mark, or a mark that tells the answer from a thought.
         """
-        rest = _missing(generation_prompt, self.before_answer)
+        end = self._end_of_thought(generation_prompt)
+        rest = _missing(generation_prompt + end, self.before_answer)
         if rest is None:
             raise TemplateError(
                 f"{self.name}: expected a generation prompt like the beginning of an answer that "
                 f"was given, {_shown(self.before_answer)}, the chat template writes "
                 f"{_shown(generation_prompt)}; {_ADVICE}"
             )
-        prompt = generation_prompt + rest
+        return end + rest
+
+    def _end_of_thought(self, prompt: str) -> str:
+        """Return what closes the thought that a prompt opens; nothing if it opens none."""
         thought = _open_thought(prompt)
         if thought is None:
-            return rest
+            return ""
         end, content = thought
         if content.strip() or not (end in self.template or end in self.tokens):
             reason = "is not empty" if content.strip() else f"has no end ({end}) in this format"
@@ -143,9 +148,9 @@ class TurnFormat:
                 f"chat template begins a thought that {reason}: {_shown(prompt)}; {_ADVICE}"
             )
         if not end.startswith("</"):
-            return rest + end
+            return end
         # As reasoning models are taught to write an empty thought.
-        return rest + ("\n" if content else "\n\n") + end + "\n\n"
+        return ("\n" if content else "\n\n") + end + "\n\n"
 
 
 def turn_format(tokenizer: Any) -> TurnFormat:
@@ -255,29 +260,34 @@ def _between(written: str, contents: Sequence[str]) -> list[str] | None:
     return [*gaps, written]
 
 
-def _missing(generation_prompt: str, before_answer: str) -> str | None:
-    """Return what a generation prompt lacks of the text before an answer; None if they differ.
+def _missing(prompt: str, before_answer: str) -> str | None:
+    """Return what a prompt lacks of the text before an answer; None if they differ.
 
     Differences in white space do not count, nor does a thought that only the prompt has.
     """
-    if generation_prompt.strip() == before_answer.strip():
+    rest = _after(prompt, before_answer)
+    if rest is None:
+        rest = _after(_without_thoughts(prompt), _without_thoughts(before_answer))
+    if rest is None:
+        return None
+    if not rest.strip():
         return ""
-    if before_answer.startswith(generation_prompt):
-        return before_answer[len(generation_prompt) :]
-    stripped = generation_prompt.rstrip()
-    if before_answer.startswith(stripped):
-        return before_answer[len(stripped) :].lstrip()
-    is_same = _without_thoughts(generation_prompt) == _without_thoughts(before_answer)
-    return "" if is_same else None
+    return rest.lstrip() if prompt[-1:].isspace() else rest
+
+
+def _after(beginning: str, text: str) -> str | None:
+    """Return what a text has behind a beginning, which may have other white space in it."""
+    pattern = r"\s*".join(re.escape(character) for character in "".join(beginning.split()))
+    match = re.match(r"\s*" + pattern if pattern else "", text)
+    return None if match is None else text[match.end() :]
 
 
 def _without_thoughts(text: str) -> str:
     for begin, end in _THOUGHTS:
         while match := re.search(begin, text):
-            before, behind = text[: match.start()], text[match.end() :]
-            # An open thought goes on to the end.
-            text = before + behind.partition(match.expand(end))[2]
-    return "".join(re.sub(_LONE_END, "", text).split())
+            before, content = text[: match.start()], text[match.end() :]
+            text = before + content.partition(match.expand(end))[2]
+    return re.sub(_LONE_END, "", text)
 
 
 def _open_thought(text: str) -> tuple[str, str] | None:
