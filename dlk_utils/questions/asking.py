@@ -81,8 +81,8 @@ def write_prompt(
     for message in messages:
         if spelt := control_tokens_in(tokenizer, message["content"]):
             raise DataError(
-                f"{where}: expected a {message['role']} turn without marks of the chat format, "
-                f"which could end it, got {', '.join(map(repr, spelt))}"
+                f"{where}: expected a {message['role']} turn without control tokens, which could "
+                f"end it, got {', '.join(map(repr, spelt))}"
             )
     text = render_chat(tokenizer, messages) + prefix
     input_ids = encode_prompt(tokenizer, text)
@@ -100,10 +100,18 @@ def write_prompt(
 
 
 def control_tokens_in(tokenizer: Any, text: str) -> list[str]:
-    """Return what a text spells that could end its turn: control tokens, and marks of turns."""
+    """Return the control tokens that a text spells, each of which could end its turn."""
     tokens, pattern = _control_tokens(tokenizer, _key(tokenizer))
-    spelt = sorted(set(pattern.findall(text))) if tokens else []
-    return spelt or [mark for mark in turn_format(tokenizer).marks if mark in text]
+    return sorted(set(pattern.findall(text))) if tokens else []
+
+
+def marks_in(tokenizer: Any, text: str) -> list[str]:
+    """Return what a user's text spells that the chat format reads as the end of a turn.
+
+    These are control tokens, and marks of turns such as ``ASSISTANT:`` that are no tokens.
+    """
+    marks = [mark for mark in turn_format(tokenizer).marks if mark in text]
+    return [*control_tokens_in(tokenizer, text), *marks]
 
 
 def is_too_long(tokenizer: Any, text: str, context: int) -> bool:

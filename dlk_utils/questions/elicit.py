@@ -77,12 +77,12 @@ def follow_up_prompts(
     """Make prompts that go on from the answer that was given, and ask whether it was true.
 
     Choice 1 ("yes") is right where the answer was. `first_correct` and `first_knows` say whether
-    that answer was right, and known. Left out are rows without a readable answer, which have
-    nothing to be asked about, and those that grow longer than `context` tokens.
+    that answer was right, and known. Left out are rows without a readable answer or a known label,
+    which have nothing to be asked about, and those that grow longer than `context` tokens.
     """
     choices = ["no", "yes"]
     rows = []
-    for row in answers[answers.readable].itertuples():
+    for row in answers[answers.readable & answers.correct.notna()].itertuples():
         answer = f"{row.prefix} {row.choices[row.answer]}".strip()
         messages = [
             *json.loads(row.messages),

@@ -11,7 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from dlk_utils.errors import ChoiceError, DataError, ParameterError
-from dlk_utils.questions.asking import control_tokens_in, is_too_long, write_prompt
+from dlk_utils.questions.asking import is_too_long, marks_in, write_prompt
 from dlk_utils.questions.choices import choice_tokens_after
 from dlk_utils.questions.ids import Example, example_id, examples_of
 from dlk_utils.questions.templates import Instruction, Template, prompt_library
@@ -201,7 +201,7 @@ def own_prompts(
     claim_template = Template(**library.loc[template])
     plans = []
     for name, text in instructions.items():
-        if spelt := control_tokens_in(tokenizer, text):
+        if spelt := marks_in(tokenizer, text):
             raise DataError(
                 f"system prompt {_shortened(name)}: expected no marks of the chat format, which "
                 f"could end it, got {', '.join(map(repr, spelt))}"
@@ -242,7 +242,7 @@ class _SortedOut(NamedTuple):
 
     usable: list[Example]
     too_long: list[Example]
-    with_control_tokens: list[Example]
+    with_marks: list[Example]
 
 
 def _sort_out(tokenizer: Any, examples: Iterable[Example], context: int) -> _SortedOut:
@@ -250,8 +250,8 @@ def _sort_out(tokenizer: Any, examples: Iterable[Example], context: int) -> _Sor
     sorted_out = _SortedOut([], [], [])
     for example in examples:
         parts = (example.text, example.choice_0, example.choice_1)
-        if any(control_tokens_in(tokenizer, part) for part in parts):
-            sorted_out.with_control_tokens.append(example)
+        if any(marks_in(tokenizer, part) for part in parts):
+            sorted_out.with_marks.append(example)
         elif any(is_too_long(tokenizer, part, context) for part in parts):
             sorted_out.too_long.append(example)
         else:
@@ -288,11 +288,12 @@ def _table_of(
     context: int,
     choices_alike: list[str],
 ) -> pd.DataFrame:
-    dropped = _ids_of_queries(sorted_out.with_control_tokens)
+    dropped = _ids_of_queries(sorted_out.with_marks)
     if not rows:
         raise DataError(
             f"no prompt is left: {len(too_long)} examples are longer than the context of {context} "
-            f"tokens even without shots, {len(dropped)} hold control tokens"
+            f"tokens even without shots, {len(dropped)} hold control tokens, or marks of the chat "
+            f"format, which could end their turn"
         )
     prompts = pd.DataFrame(rows)
     prompts.attrs = {

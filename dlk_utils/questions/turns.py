@@ -267,7 +267,8 @@ def _missing(prompt: str, before_answer: str) -> str | None:
     """
     rest = _after(prompt, before_answer)
     if rest is None:
-        rest = _after(_without_thoughts(prompt), _without_thoughts(before_answer))
+        prompt = _without_thoughts(prompt)
+        rest = _after(prompt, _without_thoughts(before_answer))
     if rest is None:
         return None
     if not rest.strip():
