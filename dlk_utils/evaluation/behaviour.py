@@ -100,7 +100,8 @@ def read_answers(
         * `margin`: log-odds of choice 1 against choice 0 (nats), and `p1`: its share of the
           choices' probability;
         * `mass`: the probability of both choices together;
-        * `answer`: the more probable choice (0 or 1), and `correct`: whether it is the label;
+        * `answer`: the more probable choice (0 or 1), and `correct`: whether it is the label. Where
+          the label is not known (-1), that is missing;
         * `top_token`: the text of the most probable next token;
         * `strict_answer` and `strict_mass`: answer and mass of the choices exactly as written;
         * `readable`: whether this counts as an answer. The mass must be at least `MIN_MASS`, in the
@@ -114,7 +115,7 @@ def read_answers(
         p1=expit(margin),
         mass=np.exp(logprobs.astype(float)).sum(axis=1),
         answer=answer,
-        correct=answer == prompts.label.to_numpy(),
+        correct=_is_label(answer, prompts.label.to_numpy()),
         top_token=[decode(int(token)) for token in top_token],
         strict_answer=(strict[:, 1] > strict[:, 0]).astype(int),
         strict_mass=np.exp(strict.astype(float)).sum(axis=1),
@@ -125,6 +126,14 @@ def read_answers(
         # Where a form of question is rarely answered, its few readable rows are so by accident.
         readable &= answers.groupby(form)["mass"].transform("mean") >= MIN_MASS
     return answers.assign(readable=readable)
+
+
+def _is_label(answer: np.ndarray, label: np.ndarray) -> Any:
+    """Whether each answer is the label: booleans, with missing values if a label is not known."""
+    is_unknown = label < 0
+    if not is_unknown.any():
+        return answer == label
+    return pd.array(np.where(is_unknown, pd.NA, answer == label), dtype="boolean")
 
 
 def knowledge_gate(answers: pd.DataFrame) -> pd.DataFrame:

@@ -392,6 +392,14 @@ def _checked(
             f"input_ids: expected at least {least_tokens} tokens in each prompt, got "
             f"{min(lengths)} in prompt {lengths.index(min(lengths))}"
         )
+    n_embedded = model.get_input_embeddings().weight.shape[0]
+    for row, ids in enumerate(prompts):
+        if min(ids) < 0 or max(ids) >= n_embedded:
+            raise DataError(
+                f"input_ids: expected tokens that the model has an embedding for, ids from 0 to "
+                f"{n_embedded - 1:,}, got {min(ids)} to {max(ids)} in prompt {row}; use the "
+                "model's own tokenizer, or resize its embedding"
+            )
     return prompts
 
 

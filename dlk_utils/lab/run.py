@@ -172,6 +172,11 @@ class Run:
         longest = getattr(self.config, "max_position_embeddings", None)
         return longest or getattr(self.config, "n_positions", 2048)
 
+    @property
+    def vocab_size(self) -> int | None:
+        """Number of tokens that the model has an embedding for, as far as its config says."""
+        return getattr(self.config.get_text_config(), "vocab_size", None)
+
     def layers(self, stride: int) -> list[int]:
         """Every `stride`-th layer, and the last one."""
         return sorted({*range(0, self.n_layers, stride), self.n_layers - 1})
@@ -204,6 +209,7 @@ class Run:
             self.tokenizer,
             n_shots=self.n_shots,
             context=self.context,
+            vocab_size=self.vocab_size,
             seed=self.seed,
         )
         refuse_trained_rows(prompts, *self.spec.adapter_folders())

@@ -28,13 +28,15 @@ def choice_tokens_after(
     *,
     scoring: str = "first",
     where: str = "these choices",
+    prompt_ids: list[int] | None = None,
 ) -> ChoiceTokens:
     """Find the tokens that stand for two choices after a prompt.
 
-    `scoring` is that of a `templates.Template`. Raises `ChoiceError`, which names `where`, if the
+    `scoring` is that of a `templates.Template`, and `prompt_ids` the prompt's tokens, if they are
+    known. Raises `ChoiceError`, which names `where`, if the
     choices cannot be told apart by it.
     """
-    written = [written_tokens(tokenizer, prompt, choice) for choice in choices]
+    written = [written_tokens(tokenizer, prompt, c, prompt_ids=prompt_ids) for c in choices]
     strict = [_without_blanks(tokenizer, ids)[:1] for ids in written]
     if scoring == "whole":
         whole = whole_choice_token_ids(tokenizer, choices, written, where=where)

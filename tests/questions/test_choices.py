@@ -105,7 +105,8 @@ def test_the_token_that_is_written_after_a_prompt_counts_whatever_it_is(
         "yes": sentencepiece_like.convert_tokens_to_ids(["b"]),
     }
     monkeypatch.setattr(
-        "dlk_utils.questions.choices.written_tokens", lambda _, prompt, choice: written[choice]
+        "dlk_utils.questions.choices.written_tokens",
+        lambda _, prompt, choice, **known: written[choice],
     )
     tokens = choice_tokens_after(sentencepiece_like, "Is it?\n", ["no", "yes"])
     assert tokens.strict == list(written.values())

@@ -9,6 +9,7 @@ from dlk_utils.evaluation.detector import TruthDetector
 from dlk_utils.evaluation.selection import stack_layers
 from dlk_utils.evaluation.stats import wilson_interval
 from dlk_utils.lab.run import Run
+from dlk_utils.questions.prompts import own_prompts
 
 
 def fit_detector(run: Run, *, layers: list[int], families: Sequence[str] = ()) -> TruthDetector:
@@ -102,6 +103,26 @@ def flag_rates(judged: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
                 rates.append([name, of, dataset, n, n_flagged / max(1, n), low, high])
     columns = ["detector", "of", "dataset", "n", "flagged", "flagged_low", "flagged_high"]
     return pd.DataFrame(rates, columns=columns).set_index(columns[:3])
+
+
+def prompts_of_own(run: Run, claims: Sequence[str], system_prompts: Sequence[str]) -> pd.DataFrame:
+    """Make the prompts of `own_prompts` for a run's model, and print which claims are left out."""
+    prompts = own_prompts(
+        claims,
+        {text: text for text in system_prompts},
+        run.tokenizer,
+        context=run.context,
+        vocab_size=run.vocab_size,
+    )
+    missing = [claim for claim in claims if claim not in set(prompts.text)]
+    if missing:
+        print(
+            f"{len(missing)} of {len(claims)} claims are not asked: "
+            f"{len(prompts.attrs['dropped_too_long'])} too long, "
+            f"{len(prompts.attrs['dropped_control_tokens'])} with marks of the chat format; first: "
+            f"{missing[0][:60]!r}"
+        )
+    return prompts
 
 
 def read_lines(path: str) -> list[str]:
