@@ -2,12 +2,10 @@
 
 import ast
 import difflib
-import html
 import logging
 import platform
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,6 +14,7 @@ from IPython import get_ipython
 
 import dlk_utils
 from dlk_utils.errors import DlkError, ParameterError
+from dlk_utils.lab.escaping import html_text, without_folders
 from dlk_utils.lab.figures import show_figures
 from dlk_utils.provenance import library_versions
 
@@ -44,6 +43,8 @@ def start(cells: list[str]) -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     pd.set_option("display.max_colwidth", 60, "display.width", 160)
     pd.set_option("display.max_columns", 30, "display.precision", 3)
+    # JupyterLab would show what lies between two dollar signs in a table as a formula.
+    pd.set_option("display.html.use_mathjax", False)
 
 
 def check_parameters(cells: list[str]) -> None:
@@ -78,9 +79,8 @@ def versions() -> str:
 def describe_run(run: Any) -> str:
     """Say in one line which model a `Run` asks."""
     spec = run.spec
-    name = Path(spec.name).name if Path(spec.name).is_dir() else spec.name
     return (
-        f"model {name}, {spec.dtype}, quantization {spec.quantization}, "
+        f"model {run.model_name}, {spec.dtype}, quantization {spec.quantization}, "
         f"revision {spec.revision[:12]}"
     )
 
@@ -100,13 +100,13 @@ def show_prompt(row: pd.Series, tokens: list[str]) -> str:
     spans = ""
     for number, token in enumerate(tokens):
         color = ("#e8eef7", "#f7efe3")[number % 2]
-        text = html.escape(token).replace("\n", "&#9166;<br>")
+        text = html_text(token).replace("\n", "&#9166;<br>")
         spans += f'<span style="background:{color};color:#222">{text}</span>'
     head = (
         f"role {row.role}, instruction {row.instruction}, template {row.template}, "
         f"choices {list(row.choices)}, label {row.label}, {len(tokens)} tokens"
     )
-    return f'<p><b>{html.escape(head)}</b></p><pre style="white-space:pre-wrap">{spans}</pre>'
+    return f'<p><b>{html_text(head)}</b></p><pre style="white-space:pre-wrap">{spans}</pre>'
 
 
 def refusal(call: Callable[[], Any]) -> None:
@@ -120,7 +120,7 @@ def refusal(call: Callable[[], Any]) -> None:
     try:
         call()
     except DlkError as error:
-        print(f"{type(error).__name__}: {error}")
+        print(f"{type(error).__name__}: {without_folders(str(error))}")
     else:
         raise AssertionError("expected a refusal, but nothing was refused")
 
@@ -175,8 +175,10 @@ def draw(figure: Callable[..., Any], table: pd.DataFrame, **options: Any) -> Any
 
 
 def _show_message(shell, kind, error, frames, tb_offset=None) -> list[str]:
-    lines = [f"{kind.__name__}: {error}"]
-    shell._showtraceback(kind, error, lines)
+    # The page that shows it may be published.
+    message = without_folders(str(error))
+    lines = [f"{kind.__name__}: {message}"]
+    shell._showtraceback(kind, message, lines)
     return lines
 
 

@@ -1,6 +1,7 @@
 """What may be said of the tables of notebooks 05 to 10: headlines, verdicts, titles, sentences.
 
-No module of tables imports this one, so that a change of words computes nothing again.
+No module of tables imports this one, so that a change of words computes nothing again. Titles are
+plain text. The functions called `..._findings` write Markdown, with names escaped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ import pandas as pd
 from dlk_utils.evaluation.detector import TruthDetector
 from dlk_utils.evaluation.tasks import KNOWN, POSITIVE_CONTROL
 from dlk_utils.lab.display import interval_text
+from dlk_utils.lab.escaping import markdown_text
 from dlk_utils.lab.tables import in_brief, least_to_most
 from dlk_utils.lab.tables.carry_over import between_groups, left_out
 
@@ -135,7 +137,7 @@ def probe_findings(
         lines.append(f"* **{row.target}**, {row.regime} ({fit}): {in_words(row)}")
     for sentence in skipped:
         task, reason = sentence.split(": ", 1)
-        lines.append(f"* **{task}** was not scored: {reason}")
+        lines.append(f"* **{task}** was not scored: {markdown_text(reason)}")
     for row in gains[gains.feature == "both"].itertuples():
         gain, over = (interval_text(row, x, signed=True) for x in ("gain", "over_residual"))
         lines.append(
@@ -219,19 +221,21 @@ def carry_over_findings(
             "* From one data set to another, truth is read on rows told to lie with AUROC "
             f"{least_to_most(apart.estimate)}; {(apart.low > 0.5).sum()} of {len(apart)} ways are "
             f"above chance, {(apart.high < 0.5).sum()} below.",
-            f"* The best way goes from {best.trained_on} to {best.tested_on}: {in_brief(best)}.",
+            f"* The best way goes from {markdown_text(best.trained_on)} to "
+            f"{markdown_text(best.tested_on)}: {in_brief(best)}.",
         ]
     for what, table in by_other.items():
         others = left_out(table, what).estimate
         if len(others):
             lines.append(
-                f"* Left out of training, the {what} read worst is {others.idxmin()} with "
-                f"{others.min():.2f}, the one read best {others.idxmax()} with {others.max():.2f}."
+                f"* Left out of training, the {what} read worst is "
+                f"{markdown_text(others.idxmin())} with {others.min():.2f}, the one read best "
+                f"{markdown_text(others.idxmax())} with {others.max():.2f}."
             )
-    for row in styles[styles.probe == "logistic"].itertuples():
+    for _, row in styles[styles.probe == "logistic"].iterrows():
         lines.append(
-            f"* In the style *{row.style}* the {row.probe} probe reads {in_brief(row)} (the "
-            f"model's own answer {row.own_answer:.2f})."
+            f"* In the style *{markdown_text(row['style'])}* the {row.probe} probe reads "
+            f"{in_brief(row)} (the model's own answer {row.own_answer:.2f})."
         )
     if len(regrouped):
         lines.append(
@@ -314,7 +318,7 @@ def mistake_findings(mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
         for row in table.tail(-1).itertuples():
             if row.low > max(0.5, clean):
                 lines.append(
-                    f"* {model}, with *{row.mistake}*: {interval_text(row)} instead of "
-                    f"{clean:.2f}, which would be read as: {row.claim}."
+                    f"* {markdown_text(model)}, with *{row.mistake}*: {interval_text(row)} "
+                    f"instead of {clean:.2f}, which would be read as: {row.claim}."
                 )
     return lines

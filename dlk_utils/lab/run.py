@@ -8,7 +8,8 @@ its module of `lab.tables`.
 
 import functools
 import gc
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,10 @@ from dlk_utils.models.loading import ModelSpec, load_config, load_spec, load_tok
 from dlk_utils.provenance import code_hash
 from dlk_utils.questions.examples import load_examples
 from dlk_utils.questions.prompts import make_prompts
-from dlk_utils.questions.sources import source_of
+from dlk_utils.questions.sources import EMBEDDED, source_of
 from dlk_utils.questions.templates import KINDS, prompt_library
 from dlk_utils.questions.trained import refuse_trained_rows
 
-RUNS_FOLDER = Path(__file__).resolve().parents[2] / "runs"
 ENGINES = ("local", "ray")
 
 
@@ -77,7 +77,8 @@ class Run:
     seed
         Decides which examples, templates, instructions and dropout masks are drawn.
     runs_dir
-        Folder of the kept files; None is ``runs/`` at the top of the checkout.
+        Folder of the kept files; None is ``runs/`` at the top of the checkout, or in the working
+        folder where the package was installed without one.
     n_shots
         Solved examples shown before each question.
     quantization
@@ -119,7 +120,7 @@ class Run:
     @functools.cached_property
     def cache(self) -> Cache:
         """The folder of kept results."""
-        return Cache(Path(self.runs_dir) if self.runs_dir else RUNS_FOLDER)
+        return Cache(Path(self.runs_dir) if self.runs_dir else default_runs_folder())
 
     @functools.cached_property
     def record(self) -> dict[str, Any]:
@@ -140,6 +141,12 @@ class Run:
     def spec(self) -> ModelSpec:
         """What will be loaded; raises `ModelError` early if it cannot be."""
         return resolve(self.model, self.quantization, self.dtype)
+
+    @property
+    def model_name(self) -> str:
+        """The model's name as pages show it: of a local folder, its own name without its path."""
+        name = self.spec.name
+        return os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -186,12 +193,25 @@ class Run:
     @functools.cached_property
     def sources(self) -> dict[str, dict]:
         """Where each data set comes from, with version and hash where there is one."""
-        return {name.strip(): source_of(name.strip()) for name in self.datasets.split(",")}
+        return {label: source_of(name) for name, label in self._labels.items()}
+
+    @functools.cached_property
+    def _labels(self) -> dict[str, str]:
+        return dataset_labels([name.strip() for name in self.datasets.split(",")])
 
     @functools.cached_property
     def examples(self) -> pd.DataFrame:
-        """The examples of all data sets, with their pools of shots."""
-        return load_examples(self.datasets, self.n_examples, seed=self.seed)
+        """The examples of all data sets, with their pools of shots.
+
+        A data set that is a file goes by its name, without the path (see `dataset_labels`).
+        """
+        examples = load_examples(self.datasets, self.n_examples, seed=self.seed)
+        labelled = examples.assign(dataset=examples.dataset.map(self._labels))
+        labelled.attrs = {
+            what: {self._labels[name]: value for name, value in by_name.items()}
+            for what, by_name in examples.attrs.items()
+        }
+        return labelled
 
     @functools.cached_property
     def prompts(self) -> pd.DataFrame:
@@ -399,6 +419,34 @@ class Run:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def default_runs_folder() -> Path:
+    """Return ``runs/`` of the checkout that this package lies in, or else of the working folder."""
+    top = Path(__file__).resolve().parents[2]
+    is_checkout = (top / "notebooks").is_dir() and (top / "pyproject.toml").is_file()
+    return (top if is_checkout else Path.cwd()) / "runs"
+
+
+def dataset_labels(names: Sequence[str]) -> dict[str, str]:
+    """Return what data sets are called in tables: a file or folder by its name, without its path.
+
+    Where two of them have the same name, the folders around them tell them apart.
+    """
+    parts = {name: _path_parts(name) for name in names}
+    depth = 1
+    while depth < max(map(len, parts.values())):
+        labels = {"/".join(some[-depth:]) for some in parts.values()}
+        if len(labels) == len(parts):
+            break
+        depth += 1
+    return {name: "/".join(some[-depth:]) for name, some in parts.items()}
+
+
+def _path_parts(name: str) -> tuple[str, ...]:
+    """The folders and the name of a path; of a name that is no path, the name alone."""
+    is_path = name not in EMBEDDED and os.path.exists(name)
+    return Path(os.path.abspath(name)).parts[1:] if is_path else (name,)
 
 
 def _hash_of_rows(rows: pd.DataFrame) -> str:

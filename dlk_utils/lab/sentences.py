@@ -1,10 +1,14 @@
-"""What notebooks 00 to 03 conclude, in sentences made from their tables."""
+"""What notebooks 00 to 03 conclude, in sentences of Markdown made from their tables.
+
+Names of data sets and models may hold anything: `markdown_text` escapes them.
+"""
 
 from collections.abc import Mapping
 
 import pandas as pd
 
 from dlk_utils.lab.display import interval_text
+from dlk_utils.lab.escaping import markdown_text
 
 
 def organism_findings(
@@ -29,15 +33,15 @@ def organism_findings(
             meets = "**meets**" if row.meets else "**falls short** of"
             verdict = f": {meets} what is required"
         lines.append(
-            f"* **{row.dataset}**: right answers told to tell the truth "
+            f"* **{markdown_text(row.dataset)}**: right answers told to tell the truth "
             f"{interval_text(row, 'truth_accuracy')} (n = {row.n_truth}); wrong answers told to "
             f"lie where it knows better {wrong} (n = {row.n_lie}); choice mass "
             f"{row.choice_mass:.3f}{verdict}."
         )
     for name, row in by_instruction.iterrows():
         lines.append(
-            f"* `{name}`: of {row['told to lie']:.0f} known rows told to lie {row.lies:.2f} are "
-            "lies. The instruction alone tells which with an AUROC of "
+            f"* **{markdown_text(name)}**: of {row['told to lie']:.0f} known rows told to lie "
+            f"{row.lies:.2f} are lies. The instruction alone tells which with an AUROC of "
             f"{interval_text(row, 'instruction_only')}."
         )
     return lines
@@ -52,13 +56,15 @@ def lie_findings(gate: pd.DataFrame, rates: pd.DataFrame) -> list[str]:
     for row in gate.itertuples():
         refused = "**refused**, the model does not know these answers in this form."
         lines.append(
-            f"* **{row.dataset}**: truth accuracy {interval_text(row, 'truth_accuracy')} against "
-            f"chance {row.chance:.2f}: {'known.' if row.passes else refused}"
+            f"* **{markdown_text(row.dataset)}**: truth accuracy "
+            f"{interval_text(row, 'truth_accuracy')} against chance {row.chance:.2f}: "
+            f"{'known.' if row.passes else refused}"
         )
     for row in rates.itertuples():
         lines.append(
-            f"* **{row.dataset}**: told to lie it answers {100 * row.wrong_rate:.0f} % wrongly, "
-            f"told to tell the truth {100 * (1 - row.truth_accuracy):.0f} %; lie rate above error "
+            f"* **{markdown_text(row.dataset)}**: told to lie it answers "
+            f"{100 * row.wrong_rate:.0f} % wrongly, told to tell the truth "
+            f"{100 * (1 - row.truth_accuracy):.0f} %; lie rate above error "
             f"{interval_text(row, 'lie_above_error', signed=True)}."
         )
     return lines

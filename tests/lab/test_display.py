@@ -65,6 +65,11 @@ def test_names_of_other_cells_are_no_parameters():
     check_parameters(["", "y = 2", OWN])
 
 
+def test_a_table_shows_data_as_text_also_where_formulas_are_read(shell):
+    html = pd.DataFrame({"<b>": ["$x$ <script>"]})._repr_html_()
+    assert "<script" not in html and "<b>" not in html and "mathjax_ignore" in html
+
+
 @pytest.fixture
 def shell():
     """An IPython shell in which a notebook has started."""
@@ -72,13 +77,15 @@ def shell():
     start([])
     yield shell
     InteractiveShell.clear_instance()
-    for option in ("max_colwidth", "width", "max_columns", "precision"):
+    for option in ("max_colwidth", "width", "max_columns", "precision", "html.use_mathjax"):
         pd.reset_option(f"display.{option}")
 
 
 def test_only_errors_that_a_user_can_mend_are_shown_without_frames(shell, capsys):
     shell.run_cell("from dlk_utils.errors import StoreError\nraise StoreError('the disk is full')")
     assert capsys.readouterr().out.strip() == "StoreError: the disk is full"
+    shell.run_cell("raise StoreError('/home/me/runs/a: the disk is full')")
+    assert capsys.readouterr().out.strip() == "StoreError: a: the disk is full"
     shell.run_cell("1 / 0")
     assert "Traceback" in capsys.readouterr().out
 
@@ -124,12 +131,9 @@ def test_what_computes_is_said_in_one_line():
     assert f"torch {torch.__version__}" in line and "dlk_utils " in line and "\n" not in line
 
 
-def test_a_run_is_described_without_the_folders_of_this_machine(tmp_path):
-    spec = SimpleNamespace(
-        name=str(tmp_path / "mine"), dtype="float32", quantization=None, revision="0123456789abcdef"
-    )
-    (tmp_path / "mine").mkdir()
-    line = describe_run(SimpleNamespace(spec=spec))
+def test_a_run_is_described_in_one_line():
+    spec = SimpleNamespace(dtype="float32", quantization=None, revision="0123456789abcdef")
+    line = describe_run(SimpleNamespace(model_name="mine", spec=spec))
     assert line == "model mine, float32, quantization None, revision 0123456789ab"
 
 

@@ -12,7 +12,7 @@ from dlk_utils.errors import DataError, ParameterError
 from dlk_utils.extract.stages import store_answers, store_draws, store_gradients
 from dlk_utils.lab import cache
 from dlk_utils.lab import run as run_module
-from dlk_utils.lab.run import Run
+from dlk_utils.lab.run import Run, dataset_labels, default_runs_folder
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +197,39 @@ def test_a_number_that_is_no_whole_number_is_refused(name, value):
 def test_an_unknown_engine_is_refused():
     with pytest.raises(ParameterError, match="engine: expected 'local' or 'ray', got 'spark'"):
         Run(engine="spark")
+
+
+# What pages call models and data sets.
+
+
+def own_file(folder, name: str) -> str:
+    folder.mkdir(exist_ok=True)
+    rows = [f"Claim {i} of {folder.name} holds.,{i % 2}" for i in range(40)]
+    (folder / name).write_text("statement,label\n" + "\n".join(rows) + "\n")
+    return str(folder / name)
+
+
+def test_tables_have_a_data_sets_and_a_models_name_and_not_where_they_lie(checkpoint, tmp_path):
+    files = [own_file(tmp_path / folder, "my claims.csv") for folder in ("one", "two")]
+    options = {"n_examples": 8, "runs_dir": str(tmp_path / "runs")}
+    run = Run(checkpoint, datasets=",".join([files[0], "capitals"]), **options)
+    assert list(run.prompts.dataset.unique()) == ["my claims.csv", "capitals"]
+    assert list(run.sources) == list(run.prompts.attrs["dropped"]["duplicates"])
+    assert str(tmp_path) not in run.prompts.to_json() + str(run.prompts.attrs)
+    assert f"/{run.model_name}" in checkpoint and "/" not in run.model_name
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    files = [own_file(tmp_path / folder, "a.csv") for folder in ("one", "two")]
+    assert list(dataset_labels([*files, "cities"]).values()) == ["one/a.csv", "two/a.csv", "cities"]
+    assert dataset_labels(["org/set", "no_such.csv"]) == {
+        "org/set": "org/set",
+        "no_such.csv": "no_such.csv",
+    }
+
+
+def test_runs_go_into_the_checkout():
+    folder = default_runs_folder()
+    assert (
+        folder.name == "runs" and (folder.parent / "notebooks" / "02_check_lie_rate.ipynb").exists()
+    )

@@ -118,7 +118,7 @@ def models_table(run: Run) -> pd.DataFrame:
 @kept("02-model")
 def _model_row(run: Run) -> pd.DataFrame:
     name = {
-        "model": run.spec.name,
+        "model": run.model_name,
         "quantization": run.spec.quantization or "none",
         "revision": run.spec.revision[-6:],
         "examples": run.behaviour.example_id.nunique(),
