@@ -56,7 +56,7 @@ def embedded_model() -> Path:
         origin = {"package": WHEEL, "file": GGUF, "sha256": GGUF_SHA256, "licence": "Apache-2.0"}
         (converted / SOURCE).write_text(json.dumps(origin))
         try:
-            os.rename(converted, target)
+            os.replace(converted, target)
         except OSError:
             # Another process may have been first.
             if not (target / SOURCE).is_file():
