@@ -228,4 +228,6 @@ def clean(folder: Path) -> None:
 
 def _remove_unfinished(folder: Path) -> None:
     for unfinished in folder.glob(ASIDE):
-        unfinished.unlink(missing_ok=True)
+        # One of another user stays, and disturbs nobody.
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)

@@ -82,9 +82,7 @@ def test_an_adapter_names_its_base_and_its_layers(load_tiny, tiny_folder, tmp_pa
 
 def test_a_loss_that_is_no_number_ends_the_training(load_tiny, tmp_path):
     with pytest.raises(ModelError, match="expected a finite loss, got nan at step 2 of 3"):
-        train_adapter(
-            load_tiny(), batches()[:1] * 3, tmp_path, first_layer=6, learning_rate=float("nan")
-        )
+        train_adapter(load_tiny(), batches()[:1] * 3, tmp_path, first_layer=6, learning_rate=1e38)
     assert list(tmp_path.iterdir()) == []
 
 
