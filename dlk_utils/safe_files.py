@@ -140,7 +140,7 @@ def read_sealed(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     files = {name: read_file(folder / name) for name in (*names, SEAL)}
     wrong = _damage(files)
     if wrong:
-        raise StoreError(f"{folder}: {wrong}")
+        raise StoreError(f"{folder.name}: {wrong}")
     return {name: files[name] for name in names}
 
 
