@@ -375,9 +375,9 @@ class TruthDetector:
         # Not ">", which is false for NaN.
         if not off <= TOLERANCE:
             raise CardError(
-                f"{folder.name}: the fixture scores {off:.2f} of its spread away from what the card "
-                f"says (at most {TOLERANCE}): not the model, or not the arithmetic, "
-                "it was made with"
+                f"{folder.name}: the fixture scores {off:.2f} of its spread away from what the "
+                f"card says (at most {TOLERANCE}): not the model, or not the arithmetic, it was "
+                "made with"
             )
 
 
