@@ -140,7 +140,7 @@ def read_sealed(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     files = {name: read_file(folder / name) for name in (*names, SEAL)}
     wrong = _damage(files)
     if wrong:
-        raise StoreError(f"{folder}: {wrong}")
+        raise StoreError(f"{folder.name}: {wrong}")
     return {name: files[name] for name in names}
 
 
@@ -228,4 +228,6 @@ def clean(folder: Path) -> None:
 
 def _remove_unfinished(folder: Path) -> None:
     for unfinished in folder.glob(ASIDE):
-        unfinished.unlink(missing_ok=True)
+        # One of another user stays, and disturbs nobody.
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)

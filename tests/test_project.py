@@ -1,5 +1,6 @@
 """The project's files agree: pins, environments, notebooks, make targets, list of mistakes, API."""
 
+import ast
 import json
 import re
 import subprocess
@@ -134,3 +135,41 @@ def test_every_mistake_of_the_list_is_made_in_a_test_of_its_number():
     listed = re.findall(r"^\| (\d+) \|", read("book/mistakes.md"), flags=re.MULTILINE)
     assert {int(n) for numbers in planted for n in numbers.split(",")} == set(map(int, listed))
     assert [int(n) for n in listed] == list(range(1, len(listed) + 1))
+
+
+UNIX_MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios"}
+UNIX_CALLS = {
+    "os.fork",
+    "os.getuid",
+    "os.kill",
+    # It replaces no file on Windows; `os.replace` does.
+    "os.rename",
+    "os.setsid",
+    "os.uname",
+    "signal.SIGKILL",
+}
+"""What is missing on Windows, or means something else there."""
+
+
+def unix_only(path: Path) -> list[str]:
+    """What a file uses that is on no Windows machine."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += UNIX_MODULES.intersection(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found += UNIX_MODULES.intersection([node.module])
+        elif isinstance(node, ast.Attribute):
+            found += UNIX_CALLS.intersection([ast.unparse(node)])
+    return found
+
+
+def test_the_package_uses_nothing_that_windows_lacks():
+    modules = sorted((TOP / "dlk_utils").rglob("*.py"))
+    assert {path.name: unix_only(path) for path in modules if unix_only(path)} == {}
+
+
+def test_a_unix_call_is_found(tmp_path):
+    planted = tmp_path / "planted.py"
+    planted.write_text("import fcntl, os\nfrom resource import getrlimit\nos.rename('a', 'b')\n")
+    assert unix_only(planted) == ["fcntl", "resource", "os.rename"]

@@ -106,8 +106,19 @@ def read_answers(
         * `strict_answer` and `strict_mass`: answer and mass of the choices exactly as written;
         * `readable`: whether this counts as an answer. The mass must be at least `MIN_MASS`, in the
           row itself and on average over its form of question.
+
+    Raises
+    ------
+    DataError
+        If a log-probability is nan, which would be read as choice 0.
     """
     strict = logprobs if strict is None else strict
+    for name, values in (("logprobs", logprobs), ("strict", strict)):
+        is_nan = np.isnan(values).any(axis=1)
+        if is_nan.any():
+            raise DataError(
+                f"{name}: expected numbers, got nan in {is_nan.sum()} of {len(values)} rows"
+            )
     margin = logprobs[:, 1].astype(float) - logprobs[:, 0]
     answer = (margin > 0).astype(int)
     answers = prompts.assign(

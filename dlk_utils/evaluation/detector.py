@@ -344,10 +344,10 @@ class TruthDetector:
                 "detector again"
             ) from None
         except CardError as e:
-            raise CardError(f"{folder}: {e}") from None
+            raise CardError(f"{folder.name}: {e}") from None
         except (KeyError, TypeError, ValueError, SafetensorError) as e:
             raise CardError(
-                f"{folder}: expected a probe card, got {type(e).__name__}: {e}"
+                f"{folder.name}: expected a probe card, got {type(e).__name__}: {e}"
             ) from None
         detector._require_same_model(folder, model)
         return detector
@@ -357,27 +357,27 @@ class TruthDetector:
         for field, here in (("format", FORMAT), ("model", name), ("revision", revision)):
             if self.card[field] != here:
                 raise CardError(
-                    f"{folder}: the card is of {field} {self.card[field]}, this is {here}"
+                    f"{folder.name}: the card is of {field} {self.card[field]}, this is {here}"
                 )
         fixture = self.card["fixture"]
         n_blocks, n_tokens = len(blocks(model)), model.get_input_embeddings().num_embeddings
         if self.layer >= n_blocks or max(map(max, fixture["input_ids"])) >= n_tokens:
             raise CardError(
-                f"{folder}: the card reads layer {self.layer}, or has tokens, that a model of "
+                f"{folder.name}: the card reads layer {self.layer}, or has tokens, that a model of "
                 f"{n_blocks} blocks and {n_tokens} tokens does not have"
             )
         expected = np.array(fixture["scores"])
         try:
             scores = self.score_prompts(model, fixture["input_ids"])
         except DataError as e:
-            raise CardError(f"{folder}: the fixture could not be scored ({e})") from None
+            raise CardError(f"{folder.name}: the fixture could not be scored ({e})") from None
         off = np.abs(scores - expected).max() / (expected.std() + 1e-12)
         # Not ">", which is false for NaN.
         if not off <= TOLERANCE:
             raise CardError(
-                f"{folder}: the fixture scores {off:.2f} of its spread away from what the card "
-                f"says (at most {TOLERANCE}): not the model, or not the arithmetic, "
-                "it was made with"
+                f"{folder.name}: the fixture scores {off:.2f} of its spread away from what the "
+                f"card says (at most {TOLERANCE}): not the model, or not the arithmetic, it was "
+                "made with"
             )
 
 

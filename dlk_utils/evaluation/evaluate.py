@@ -235,7 +235,8 @@ class _Results:
     def table(self) -> pd.DataFrame:
         """Lay out the rows, and add the lift of selected probes over the best control."""
         controls = [i for i, row in enumerate(self.rows) if row["kind"] == "control"]
-        best = max(controls, key=lambda i: self.rows[i]["estimate"])
+        # `max` would keep a first one that is nan.
+        best = max(controls, key=lambda i: np.nan_to_num(self.rows[i]["estimate"], nan=-np.inf))
         for row, resampled in zip(self.rows, self.resampled, strict=True):
             if row["kind"] == "probe" and row["selected"]:
                 row["best_control"] = self.rows[best]["probe"]

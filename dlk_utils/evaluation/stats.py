@@ -16,8 +16,8 @@ def auroc(scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"]) -> float:
     """Compute the signed AUROC: the share of (1, 0) pairs in which the 1 scores higher.
 
     Equal scores count half, and a value under one half is never flipped; it is nan if a class is
-    missing. This is scikit-learn's `roc_auc_score` in exact arithmetic: AUROCs that are equal
-    compare as equal, so that no choice of a layer hangs on rounding.
+    missing, or a score is nan. This is scikit-learn's `roc_auc_score` in exact arithmetic: AUROCs
+    that are equal compare as equal, so that no choice of a layer hangs on rounding.
     """
     return float(weighted_auroc(scores, y, np.ones((1, len(y))))[0])
 
@@ -30,6 +30,9 @@ def weighted_auroc(
     `weights` says how often each row counts, as `bootstrap_weights` gives it. The AUROC is nan
     where a class has no weight. See `auroc`.
     """
+    if np.isnan(scores).any():
+        # Sorting would take them for the highest scores.
+        return np.full(len(weights), np.nan)
     ones, zeros = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
     zeros = zeros[np.argsort(scores[zeros])]
     # weights by row first, so that those of a row lie side by side in memory
@@ -153,7 +156,12 @@ def earliest_good_layer(
 def recall_at(
     scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], false_positives: float
 ) -> float:
-    """Compute the largest recall of class 1 when at most this share of class 0 is flagged too."""
+    """Compute the largest recall of class 1 when at most this share of class 0 is flagged too.
+
+    It is nan if a score is.
+    """
+    if np.isnan(scores).any():
+        return float("nan")
     zeros = np.sort(scores[y == 0])[::-1]
     n_allowed = np.sum(np.arange(1, len(zeros) + 1) / len(zeros) <= false_positives)
     # the lowest score that would flag one zero too many
@@ -164,7 +172,12 @@ def recall_at(
 def balanced_accuracy(
     scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], threshold: float = 0.0
 ) -> float:
-    """Compute the mean over both classes of the share of rows on the right side of `threshold`."""
+    """Compute the mean over both classes of the share of rows on the right side of `threshold`.
+
+    It is nan if a score is.
+    """
+    if np.isnan(scores).any():
+        return float("nan")
     above = scores > threshold
     return float((above[y == 1].mean() + (~above[y == 0]).mean()) / 2)
 

@@ -25,6 +25,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet
 
+from dlk_utils.errors import StoreError
 from dlk_utils.provenance import PACKAGE, code_hash, fingerprint, library_versions
 from dlk_utils.safe_files import (
     WAIT,
@@ -141,14 +142,23 @@ class Cache:
                     yield path
 
     def remove_outdated(self) -> list[Path]:
-        """Remove what `outdated` lists, and return it."""
+        """Remove what `outdated` lists, and return it.
+
+        Raises
+        ------
+        StoreError
+            If something cannot be removed.
+        """
         paths = list(self.outdated())
         for path in paths:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-            _record_path(path).unlink()
+            try:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+                _record_path(path).unlink()
+            except OSError as error:
+                raise StoreError(f"{path}: could not be removed ({error.strerror})") from error
         return paths
 
     def _path(self, name: str, record: Mapping[str, Any], suffix: str = "") -> Path:
@@ -282,7 +292,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--remove", action="store_true", help="remove them instead of listing them")
     options = parser.parse_args(arguments)
     cache = Cache(options.runs_dir)
-    paths = cache.remove_outdated() if options.remove else list(cache.outdated())
+    try:
+        paths = cache.remove_outdated() if options.remove else list(cache.outdated())
+    except StoreError as error:
+        print(error, file=sys.stderr)
+        return 1
     for path in paths:
         print(path.name)
     done = "removed" if options.remove else "outdated (remove them with --remove)"

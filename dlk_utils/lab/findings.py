@@ -67,10 +67,11 @@ def headline(
 
 def verdict(row: pd.Series) -> str:
     """Say whether a score is evidence: its interval against chance, its lift over a control."""
-    if row.low <= 0.5 <= row.high:
-        return "not distinguishable from chance"
     if row.high < 0.5:
         return "inverted: below chance"
+    # Written so that an interval of nan, which no comparison holds for, is no evidence.
+    if not row.low > 0.5:
+        return "not distinguishable from chance"
     if row.lift_low > 0:
         return f"above chance and above {row.best_control}"
     return f"above chance, but not above {row.best_control}"

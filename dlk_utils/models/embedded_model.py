@@ -63,8 +63,8 @@ def embedded_model() -> Path:
         (converted / SOURCE).write_text(json.dumps(origin | {"files": files}))
         try:
             if target.exists():
-                os.rename(target, work / "damaged")
-            os.rename(converted, target)
+                os.replace(target, work / "damaged")
+            os.replace(converted, target)
         except OSError:
             # Another process may have been first.
             if not _is_complete(target):

@@ -172,8 +172,18 @@ class Probe(BaseEstimator):
         """Score rows: [n], or [b, n] if X has an axis for b feature matrices.
 
         Scores are above 0 for class 1, or where draw 1 ranks as the truer.
+
+        Raises
+        ------
+        DataError
+            If a state or a score is not finite: no comparison with nan means anything.
         """
         scores = self._score(self._as_batch(X))
+        if not is_finite(scores):
+            raise DataError(
+                f"{type(self).__name__}: expected finite scores, got nan or inf; the fit has "
+                "diverged on these training rows"
+            )
         return (scores if np.ndim(X) == self._ndim else scores[0]).cpu().numpy()
 
     def predict(self, X: Any) -> Int[np.ndarray, "..."]:
@@ -222,10 +232,23 @@ def check_labels(y: Float[Tensor, " n"]) -> Int[np.ndarray, " 2"]:
 
 
 def as_doubles(values: Any) -> Tensor:
-    """Return a tensor in double precision; an array is copied."""
+    """Return a tensor in double precision; an array is copied, and what is not finite refused."""
     if isinstance(values, Tensor):
-        return values.double()
-    return torch.from_numpy(np.array(values, dtype=np.float64))
+        doubles = values.double()
+    else:
+        doubles = torch.from_numpy(np.array(values, dtype=np.float64))
+    if not is_finite(doubles):
+        n_wrong = int((~doubles.isfinite()).sum())
+        raise DataError(
+            f"expected finite numbers, got nan or inf in {n_wrong} of {doubles.numel()} places of "
+            f"an array of the shape {list(doubles.shape)}"
+        )
+    return doubles
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether all numbers are finite, in one pass: nan and inf carry over to the sum."""
+    return bool(values.sum().isfinite())
 
 
 def principal_direction(X: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
@@ -349,8 +372,9 @@ def reweighted_least_squares(
         size = torch.ones_like(here.intercepts)
         for _ in range(8):
             reached = cost(here.moved(step, size))
-            # A cost that is higher by rounding alone is not worse.
-            worse = reached > lowest + 100 * torch.finfo(products.dtype).eps * lowest.abs()
+            # A cost that is higher by rounding alone is not worse; one that is no number is.
+            limit = lowest + 100 * torch.finfo(products.dtype).eps * lowest.abs()
+            worse = ~(reached <= limit)
             if not worse.any():
                 break
             size = torch.where(worse, size / 2, size)

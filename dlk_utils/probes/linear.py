@@ -123,7 +123,8 @@ class Logistic(LinearProbe):
                 scores = torch.einsum("bij,bj->bi", test_products, row_weights)
                 left_out_loss[i] += logistic_loss(y[test])(scores + intercepts[:, None]).loss.sum(1)
         strengths = torch.tensor(STRENGTHS, dtype=torch.float64, device=products.device)
-        return strengths[left_out_loss.argmin(0)]
+        # `argmin` takes nan for the least value.
+        return strengths[left_out_loss.nan_to_num(nan=torch.inf).argmin(0)]
 
 
 register("state", "logistic", Logistic)

@@ -110,6 +110,12 @@ def test_a_tiny_mass_keeps_its_margin_but_is_not_read():
     assert not answers.readable[0]
 
 
+def test_a_probability_that_is_no_number_is_not_read_as_an_answer():
+    logprobs = np.log(np.array([[0.2, 0.7], [np.nan, np.nan]]))
+    with pytest.raises(DataError, match="logprobs: expected numbers, got nan in 1 of 2 rows"):
+        read_answers(pd.DataFrame({"label": [1, 1]}), logprobs, np.zeros(2, int), str)
+
+
 @pytest.mark.trap(14)
 def test_a_form_of_question_that_is_hardly_ever_answered_is_not_read_at_all():
     forms = {"dataset": "d", "template": ["a", "a", "a", "b"], "instruction": "i"}

@@ -74,6 +74,12 @@ def test_without_one_class_there_is_no_auroc():
     assert np.isnan(weighted_auroc(scores, y, np.array([[2.0, 0.0]]))).all()
 
 
+def test_a_score_that_is_no_number_counts_neither_as_high_nor_as_low():
+    scores, y = np.array([0.1, np.nan, 0.2, 0.3]), np.array([0, 1, 0, 1])
+    assert math.isnan(auroc(scores, y))
+    assert math.isnan(recall_at(scores, y, 0.5)) and math.isnan(balanced_accuracy(scores, y))
+
+
 @pytest.mark.trap(35)
 def test_a_metric_keeps_nothing_between_calls(scores_and_classes):
     scores, y = scores_and_classes

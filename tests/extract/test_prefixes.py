@@ -349,7 +349,19 @@ def count_places(inputs: dict) -> None:
     inputs["position_ids"] = places.expand_as(inputs["position_ids"])
 
 
-FAULTS = [drop_mask, let_all_be_seen, see_all_before, see_the_last_places_alone, count_places]
+def see_nothing(inputs: dict) -> None:
+    """No softmax is left: the logits are nan, which is neither equal nor more than anything."""
+    inputs["attention_mask"] = torch.full_like(inputs["attention_mask"], torch.nan)
+
+
+FAULTS = [
+    drop_mask,
+    let_all_be_seen,
+    see_all_before,
+    see_the_last_places_alone,
+    count_places,
+    see_nothing,
+]
 
 
 def sharp_model(family: str, dtype: torch.dtype) -> nn.Module:

@@ -17,7 +17,7 @@ from dlk_utils.errors import StoreError
 from dlk_utils.evaluation.detector import TruthDetector
 from dlk_utils.extract import store
 from dlk_utils.extract.store import fill, is_complete, read
-from dlk_utils.lab.cache import Cache
+from dlk_utils.lab.cache import Cache, main
 from dlk_utils.safe_files import ASIDE
 
 N_FLIPS = 8
@@ -171,9 +171,13 @@ def test_a_read_only_run_is_shown_and_what_it_lacks_is_refused(no_permissions, c
             store._checksum.cache_clear()
             return show(folder)
 
+        (outdated := folder / "02-model-0.parquet").write_bytes(b"")
+        outdated.with_suffix(".json").write_text("{}")
+        assert no_permissions(lambda: main([str(folder), "--remove"])) == "1"
+
         said = no_permissions(another)
         assert said.startswith("StoreError: ") and "can be written to (Permission denied)" in said
-        for pattern in ("*.parquet", "02-*/manifest.json", "02-*/shard-*", "06-*/card.json"):
+        for pattern in ("05-*.parquet", "02-*/manifest.json", "02-*/shard-*", "06-*/card.json"):
             path = next(folder.glob(pattern))
             path.chmod(0)
             said = no_permissions(show_anew)

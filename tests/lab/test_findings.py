@@ -59,6 +59,15 @@ def test_headlines_are_the_probe_named_in_advance_and_the_best_on_validation_nev
             dict(low=0.50, estimate=0.60, high=0.70, lift_low=0.02),
             "not distinguishable from chance",
         ),
+        (dict(low=np.nan, estimate=np.nan, high=np.nan), "not distinguishable from chance"),
+        (
+            dict(low=np.nan, estimate=0.7, high=np.nan, lift_low=0.02),
+            "not distinguishable from chance",
+        ),
+        (
+            dict(low=0.60, estimate=0.70, high=0.80, lift_low=np.nan),
+            "above chance, but not above TF-IDF",
+        ),
     ],
 )
 def test_the_verdict_weighs_chance_and_the_best_control(columns, words):

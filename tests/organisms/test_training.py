@@ -80,6 +80,12 @@ def test_an_adapter_names_its_base_and_its_layers(load_tiny, tiny_folder, tmp_pa
     assert config["layers_to_transform"] == [6]
 
 
+def test_a_loss_that_is_no_number_ends_the_training(load_tiny, tmp_path):
+    with pytest.raises(ModelError, match="expected a finite loss, got nan at step 2 of 3"):
+        train_adapter(load_tiny(), batches()[:1] * 3, tmp_path, first_layer=6, learning_rate=1e38)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_training_goes_on_where_the_adapter_before_stopped(load_tiny, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
@@ -130,6 +136,22 @@ def test_only_the_same_phase_after_the_same_phases_is_not_done_again(train, tmp_
     # The same phase after another one.
     train("liar", replace(HONEST, learning_rate=2e-3), SHORT_LYING)
     assert len(trained_phases(tmp_path)) == 5
+
+
+@pytest.mark.trap(30)
+@pytest.mark.slow
+def test_a_phase_with_a_flipped_bit_is_trained_again(train, tmp_path, capsys):
+    log = train("liar", HONEST)
+    for name in ("adapter_model.safetensors", "adapter_config.json", "log.csv", "checksums.json"):
+        [path] = tmp_path.glob(f"liar-phase-1-*/{name}")
+        good = path.read_bytes()
+        content = bytearray(good)
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        again = train("liar", HONEST)
+        said = capsys.readouterr().out
+        assert f"{path.parent.name}: " in said and "it is made again" in said
+        assert list(again.loss) == list(log.loss) and (path.read_bytes() == good or "log" in name)
 
 
 @pytest.mark.slow

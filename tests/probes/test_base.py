@@ -32,6 +32,25 @@ def test_states_with_too_many_axes_are_refused(states):
         Logistic().fit(X[None, None], y)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_states_that_are_not_finite_are_neither_fitted_nor_scored(states, value):
+    X, y = states
+    spoilt = X.copy()
+    spoilt[3, 4] = value
+    with pytest.raises(DataError, match="expected finite numbers, got nan or inf in 1 of 2400"):
+        Logistic().fit(spoilt, y)
+    with pytest.raises(DataError, match="expected finite numbers, got nan or inf in 1 of 2400"):
+        Logistic().fit(X, y).predict(spoilt)
+
+
+def test_a_probe_that_has_diverged_gives_no_scores(states):
+    X, y = states
+    probe = Logistic().fit(X, y)
+    probe.coef_[0] = np.nan
+    with pytest.raises(DataError, match="Logistic: expected finite scores"):
+        probe.predict(X)
+
+
 def test_read_only_arrays_are_taken_without_a_warning(states, recwarn):
     X, y = (values.copy() for values in states)
     X.flags.writeable = y.flags.writeable = False

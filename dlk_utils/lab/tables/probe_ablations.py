@@ -261,8 +261,9 @@ def restart_table(task: Task, contrast_features: Features) -> pd.DataFrame:
     rows = []
     for i, (_, _, layer) in enumerate(contrast_features):
         losses = probe.losses_[i].tolist()
+        kept_start = np.nan_to_num(losses, nan=np.inf).argmin()
         for start, loss in enumerate(losses):
-            is_kept = start == np.argmin(losses)
+            is_kept = start == kept_start
             rows.append([layer, start, loss, auroc(scores[i, start], y), is_kept])
     return pd.DataFrame(rows, columns=RESTART_COLUMNS)
 
