@@ -101,7 +101,11 @@ def _read_yaml(name: str) -> dict:
 
 
 def load_model(
-    name: str, *, quantization: str | None = None, dtype: str = "auto", device: str = "auto"
+    name: str | os.PathLike,
+    *,
+    quantization: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
 ) -> tuple[nn.Module, Any]:
     """Load a causal language model and its tokenizer.
 
@@ -144,7 +148,9 @@ def load_model(
     return load_spec(spec, device), load_tokenizer(spec)
 
 
-def resolve(name: str, quantization: str | None = None, dtype: str = "auto") -> ModelSpec:
+def resolve(
+    name: str | os.PathLike, quantization: str | None = None, dtype: str = "auto"
+) -> ModelSpec:
     """Find out what `load_model` would load with these arguments, without reading any weights.
 
     Raises
