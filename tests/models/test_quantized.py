@@ -1,5 +1,6 @@
 """Models in 8 and 4 bits, with and without an adapter: states, gradients and draws still hold."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tiny_models import byte_tokenizer, tiny_checkpoint
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from dlk_utils.errors import ModelError
 from dlk_utils.extract.batches import pad
 from dlk_utils.extract.draws import draw_states
 from dlk_utils.extract.gradients import full_backprop, pooled_weight_gradients, states_and_gradients
@@ -109,6 +111,26 @@ def test_an_adapter_stays_beside_quantized_weights_and_acts_as_on_the_full_model
     merged = last_states(PeftModel.from_pretrained(base, small_adapter).merge_and_unload())
     beside = last_states(adapted)
     assert (merged - beside).norm() < difference * beside.norm()
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_an_adapter_on_a_checkpoint_that_was_saved_quantized_stays_beside_it(
+    llama_folder, small_adapter, tmp_path, quantization
+):
+    base = load_on_cpu(llama_folder, "float32", quantization)
+    base.save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    folder = Path(shutil.copytree(small_adapter, tmp_path / "adapter"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(tmp_path / "base")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    saved = load_on_cpu(folder, "float32", None)
+    ids = torch.arange(2, 30)[None]
+    with torch.no_grad():
+        expected = load_on_cpu(small_adapter, "float32", quantization)(ids).logits
+        torch.testing.assert_close(saved(ids).logits, expected, atol=1e-2, rtol=1e-2)
+    with pytest.raises(ModelError, match="saved quantised; load it without quantization"):
+        load_on_cpu(folder, "float32", quantization)
 
 
 @pytest.mark.parametrize("with_adapter", [False, True])
