@@ -20,15 +20,18 @@ from dlk_utils.models.folders import (
     revision_of,
 )
 
-# They add tokens or prefixes to each prompt, and leave the weights as they are.
-PROMPT_METHODS = (
+# Most add tokens or prefixes to each prompt, and leave the weights as they are. POLY and XLORA mix
+# adapters anew for each prompt.
+NOT_OF_LAYERS = (
     "ADAPTION_PROMPT",
     "CARTRIDGE",
     "CPT",
     "MULTITASK_PROMPT_TUNING",
     "P_TUNING",
+    "POLY",
     "PREFIX_TUNING",
     "PROMPT_TUNING",
+    "XLORA",
 )
 # Not the optimizer's state of a trainer's checkpoint.
 HUB_FILES = ("adapter_*", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.spm")
@@ -54,7 +57,13 @@ class Adapter:
         """Return the folder of the adapter's files; those of the hub are downloaded if need be."""
         if is_folder(self.source):
             return Path(self.source)
-        return hub.folder(self.source, self.revision, HUB_FILES)
+        try:
+            return hub.folder(self.source, self.revision, HUB_FILES)
+        except Exception as error:  # Whatever the hub's client finds.
+            raise ModelError(
+                f"adapter {self.source}: cannot be downloaded ({type(error).__name__}: "
+                f"{_short(error)})"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -92,10 +101,10 @@ def base_of(adapter: Adapter) -> Base:
     method = config.get("peft_type")
     if not isinstance(method, str):
         raise ModelError(f"{where}: expected a peft_type such as 'LORA', got {method!r}")
-    if method in PROMPT_METHODS:
+    if method in NOT_OF_LAYERS:
         raise ModelError(
             f"{where}: expected an adapter that changes the model's layers, such as LoRA or IA3, "
-            f"got {method}, which adds tokens to each prompt"
+            f"got {method}, which acts on each prompt in another way"
         )
     task = config.get("task_type")
     if task not in (None, "CAUSAL_LM"):

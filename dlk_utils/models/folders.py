@@ -129,12 +129,17 @@ def chat_template_in(folder: Path) -> str | None:
     """Return the chat template of a folder, also where it has no tokenizer; None without one."""
     template_file = folder / "chat_template.jinja"
     if template_file.is_file():
-        return template_file.read_text(encoding="utf-8")
+        try:
+            return template_file.read_text(encoding="utf-8")
+        except ValueError:
+            raise ModelError(
+                f"{template_file.name} in {folder.name}: expected text in UTF-8"
+            ) from None
     if not (folder / "tokenizer_config.json").is_file():
         return None
     template = read_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):
         # Several templates, by name.
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        template = named.get("default")
+        entries = [entry for entry in template if isinstance(entry, dict)]
+        template = next((e.get("template") for e in entries if e.get("name") == "default"), None)
     return template if isinstance(template, str) else None

@@ -31,6 +31,7 @@ from dlk_utils.models.folders import (
     shards,
 )
 from dlk_utils.models.sites import check_sites
+from dlk_utils.models.weights import copy_into_memory, refuse_other_weights
 
 ORGANISMS = Path(__file__).parent.parent / "organisms"
 EMBEDDED = "smollm2"
@@ -101,7 +102,11 @@ def _read_yaml(name: str) -> dict:
 
 
 def load_model(
-    name: str, *, quantization: str | None = None, dtype: str = "auto", device: str = "auto"
+    name: str | os.PathLike,
+    *,
+    quantization: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
 ) -> tuple[nn.Module, Any]:
     """Load a causal language model and its tokenizer.
 
@@ -144,7 +149,9 @@ def load_model(
     return load_spec(spec, device), load_tokenizer(spec)
 
 
-def resolve(name: str, quantization: str | None = None, dtype: str = "auto") -> ModelSpec:
+def resolve(
+    name: str | os.PathLike, quantization: str | None = None, dtype: str = "auto"
+) -> ModelSpec:
     """Find out what `load_model` would load with these arguments, without reading any weights.
 
     Raises
@@ -202,7 +209,8 @@ def _resolve(
         base = _resolve(wanted.name, wanted.revision, quantization, dtype, (*laid_on_it, source))
     except ModelError as error:
         hint = ""
-        if is_folder(str(adapter.folder() / wanted.name)):
+        is_relative = not Path(wanted.name).is_absolute()
+        if is_relative and is_folder(str(adapter.folder() / wanted.name)):
             hint = "; it is a path relative to the adapter, so write it absolute"
         raise ModelError(
             f"adapter {adapter.name}: cannot load the model that it was trained on, "
@@ -295,13 +303,16 @@ def load_tokenizer(spec: ModelSpec) -> Any:
 
     folders = spec.adapter_folders()[::-1]
     own = next(filter(has_tokenizer, folders), None)
-    tokenizer = base_tokenizer = _from_pretrained(AutoTokenizer, spec)
     if own:
         # The folder of an adapter has no configuration, which may decide the tokenizer's class.
         config = load_config(spec)
         tokenizer = _from_pretrained(AutoTokenizer, spec, folder=own, config=config)
+    else:
+        tokenizer = _from_pretrained(AutoTokenizer, spec)
     templates = [*map(chat_template_in, folders), tokenizer.chat_template]
-    template = next(filter(None, [*templates, base_tokenizer.chat_template]), None)
+    template = next(filter(None, templates), None)
+    if own and not template:
+        template = _from_pretrained(AutoTokenizer, spec).chat_template
     _refuse_changed(spec)
     if template or not spec.chat_format:
         tokenizer.chat_template = template
@@ -338,18 +349,24 @@ def load_spec(spec: ModelSpec, device: str = "auto") -> nn.Module:
     dtype = getattr(torch, spec.dtype)
     if spec.quantization:
         options["quantization_config"] = _bitsandbytes_config(spec.quantization, dtype)
-    is_quantized = spec.quantization or hasattr(load_config(spec), "quantization_config")
-    if is_quantized and len(spec.adapters) > 1:
+    is_saved_quantized = is_quantized(load_config(spec))
+    if spec.quantization and is_saved_quantized:
+        raise ModelError(
+            f"{spec.name}: expected a checkpoint in full precision to load in {spec.quantization}, "
+            "got one that was saved quantised; load it without quantization"
+        )
+    on_quantized = bool(spec.quantization) or is_saved_quantized
+    if on_quantized and len(spec.adapters) > 1:
         raise ModelError(
             f"{spec.name}: expected one adapter on a quantised model, got {len(spec.adapters)} on "
             "each other; load it without quantization"
         )
     # An adapter is merged in fp32, before the weights are rounded.
-    merge = spec.adapters and not is_quantized
+    merge = bool(spec.adapters) and not on_quantized
     options["dtype"] = torch.float32 if merge else dtype
     model = _read_weights(spec, **options)
     for adapter in spec.adapters:
-        model = lay_on(model, adapter, merge=not is_quantized)
+        model = lay_on(model, adapter, merge=merge)
     if merge:
         # peft has frozen the weights. PyTorch's matmul does not fold the batch of frozen weights,
         # which halves the speed in bf16 on a CPU. No gradient of a weight is ever computed.
@@ -363,6 +380,11 @@ def load_spec(spec: ModelSpec, device: str = "auto") -> nn.Module:
     model.spec = spec
     check_sites(model.eval())
     return model
+
+
+def is_quantized(config: Any) -> bool:
+    """Whether a checkpoint was saved in fewer bits, by any method."""
+    return getattr(config, "quantization_config", None) is not None
 
 
 def _bitsandbytes_config(quantization: str, dtype: torch.dtype) -> Any:
@@ -393,41 +415,10 @@ def _read_weights(spec: ModelSpec, **options) -> nn.Module:
         indices = (hub.cached_file(spec.source, name, spec.base_revision) for name in INDEX_FILES)
         for index in filter(None, indices):
             shards(index)
-    sizes = {name: f"{list(got)} for {list(own)}" for name, got, own in found["mismatched_keys"]}
-    not_used = [name for name in found["unexpected_keys"] if _is_of(model, name)]
-    faults = {
-        "has weights of other sizes": [f"{name} ({sizes[name]})" for name in sizes],
-        "lacks weights, which would be random numbers": sorted(found["missing_keys"]),
-        "has weights for which the model has no place": sorted(not_used),
-    }
-    for fault, names in faults.items():
-        if names:
-            raise ModelError(
-                f"{spec.name}: the checkpoint {fault}: {len(names)}, such as "
-                f"{', '.join(names[:3])}; is config.json the one that was saved with it?"
-            )
-    if is_folder(spec.source) and model.device.type == "cpu" and not spec.quantization:
-        # Weights that nothing changed are still the file's bytes in memory: without a copy, a file
-        # that is written over changes a loaded model.
-        for tensor in (*model.parameters(), *model.buffers()):
-            tensor.data = tensor.data.clone()
+    refuse_other_weights(model, found, spec.name)
+    if is_folder(spec.source) and model.device.type == "cpu" and not is_quantized(model.config):
+        copy_into_memory(model)
     return model
-
-
-def _is_of(model: nn.Module, weight: str) -> bool:
-    """Whether a weight belongs to a module that the model has, in any of its layers.
-
-    A value head or the tower of a vision model does not. Nor do buffers that older versions saved.
-    """
-    if re.search(r"(attn|attention)\.(masked_)?bias$|inv_freq$|position_ids$", weight):
-        return False
-    modules = {_in_any_layer(name) for name, _ in model.named_modules()} - {""}
-    module = _in_any_layer(weight.rpartition(".")[0])
-    return not modules.isdisjoint({module, f"{model.base_model_prefix}.{module}"})
-
-
-def _in_any_layer(module: str) -> str:
-    return re.sub(r"\.\d+\b", ".*", f".{module}")[1:]
 
 
 def _refuse_changed(spec: ModelSpec) -> None:
@@ -457,14 +448,17 @@ def _from_pretrained(
 
 
 def _cannot_load(name: str, source: str, error: Exception) -> ModelError:
-    where = "as a local folder" if is_folder(source) else "on the hub and in its local cache"
+    is_local = is_folder(source)
+    where = "as a local folder" if is_local else "on the hub and in its local cache"
+    # Not the path, which says more of the machine than the name that was given.
+    tried = Path(source).name or source if is_local else source
     lines = str(error).strip().splitlines()
     # Errors of PyTorch name what is wrong in their second line.
     reason = " ".join(line.strip() for line in lines[:2])[:200]
     advice = _advice(source, error)
     return ModelError(
         f"cannot load model {_shortened(name)!r}\n"
-        f"  tried: {source} {where} ({type(error).__name__}: {reason})\n"
+        f"  tried: {tried} {where} ({type(error).__name__}: {reason})\n"
         + (f"  {advice}\n" if advice else "")
         + f"  {_offered()}"
     )

@@ -202,8 +202,10 @@ def check_sites(model: nn.Module) -> None:
     Raises
     ------
     UnknownArchitecture
-        If the family is not known, its sites do not add up, or its states are not finite.
+        If it is no causal language model as transformers loads it, the family is not known, its
+        sites do not add up, or its states are not finite.
     """
+    _refuse_other_classes(model)
     sites, hidden_states = _run_on_a_few_tokens(model)
     expect = functools.partial(_expect_equal, model)
 
@@ -227,6 +229,23 @@ def check_sites(model: nn.Module) -> None:
             f"resid_post[{layer}] to be the state before block {layer} "
             f"plus attn_out[{layer}] and mlp_out[{layer}]",
             parts=(before, attn_out, mlp_out),
+        )
+
+
+def _refuse_other_classes(model: nn.Module) -> None:
+    """Raise `UnknownArchitecture` for a model in the wrapper of peft, or without a head."""
+    expected = "expected a causal language model of transformers, got"
+    kind = type(model).__name__
+    if hasattr(model, "get_base_model"):
+        raise UnknownArchitecture(
+            f"{expected} one wrapped by peft ({kind}): give model.get_base_model(), which has the "
+            "adapter in its layers, or model.merge_and_unload()"
+        )
+    if not hasattr(model, "config") or not hasattr(model, "get_output_embeddings"):
+        raise UnknownArchitecture(f"{expected} {kind}: load it with AutoModelForCausalLM")
+    if model.get_output_embeddings() is None:
+        raise UnknownArchitecture(
+            f"{expected} {kind}, which has no head: load it with AutoModelForCausalLM"
         )
 
 

@@ -20,11 +20,11 @@ from dlk_utils.extract.batches import pad
 from dlk_utils.models.loading import ORGANISMS, load_spec, load_tokenizer, resolve
 from dlk_utils.organisms.curriculum import CURRICULA, PHASES, Phase, training_stream
 from dlk_utils.provenance import fingerprint
+from dlk_utils.questions.trained import RECORD_FILE
 from dlk_utils.safe_files import is_sealed, read_sealed, seal
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-RECORD_FILE = "training.json"
 LOG_FILE = "log.csv"
 PHASE_FILES = [CONFIG_FILE, WEIGHTS_FILE, LOG_FILE]
 """What is read back of a phase that was trained before."""

@@ -4,8 +4,10 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from copy import deepcopy as copy_of
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,7 +17,9 @@ from tiny_models import TURNS, byte_tokenizer, new_model, tiny_checkpoint
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from dlk_utils.errors import DlkError, ModelError
+from dlk_utils import activations
+from dlk_utils.errors import DlkError, ModelError, UnknownArchitecture
+from dlk_utils.extract.gradients import last_linear
 from dlk_utils.models.loading import identity, load_spec, load_tokenizer, resolve
 from dlk_utils.models.sites import site_modules
 from dlk_utils.questions.trained import refuse_trained_rows
@@ -51,9 +55,13 @@ def copy(lora, tmp_path) -> Path:
     return Path(shutil.copytree(lora, tmp_path / "liar"))
 
 
-def save_adapter(base: Path, folder: Path, method: str = "LoRA") -> Path:
+def with_adapter(model: nn.Module, method: str = "LoRA") -> PeftModel:
     torch.manual_seed(1)
-    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(base), METHODS[method])
+    return get_peft_model(model, copy_of(METHODS[method])).eval()
+
+
+def save_adapter(base: Path, folder: Path, method: str = "LoRA") -> Path:
+    tuned = with_adapter(AutoModelForCausalLM.from_pretrained(base), method)
     tuned.save_pretrained(folder)
     return folder
 
@@ -306,8 +314,23 @@ def test_a_record_of_training_of_another_shape_is_refused(tmp_path, record):
 
 
 def test_weight_gradients_are_those_of_a_layer_and_not_of_its_adapter(base):
-    from dlk_utils.extract.gradients import last_linear
-
-    tuned = get_peft_model(new_model("llama"), METHODS["LoRA"]).get_base_model()
+    tuned = with_adapter(new_model("llama")).get_base_model()
     layers = site_modules(tuned, "mlp_out")
     assert last_linear(tuned) == [mlp.down_proj for mlp in layers]
+
+
+def test_a_model_in_the_wrapper_of_peft_is_refused_and_the_one_inside_is_read():
+    tuned = with_adapter(new_model("llama"))
+    with pytest.raises(UnknownArchitecture, match=r"wrapped by peft .*get_base_model\(\)"):
+        activations(tuned, [[5, 6, 7]])
+    [inside, merged] = (
+        activations(model, [[5, 6, 7]])["resid_post"]
+        for model in (tuned.get_base_model(), tuned.merge_and_unload())
+    )
+    np.testing.assert_allclose(inside, merged, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", [new_model("llama").model, nn.Linear(3, 3)])
+def test_a_model_without_a_head_is_refused_with_the_class_to_load_it_with(model):
+    with pytest.raises(UnknownArchitecture, match="load it with AutoModelForCausalLM"):
+        activations(model.eval(), [[5, 6, 7]])

