@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dlk_utils.errors import ModelError
 from dlk_utils.models import hub
+from dlk_utils.models.configuration import model_class
 from dlk_utils.models.embedded_model import GGUF_SHA256, embedded_model
 from dlk_utils.models.sites import check_sites
 
@@ -222,7 +223,6 @@ def load_config(spec: ModelSpec) -> Any:
 
 def load_spec(spec: ModelSpec, device: str = "auto") -> nn.Module:
     """Load a resolved model, in evaluation mode, and check its sites: see `load_model`."""
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
@@ -236,7 +236,7 @@ def load_spec(spec: ModelSpec, device: str = "auto") -> nn.Module:
     # An adapter is merged in fp32, before the weights are rounded.
     merge_first = spec.adapter and not spec.quantization
     options["dtype"] = torch.float32 if merge_first else dtype
-    model = _from_pretrained(AutoModelForCausalLM, spec, **options)
+    model = _from_pretrained(model_class(load_config(spec)), spec, **options)
     if spec.adapter:
         model = _merge_adapter(model, spec.adapter)
     if merge_first:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from dlk_utils.errors import UnknownArchitecture
 from dlk_utils.models.architectures import ARCHITECTURES, Architecture
-from dlk_utils.models.finding import find_architecture, trial_tokens
+from dlk_utils.models.finding import RAISED_BY_A_MODEL, find_architecture, trial_tokens
 
 SITES = ("resid_post", "attn_out", "mlp_out", "head_out")
 ADDED = ("attn_out", "mlp_out")
@@ -204,6 +204,19 @@ def check_sites(model: nn.Module) -> None:
     UnknownArchitecture
         If the family is not known, its sites do not add up, or its states are not finite.
     """
+    try:
+        _check_each_layer(model)
+    except (UnknownArchitecture, torch.OutOfMemoryError):
+        raise
+    except RAISED_BY_A_MODEL as error:
+        kind = model.config.model_type
+        raise UnknownArchitecture(
+            f"{kind}: expected a model whose sites can be read on a few tokens, got "
+            f"{type(error).__name__}: {error}; this variant of the architecture is not understood"
+        ) from error
+
+
+def _check_each_layer(model: nn.Module) -> None:
     sites, hidden_states = _run_on_a_few_tokens(model)
     expect = functools.partial(_expect_equal, model)
 
