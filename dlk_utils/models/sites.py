@@ -14,7 +14,8 @@ as in TransformerLens:
     The input of the output projection of attention, W_O. It holds the outputs of the heads side by
     side: head ``h`` of width ``w`` is at ``[h * w : (h + 1) * w]``.
 
-`check_sites` runs a model and refuses it if it does not keep these rules.
+Where they are in a model is said by a table of families (`architectures`), or else found from the
+model (`finding`). `check_sites` runs a model and refuses it if it does not keep these rules.
 """
 
 import contextlib

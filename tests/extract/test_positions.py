@@ -37,7 +37,7 @@ KINDS = {
 @functools.cache
 def model_of(kind: str):
     family, options = KINDS[kind]
-    return new_model(family, **options).double()
+    return new_model(family, initializer_range=0.3, **options).double()
 
 
 def long_beside_short() -> list[list[int]]:
@@ -61,7 +61,7 @@ def test_a_model_is_found_whose_positions_depend_on_the_batch(kind):
     with torch.no_grad():
         by_itself = model(**pad([short])).logits[0, -1]
         beside = model(**pad([short, long])).logits[0, -1]
-    assert (beside - by_itself).norm() > 1e-4 * by_itself.norm()
+    assert (beside - by_itself).norm() > 1e-2 * by_itself.norm()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3", "mpt"])
@@ -76,8 +76,7 @@ def test_each_prompt_has_the_states_that_it_has_alone(kind):
     got = activations(model, prompts, sites=SITES, **QUIET)
     several = activations(model, prompts, positions=2, **QUIET)["resid_post"]
     for n, ids in enumerate(prompts):
-        family, options = KINDS[kind]
-        expected = alone(new_model(family, **options).double(), ids)
+        expected = alone(model_of.__wrapped__(kind), ids)
         for site in SITES:
             np.testing.assert_allclose(got[site][:, n], expected[site][:, 0], rtol=1e-5, atol=1e-6)
         last = expected["resid_post"][:, 0]

@@ -10,15 +10,20 @@ from dlk_utils.models.architectures import ARCHITECTURES
 from dlk_utils.models.finding import find_architecture, trial_tokens
 from dlk_utils.models.sites import SITES, at_sites, check_sites
 
-# StableLM and Falcon hide their dropout of attention, and OPT gives its rate another name.
-HIDDEN = {"falcon": (), "stablelm": ("mlp_out",), "opt": ("attn_out", "mlp_out")}
+# A parallel Falcon drops the sum of what attention and the MLP put out, StableLM hides its dropout
+# of attention, and OPT gives its rate another name.
+HIDDEN = {
+    "falcon": (),
+    "falcon grouped": (),
+    "stablelm": ("mlp_out",),
+    "opt": ("attn_out", "mlp_out"),
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_found_in_a_family_of_the_table_is_what_the_table_says(family):
     model = tiny(family)
-    kind = model.config.model_type
-    found, known = find_architecture(model), ARCHITECTURES[kind]
+    found, known = find_architecture(model), ARCHITECTURES[model.config.model_type]
     assert (found.blocks, found.attn, found.mlp, found.w_o, found.scale) == (
         known.blocks,
         known.attn,
@@ -26,7 +31,7 @@ def test_what_is_found_in_a_family_of_the_table_is_what_the_table_says(family):
         known.w_o,
         known.scale,
     )
-    assert found.dropout == HIDDEN.get(kind, known.dropout)
+    assert found.dropout == HIDDEN.get(family, known.dropout)
 
 
 @pytest.mark.parametrize(
