@@ -19,13 +19,12 @@ import contextlib
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dlk_utils.models.configuration import context_length, text_config
+from dlk_utils.models.configuration import context_length
 
 _dependent: weakref.WeakKeyDictionary[nn.Module, list[nn.Module]] = weakref.WeakKeyDictionary()
 """For each model, its modules that compute positions which depend on the batch."""
@@ -48,7 +47,7 @@ def _rotary_modules(model: nn.Module) -> list[nn.Module]:
         far = 2 * context_length(model)
         dependent = []
         for module in model.modules():
-            if "inv_freq" in "".join(name for name, _ in module.named_buffers(recurse=False)):
+            if any(kind == "longrope" or "dynamic" in kind for kind in _kinds(module).values()):
                 alone = _at_first_positions(module, [0, 1])
                 beside = _at_first_positions(module, [0, 1, far])
                 if not torch.equal(alone, beside):
@@ -57,38 +56,37 @@ def _rotary_modules(model: nn.Module) -> list[nn.Module]:
     return _dependent[model]
 
 
+def _kinds(module: nn.Module) -> dict[str | None, str]:
+    """Return how a module makes rotary positions, for each kind of layer that it serves.
+
+    The key is None if it serves all layers. The result is empty for other modules.
+    """
+    kinds = getattr(module, "rope_type", None) or {}
+    return kinds if isinstance(kinds, dict) else {None: kinds}
+
+
 def _at_first_positions(module: nn.Module, positions: Sequence[int]) -> Tensor:
     """Return what a module of rotary positions puts out at the first two of some positions."""
-    parameters = signature(module.forward).parameters
-    if "position_ids" not in parameters:
-        # A tower of images, which counts places in another way.
-        return torch.zeros(0)
     _forget(module)
-    device = next(iter(module.buffers())).device
-    position_ids = torch.tensor([positions], device=device)
-    found = []
-    for options in _options(module):
-        cos_and_sin = module.forward(torch.zeros(1, device=device), position_ids, **options)
-        tensors = cos_and_sin if isinstance(cos_and_sin, tuple) else (cos_and_sin,)
-        found += [x[..., :2, :].flatten().cpu() for x in tensors]
+    found = [x[..., :2, :].flatten() for x in _put_out(module, positions)]
     _forget(module)
-    return torch.cat([x.real if x.is_complex() else x for x in found])
-
-
-def _options(module: nn.Module) -> list[dict[str, str]]:
-    """Return the kinds of layers that a module serves, as options of its forward pass."""
-    if "layer_type" not in signature(module.forward).parameters:
-        return [{}]
-    kinds = getattr(text_config(module), "layer_types", None)
-    return [{"layer_type": kind} for kind in sorted(set(kinds))] if kinds else [{}]
+    return torch.cat(found).cpu()
 
 
 def _forget(module: nn.Module) -> None:
     """Let dynamic scaling forget the longest length it has seen, by a pass over one position."""
-    device = next(iter(module.buffers())).device
-    for options in _options(module):
-        position_ids = torch.zeros(1, 1, dtype=torch.long, device=device)
-        module.forward(torch.zeros(1, device=device), position_ids, **options)
+    _put_out(module, [0])
+
+
+def _put_out(module: nn.Module, positions: Sequence[int]) -> list[Tensor]:
+    """Return cosines and sines at some positions, [1, t, width], for each kind of layer."""
+    device = next((buffer.device for buffer in module.buffers()), torch.device("cpu"))
+    position_ids = torch.tensor([positions], device=device)
+    found = []
+    for kind in _kinds(module):
+        options = {} if kind is None else {"layer_type": kind}
+        found += module.forward(torch.zeros(1, device=device), position_ids, **options)
+    return found
 
 
 @torch.no_grad()
@@ -98,7 +96,7 @@ def _key(model: nn.Module, n_tokens: int) -> bytes:
     if n_tokens not in keys:
         modules = _rotary_modules(model)
         found = [_at_first_positions(module, [0, 1, n_tokens - 1]) for module in modules]
-        keys[n_tokens] = torch.cat(found).float().numpy().tobytes()
+        keys[n_tokens] = torch.cat(found).numpy().tobytes()
     return keys[n_tokens]
 
 
@@ -144,10 +142,8 @@ def frequencies_for(model: nn.Module, n_tokens: int) -> Iterator[None]:
             return (args[0], longer, *args[2:]), kwargs
         return args, kwargs | {"position_ids": longer}
 
-    def cut_last(module: nn.Module, args: tuple, output: Any) -> Any:
-        if isinstance(output, Tensor):
-            return output[..., :-1, :]
-        return tuple(x[..., :-1, :] for x in output)
+    def cut_last(module: nn.Module, args: tuple, cos_and_sin: tuple) -> tuple:
+        return tuple(x[..., :-1, :] for x in cos_and_sin)
 
     with contextlib.ExitStack() as hooks:
         for module in _rotary_modules(model):
