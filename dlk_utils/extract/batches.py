@@ -11,6 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from dlk_utils.extract.positions import (
+    depends_on_batch,
+    frequencies_for,
+    require_same_positions,
+)
 from dlk_utils.extract.store import Plan, shard_rows_of
 from dlk_utils.models.sites import blocks
 
@@ -19,7 +24,8 @@ Batch = dict[str, Any]
 
 With `past_key_values`, the first tokens of each row are in that cache: `input_ids` holds the
 others, and the mask covers all of them. A mask of booleans [b, queries, keys] says of each token
-which tokens it sees.
+which tokens it sees. `n_tokens` is the length of the longest complete prompt of which these are
+tokens (needed where `positions.depends_on_batch`, and not for complete prompts).
 """
 
 Layers = str | int | Sequence[int]
@@ -57,6 +63,10 @@ def forward(model: nn.Module, batch: Batch, *, n_logits: int | None = 1, **optio
     None, on all of them. Raises `ValueError` if the model is in training mode.
     """
     require_evaluation_mode(model)
+    if depends_on_batch(model) and "n_tokens" not in batch:
+        lengths = batch["attention_mask"].sum(1).tolist()
+        require_same_positions(model, lengths)
+        batch = batch | {"n_tokens": max(lengths)}
     accepted = _forward_parameters(type(model))
     inputs = {name: x for name, x in batch.items() if name in accepted}
     mask = inputs["attention_mask"]
@@ -67,7 +77,10 @@ def forward(model: nn.Module, batch: Batch, *, n_logits: int | None = 1, **optio
         inputs["attention_mask"] = added.masked_fill(~mask, least)[:, None]
     if n_logits and "logits_to_keep" in accepted:
         options["logits_to_keep"] = n_logits
-    return model(**inputs, **options)
+    if not depends_on_batch(model):
+        return model(**inputs, **options)
+    with frequencies_for(model, batch["n_tokens"]):
+        return model(**inputs, **options)
 
 
 def require_evaluation_mode(model: nn.Module) -> None:

@@ -18,6 +18,7 @@ from dlk_utils.errors import DeadDropout
 from dlk_utils.extract.batches import Layers, pad
 from dlk_utils.extract.dropout import DEFAULT_P, INJECTED, draw_seed, mc_dropout
 from dlk_utils.extract.packing import pack
+from dlk_utils.extract.positions import require_same_positions, same_positions
 from dlk_utils.extract.prefixes import run_prefixes, run_trunk, takes_trees
 from dlk_utils.extract.states import (
     States,
@@ -194,7 +195,9 @@ def _question_draws(
     packed = pack(sequences)
     token_ids = [[0 if key is None else key[0] for key in row] for row in packed.keys]
     highest = None if with_logits else highest_layer(model, layers)
-    rows = run_trunk(model, packed, token_ids, highest=highest)
+    n_tokens = max(map(len, prompts))
+    require_same_positions(model, map(len, prompts))
+    rows = run_trunk(model, packed, token_ids, n_tokens=n_tokens, highest=highest)
     # No question is in the trunk, as two prompts share nothing of it.
     numbers = [[-1 if key is None else key[1] for key in row] for row in packed.keys]
     prompt_of = torch.tensor(numbers)[:, packed.n_trunk :]
@@ -251,10 +254,13 @@ def dropout_audit(
         If two successive draws of a prompt are equal.
     """
     options = {"n_draws": 2, "p": p, "seed": seed, "scope": scope, "places": places}
-    keys = list(prompts.row_id)
-    draws = seeded_draws(model, prompts.input_ids, keys, ["resid_post"], **options)
-    first, second = (states["resid_post"].float() for states, _ in draws)
-    move = (second - first).norm(dim=-1) / first.norm(dim=-1)
+    moves = []
+    for numbers in same_positions(model, [range(len(prompts))], prompts.input_ids.iloc.__getitem__):
+        some = prompts.iloc[numbers]
+        draws = seeded_draws(model, some.input_ids, list(some.row_id), ["resid_post"], **options)
+        first, second = (states["resid_post"].float() for states, _ in draws)
+        moves.append((second - first).norm(dim=-1) / first.norm(dim=-1))
+    move = torch.cat(moves, 1)
     mean, least = move.mean(1).numpy(), move.min(1).values.numpy()
     return pd.DataFrame({"layer": range(len(move)), "relative_move": mean, "least": least})
 

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from dlk_utils.errors import DeadDropout, DlkError
 from dlk_utils.extract.batches import forward, pad
 from dlk_utils.models.architectures import ARCHITECTURES
-from dlk_utils.models.finding import text_config, trial_tokens
+from dlk_utils.models.configuration import text_config
+from dlk_utils.models.finding import trial_tokens
 from dlk_utils.models.sites import architecture, at_sites, blocks
 
 DEFAULT_P = 0.02

@@ -1,4 +1,4 @@
-"""Try every causal model family of transformers, and write down what works with it.
+"""Try every model family of transformers that writes text, and note what works with it.
 
 ``python -m dlk_utils.extract.families book/families_table.txt`` makes a tiny model of random
 weights of each family in turn, and tries on it what this package does with a model: read the sites,
@@ -20,9 +20,12 @@ import torch
 import transformers
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from dlk_utils.errors import DlkError
 from dlk_utils.extract.batches import pad
@@ -32,7 +35,7 @@ from dlk_utils.extract.gradients import full_backprop, states_and_gradients
 from dlk_utils.extract.prefixes import WINDOWS, takes_trees, why_not_packed, window
 from dlk_utils.extract.states import States, clean_states, forward_states
 from dlk_utils.models.architectures import ARCHITECTURES
-from dlk_utils.models.finding import text_config
+from dlk_utils.models.configuration import model_class, text_config
 from dlk_utils.models.sites import SITES, architecture, check_sites
 
 N_LAYERS = 6
@@ -65,6 +68,7 @@ _SIZES = {name: size for names, size in _SIZES_BY_NAMES.items() for name in name
 
 _TOKENS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 
+_ROTARY_PARTS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 _CONV_THEN_ATTENTION = ["conv", "conv", "full_attention"] * 2
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -76,6 +80,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8},
         "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
     },
+    "glm4v": {"rope_parameters": _ROTARY_PARTS},
+    "qwen2_vl": {"rope_parameters": _ROTARY_PARTS},
+    "qwen2_5_vl": {"rope_parameters": _ROTARY_PARTS},
     "gpt_neo": {"attention_types": [[["global", "local"], N_LAYERS // 2]]},
     "lfm2": {"layer_types": _CONV_THEN_ATTENTION},
     "lfm2_moe": {"layer_types": _CONV_THEN_ATTENTION},
@@ -112,7 +119,7 @@ def tiny_model(kind: str, **settings: Any) -> nn.Module:
 
 def _model(kind: str, settings: Mapping[str, Any], *, fills_gaps: bool) -> nn.Module:
     config = _tiny_config(CONFIG_MAPPING[kind], settings, fills_gaps=fills_gaps)
-    return AutoModelForCausalLM.from_config(config).eval()
+    return model_class(config).from_config(config).eval()
 
 
 def _tiny_config(
@@ -289,7 +296,7 @@ def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     others = [row for row in rows if row["sites"] == "not tried"]
     parts = [
         f"Tried with transformers {transformers.__version__} and torch "
-        f"{torch.__version__.partition('+')[0]}, in {len(rows)} causal families: {len(usable)} can "
+        f"{torch.__version__.partition('+')[0]}, in {len(rows)} families: {len(usable)} can "
         f"be used, {len(refused)} are refused, and of {len(others)} no tiny model could be made.",
         "## Families that can be used",
         _grid(usable, [column for column in COLUMNS if column != "why not"]),
@@ -316,9 +323,10 @@ def main(arguments: Sequence[str]) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    kinds = [name for name in arguments if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
+    every = {**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
+    kinds = [name for name in arguments if name in every]
     rows = []
-    for kind in tqdm(kinds or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), unit="family"):
+    for kind in tqdm(kinds or sorted(every), unit="family"):
         rows.append(try_family(kind))
     if kinds:
         print(markdown_table(rows))

@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dlk_utils.errors import ChoiceError
+from dlk_utils.errors import ChoiceError, UnknownArchitecture
 from dlk_utils.extract.answers import choice_logprobs
 from dlk_utils.extract.batches import Batch, Layers, Readout, forward, last_positions
 from dlk_utils.extract.prefixes import Prefixes, run_prefixes
 from dlk_utils.extract.states import States, read_states, record_sites
-from dlk_utils.models.sites import at_sites, blocks, site_modules
+from dlk_utils.models.architectures import ARCHITECTURES
+from dlk_utils.models.sites import architecture, at_sites, blocks, site_modules
 
 
 def states_and_gradients(
@@ -210,7 +211,21 @@ def pooled_weight_gradients(
 
 
 def last_linear(model: nn.Module) -> list[nn.Module]:
-    """For each layer, return the last module of the MLP that has a matrix as its weight."""
+    """For each layer, return the last linear layer of the MLP.
+
+    Raises
+    ------
+    UnknownArchitecture
+        If it has none, as in mixtures of experts.
+    """
+    kind, family = model.config.model_type, architecture(model)
+    if family.down:
+        return [block.get_submodule(family.down) for block in blocks(model)]
+    if kind not in ARCHITECTURES:
+        raise UnknownArchitecture(
+            f"{kind}: expected an MLP with a last linear layer, whose weights have gradients; "
+            f"{family.mlp} has none"
+        )
     found = []
     for site, block in zip(site_modules(model, "mlp_out"), blocks(model), strict=True):
         # In some families `mlp_out` is what a norm puts out, and the MLP stands before it.

@@ -35,7 +35,9 @@ from dlk_utils.extract.batches import (
     takes_positions,
 )
 from dlk_utils.extract.packing import Packed, pack
-from dlk_utils.models.finding import text_config, trial_tokens
+from dlk_utils.extract.positions import require_same_positions, same_positions
+from dlk_utils.models.configuration import text_config
+from dlk_utils.models.finding import trial_tokens
 from dlk_utils.models.sites import blocks
 
 log = logging.getLogger(__name__)
@@ -61,6 +63,8 @@ class Prefixes:
         If `sees` is None, 0 at padding and 1 elsewhere.
     row, place : Tensor [n]
         Where each prefix ends.
+    n_tokens : int
+        Number of tokens in the longest of the complete prompts.
     """
 
     next_ids: Int[Tensor, " n"] | None
@@ -70,6 +74,7 @@ class Prefixes:
     mask: Int[Tensor, "r t"] | None
     row: Int[Tensor, " n"]
     place: Int[Tensor, " n"]
+    n_tokens: int
 
     def append(self, tokens: Int[Tensor, "copy n"] | None = None) -> Readout:
         """Put a token behind each prefix, or several copies; by default the prompts' last tokens.
@@ -99,6 +104,7 @@ class Prefixes:
             "input_ids": input_ids,
             "position_ids": position_ids,
             "past_key_values": fork_cache(self.cache),
+            "n_tokens": self.n_tokens,
         }
         if self.sees is None:
             batch["attention_mask"] = torch.cat([self.mask, self.mask.new_ones(n_rows, 1)], 1)
@@ -133,6 +139,7 @@ class Prefixes:
             mask=mask,
             row=self.row,
             place=n_cached + appended.place[0],
+            n_tokens=self.n_tokens,
         )
 
     def rounds(self, n_copies: int, at_once: int | None = None) -> Iterator[range]:
@@ -170,6 +177,7 @@ def run_prefixes(
     """
     if min(map(len, prompts)) < 2:
         raise ValueError("prefixes: expected prompts of at least two tokens")
+    require_same_positions(model, map(len, prompts))
     if takes_trees(model, max(map(len, prompts))):
         return _packed_prefixes(model, prompts, _last_layer(model) if highest is None else highest)
     return _padded_prefixes(model, prompts)
@@ -207,7 +215,7 @@ def in_parts(
     `ids_of` gives the token ids of a batch's prompt. A padded batch has at most `batch_tokens`
     tokens, or a single prompt.
     """
-    for batch in batches:
+    for batch in same_positions(model, batches, ids_of):
         lengths = {prompt: len(ids_of(prompt)) for prompt in batch}
         if takes_trees(model, max(lengths.values())):
             yield list(batch)
@@ -247,6 +255,7 @@ def run_trunk(
     packed: Packed,
     token_ids: Sequence[Sequence[int]],
     *,
+    n_tokens: int,
     keeps_rows: bool = False,
     highest: int | None = None,
 ) -> Readout:
@@ -256,6 +265,8 @@ def run_trunk(
     ----------
     packed, token_ids
         The trees, and the token id at each place of each row.
+    n_tokens
+        Number of tokens in the longest of the complete prompts.
     keeps_rows
         Option of the batch's cache (`TreeCache`).
     highest
@@ -275,6 +286,7 @@ def run_trunk(
             "attention_mask": sees[:1, :n_trunk, :n_trunk],
             "position_ids": depth[:1, :n_trunk],
             "past_key_values": trunk_cache,
+            "n_tokens": n_tokens,
         }
         with contextlib.suppress(EnoughComputed):
             forward(model, trunk, use_cache=True)
@@ -283,6 +295,7 @@ def run_trunk(
         "attention_mask": sees[:, n_trunk:],
         "position_ids": depth[:, n_trunk:],
         "past_key_values": TreeCache(trunk_cache, keeps_rows=keeps_rows),
+        "n_tokens": n_tokens,
     }
     row, place = torch.from_numpy(packed.row), torch.from_numpy(packed.place - n_trunk)
     return Readout(rows, row[None].to(device), place[None].to(device))
@@ -295,8 +308,11 @@ def tree_of(
 
     The model has to take trees (`takes_trees`). `highest` is the highest layer that will be read.
     """
+    n_tokens = max(map(len, prompts))
+    require_same_positions(model, map(len, prompts))
     packed = pack(prompts)
-    return run_trunk(model, packed, _padded_with_zeros(packed.keys), highest=highest)
+    token_ids = _padded_with_zeros(packed.keys)
+    return run_trunk(model, packed, token_ids, n_tokens=n_tokens, highest=highest)
 
 
 def _packed_prefixes(
@@ -308,7 +324,8 @@ def _packed_prefixes(
 ) -> Prefixes:
     packed = pack([list(ids)[:-1] for ids in prompts], branch_size=branch_size)
     token_ids = _padded_with_zeros(packed.keys)
-    rows = run_trunk(model, packed, token_ids, keeps_rows=True, highest=highest)
+    n_tokens = max(map(len, prompts))
+    rows = run_trunk(model, packed, token_ids, n_tokens=n_tokens, keeps_rows=True, highest=highest)
     cache = rows.batch["past_key_values"]
     cache.highest = highest
     with contextlib.suppress(EnoughComputed):
@@ -324,6 +341,7 @@ def _packed_prefixes(
         mask=None,
         row=rows.row[0],
         place=rows.place[0] + packed.n_trunk,
+        n_tokens=n_tokens,
     )
 
 
@@ -337,6 +355,7 @@ def _padded_with_zeros(keys: Sequence[Sequence[int | None]]) -> list[list[int]]:
 
 def _padded_prefixes(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Prefixes:
     batch = pad([list(ids)[:-1] for ids in prompts], device=model.device)
+    batch["n_tokens"] = max(map(len, prompts))
     # The model makes the cache itself: one with a sliding window has layers of another kind.
     cache = forward(model, batch, use_cache=True).past_key_values
     n, width = batch["input_ids"].shape
@@ -349,6 +368,7 @@ def _padded_prefixes(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Pref
         mask=batch["attention_mask"],
         row=torch.arange(n, device=device),
         place=torch.full((n,), width - 1, device=device),
+        n_tokens=batch["n_tokens"],
     )
 
 

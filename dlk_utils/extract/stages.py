@@ -30,6 +30,7 @@ from dlk_utils.extract.gradients import (
     states_after_move,
 )
 from dlk_utils.extract.packing import plan_packed
+from dlk_utils.extract.positions import same_positions
 from dlk_utils.extract.prefixes import in_parts, run_prefixes
 from dlk_utils.extract.states import clean_states
 from dlk_utils.extract.store import fill
@@ -282,7 +283,7 @@ def fill_rows(
     def parts_of(row_ids: list[str]) -> Iterator[list[str]]:
         if plan is plan_packed:
             return in_parts(model, [row_ids], by_id.input_ids.__getitem__, batch_tokens)
-        return iter([row_ids])
+        return same_positions(model, [row_ids], by_id.input_ids.__getitem__)
 
     # `wraps`, so that the store goes by the code of `compute` and not of this function.
     @functools.wraps(compute)
@@ -295,7 +296,7 @@ def fill_rows(
                 results.append(tensors)
         if done == row_ids:
             return {name: torch.cat([r[name] for r in results]) for name in results[0]}
-        # Padded parts are cut from rows that are sorted by length.
+        # Padded parts are cut from rows that are sorted by length, others by what positions mean.
         places = {row_id: place for place, row_id in enumerate(done)}
         order = [places[row_id] for row_id in row_ids]
         return {name: torch.cat([r[name] for r in results])[order] for name in results[0]}

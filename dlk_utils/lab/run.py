@@ -40,6 +40,7 @@ from dlk_utils.extract.stages import (
 )
 from dlk_utils.extract.store import is_complete, read_rows
 from dlk_utils.lab.cache import Cache, as_json
+from dlk_utils.models import configuration
 from dlk_utils.models.loading import ModelSpec, load_config, load_spec, load_tokenizer, resolve
 from dlk_utils.provenance import code_hash
 from dlk_utils.questions.examples import load_examples
@@ -166,7 +167,12 @@ class Run:
     @property
     def n_layers(self) -> int:
         """Number of blocks."""
-        return self.config.num_hidden_layers
+        return configuration.n_layers(self.config)
+
+    @property
+    def n_heads(self) -> int:
+        """Number of attention heads in a block."""
+        return configuration.n_heads(self.config)
 
     @property
     def middle_layer(self) -> int:
@@ -176,8 +182,7 @@ class Run:
     @property
     def context(self) -> int:
         """Number of tokens that a prompt may have."""
-        longest = getattr(self.config, "max_position_embeddings", None)
-        return longest or getattr(self.config, "n_positions", 2048)
+        return configuration.context_length(self.config)
 
     @property
     def vocab_size(self) -> int | None:

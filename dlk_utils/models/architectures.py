@@ -16,6 +16,8 @@ class Architecture:
     is the output projection of attention. `dropout` holds the places of the family's own dropout,
     whatever its rate: some of "attn_out", "mlp_out", "embedding" and "attention" (probabilities).
     The outputs of `attn` and `mlp` are multiplied by `scale` before they are added (Granite).
+    `down` is the last linear layer of the MLP; None in the families of the table, where it is the
+    last one in `mlp`, and in mixtures of experts, which have none.
     """
 
     blocks: str
@@ -24,6 +26,7 @@ class Architecture:
     w_o: str
     dropout: tuple[str, ...]
     scale: float = 1.0
+    down: str | None = None
 
 
 _ADDED = ("attn_out", "mlp_out")

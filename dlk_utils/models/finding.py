@@ -29,10 +29,11 @@ from torch.overrides import TorchFunctionMode
 
 from dlk_utils.errors import UnknownArchitecture
 from dlk_utils.models.architectures import Architecture
+from dlk_utils.models.configuration import text_config
 
 _N_TOKENS = 6
 
-_RAISED_BY_A_MODEL = (
+RAISED_BY_A_MODEL = (
     RuntimeError,
     ValueError,
     TypeError,
@@ -69,7 +70,7 @@ def find_architecture(model: nn.Module) -> Architecture:
         raise
     except _NotFound as reason:
         failure = str(reason)
-    except _RAISED_BY_A_MODEL as error:
+    except RAISED_BY_A_MODEL as error:
         first_line = next(iter(str(error).strip().splitlines()), "")[:160]
         failure = f"it cannot be run on a few tokens ({type(error).__name__}: {first_line})"
     raise UnknownArchitecture(
@@ -87,17 +88,19 @@ def _find(model: nn.Module) -> Architecture:
     outputs = _outputs_in_every_block(run, blocks)
     pair, scale = _pair_that_adds_up(model, run, outputs)
     attn, mlp = _attention_first(model, token_ids, run, blocks, pair)
-    w_o = _output_projection(model, run, blocks, attn)
+    w_o = _last_projection(model, run, blocks, attn)
+    if w_o is None:
+        raise _NotFound(
+            f"no linear layer makes what {attn} puts out, so there are no heads to read"
+        )
+    n_heads = getattr(text_config(model), "num_attention_heads", None) or 1
+    if run.inputs[f"{blocks}.0.{w_o}"].shape[-1] % n_heads:
+        raise _NotFound(f"what {w_o} reads is not the outputs of {n_heads} heads, side by side")
+    down = _last_projection(model, run, blocks, mlp)
     _refuse_unusable_batches(model, token_ids)
     added = {"attn_out": outputs[attn], "mlp_out": outputs[mlp]}
     dropout = _own_dropout(model, run, blocks, added, w_o)
-    return Architecture(blocks, attn, mlp, w_o, dropout, scale)
-
-
-def text_config(model_or_config: Any) -> Any:
-    """Return the configuration of the language model, also where it is inside another."""
-    config = getattr(model_or_config, "config", model_or_config)
-    return config.get_text_config(decoder=True)
+    return Architecture(blocks, attn, mlp, w_o, dropout, scale, down)
 
 
 def trial_tokens(model: nn.Module, n: int = _N_TOKENS) -> list[int]:
@@ -296,27 +299,26 @@ def _attention_first(
     raise _NotFound(f"neither {first} nor {second} of block 0 looks at other tokens")
 
 
-def _output_projection(model: nn.Module, run: _Run, blocks: str, attn: str) -> str:
-    """Return the path in the blocks of the linear layer that makes what attention puts out.
+def _last_projection(model: nn.Module, run: _Run, blocks: str, part: str) -> str | None:
+    """Return the path in the blocks of the linear layer that makes what a part puts out, if any.
 
-    Its output is that of `attn` or, if `attn` is a norm, what this reads.
+    Its output is that of the part or, if the part is a norm, what this reads.
     """
-    n_heads = getattr(text_config(model), "num_attention_heads", None) or 1
+
+    def by_layer(values: dict[str, Tensor], path: str) -> list[Tensor | None]:
+        return [values.get(f"{blocks}.{layer}.{path}") for layer in range(run.n_layers)]
+
+    put_out, read = by_layer(run.outputs, part), by_layer(run.inputs, part)
     first = f"{blocks}.0."
-    parts = [path.removeprefix(first) for path in run.outputs if path.startswith(first)]
-    for part in reversed(parts):
-        modules = [model.get_submodule(f"{first}{part}")]
-        weight = getattr(modules[0], "weight", None)
-        if not isinstance(weight, Tensor) or weight.dim() != 2:
+    for path in reversed(run.outputs):
+        if not path.startswith(first) or path not in run.inputs:
             continue
-        made = [run.outputs.get(f"{blocks}.{i}.{part}") for i in range(run.n_layers)]
-        put_out = [run.outputs[f"{blocks}.{i}.{attn}"] for i in range(run.n_layers)]
-        read = [run.inputs.get(f"{blocks}.{i}.{attn}") for i in range(run.n_layers)]
-        heads = run.inputs.get(f"{first}{part}")
-        is_projection = _are_equal(made, put_out) or _are_equal(made, read)
-        if is_projection and heads is not None and heads.shape[-1] % n_heads == 0:
-            return part
-    raise _NotFound(f"no linear layer makes what {attn} puts out, so there are no heads to read")
+        weight = getattr(model.get_submodule(path), "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() == 2:
+            made = by_layer(run.outputs, path.removeprefix(first))
+            if _are_equal(made, put_out) or _are_equal(made, read):
+                return path.removeprefix(first)
+    return None
 
 
 def _are_equal(some: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dlk_utils.errors import ModelError
 from dlk_utils.models import hub
 from dlk_utils.models.adapters import Adapter, adapter_in, adapter_on_hub, base_of, lay_on
+from dlk_utils.models.configuration import model_class
 from dlk_utils.models.embedded_model import GGUF_SHA256, embedded_model
 from dlk_utils.models.folders import (
     INDEX_FILES,
@@ -401,10 +402,8 @@ def _bitsandbytes_config(quantization: str, dtype: torch.dtype) -> Any:
 
 def _read_weights(spec: ModelSpec, **options) -> nn.Module:
     """Read the model of a spec, without adapters; refuse weights that are not all of its own."""
-    from transformers import AutoModelForCausalLM
-
     model, found = _from_pretrained(
-        AutoModelForCausalLM,
+        model_class(load_config(spec)),
         spec,
         output_loading_info=True,
         # They are refused below, by name.

@@ -14,7 +14,8 @@ as in TransformerLens:
     The input of the output projection of attention, W_O. It holds the outputs of the heads side by
     side: head ``h`` of width ``w`` is at ``[h * w : (h + 1) * w]``.
 
-`check_sites` runs a model and refuses it if it does not keep these rules.
+Where they are in a model is said by a table of families (`architectures`), or else found from the
+model (`finding`). `check_sites` runs a model and refuses it if it does not keep these rules.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from dlk_utils.errors import UnknownArchitecture
 from dlk_utils.models.architectures import ARCHITECTURES, Architecture
-from dlk_utils.models.finding import find_architecture, trial_tokens
+from dlk_utils.models.finding import RAISED_BY_A_MODEL, find_architecture, trial_tokens
 
 SITES = ("resid_post", "attn_out", "mlp_out", "head_out")
 ADDED = ("attn_out", "mlp_out")
@@ -206,6 +207,19 @@ def check_sites(model: nn.Module) -> None:
         sites do not add up, or its states are not finite.
     """
     _refuse_other_classes(model)
+    try:
+        _check_each_layer(model)
+    except (UnknownArchitecture, torch.OutOfMemoryError):
+        raise
+    except RAISED_BY_A_MODEL as error:
+        kind = model.config.model_type
+        raise UnknownArchitecture(
+            f"{kind}: expected a model whose sites can be read on a few tokens, got "
+            f"{type(error).__name__}: {error}; this variant of the architecture is not understood"
+        ) from error
+
+
+def _check_each_layer(model: nn.Module) -> None:
     sites, hidden_states = _run_on_a_few_tokens(model)
     expect = functools.partial(_expect_equal, model)
 

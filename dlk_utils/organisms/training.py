@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from dlk_utils.errors import ModelError
 from dlk_utils.extract.batches import pad
+from dlk_utils.models.configuration import n_layers
 from dlk_utils.models.loading import ORGANISMS, load_spec, load_tokenizer, resolve
 from dlk_utils.organisms.curriculum import CURRICULA, PHASES, Phase, training_stream
 from dlk_utils.provenance import fingerprint
@@ -124,7 +125,7 @@ def _add_adapter(
         r=rank,
         lora_alpha=2 * rank,
         target_modules=sorted(linear),
-        layers_to_transform=list(range(first_layer, model.config.num_hidden_layers)),
+        layers_to_transform=list(range(first_layer, n_layers(model))),
         task_type="CAUSAL_LM",
         lora_dropout=dropout,
     )

@@ -9,6 +9,7 @@ from tiny_models import WIDTH, byte_tokenizer, tiny_checkpoint
 from transformers import LlamaForCausalLM
 
 from dlk_utils.errors import DataError, ParameterError
+from dlk_utils.extract.families import tiny_model
 from dlk_utils.extract.stages import store_answers, store_draws, store_gradients
 from dlk_utils.lab import cache
 from dlk_utils.lab import run as run_module
@@ -233,3 +234,9 @@ def test_runs_go_into_the_checkout():
     assert (
         folder.name == "runs" and (folder.parent / "notebooks" / "02_check_lie_rate.ipynb").exists()
     )
+
+
+def test_layers_heads_and_context_are_read_also_from_a_model_of_images(tmp_path):
+    tiny_model("gemma3").save_pretrained(tmp_path)
+    run = Run(str(tmp_path), runs_dir=str(tmp_path / "runs"), dtype="float32")
+    assert (run.n_layers, run.middle_layer, run.n_heads, run.context) == (6, 3, 4, 512)

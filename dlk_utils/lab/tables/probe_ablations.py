@@ -182,7 +182,7 @@ def best_heads(run: Run, *, layers: list[int]) -> pd.DataFrame:
 def _heads_of(run: Run, layers: list[int]) -> Features:
     stored = state_features(run.gradients(), layers, "head_out")
     side_by_side = in_memory(stored, run.truth_rows)
-    return split_heads(side_by_side, run.config.num_attention_heads)
+    return split_heads(side_by_side, run.n_heads)
 
 
 def split_heads(features: Features, n_heads: int) -> Features:
