@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ MOST_MEMORY = 2**29
 
 MOST_CHARACTERS = 100_000
 """How many characters a template may write besides four times those of the conversation."""
+
+_CHECK_SECONDS = 0.2
+"""How often it is checked whether a reply is late."""
 
 _START_SECONDS = 120.0
 """How long the process may take to import what it needs, also on a busy machine."""
@@ -91,10 +95,13 @@ class _Renderer:
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
         self.is_ready = False
+        self.deadline: float | None = None
+        self.was_late = False
+        threading.Thread(target=self._watch, daemon=True).start()
 
     @property
     def is_usable(self) -> bool:
-        # After a fork, two processes would read the same answers.
+        # After a fork, two processes would read the same replies.
         return self.owner == os.getpid() and self.process.poll() is None
 
     def reply_to(self, request: str, seconds: float) -> dict[str, str]:
@@ -109,14 +116,7 @@ class _Renderer:
         return self._read(request, seconds)
 
     def _read(self, request: str | None, seconds: float) -> dict[str, str]:
-        took_too_long = threading.Event()
-
-        def end() -> None:
-            took_too_long.set()
-            self.process.kill()
-
-        timer = threading.Timer(seconds, end)
-        timer.start()
+        self.deadline = time.monotonic() + seconds
         try:
             if request is not None:
                 self.process.stdin.write(request + "\n")
@@ -129,14 +129,22 @@ class _Renderer:
             self.close()
             raise
         finally:
-            timer.cancel()
-            timer.join()
-        if not line or took_too_long.is_set():
+            self.deadline = None
+        if not line or self.was_late:
             self.close()
         if line:
             return json.loads(line)
-        limit = f"no text within {seconds:.0f} seconds"
-        return {"error": limit if took_too_long.is_set() else "no text (its process crashed)"}
+        limit = f"no text within {seconds:g} seconds"
+        return {"error": limit if self.was_late else "no text (its process crashed)"}
+
+    def _watch(self) -> None:
+        """End the process when a reply is late. A pipe cannot be read with a limit everywhere."""
+        while self.process.poll() is None:
+            time.sleep(_CHECK_SECONDS)
+            deadline = self.deadline
+            if deadline is not None and time.monotonic() > deadline:
+                self.was_late = True
+                self.process.kill()
 
     def close(self) -> None:
         """End the process, unless it belongs to the process that this one was forked from."""

@@ -103,6 +103,16 @@ def test_answers_are_read_from_the_two_log_probabilities():
 
 
 @pytest.mark.trap(14)
+def test_where_the_label_is_not_known_nothing_is_right_or_wrong():
+    prompts = pd.DataFrame({"label": [-1, 1, 0], "template": "t", "instruction": "i"})
+    logprobs = np.log([[0.2, 0.7], [0.2, 0.7], [0.2, 0.7]])
+    answers = read_answers(prompts, logprobs, np.zeros(3, int), str)
+    assert answers.correct.isna().tolist() == [True, False, False]
+    assert answers.correct[1:].tolist() == [True, False] and answers.answer.tolist() == [1, 1, 1]
+    known = read_answers(prompts[1:], logprobs[1:], np.zeros(2, int), str)
+    assert known.correct.dtype == bool
+
+
 def test_a_tiny_mass_keeps_its_margin_but_is_not_read():
     prompts, logprobs = pd.DataFrame({"label": [1]}), np.array([[-44.0, -40.0]])
     answers = read_answers(prompts, logprobs, np.array([0]), str)

@@ -230,6 +230,9 @@ def test_prompts_that_cannot_be_run_are_refused():
         margin_gradients(model, [[5], [6, 7]], ([3], [4]))
     with pytest.raises(DataError, match="at least 2 tokens in each prompt, got 1 in prompt 0"):
         dropout_draws(model, [[5], [6, 7]], scope="last_token")
+    message = "an embedding for, ids from 0 to 96, got 5 to 97 in prompt 1"
+    with pytest.raises(DataError, match=message):
+        answer_logprobs(model, [[5, 6], [5, 97]], ([3], [4]))
 
 
 @pytest.mark.parametrize(
