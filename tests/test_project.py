@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 
 import dlk_utils
 from dlk_utils import errors
+from dlk_utils.lab.book import NOTEBOOKS as RUN_IN_ORDER
 
 TOP = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((TOP / "notebooks").glob("*.ipynb"))
@@ -105,12 +107,35 @@ def test_a_notebook_has_no_outputs(notebook):
     assert [cell["outputs"] for cell in code_cells(notebook) if cell["outputs"]] == []
 
 
-def test_make_the_book_and_the_readme_have_every_notebook():
+def test_the_order_the_book_and_the_readme_have_every_notebook():
     names = [path.stem for path in NOTEBOOKS]
-    run_by_make = re.search(r"^NOTEBOOKS := (.*)$", read("Makefile"), flags=re.MULTILINE)[1]
-    assert run_by_make.split() == names
+    assert sorted(RUN_IN_ORDER) == names
     assert re.findall(r"notebooks/(\w+)", read("book/_toc.yml")) == names
     assert re.findall(r"^\| `(\w+)` \|", read("README.md"), flags=re.MULTILINE) == names
+
+
+def test_every_notebook_begins_by_saying_which_packages_its_environment_lacks():
+    guards = set()
+    for notebook in NOTEBOOKS:
+        parameters, guard, *_ = code_cells(notebook)
+        assert parameters["metadata"]["tags"] == ["parameters"]
+        assert guard["metadata"]["tags"] == ["remove-cell"]
+        guards.add("".join(guard["source"]))
+    [guard] = guards
+    # A Python that has none of them: no site-packages, and this checkout is not on its path.
+    command = [sys.executable, "-I", "-S", "-c", guard]
+    done = subprocess.run(command, capture_output=True, text=True)
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("ImportError: ") and "no dlk_utils and no myst_nb" in error
+    assert error.endswith(f'"{sys.executable}" -m pip install -e ".[notebooks]"')
+
+
+def test_a_checkout_that_is_on_the_path_but_not_installed_says_what_to_install():
+    command = [sys.executable, "-S", "-c", "import dlk_utils"]
+    env = {"PYTHONPATH": str(TOP)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd="/")
+    assert "ImportError: dlk_utils is here, but not installed" in done.stderr
+    assert 'pip install -e ".[notebooks]"' in done.stderr.splitlines()[-1]
 
 
 def test_make_alone_prints_the_targets():

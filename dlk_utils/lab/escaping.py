@@ -25,8 +25,8 @@ _MARKS = re.compile(
 )
 _FOLDERS = re.compile(
     r"""(?<![\w/\\.:<~-])      # not within a word, an address or a closing tag
-        (?:/|[A-Za-z]:[/\\])   # the root
-        (?:[^\s'":,;()<>|/\\]+[/\\])+""",
+        (?:/|[A-Za-z]:[/\\]+)  # the root
+        (?:[^\s'":,;()<>|/\\]+[/\\]+)+""",
     re.VERBOSE,
 )
 
