@@ -70,7 +70,7 @@ class Run:
     model
         An alias of ``models.yaml``, a hub id, a local folder, or the folder of a LoRA adapter.
     datasets
-        Names, or paths of ``.csv`` and ``.jsonl`` files, separated by commas.
+        Names, or paths of files (see `questions.own_files`), separated by commas.
     n_examples
         Examples per data set.
     seed
@@ -179,19 +179,38 @@ class Run:
 
     @functools.cached_property
     def sources(self) -> dict[str, dict]:
-        """Where each data set comes from, with version and hash where there is one."""
+        """Where each data set comes from, with version and hash where there is one.
+
+        Where the examples are already read, it is said of what was read.
+        """
+        if "examples" in self.__dict__:
+            return self.examples.attrs["sources"]
         return {name.strip(): source_of(name.strip()) for name in self.datasets.split(",")}
 
     @functools.cached_property
     def examples(self) -> pd.DataFrame:
-        """The examples of all data sets, with their pools of shots."""
-        return load_examples(self.datasets, self.n_examples, seed=self.seed)
+        """The examples of all data sets, with their pools of shots.
+
+        Raises
+        ------
+        DataError
+            If a file has changed since the record of the run was made.
+        """
+        known = self.__dict__.get("sources")
+        examples = load_examples(self.datasets, self.n_examples, seed=self.seed)
+        for name, source in examples.attrs["sources"].items():
+            if known is not None and known[name] != source:
+                raise DataError(
+                    f"{Path(name).name}: it has changed since this run began; start the run again"
+                )
+        return examples
 
     @functools.cached_property
     def prompts(self) -> pd.DataFrame:
         """Prompt rows: a truth and a lie twin per example, and the truth prompts of role known.
 
-        `.attrs["dropped"]` says what was left out, and why.
+        `.attrs["dropped"]` says what was left out, and why; `.attrs["near_duplicates"]` counts the
+        rows of each data set that differ from another row only in punctuation or signs.
         """
         inputs = {"run": self.record, "examples_code": code_hash(load_examples)}
         return self.cache.table("01-prompts", make_prompts, inputs, self._make_prompts)
@@ -214,7 +233,7 @@ class Run:
             "control_tokens": prompts.attrs["dropped_control_tokens"],
             "choices_alike": prompts.attrs["choices_alike"],
         }
-        prompts.attrs = {"dropped": dropped}
+        prompts.attrs = {"dropped": dropped, "near_duplicates": examples.attrs["near_duplicates"]}
         return prompts
 
     # Notebook 02: what the model answers, knows, and lies about.
