@@ -60,15 +60,26 @@ def hub_source(name: str, *, embedded_names: Sequence[str]) -> dict[str, str]:
     rule = _rule_of(name, embedded_names)
     record = {"rule": json.dumps(rule, sort_keys=True)}
     if _is_folder(name):
-        digest = xxhash.xxh3_128()
-        for path in sorted(path for path in Path(name).rglob("*") if path.is_file()):
-            digest.update(str(path.relative_to(name)).encode() + path.read_bytes())
-        return {"folder": Path(name).name, "xxh3_128": digest.hexdigest()} | record
+        return {"folder": Path(name).name, "xxh3_128": _hash_of_folder(Path(name))} | record
     try:
         return {"hub": rule["hub_id"], "commit": hub.commit(rule["hub_id"], "dataset")} | record
     except Exception:
         # What cannot be reached cannot be read either, and `read_hub_set` says so.
         return {"hub": rule["hub_id"], "commit": _UNKNOWN} | record
+
+
+def _hash_of_folder(folder: Path) -> str:
+    """Hash the names and contents of all files but hidden ones, which `datasets` does not read."""
+    digest = xxhash.xxh3_128()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if any(part.startswith(".") for part in name.parts) or not path.is_file():
+            continue
+        digest.update(name.as_posix().encode())
+        with open(path, "rb") as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def read_hub_set(name: str, *, embedded_names: Sequence[str]) -> pd.DataFrame:
@@ -84,6 +95,8 @@ def read_hub_set(name: str, *, embedded_names: Sequence[str]) -> pd.DataFrame:
         records = _load(name, rule, source)
     except Exception as error:
         reason = str(error).splitlines()[0][:120] if str(error) else ""
+        if _is_folder(name) and _has_lfs_pointers(Path(name)):
+            reason = "its files are pointers of Git LFS; run `git lfs pull` in it"
         raise DataError(
             f"{name}: could not be read ({type(error).__name__}: {reason}); "
             f"{_alternatives(embedded_names)}"
@@ -109,12 +122,22 @@ def _load(name: str, rule: dict[str, Any], source: dict[str, str]) -> Any:
             commit = hub.commit(rule["hub_id"], "dataset")
         return datasets.load_dataset(rule["hub_id"], config, revision=commit, split=rule["split"])
     # A clone may hold an old loading script of the folder's name, which `datasets` refuses to run,
-    # beside the data. By the path "folder/." it looks for the data alone.
+    # beside the data. By the path "folder/." it looks for the data alone. Nothing is checked
+    # against the numbers of rows that an old clone may state.
     folder = str(Path(name)) + "/."
     # A folder may be a clone of a repository with several configurations, or hold one set alone.
     if config not in datasets.get_dataset_config_names(folder):
         config = None
-    return datasets.load_dataset(folder, config, split=rule["split"])
+    return datasets.load_dataset(folder, config, split=rule["split"], verification_mode="no_checks")
+
+
+def _has_lfs_pointers(folder: Path) -> bool:
+    pointer = b"version https://git-lfs"
+    for path in folder.rglob("*.parquet"):
+        with open(path, "rb") as file:
+            if file.read(len(pointer)) == pointer:
+                return True
+    return False
 
 
 def _make_row(name: str, rule: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
