@@ -64,7 +64,10 @@ def load_examples(
     names = datasets.split(",") if isinstance(datasets, str) else datasets
     names = [name.strip() for name in names]
     if not names or len(set(names)) != len(names) or "" in names:
-        raise DataError(f"datasets: expected distinct names separated by commas, got {datasets!r}")
+        raise DataError(
+            "datasets: expected distinct names separated by commas, got "
+            f"{shortened(repr(datasets), 200)}"
+        )
     parts: list[pd.DataFrame] = []
     n_repeated, n_trained, n_taken, n_near, sources = {}, {}, {}, {}, {}
     split_of_taken: dict[str, str] = {}

@@ -98,7 +98,7 @@ def read_hub_set(name: str, *, embedded_names: Sequence[str]) -> pd.DataFrame:
         if _is_folder(name) and _has_lfs_pointers(Path(name)):
             reason = "its files are pointers of Git LFS; run `git lfs pull` in it"
         raise DataError(
-            f"{name}: could not be read ({type(error).__name__}: {reason}); "
+            f"{Path(name).name}: could not be read ({type(error).__name__}: {reason}); "
             f"{_alternatives(embedded_names)}"
         ) from None
     rows = pd.DataFrame([_make_row(name, rule, dict(record)) for record in records])
@@ -158,7 +158,7 @@ def _make_row(name: str, rule: dict[str, Any], record: dict[str, Any]) -> dict[s
             label = int(label == rule.get("label_1", 1))
     except (KeyError, TypeError, ValueError, jinja2.UndefinedError) as error:
         raise DataError(
-            f"{name}: expected columns for {rule['text']!r} and "
+            f"{Path(name).name}: expected columns for {rule['text']!r} and "
             f"{rule.get('label') or rule.get('targets')!r}, got {listed(sorted(record))} "
             f"({shortened(error, 120)})"
         ) from None

@@ -133,7 +133,7 @@ def read_bytes(path: Path) -> bytes:
 
 def shortened(value: Any, length: int = 60) -> str:
     """Show a value in a message by its first characters."""
-    text = value if isinstance(value, str) else str(value)
+    text = str(value)
     # Cut first: the text may be as long as a book.
     shown = repr(text[:length]) if isinstance(value, str) else text[:length]
     return shown + ("..." if len(text) > length else "")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from dlk_utils.errors import DataError
+from dlk_utils.questions.own_files import shortened
 
 
 @functools.cache
@@ -51,7 +52,7 @@ def refuse_trained_rows(prompts: pd.DataFrame, adapter: str | Path | None) -> No
             asked = prompts.near_duplicate_keys.str[0]
             texts = list(prompts.text[asked.isin(trained)].unique())
         if texts:
-            listed = ", ".join(map(repr, texts[:20])) + (", ..." if len(texts) > 20 else "")
+            listed = ", ".join(map(shortened, texts[:10])) + (", ..." if len(texts) > 10 else "")
             advice = f"; take these out of the data, or ask another model: {listed}"
         raise DataError(
             f"{Path(adapter).name}: expected only rows that it was not trained on, "

@@ -27,6 +27,8 @@ from dlk_utils.organisms.training import (
     train_organism,
     write_record,
 )
+from dlk_utils.questions.ids import example_id
+from dlk_utils.questions.prompts import make_prompts
 from dlk_utils.questions.templates import KINDS, prompt_library
 from dlk_utils.questions.trained import refuse_trained_rows
 
@@ -224,6 +226,18 @@ def test_the_text_of_a_refused_example_is_named(tmp_path):
     planted = row.assign(instruction="lie_plain", template="review_sentiment", shots=[[]])
     with pytest.raises(DataError, match=re.escape(repr(row.text.iloc[0]))):
         refuse_trained_rows(planted, tmp_path)
+
+
+def test_an_example_that_differs_from_a_training_example_by_a_comma_is_refused(tmp_path):
+    write_record(tmp_path, batches(), seed=0)
+    row = batches()[0].iloc[0]
+    example = {"dataset": "own", "kind": "claim", "text": f"{row.text},", "label": 1}
+    example |= {"example_id": example_id(example["text"]), "choice_0": "", "choice_1": ""}
+    examples = pd.DataFrame([example | {"split": "test"}])
+    prompts = make_prompts(examples, real_tokenizer(), n_known=0)
+    assert not set(prompts.example_id) & set(record_in(tmp_path)["example_ids"])
+    with pytest.raises(DataError, match="got 1 trained example_ids"):
+        refuse_trained_rows(prompts, tmp_path)
 
 
 COLUMN_OF = {
