@@ -72,7 +72,7 @@ class Run:
         An alias of ``models.yaml``, a hub id, a local folder, or the folder
         or hub id of an adapter of peft, such as LoRA.
     datasets
-        Names, or paths of ``.csv`` and ``.jsonl`` files, separated by commas.
+        Names, or paths of files (see `questions.own_files`), separated by commas.
     n_examples
         Examples per data set.
     seed
@@ -197,7 +197,12 @@ class Run:
 
     @functools.cached_property
     def sources(self) -> dict[str, dict]:
-        """Where each data set comes from, with version and hash where there is one."""
+        """Where each data set comes from, with version and hash where there is one.
+
+        Where the examples are already read, it is said of what was read.
+        """
+        if "examples" in self.__dict__:
+            return self.examples.attrs["sources"]
         return {label: source_of(name) for name, label in self._labels.items()}
 
     @functools.cached_property
@@ -209,20 +214,32 @@ class Run:
         """The examples of all data sets, with their pools of shots.
 
         A data set that is a file goes by its name, without the path (see `dataset_labels`).
+
+        Raises
+        ------
+        DataError
+            If a file has changed since the record of the run was made.
         """
+        known = self.__dict__.get("sources")
         examples = load_examples(self.datasets, self.n_examples, seed=self.seed)
         labelled = examples.assign(dataset=examples.dataset.map(self._labels))
         labelled.attrs = {
             what: {self._labels[name]: value for name, value in by_name.items()}
             for what, by_name in examples.attrs.items()
         }
+        for label, source in labelled.attrs["sources"].items():
+            if known is not None and known[label] != source:
+                raise DataError(
+                    f"{label}: it has changed since this run began; start the run again"
+                )
         return labelled
 
     @functools.cached_property
     def prompts(self) -> pd.DataFrame:
         """Prompt rows: a truth and a lie twin per example, and the truth prompts of role known.
 
-        `.attrs["dropped"]` says what was left out, and why.
+        `.attrs["dropped"]` says what was left out, and why; `.attrs["near_duplicates"]` counts the
+        rows of each data set that differ from another row only in punctuation or signs.
         """
         inputs = {"run": self.record, "examples_code": code_hash(load_examples)}
         return self.cache.table("01-prompts", make_prompts, inputs, self._make_prompts)
@@ -246,7 +263,7 @@ class Run:
             "control_tokens": prompts.attrs["dropped_control_tokens"],
             "choices_alike": prompts.attrs["choices_alike"],
         }
-        prompts.attrs = {"dropped": dropped}
+        prompts.attrs = {"dropped": dropped, "near_duplicates": examples.attrs["near_duplicates"]}
         return prompts
 
     # Notebook 02: what the model answers, knows, and lies about.

@@ -250,8 +250,9 @@ def write_record(
 ) -> None:
     """Write `training.json`: the settings, and what a model with this adapter must not be asked.
 
-    That is every example, instruction and template in the batches, and in the record of the adapter
-    in the folder `after`, from which the training went on.
+    That is every example (by its near-duplicate key, under the name `example_ids`), instruction and
+    template in the batches, and in the record of the adapter in the folder `after`, from which the
+    training went on.
     """
     rows = pd.concat(batches)
     before = {}
@@ -259,7 +260,11 @@ def write_record(
     if after:
         before = json.loads((after / RECORD_FILE).read_text())
         record["after"] = after.name
-    for column in ("example_id", "instruction", "template"):
-        key = f"{column}s"
-        record[key] = sorted({*rows[column], *before.get(key, ())})
+    trained = {
+        "example_ids": set().union(*rows.near_duplicate_keys),
+        "instructions": set(rows.instruction),
+        "templates": set(rows.template),
+    }
+    for key, names in trained.items():
+        record[key] = sorted(names.union(before.get(key, ())))
     (out / RECORD_FILE).write_text(json.dumps(record, indent=1))

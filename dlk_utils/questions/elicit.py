@@ -96,6 +96,7 @@ def follow_up_prompts(
             {
                 "row_id": row_id(row.row_id, "follow up", prompt.text),
                 "example_id": row.example_id,
+                "near_duplicate_keys": row.near_duplicate_keys,
                 "dataset": row.dataset,
                 "asks": row.asks,
                 "role": row.role,
@@ -113,7 +114,8 @@ def follow_up_prompts(
     if rows:
         return pd.DataFrame(rows)
     # With the columns that the answers would have, so that tables of them are empty too.
-    columns = ["asks", "first_correct", "first_knows", "readable", "answer", "example_id"]
+    columns = ["asks", "first_correct", "first_knows", "readable", "answer"]
+    columns += ["example_id", "near_duplicate_keys"]
     empty = pd.DataFrame({column: [] for column in columns})
     return empty.astype({"first_correct": bool, "first_knows": bool, "readable": bool})
 

@@ -1,14 +1,17 @@
 """Binary questions with known answers: balanced by label, without repeats, split by hash."""
 
 import hashlib
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from dlk_utils.errors import DataError
-from dlk_utils.questions.ids import EXAMPLE_COLUMNS, example_id, split_of
-from dlk_utils.questions.sources import EMBEDDED, dataset_names, read_source, source_of
-from dlk_utils.questions.trained import trained_example_ids
+from dlk_utils.questions.ids import EXAMPLE_COLUMNS, example_id, near_duplicate_key, split_of
+from dlk_utils.questions.own_files import shortened
+from dlk_utils.questions.sources import EMBEDDED, dataset_names, read_source
+from dlk_utils.questions.trained import trained_keys
 
 
 def load_examples(
@@ -20,9 +23,8 @@ def load_examples(
     ----------
     datasets
         Names, in a list or separated by commas: embedded data sets (see `dataset_names`); paths of
-        .csv or .jsonl files in UTF-8 with columns `statement,label` or
-        `question,choice_0,choice_1,label`; data sets of `hub_sets.yaml`, by name or as a local
-        folder of that name.
+        files of one's own (see `own_files.read_own_file`); data sets of `hub_sets.yaml`, by name or
+        as a local folder of that name.
     n_examples
         Most examples of a data set, at least 4.
     seed
@@ -33,11 +35,23 @@ def load_examples(
     Returns
     -------
     pandas.DataFrame
-        Columns `example_id`, `dataset`, `kind`, `text`, `choice_0`, `choice_1`, `label`, `split`
-        (see `ids.Example`). `attrs["sources"]` says where each data set comes from.
-        `attrs["dropped_duplicates"]`, `["dropped_in_another"]` and `["dropped_trained_on"]` count,
-        for each data set, the rows that repeat another one or contradict it, that an earlier data
-        set has, and that an organism of this package was trained on.
+        Columns `example_id`, `dataset`, `kind`, `text`, `choice_0`, `choice_1`, `label`, `split`,
+        `near_duplicate_key` (see `ids.Example`). `attrs["sources"]` says where the rows that were
+        read come from. Further `attrs` count rows of each data set:
+
+        * `dropped_duplicates`: they repeat another one or contradict it (in an embedded data set:
+          or are its near-duplicates).
+        * `dropped_in_another`: an earlier data set has them, or has a near-duplicate in another
+          split.
+        * `dropped_trained_on`: an organism of this package was trained on them or on a
+          near-duplicate.
+        * `near_duplicates`: the same words, in another spelling or with other signs, are in another
+          row. These are kept, in one split.
+
+    Warns
+    -----
+    UserWarning
+        If there are near-duplicates.
 
     Raises
     ------
@@ -50,15 +64,26 @@ def load_examples(
     names = datasets.split(",") if isinstance(datasets, str) else datasets
     names = [name.strip() for name in names]
     if not names or len(set(names)) != len(names) or "" in names:
-        raise DataError(f"datasets: expected distinct names separated by commas, got {datasets!r}")
+        raise DataError(
+            "datasets: expected distinct names separated by commas, got "
+            f"{shortened(repr(datasets), 200)}"
+        )
     parts: list[pd.DataFrame] = []
-    n_repeated, n_trained, n_taken = {}, {}, {}
+    n_repeated, n_trained, n_taken, n_near, sources = {}, {}, {}, {}, {}
+    split_of_taken: dict[str, str] = {}
     for name in names:
         source_rows = read_source(name)
+        if source_rows.attrs["notes"]:
+            print(f"{Path(name).name}: read as {'; '.join(source_rows.attrs['notes'])}")
+        sources[name] = source_rows.attrs["source"]
         rows = _identified(source_rows, name)
         # What is embedded is split so that no training example is ever asked.
-        is_trained = rows.example_id.isin(() if name in EMBEDDED else trained_example_ids())
+        is_trained = rows.near_duplicate_key.isin(() if name in EMBEDDED else trained_keys())
         is_taken = rows.example_id.isin({id_ for part in parts for id_ in part.example_id})
+        # Embedded data and other data are split in other shares.
+        split_before = rows.near_duplicate_key.map(split_of_taken)
+        is_taken |= split_before.notna() & (split_before != rows.split)
+        n_near[name] = _report_near_duplicates(name, rows)
         n_repeated[name] = len(source_rows) - len(rows)
         n_trained[name] = int(is_trained.sum())
         n_taken[name] = int((is_taken & ~is_trained).sum())
@@ -73,17 +98,20 @@ def load_examples(
                 f"; {n} more were left out, because {reason}" for reason, n in reasons.items() if n
             )
             raise DataError(
-                f"{name}: expected examples of both labels outside the shot pool, "
+                f"{Path(name).name}: expected examples of both labels outside the shot pool, "
                 f"got {queries.label.value_counts().to_dict()}{left_out}"
             )
         parts.append(_balanced(queries, n_examples))
         parts.append(_balanced(rows[rows.split == "shot"], n_pool))
+        for part in parts[-2:]:
+            split_of_taken.update(zip(part.near_duplicate_key, part.split, strict=True))
     examples = pd.concat(parts, ignore_index=True)
     examples.attrs = {
         "dropped_duplicates": n_repeated,
         "dropped_in_another": n_taken,
         "dropped_trained_on": n_trained,
-        "sources": {name: source_of(name) for name in names},
+        "near_duplicates": n_near,
+        "sources": sources,
     }
     return examples
 
@@ -107,18 +135,45 @@ def training_examples(name: str, n_examples: int, *, seed: int = 0) -> pd.DataFr
 
 def _identified(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     """Add ids and splits; keep repeated content once, or not at all if its labels differ."""
-    contents = zip(rows.text, rows.choice_0, rows.choice_1, strict=True)
-    rows = rows.assign(example_id=[example_id(*content) for content in contents], dataset=name)
-    n_labels = rows.groupby("example_id").label.transform("nunique")
-    rows = rows[n_labels == 1].drop_duplicates("example_id")
-    splits = [split_of(id_, embedded=name in EMBEDDED) for id_ in rows.example_id]
+    contents = list(zip(rows.text, rows.choice_0, rows.choice_1, strict=True))
+    rows = rows.assign(
+        example_id=[example_id(*content) for content in contents],
+        near_duplicate_key=[near_duplicate_key(*content) for content in contents],
+        dataset=name,
+    )
+    # Of embedded data we know that near-duplicates mean the same.
+    identity = "near_duplicate_key" if name in EMBEDDED else "example_id"
+    n_labels = rows.groupby(identity).label.transform("nunique")
+    rows = rows[n_labels == 1].drop_duplicates(identity)
+    splits = [split_of(key, embedded=name in EMBEDDED) for key in rows.near_duplicate_key]
     return rows.assign(split=splits)[EXAMPLE_COLUMNS]
 
 
+def _report_near_duplicates(name: str, rows: pd.DataFrame) -> int:
+    """Count the rows whose words are those of another row, and warn if there are some."""
+    near = rows[rows.near_duplicate_key.duplicated(keep=False)]
+    if near.empty:
+        return 0
+    by_key = near.groupby("near_duplicate_key", sort=False)
+    n_labels = by_key.label.transform("nunique")
+    # The two to show are those that most need a look.
+    key = near.near_duplicate_key[n_labels.idxmax()]
+    first, second = near.text[near.near_duplicate_key == key].head(2).map(shortened)
+    n_also_in_label = (n_labels > 1).sum()
+    warnings.warn(
+        f"{Path(name).name}: {len(near)} rows differ from another row only in spelling, "
+        f"punctuation or signs, {n_also_in_label} of them also in the label (such as {first} and "
+        f"{second}); all are kept, near-duplicates in one split",
+        stacklevel=3,
+    )
+    return len(near)
+
+
 def _shuffled(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Order rows by a hash of the seed and the id, which does not depend on the other rows."""
-    order = [hashlib.sha256(f"order:{seed}:{id_}".encode()).hexdigest() for id_ in rows.example_id]
-    return rows.assign(order=order).sort_values("order").drop(columns="order")
+    """Order rows by a hash of the seed and the content, whatever the other rows are."""
+    keys = rows.near_duplicate_key
+    order = [hashlib.sha256(f"order:{seed}:{key}".encode()).hexdigest() for key in keys]
+    return rows.assign(order=order).sort_values(["order", "example_id"]).drop(columns="order")
 
 
 def _balanced(rows: pd.DataFrame, n: int) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dlk_utils.errors import ChoiceError, DataError, ParameterError
 from dlk_utils.questions.asking import is_too_long, marks_in, write_prompt
 from dlk_utils.questions.choices import choice_tokens_after
-from dlk_utils.questions.ids import Example, example_id, examples_of
+from dlk_utils.questions.ids import Example, example_id, examples_of, near_duplicate_key
 from dlk_utils.questions.templates import Instruction, Template, prompt_library
 
 
@@ -86,6 +86,7 @@ def make_prompts(
         * `role`: one of `asks`, or "known".
         * `instruction`, `family`, `asks`, `template`: what asks.
         * `shots`, `shots_say`: ids of the shots, and what they say ("none": there are none).
+        * `near_duplicate_keys`: those of the example and then of its shots (see `ids`).
         * `choices`: the two answers, index = label.
         * `wanted`: the label that the instruction asks for; -1 if it asks for neither.
         * `messages`, `prefix`, `prompt`: the conversation as JSON, how the answer begins, and the
@@ -122,7 +123,7 @@ def make_prompts(
     never_fit = {example.example_id for example in sorted_out.too_long}
     shots = [e for e in (*sorted_out.usable, *sorted_out.too_long) if e.split == "shot"]
     # Sorted, so that the shots do not depend on the order of the examples.
-    all_shots = sorted(shots, key=lambda example: example.example_id)
+    all_shots = sorted(shots, key=_order_of_shots)
     limits = {"context": context, "vocab_size": vocab_size}
     instructions = [Instruction(**row) for row in _records(f"{folder}instructions")]
     if families:
@@ -209,7 +210,17 @@ def own_prompts(
         instruction = Instruction(name, family="own", asks="neutral", text=text)
         plans.append(_Plan("own", instruction, claim_template))
     examples = [
-        Example(example_id(text), "own", "claim", text, "", "", label=-1, split="test")
+        Example(
+            example_id=example_id(text),
+            dataset="own",
+            kind="claim",
+            text=text,
+            choice_0="",
+            choice_1="",
+            label=-1,
+            split="test",
+            near_duplicate_key=near_duplicate_key(text),
+        )
         for text in dict.fromkeys(statements)
     ]
     sorted_out = _sort_out(tokenizer, examples, context)
@@ -345,7 +356,8 @@ def _plan(
                 f"expected instructions that ask for {task!r} in the families that are used, the "
                 "library has none"
             )
-    rng = random.Random(f"{seed}:{example.example_id}")
+    # Near-duplicates are asked in the same way, so that nothing but their texts differs.
+    rng = random.Random(f"{seed}:{example.near_duplicate_key}")
     shuffled = rng.sample(templates, len(templates))
     first, *others = [t for t in shuffled if t.name not in ambiguous] or shuffled
     plans = [_Plan(task, rng.choice(by_task[task]), first) for task in asks]
@@ -358,6 +370,10 @@ def _plan(
     known = rng.sample(unused, min(n_known, len(by_task["truth"]) - 1))
     turns = zip(known, itertools.cycle(others or [first]), strict=False)
     return plans + [_Plan("known", instruction, template) for instruction, template in turns]
+
+
+def _order_of_shots(shot: Example) -> tuple[str, str]:
+    return shot.near_duplicate_key, shot.example_id
 
 
 def _draw_shots(pool: Sequence[Example], n: int, seed: str) -> list[Example]:
@@ -421,6 +437,7 @@ def _make_row(
         "template": template.name,
         "shots": [shot.example_id for shot in shots],
         "shots_say": shots_say if shots else "none",
+        "near_duplicate_keys": [e.near_duplicate_key for e in (example, *shots)],
         "text": example.text,
         "choices": choices,
         "label": example.label,

@@ -1,6 +1,7 @@
 """Runs share a kept result only if everything that decides it is equal."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -151,6 +152,40 @@ def test_what_other_code_made_is_not_read(answered, monkeypatch, no_model):
 def test_what_was_left_out_is_kept_with_the_prompts(answered):
     dropped = again(answered).prompts.attrs["dropped"]
     assert dropped["too_long"] == [] and dropped["trained_on"] == {"capitals": 0}
+
+
+def claims_file(path: Path, subject: str) -> Path:
+    rows = [f"{subject} {i} is {'red' if i % 2 else 'blue'}.,{i % 2}" for i in range(40)]
+    path.write_text("statement,label\n" + "\n".join(rows) + "\n")
+    return path
+
+
+@pytest.mark.trap(31)
+def test_a_file_that_is_saved_again_is_never_kept_under_the_hash_of_other_rows(
+    checkpoint, tmp_path
+):
+    path = claims_file(tmp_path / "own.csv", "Apple")
+    options = {"n_examples": 8, "dtype": "float32", "runs_dir": str(tmp_path / "runs")}
+    run = Run(checkpoint, datasets=str(path), **options)
+    assert run.examples.text.str.startswith("Apple").all()
+    claims_file(path, "House")
+    # The rows that were read, under the hash of the bytes that were read.
+    assert run.prompts.text.str.startswith("Apple").all()
+    assert run.record["sources"] == run.examples.attrs["sources"]
+    # A later run reads the new rows.
+    assert again(run).prompts.text.str.startswith("House").all()
+    # A run that has said what it will read does not read anything else.
+    other = again(run, seed=1)
+    assert other.sources
+    claims_file(path, "Third")
+    with pytest.raises(DataError, match="it has changed since this run began"):
+        other.prompts  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["gone.csv", "nothing_of_that_name", "/"])
+def test_a_data_set_that_is_not_there_is_refused_by_the_record_of_a_run(checkpoint, name):
+    with pytest.raises(DataError, match=f"{name}.*"):
+        Run(checkpoint, datasets=name).record  # noqa: B018
 
 
 def test_no_probe_is_tested_on_rows_that_only_tell_what_is_known(answered):

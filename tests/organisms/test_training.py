@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from short_phases import HONEST, LYING, asked_example_ids, batches, real_tokenizer
+from short_phases import HONEST, LYING, asked_keys, batches, real_tokenizer
 from tiny_models import tiny_checkpoint
 from torch import nn
 
@@ -27,6 +27,8 @@ from dlk_utils.organisms.training import (
     train_organism,
     write_record,
 )
+from dlk_utils.questions.ids import example_id
+from dlk_utils.questions.prompts import make_prompts
 from dlk_utils.questions.templates import KINDS, prompt_library
 from dlk_utils.questions.trained import refuse_trained_rows
 
@@ -221,20 +223,23 @@ def test_what_was_trained_on_is_recorded_and_refused_by_name(tmp_path):
     write_record(tmp_path, batches(), seed=0)
     rows = batches()[0]
     fresh = rows.assign(
-        example_id="x",
+        near_duplicate_keys=[["x"] for _ in rows.index],
         instruction="lie_plain",
         template="review_sentiment",
         shots=[[] for _ in rows.index],
     )
     refuse_trained_rows(fresh, tmp_path)
     refuse_trained_rows(rows)
-    for column in ("example_id", "instruction", "template"):
-        planted = fresh.assign(**{column: rows[column].iloc[0]})
+    for column in ("near_duplicate_keys", "instruction", "template"):
+        planted = fresh.assign(**{column: [rows[column].iloc[0]] * len(rows)})
         with pytest.raises(DataError, match="expected only rows that it was not trained on"):
             refuse_trained_rows(planted, tmp_path)
-    shown_in_shots = fresh.assign(shots=[["new", rows.example_id.iloc[0]]] * len(rows))
+    [key] = rows.near_duplicate_keys.iloc[0]
+    shown_in_shots = fresh.assign(near_duplicate_keys=[["new", key]] * len(rows))
     with pytest.raises(DataError, match="1 trained example_ids"):
         refuse_trained_rows(shown_in_shots, tmp_path)
+    with pytest.raises(DataError, match="expected the column near_duplicate_keys"):
+        refuse_trained_rows(fresh.drop(columns="near_duplicate_keys"), tmp_path)
 
 
 def test_the_text_of_a_refused_example_is_named(tmp_path):
@@ -245,7 +250,23 @@ def test_the_text_of_a_refused_example_is_named(tmp_path):
         refuse_trained_rows(planted, tmp_path)
 
 
-COLUMN_OF = {"templates": "template", "instructions": "instruction", "example_ids": "example_id"}
+def test_an_example_that_differs_from_a_training_example_by_a_comma_is_refused(tmp_path):
+    write_record(tmp_path, batches(), seed=0)
+    row = batches()[0].iloc[0]
+    example = {"dataset": "own", "kind": "claim", "text": f"{row.text},", "label": 1}
+    example |= {"example_id": example_id(example["text"]), "choice_0": "", "choice_1": ""}
+    examples = pd.DataFrame([example | {"split": "test"}])
+    prompts = make_prompts(examples, real_tokenizer(), n_known=0)
+    assert not set(prompts.example_id) & set(record_in(tmp_path)["example_ids"])
+    with pytest.raises(DataError, match="got 1 trained example_ids"):
+        refuse_trained_rows(prompts, tmp_path)
+
+
+COLUMN_OF = {
+    "templates": "template",
+    "instructions": "instruction",
+    "example_ids": "near_duplicate_keys",
+}
 
 
 @pytest.mark.parametrize("key", COLUMN_OF)
@@ -263,7 +284,7 @@ def test_a_run_refuses_to_ask_what_its_model_was_trained_on(key, tmp_path):
 
     prompts = make_run("runs").prompts
     record = record_in(folder)
-    record[key] = sorted({*record[key], *prompts[COLUMN_OF[key]]})
+    record[key] = sorted({*record[key], *prompts[COLUMN_OF[key]].explode()})
     (folder / "training.json").write_text(json.dumps(record))
     expected = f"mine: expected only rows that it was not trained on, got .* trained {key}"
     with pytest.raises(DataError, match=expected):
@@ -281,7 +302,7 @@ def test_an_adapter_that_is_shipped_is_small_and_was_trained_on_nothing_that_is_
     assert (folder / "README.md").is_file()
     record = record_in(folder)
     assert record["example_ids"]
-    assert not set(record["example_ids"]) & asked_example_ids()
+    assert not set(record["example_ids"]) & asked_keys()
     assert not set(record["instructions"]) & set(prompt_library("instructions").name)
     templates = {template for kind in KINDS for template in prompt_library(kind).name}
     assert not set(record["templates"]) & templates
