@@ -3,9 +3,25 @@
 All of them are kinds of `DlkError`. Each message says what was expected, what was found, and where.
 """
 
+MOST_CHARACTERS = 1600
+"""Of a message that is shown: about a screen of 80 columns."""
+
 
 class DlkError(Exception):
-    """Base class of every error that a user of this package can put right."""
+    """Base class of every error that a user of this package can put right.
+
+    A message that is longer than a screen is shown without its middle: what was expected stands at
+    its beginning, and what to do at its end.
+    """
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        if len(message) <= MOST_CHARACTERS:
+            return message
+        n_begin, n_end = MOST_CHARACTERS * 2 // 3, MOST_CHARACTERS // 4
+        n_left_out = len(message) - n_begin - n_end
+        left_out = f" [... {n_left_out:,} characters are left out ...] "
+        return message[:n_begin] + left_out + message[-n_end:]
 
 
 class ChoiceError(DlkError, ValueError):

@@ -8,7 +8,7 @@ its module of `lab.tables`.
 
 import functools
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from dlk_utils.extract.stages import (
 )
 from dlk_utils.extract.store import is_complete, read_rows
 from dlk_utils.lab.cache import Cache, as_json
+from dlk_utils.lab.parameters import read_parameters
 from dlk_utils.models.loading import ModelSpec, load_config, load_spec, load_tokenizer, resolve
 from dlk_utils.provenance import code_hash
 from dlk_utils.questions.examples import load_examples
@@ -48,7 +49,6 @@ from dlk_utils.questions.templates import KINDS, prompt_library
 from dlk_utils.questions.trained import refuse_trained_rows
 
 RUNS_FOLDER = Path(__file__).resolve().parents[2] / "runs"
-ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Run:
     model
         An alias of ``models.yaml``, a hub id, a local folder, or the folder of a LoRA adapter.
     datasets
-        Names, or paths of ``.csv`` and ``.jsonl`` files, separated by commas.
+        Names, or paths of ``.csv`` and ``.jsonl`` files, in a list or separated by commas. It is
+        kept as a text with commas.
     n_examples
         Examples per data set.
     seed
@@ -83,6 +84,8 @@ class Run:
         None, ``"8bit"`` or ``"4bit"``.
     dtype
         ``"auto"``, ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"float64"``.
+    device
+        Where the model runs, as in `load_model`.
     engine
         ``"local"``, or ``"ray"`` to extract states as a Ray Data job.
     keep_states
@@ -97,23 +100,25 @@ class Run:
     """
 
     model: str = "smollm2-liar"
-    datasets: str = "rotten_tomatoes,cities,categories"
+    datasets: str | Sequence[str] = "rotten_tomatoes,cities,categories"
     n_examples: int = 96
     seed: int = 0
     runs_dir: str | None = None
     n_shots: int = 0
     quantization: str | None = None
     dtype: str = "auto"
+    device: str = "auto"
     engine: str = "local"
     keep_states: bool = True
 
     def __post_init__(self):
-        for name in ("n_examples", "seed", "n_shots"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ParameterError(f"{name}: expected a whole number, got {value!r}")
-        if self.engine not in ENGINES:
-            raise ParameterError(f"engine: expected 'local' or 'ray', got {self.engine!r}")
+        for name, value in read_parameters(asdict(self)).items():
+            object.__setattr__(self, name, value)
+        if self.engine == "ray" and self.device != "auto":
+            raise ParameterError(
+                "device: expected 'auto' with engine 'ray', where each worker takes a device of "
+                f"its own, got {self.device!r}"
+            )
 
     @functools.cached_property
     def cache(self) -> Cache:
@@ -124,7 +129,8 @@ class Run:
     def record(self) -> dict[str, Any]:
         """Everything but code and libraries that decides the prompts and the answers."""
         parameters = asdict(self)
-        for name in ("model", "runs_dir", "quantization", "dtype", "engine", "keep_states"):
+        decides_nothing = ("runs_dir", "device", "engine", "keep_states")
+        for name in ("model", "quantization", "dtype", *decides_nothing):
             del parameters[name]
         library = "".join(prompt_library(name).to_json() for name in ("instructions", *KINDS))
         return parameters | {
@@ -138,7 +144,7 @@ class Run:
     @functools.cached_property
     def spec(self) -> ModelSpec:
         """What will be loaded; raises `ModelError` early if it cannot be."""
-        return resolve(self.model, self.quantization, self.dtype)
+        return resolve(self.model, self.quantization, self.dtype, self.device)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -148,7 +154,7 @@ class Run:
     @functools.cached_property
     def loaded(self) -> torch.nn.Module:
         """The model itself, loaded when a stage has something to compute."""
-        return load_spec(self.spec)
+        return load_spec(self.spec, self.device)
 
     @functools.cached_property
     def config(self) -> Any:
