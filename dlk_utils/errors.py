@@ -4,7 +4,8 @@ All of them are kinds of `DlkError`. Each message says what was expected, what w
 """
 
 MOST_CHARACTERS = 1600
-"""Of a message that is shown: about a screen of 80 columns."""
+MOST_LINES = 24
+"""Of a message that is shown: together about a screen."""
 
 
 class DlkError(Exception):
@@ -16,12 +17,18 @@ class DlkError(Exception):
 
     def __str__(self) -> str:
         message = super().__str__()
-        if len(message) <= MOST_CHARACTERS:
-            return message
-        n_begin, n_end = MOST_CHARACTERS * 2 // 3, MOST_CHARACTERS // 4
-        n_left_out = len(message) - n_begin - n_end
-        left_out = f" [... {n_left_out:,} characters are left out ...] "
-        return message[:n_begin] + left_out + message[-n_end:]
+        lines = message.splitlines(keepends=True)
+        if len(lines) > MOST_LINES:
+            n_end = MOST_LINES // 4
+            n_begin = MOST_LINES - n_end - 1
+            left_out = f"[... {len(lines) - n_begin - n_end:,} lines are left out ...]\n"
+            message = "".join([*lines[:n_begin], left_out, *lines[-n_end:]])
+        if len(message) > MOST_CHARACTERS:
+            n_end = MOST_CHARACTERS // 4
+            n_begin = MOST_CHARACTERS - n_end
+            left_out = f" [... {len(message) - MOST_CHARACTERS:,} characters are left out ...] "
+            message = message[:n_begin] + left_out + message[-n_end:]
+        return message
 
 
 class ChoiceError(DlkError, ValueError):

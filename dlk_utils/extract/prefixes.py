@@ -424,7 +424,9 @@ def _why_not_packed(model: nn.Module) -> str | None:
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         # What a family raises that reads the mask in another way.
         return f"it refuses a mask over pairs of tokens ({error})"
-    difference = (packed - padded).double().norm(dim=-1) / padded.double().norm(dim=-1)
+    # Moved before they are widened, for not every device has doubles.
+    packed, padded = packed.cpu().double(), padded.cpu().double()
+    difference = (packed - padded).norm(dim=-1) / padded.norm(dim=-1)
     tolerance = 2e-2 if model.dtype in (torch.bfloat16, torch.float16) else 1e-4
     if difference.max() > tolerance:
         return f"its logits differ by {difference.max():.2g} of their norm"

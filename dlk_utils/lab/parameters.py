@@ -295,11 +295,12 @@ def _check_dataset(name: str) -> None:
     """Refuse a file that is not there, and several names that blanks separate."""
     path = Path(name)
     kind = _kind_on_disk(path)
-    if kind is None and path.suffix in SUFFIXES:
+    names_a_file = name.lower().removesuffix(".gz").endswith(SUFFIXES)
+    if kind is None and names_a_file:
         raise _Refused(f"there is no file {_shown(name)}{_where(path)}")
     if kind is None and " " in name:
         raise _Refused(f"there is no {_shown(name)}; separate several names by commas, not blanks")
-    if kind not in (None, "a file") and (path.suffix in SUFFIXES or kind != "a folder"):
+    if kind not in (None, "a file") and (names_a_file or kind != "a folder"):
         raise _Refused(f"{_shown(name)} is {kind}, not a file")
 
 

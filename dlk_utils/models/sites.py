@@ -276,7 +276,7 @@ def _run_on_a_few_tokens(model: nn.Module) -> tuple[dict[str, list[Tensor]], lis
     sites: dict[str, list[Tensor]] = {site: [] for site in SITES}
 
     def record(site: str, layer: int, hidden: Tensor) -> None:
-        sites[site].append(hidden[0].to(torch.float64, copy=True).cpu())
+        sites[site].append(hidden[0].to("cpu", copy=True).double())
 
     token_ids = torch.arange(3, 9, device=model.device)[None] % model.config.vocab_size
     with at_sites(model, SITES, record):
@@ -286,7 +286,7 @@ def _run_on_a_few_tokens(model: nn.Module) -> tuple[dict[str, list[Tensor]], lis
             output_hidden_states=True,
             use_cache=False,
         )
-    return sites, [hidden[0].double().cpu() for hidden in output.hidden_states]
+    return sites, [hidden[0].cpu().double() for hidden in output.hidden_states]
 
 
 def _project_heads(
@@ -303,7 +303,7 @@ def _project_heads(
     attn_out = w_o(head_out.to(device=device, dtype=model.dtype))
     if "norm" in family.attn:
         attn_out = block.get_submodule(family.attn)(attn_out)
-    return attn_out.double().cpu()
+    return attn_out.cpu().double()
 
 
 def _expect_equal(
