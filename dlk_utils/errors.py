@@ -55,8 +55,8 @@ class CardError(DlkError, ValueError):
     """A probe card of another model, or one that does not score its own fixture as it did."""
 
 
-class ParameterError(DlkError, TypeError):
-    """A parameter that a notebook does not have, or a value that it does not take."""
+class ParameterError(DlkError, TypeError, ValueError):
+    """An unknown parameter, or a value that a parameter or an argument does not take."""
 
 
 class ModelError(DlkError, RuntimeError):

@@ -226,7 +226,7 @@ def read_rows(
 
     Raises
     ------
-    KeyError
+    StoreError
         If a row is not stored, or occurs twice in `prompts`.
     """
     receipts = [*folder.glob("manifest.json"), *folder.glob("shard-*.json")]
@@ -234,7 +234,7 @@ def read_rows(
     places = _places(folder, newest)
     missing = [row_id for row_id in prompts.row_id if row_id not in places]
     if missing or not prompts.row_id.is_unique:
-        raise KeyError(
+        raise StoreError(
             f"{folder.name}: expected each of {len(prompts)} rows once, {len(missing)} are not "
             "stored"
         )

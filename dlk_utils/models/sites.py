@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dlk_utils.errors import UnknownArchitecture
+from dlk_utils.errors import ParameterError, UnknownArchitecture
 
 SITES = ("resid_post", "attn_out", "mlp_out", "head_out")
 
@@ -113,7 +113,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 def site_modules(model: nn.Module, site: str) -> list[nn.Module]:
     """Return the module of each layer whose output is the site (for ``head_out``: whose input)."""
     if site not in SITES:
-        raise ValueError(f"site: expected one of {', '.join(SITES)}, got {site!r}")
+        raise ParameterError(f"site: expected one of {', '.join(SITES)}, got {site!r}")
     if site == "resid_post":
         return blocks(model)
     family = architecture(model)
@@ -134,7 +134,7 @@ def layer_numbers(layers: str | int | Sequence[int], n_layers: int) -> list[int]
 
     Raises
     ------
-    ValueError
+    ParameterError
         If `layers` is none of these, or a number is out of range.
     """
     every = range(n_layers)
@@ -149,7 +149,7 @@ def layer_numbers(layers: str | int | Sequence[int], n_layers: int) -> list[int]
             wanted = [int(number) for number in layers.split(",")]
         return sorted({every[number] for number in wanted})
     except (IndexError, ValueError):
-        raise ValueError(
+        raise ParameterError(
             f"layers: expected 'all', an index below {n_layers}, a list of them, "
             f"or a slice such as '::3', got {layers!r}"
         ) from None
