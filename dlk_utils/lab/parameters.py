@@ -429,7 +429,7 @@ _PARAMETERS = (
         "n_examples",
         96,
         whole_number(4, 1_000_000),
-        "per data set, split by hash into train, validation and test",
+        "examples per data set, split by hash into train, validation and test",
         {"00_train_liar": 30, "07_traps": 24},
     ),
     Parameter(

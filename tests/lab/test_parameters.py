@@ -9,7 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+from tiny_models import checkpoint_that_knows_nothing
 
 from dlk_utils.errors import ParameterError
 from dlk_utils.lab.parameters import (
@@ -304,3 +306,28 @@ def test_a_notebook_shows_a_bad_value_without_frames_and_runs_nothing(
     error = done.stderr[done.stderr.index("Exception encountered") :]
     assert f"ParameterError: {expected}" in error and len(error.splitlines()) < 10
     assert "Traceback" not in text_outputs(out) and "dlk_utils/" not in error
+
+
+@pytest.mark.slow
+def test_a_notebook_takes_a_list_of_data_sets_from_papermill(tmp_path):
+    runs = tmp_path / "runs"
+    command = papermill("01_make_dataset", tmp_path / "out.ipynb", n_examples=8, runs_dir=runs)
+    done = run([*command, "-y", "datasets: [cities, categories]"])
+    assert done.returncode == 0, done.stderr[-2000:]
+    [prompts] = runs.glob("01-prompts-*.parquet")
+    assert set(pd.read_parquet(prompts).dataset) == {"cities", "categories"}
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_shown_without_a_file_written(tmp_path):
+    """So it can be shown from a folder that may only be read."""
+    model = checkpoint_that_knows_nothing(tmp_path / "model")
+    runs = tmp_path / "runs"
+    options = {"model": model, "n_examples": 16, "n_grid": 4, "compare": "", "runs_dir": runs}
+    command = papermill("02_check_lie_rate", tmp_path / "out.ipynb", **options)
+    states = []
+    for _ in range(2):
+        done = run(command)
+        assert done.returncode == 0, done.stderr[-2000:]
+        states.append({path: path.stat().st_mtime_ns for path in [runs, *runs.rglob("*")]})
+    assert states[0] == states[1]
