@@ -622,7 +622,7 @@ def parameters_table() -> str:
 
 
 _BEGIN = "<!-- made by python -m dlk_utils.lab.parameters -->\n"
-_END = "\n<!-- end of the table of parameters -->"
+_END = "\n\n<!-- end of the table of parameters -->"
 
 
 def main() -> None:
