@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from dlk_utils.errors import ParameterError
 from dlk_utils.extract.positions import (
     depends_on_batch,
     frequencies_for,
@@ -60,7 +61,7 @@ def forward(model: nn.Module, batch: Batch, *, n_logits: int | None = 1, **optio
     """Run a model on a batch, without the inputs that its family does not take.
 
     The LM head runs on the last `n_logits` places of each row, in the families that can do so; with
-    None, on all of them. Raises `ValueError` if the model is in training mode.
+    None, on all of them. Raises `ParameterError` if the model is in training mode.
     """
     require_evaluation_mode(model)
     if depends_on_batch(model) and "n_tokens" not in batch:
@@ -84,9 +85,9 @@ def forward(model: nn.Module, batch: Batch, *, n_logits: int | None = 1, **optio
 
 
 def require_evaluation_mode(model: nn.Module) -> None:
-    """Raise `ValueError` if a model is in training mode, in which its own dropout is on."""
+    """Raise `ParameterError` if a model is in training mode, in which its own dropout is on."""
     if model.training:
-        raise ValueError(
+        raise ParameterError(
             f"{model.config.model_type}: expected a model in evaluation mode (`model.eval()`), got "
             "one in training mode, whose own dropout would be in every state"
         )

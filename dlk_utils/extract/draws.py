@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dlk_utils.errors import DeadDropout
+from dlk_utils.errors import DeadDropout, ParameterError
 from dlk_utils.extract.batches import Layers, pad
 from dlk_utils.extract.dropout import DEFAULT_P, INJECTED, draw_seed, mc_dropout
 from dlk_utils.extract.packing import pack
@@ -104,14 +104,14 @@ def draw_states(
 
     Raises
     ------
-    ValueError
+    ParameterError
         If the scope is unknown, if `positions` is above 1 in another scope than "sequence", or if
         `question_starts` are missing or leave no token of a prompt.
     """
     if scope not in SCOPES:
-        raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}")
+        raise ParameterError(f"scope: expected one of {', '.join(SCOPES)}, got {scope!r}")
     if positions != 1 and scope != "sequence":
-        raise ValueError(
+        raise ParameterError(
             f"positions: expected 1 with scope {scope!r}, in which not every token has a draw of "
             f"its own, got {positions}"
         )
@@ -216,15 +216,15 @@ def _question_draws(
 
 def _checked_starts(starts: Sequence[int] | None, prompts: Sequence[Sequence[int]]) -> list[int]:
     if starts is None:
-        raise ValueError("scope 'question': expected question_starts, one for each prompt")
+        raise ParameterError("scope 'question': expected question_starts, one for each prompt")
     starts = [int(start) for start in starts]
     if len(starts) != len(prompts):
-        raise ValueError(
+        raise ParameterError(
             f"question_starts: expected one for each prompt ({len(prompts)}), got {len(starts)}"
         )
     for number, (start, ids) in enumerate(zip(starts, prompts, strict=True)):
         if not 0 <= start < len(ids):
-            raise ValueError(
+            raise ParameterError(
                 f"question_starts: expected a place in each prompt, got {start} in prompt {number} "
                 f"of {len(ids)} tokens"
             )

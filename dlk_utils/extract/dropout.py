@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from dlk_utils.errors import DeadDropout, DlkError
+from dlk_utils.errors import DeadDropout, DlkError, ParameterError
 from dlk_utils.extract.batches import forward, pad
 from dlk_utils.models.architectures import ARCHITECTURES
 from dlk_utils.models.configuration import text_config
@@ -92,7 +92,7 @@ def mc_dropout(
 
     Raises
     ------
-    ValueError
+    ParameterError
         If `p` is not between 0 and 1, or a place is unknown.
     DeadDropout
         If this family's attention does not let one change its probabilities.
@@ -101,9 +101,9 @@ def mc_dropout(
         places = native_sites(model)
     places = [places] if isinstance(places, str) else list(places)
     if not 0 < p < 1:
-        raise ValueError(f"dropout p: expected 0 < p < 1, got {p}")
+        raise ParameterError(f"dropout p: expected 0 < p < 1, got {p}")
     if not places or not set(places) <= set(PLACES):
-        raise ValueError(
+        raise ParameterError(
             f"dropout places: expected some of {', '.join(PLACES)}, or 'native', got {places}"
         )
     row_seeds = torch.as_tensor(seeds if isinstance(seeds, Tensor) else list(seeds))

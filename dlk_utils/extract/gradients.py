@@ -32,7 +32,7 @@ def states_and_gradients(
 
     No gradient path to a last-token state passes through an earlier token. So the earlier tokens
     run without a graph, and the last tokens alone run with one, for little more than the price of a
-    forward pass. The result equals that of `full_backprop`. Raises `ValueError` if a prompt has
+    forward pass. The result equals that of `full_backprop`. Raises `ParameterError` if a prompt has
     fewer than two tokens.
 
     Returns

@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int
 
+from dlk_utils.errors import ParameterError
 from dlk_utils.extract.store import Plan, shard_rows_of
 
 ATTENTION_NODES = 2700
@@ -112,12 +113,12 @@ def pack(sequences: Sequence[Sequence[Hashable]], *, branch_size: int | None = N
 
     Raises
     ------
-    ValueError
+    ParameterError
         If a sequence is empty.
     """
     paths = [tuple(sequence) for sequence in sequences]
     if not paths or not all(paths):
-        raise ValueError("pack: expected sequences of at least one token each")
+        raise ParameterError("pack: expected sequences of at least one token each")
     tree = _Tree(sorted(set(paths)))
     if branch_size is None:
         trunk, rows = _cheapest_cut(tree)

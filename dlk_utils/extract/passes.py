@@ -12,7 +12,7 @@ the order of the prompts. Neither the batches nor the order change a result, bey
 
 They raise `UnknownArchitecture` if the model's family is not known or its sites are not what
 `models.sites` says, `DataError` if there are no prompts, a prompt has too few tokens, or a value is
-not finite, and `ValueError` if the model is in training mode or an option is out of range.
+not finite, and `ParameterError` if the model is in training mode or an option is out of range.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dlk_utils.errors import ChoiceError, DataError
+from dlk_utils.errors import ChoiceError, DataError, ParameterError
 from dlk_utils.extract.answers import answer_batch, choice_logprobs
 from dlk_utils.extract.batches import (
     Layers,
@@ -164,7 +164,7 @@ def dropout_draws(
     """
     prompts = _checked(model, input_ids, least_tokens=2 if scope == "last_token" else 1)
     if n_draws < 1:
-        raise ValueError(f"n_draws: expected at least 1, got {n_draws}")
+        raise ParameterError(f"n_draws: expected at least 1, got {n_draws}")
     keys = [_hash(ids) for ids in prompts] if keys is None else list(keys)
     if len(keys) != len(prompts):
         raise DataError(f"keys: expected one per prompt ({len(prompts)}), got {len(keys)}")

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
+from dlk_utils.errors import ParameterError
 from dlk_utils.extract.batches import (
     EnoughComputed,
     Readout,
@@ -83,13 +84,13 @@ class Prefixes:
 
         Raises
         ------
-        ValueError
+        ParameterError
             If there is more than one copy, and each prompt has a row of its own (`rounds`).
         """
         tokens = self.next_ids[None] if tokens is None else tokens.to(self.row.device)
         n_copies, device = len(tokens), self.row.device
         if n_copies > 1 and self.sees is None:
-            raise ValueError(f"append: expected one copy in a padded batch, got {n_copies}")
+            raise ParameterError(f"append: expected one copy in a padded batch, got {n_copies}")
         row = self.row.expand(n_copies, -1)
         place = _number_within(row)
         width = int(place.max()) + 1
@@ -121,11 +122,11 @@ class Prefixes:
 
         Raises
         ------
-        ValueError
+        ParameterError
             If several copies were appended.
         """
         if len(appended.row) > 1:
-            raise ValueError(f"extended: expected one copy, got {len(appended.row)}")
+            raise ParameterError(f"extended: expected one copy, got {len(appended.row)}")
         batch, n_cached = appended.batch, self.position_ids.shape[1]
         sees, mask = None, batch["attention_mask"]
         if self.sees is not None:
@@ -172,11 +173,11 @@ def run_prefixes(
 
     Raises
     ------
-    ValueError
+    ParameterError
         If a prompt has fewer than two tokens, or the model is in training mode.
     """
     if min(map(len, prompts)) < 2:
-        raise ValueError("prefixes: expected prompts of at least two tokens")
+        raise ParameterError("prefixes: expected prompts of at least two tokens")
     require_same_positions(model, map(len, prompts))
     if takes_trees(model, max(map(len, prompts))):
         return _packed_prefixes(model, prompts, _last_layer(model) if highest is None else highest)
@@ -188,7 +189,7 @@ def takes_trees(model: nn.Module, longest: int) -> bool:
 
     It is false for ALiBi, for sliding windows that are not longer than the prompts, and for kernels
     that take no mask. Each model is tried once per implementation of attention, on a few tokens.
-    Raises `ValueError` if it is in training mode.
+    Raises `ParameterError` if it is in training mode.
     """
     # One token more, for a choice that is appended to the prompt (`Prefixes.extended`).
     if window(model) < longest + 1:
@@ -463,7 +464,9 @@ def why_not_packed(model: nn.Module) -> str | None:
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         # What a family raises that reads the mask in another way.
         return f"it refuses a mask over pairs of tokens ({error})"
-    difference = (packed - padded).double().norm(dim=-1) / padded.double().norm(dim=-1)
+    # Moved before they are widened, for not every device has doubles.
+    packed, padded = packed.cpu().double(), padded.cpu().double()
+    difference = (packed - padded).norm(dim=-1) / padded.norm(dim=-1)
     tolerance = 2e-2 if model.dtype in (torch.bfloat16, torch.float16) else 1e-4
     # Not ">", which is false for nan.
     if not difference.max() <= tolerance:

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from dlk_utils.errors import ChoiceError, DataError
+from dlk_utils.errors import ChoiceError, DataError, ParameterError
 from dlk_utils.extract.answers import answer_batch, choice_logprobs, read_logits
 from dlk_utils.extract.batches import Layers, in_halves, pad, plan_batches
 from dlk_utils.extract.draws import seeded_draws
@@ -96,12 +96,12 @@ def store_draws(
     ------
     DeadDropout
         If two draws of a row are equal.
-    ValueError
+    ParameterError
         If there are fewer than two draws, or a prompt has fewer tokens than `positions`.
     """
     require_first_token_choices(prompts, "dropout draws")
     if n_draws < 2:
-        raise ValueError(f"n_draws: expected at least 2, got {n_draws}")
+        raise ParameterError(f"n_draws: expected at least 2, got {n_draws}")
     numbers = layer_numbers(layers, len(blocks(model)))
     places = places if isinstance(places, str) else list(places)
     how = {"n_draws": n_draws, "p": p, "seed": seed, "scope": scope, "places": places}
@@ -163,7 +163,7 @@ def store_gradients(
     require_first_token_choices(prompts, "gradients")
     numbers = layer_numbers(layers, len(blocks(model)))
     if moved_at is not None and (moved_at not in numbers or "resid_post" not in sites):
-        raise ValueError(
+        raise ParameterError(
             f"moved_at: expected one of the layers {numbers}, with 'resid_post' among the sites, "
             f"got layer {moved_at} and the sites {', '.join(sites)}"
         )

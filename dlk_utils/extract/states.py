@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dlk_utils.errors import ParameterError
 from dlk_utils.extract.batches import (
     Batch,
     Layers,
@@ -108,12 +109,12 @@ def forward_states(
 
     Raises
     ------
-    ValueError
+    ParameterError
         If a prompt has fewer tokens than `positions`.
     """
     shortest = int(batch["attention_mask"].sum(1).min())
     if not 1 <= positions <= shortest:
-        raise ValueError(
+        raise ParameterError(
             "positions: expected between 1 and the tokens of the shortest prompt, "
             f"{shortest}, got {positions}"
         )

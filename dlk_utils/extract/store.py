@@ -257,13 +257,13 @@ def read_rows(
 
     Raises
     ------
-    KeyError
+    StoreError
         If a row is not stored, or occurs twice in `prompts`.
     """
     places = _places(folder, _stamp_of_store(folder))
     missing = [row_id for row_id in prompts.row_id if row_id not in places]
     if missing or not prompts.row_id.is_unique:
-        raise KeyError(
+        raise StoreError(
             f"{folder.name}: expected each of {len(prompts)} rows once, {len(missing)} are not "
             "stored"
         )

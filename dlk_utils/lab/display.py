@@ -16,14 +16,16 @@ import dlk_utils
 from dlk_utils.errors import DlkError, ParameterError
 from dlk_utils.lab.escaping import html_text, without_folders
 from dlk_utils.lab.figures import show_figures
+from dlk_utils.lab.parameters import read_parameters
+from dlk_utils.models.loading import device_of
 from dlk_utils.provenance import library_versions
 
 
 def start(cells: list[str]) -> None:
     """Check a notebook's parameters, set its figures up, and quiet the libraries.
 
-    From here on an error that a user can mend is shown as its message, without the frames of the
-    package.
+    The notebook's variables then hold the values that `lab.parameters` makes of them. From here on
+    an error that a user can mend is shown as its message, without the frames of the package.
 
     Parameters
     ----------
@@ -33,11 +35,13 @@ def start(cells: list[str]) -> None:
     Raises
     ------
     ParameterError
-        If papermill was given a parameter that the notebook does not have.
+        If papermill was given a parameter that the notebook does not have, or a parameter has a
+        value that it does not take.
     """
     shell = get_ipython()
     shell.set_custom_exc((DlkError,), _show_message)
-    check_parameters(cells)
+    names = check_parameters(cells)
+    shell.user_ns |= read_parameters({name: shell.user_ns[name] for name in names})
     show_figures(shell)
     warnings.filterwarnings("ignore", message="IProgress not found")
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -47,8 +51,8 @@ def start(cells: list[str]) -> None:
     pd.set_option("display.html.use_mathjax", False)
 
 
-def check_parameters(cells: list[str]) -> None:
-    """Refuse a parameter that is not in the notebook's cell of parameters.
+def check_parameters(cells: list[str]) -> list[str]:
+    """Return the names in the notebook's cell of parameters; refuse one that is not there.
 
     Papermill itself only warns, and runs the default. The notebook's own cell begins with
     ``# parameters``, the one that papermill puts in with ``# Parameters``.
@@ -63,16 +67,18 @@ def check_parameters(cells: list[str]) -> None:
         raise ParameterError(
             f"unknown parameter {name!r}{hint}; this notebook has {', '.join(sorted(own))}"
         )
+    return sorted(own)
 
 
-def versions() -> str:
-    """Say in one line which versions compute here, and on what."""
+def versions(device: str = "auto") -> str:
+    """Say in one line which versions compute here, and on what; `device` is as in `load_model`."""
     installed = library_versions()
     libraries = [f"{name} {installed[name]}" for name in ("torch", "transformers", "scikit-learn")]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    device = device_of(device)
+    name = torch.cuda.get_device_name(device) if "cuda" in device else device.upper()
     return (
         f"dlk_utils {dlk_utils.__version__}, {', '.join(libraries)}, "
-        f"Python {platform.python_version()}, {device}"
+        f"Python {platform.python_version()}, {name}"
     )
 
 

@@ -40,6 +40,7 @@ from dlk_utils.extract.stages import (
 )
 from dlk_utils.extract.store import is_complete, read_rows
 from dlk_utils.lab.cache import Cache, as_json
+from dlk_utils.lab.parameters import read_parameters
 from dlk_utils.models import configuration
 from dlk_utils.models.loading import ModelSpec, load_config, load_spec, load_tokenizer, resolve
 from dlk_utils.provenance import code_hash
@@ -48,8 +49,6 @@ from dlk_utils.questions.prompts import make_prompts
 from dlk_utils.questions.sources import EMBEDDED, source_of
 from dlk_utils.questions.templates import KINDS, prompt_library
 from dlk_utils.questions.trained import refuse_trained_rows
-
-ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,8 @@ class Run:
         An alias of ``models.yaml``, a hub id, a local folder, or the folder
         or hub id of an adapter of peft, such as LoRA.
     datasets
-        Names, or paths of files (see `questions.own_files`), separated by commas.
+        Names, or paths of files (see `questions.own_files`), in a list or separated by commas. It
+        is kept as a text with commas.
     n_examples
         Examples per data set.
     seed
@@ -86,6 +86,8 @@ class Run:
         None, ``"8bit"`` or ``"4bit"``.
     dtype
         ``"auto"``, ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"float64"``.
+    device
+        Where the model runs, as in `load_model`.
     engine
         ``"local"``, or ``"ray"`` to extract states as a Ray Data job.
     keep_states
@@ -100,23 +102,25 @@ class Run:
     """
 
     model: str = "smollm2-liar"
-    datasets: str = "rotten_tomatoes,cities,categories"
+    datasets: str | Sequence[str] = "rotten_tomatoes,cities,categories"
     n_examples: int = 96
     seed: int = 0
     runs_dir: str | None = None
     n_shots: int = 0
     quantization: str | None = None
     dtype: str = "auto"
+    device: str = "auto"
     engine: str = "local"
     keep_states: bool = True
 
     def __post_init__(self):
-        for name in ("n_examples", "seed", "n_shots"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ParameterError(f"{name}: expected a whole number, got {value!r}")
-        if self.engine not in ENGINES:
-            raise ParameterError(f"engine: expected 'local' or 'ray', got {self.engine!r}")
+        for name, value in read_parameters(asdict(self)).items():
+            object.__setattr__(self, name, value)
+        if self.engine == "ray" and self.device != "auto":
+            raise ParameterError(
+                "device: expected 'auto' with engine 'ray', where each worker takes a device of "
+                f"its own, got {self.device!r}"
+            )
 
     @functools.cached_property
     def cache(self) -> Cache:
@@ -127,7 +131,8 @@ class Run:
     def record(self) -> dict[str, Any]:
         """Everything but code and libraries that decides the prompts and the answers."""
         parameters = asdict(self)
-        for name in ("model", "runs_dir", "quantization", "dtype", "engine", "keep_states"):
+        decides_nothing = ("runs_dir", "device", "engine", "keep_states")
+        for name in ("model", "quantization", "dtype", *decides_nothing):
             del parameters[name]
         library = "".join(prompt_library(name).to_json() for name in ("instructions", *KINDS))
         return parameters | {
@@ -141,7 +146,7 @@ class Run:
     @functools.cached_property
     def spec(self) -> ModelSpec:
         """What will be loaded; raises `ModelError` early if it cannot be."""
-        return resolve(self.model, self.quantization, self.dtype)
+        return resolve(self.model, self.quantization, self.dtype, self.device)
 
     @property
     def model_name(self) -> str:
@@ -157,7 +162,7 @@ class Run:
     @functools.cached_property
     def loaded(self) -> torch.nn.Module:
         """The model itself, loaded when a stage has something to compute."""
-        return load_spec(self.spec)
+        return load_spec(self.spec, self.device)
 
     @functools.cached_property
     def config(self) -> Any:

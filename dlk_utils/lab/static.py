@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from dlk_utils.errors import ParameterError
+
 GREY = "#888"
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "cross": "P", "x": "X"}
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
@@ -27,7 +29,7 @@ def draw_png(fig: dict, *, width: float = 7.2, dpi: int = 80) -> bytes:
 
     Raises
     ------
-    ValueError
+    ParameterError
         If a trace is not a scatter, bar or heat map.
     """
     # Imported here, for it takes half a second that a notebook need not wait for at its start.
@@ -56,7 +58,7 @@ def _draw(fig: dict, width: float, dpi: int) -> bytes:
         elif trace["type"] == "bar":
             bars[str(number)] = trace
         else:
-            raise ValueError(
+            raise ParameterError(
                 f"static picture: expected scatter, bar or heatmap traces, got {trace['type']!r}"
             )
     _draw_bars(axes, bars)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dlk_utils.errors import ModelError
 from dlk_utils.models import hub
 from dlk_utils.models.adapters import Adapter, adapter_in, adapter_on_hub, base_of, lay_on
-from dlk_utils.models.configuration import model_class
+from dlk_utils.models.configuration import model_class, text_config
 from dlk_utils.models.embedded_model import GGUF_SHA256, embedded_model
 from dlk_utils.models.folders import (
     INDEX_FILES,
@@ -128,9 +128,11 @@ def load_model(
     dtype
         One of `DTYPES`, or "auto". "auto" is the value of the environment variable ``DLK_DTYPE``
         (float32 or bfloat16) if it is set. Otherwise it is bfloat16 where the hardware is fast in
-        it, and else float16 on a GPU and float32 on a CPU.
+        it, and else float16 on a GPU and float32 on a CPU or another device.
     device
-        A device of torch. "auto" is the GPU if there is one, else the CPU.
+        "cpu", "cuda", "cuda:1" and so on, "mps", or "auto": a CUDA GPU if there is one, else the
+        CPU. On a device of another kind than these two the model is used only if a short text has
+        the same states there as on the CPU, so "mps" has to be asked for.
 
     Returns
     -------
@@ -142,16 +144,19 @@ def load_model(
     Raises
     ------
     ModelError
-        If the model, the quantization or the dtype is not known or cannot be loaded.
+        If the model, the quantization, the dtype or the device is not known or cannot be used.
     UnknownArchitecture
         If the places where activations are read are not known for this kind of model.
     """
-    spec = resolve(name, quantization, dtype)
+    spec = resolve(name, quantization, dtype, device)
     return load_spec(spec, device), load_tokenizer(spec)
 
 
 def resolve(
-    name: str | os.PathLike, quantization: str | None = None, dtype: str = "auto"
+    name: str | os.PathLike,
+    quantization: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
 ) -> ModelSpec:
     """Find out what `load_model` would load with these arguments, without reading any weights.
 
@@ -170,7 +175,7 @@ def resolve(
     if dtype not in ("auto", *DTYPES):
         expected = ", ".join(map(repr, ("auto", *DTYPES)))
         raise ModelError(f"dtype: expected one of {expected}, got {dtype!r}")
-    dtype = _auto_dtype() if dtype == "auto" else dtype
+    dtype = _auto_dtype(device) if dtype == "auto" else dtype
     if is_folder(name) and Path(name).name in ("", ".."):
         # Such as ".", which says nothing to who reads it later.
         name = str(Path(name).resolve())
@@ -267,15 +272,41 @@ def _chat_format_of(name: str) -> str:
     return entry.get("chat_format") or "plain"
 
 
-def _auto_dtype() -> str:
-    """The dtype that "auto" means: see `load_model`."""
+def device_of(name: str) -> str:
+    """Return the device of torch that a name means: see `load_model`.
+
+    Raises
+    ------
+    ModelError
+        If there is no such device here.
+    """
+    has_cuda = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if has_cuda else "cpu"
+    n_gpus = torch.cuda.device_count() if has_cuda else 0
+    here = ["cpu", *(["cuda"] if n_gpus else []), *(f"cuda:{i}" for i in range(n_gpus))]
+    if torch.backends.mps.is_available():
+        here.append("mps")
+    if name not in here:
+        raise ModelError(
+            "device: expected 'auto', 'cpu', 'cuda', 'cuda:1' and so on, or 'mps', "
+            f"got {name[:80]!r}; here: {', '.join(here)}"
+        )
+    return name
+
+
+def _auto_dtype(device: str = "auto") -> str:
+    """The dtype that "auto" means on a device: see `load_model`."""
     chosen = os.environ.get("DLK_DTYPE")
     if chosen:
         if chosen not in ("float32", "bfloat16"):
             raise ModelError(f"DLK_DTYPE: expected 'float32' or 'bfloat16', got {chosen!r}")
         return chosen
-    if torch.cuda.is_available():
+    kind = device_of(device).partition(":")[0]
+    if kind == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    if kind != "cpu":
+        return "float32"
     cpu = _cpu_info()
     # With AVX512-BF16 alone, bf16 has twice the speed of fp32 on an EPYC, and half of it on a Xeon
     # without AMX (measured on both).
@@ -344,9 +375,14 @@ def load_spec(spec: ModelSpec, device: str = "auto") -> nn.Module:
 
     hf_logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = {"device_map": "auto" if device == "cuda" else {"": device}}
+    device = device_of(device)
+    is_usual = device.partition(":")[0] in ("cpu", "cuda")
+    if spec.quantization and not is_usual:
+        raise ModelError(
+            f"{spec.name}: expected a CUDA GPU or a CPU for quantization {spec.quantization!r}, "
+            f"got device {device!r}; use another device, or a model that is not quantized"
+        )
+    options = {"device_map": "auto" if device == "cuda" else {"": device if is_usual else "cpu"}}
     dtype = getattr(torch, spec.dtype)
     if spec.quantization:
         options["quantization_config"] = _bitsandbytes_config(spec.quantization, dtype)
@@ -378,14 +414,69 @@ def load_spec(spec: ModelSpec, device: str = "auto") -> nn.Module:
             # On some CPUs bitsandbytes packs 4-bit weights at the first pass. No gradient could
             # pass them after that.
             module.support_avx512bf16_for_cpu = False
+    model.eval()
+    if not is_usual:
+        move_checked(model, device)
     model.spec = spec
-    check_sites(model.eval())
+    check_sites(model)
     return model
 
 
 def is_quantized(config: Any) -> bool:
     """Whether a checkpoint was saved in fewer bits, by any method."""
     return getattr(config, "quantization_config", None) is not None
+
+
+def move_checked(model: nn.Module, device: str) -> None:
+    """Move a model from the CPU to another device, if it computes the same there.
+
+    Some versions of torch compute wrongly on some devices, without an error. So two short texts,
+    one of them padded, are read on both: at each token, every state and the logits must agree to
+    0.1 % of their norm, or to 5 % in 16 bits.
+
+    Raises
+    ------
+    ModelError
+        If they do not agree, or the device cannot run the model.
+    """
+    on_cpu = _states_of_two_texts(model)
+    advice = "; use device 'cpu'"
+    try:
+        model.to(device)
+        on_device = _states_of_two_texts(model)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        first_line = str(error).partition("\n")[0][:160]
+        raise ModelError(
+            f"device {device!r} cannot run this model in {model.dtype} "
+            f"({type(error).__name__}: {first_line}){advice}"
+        ) from None
+    tolerance = 5e-2 if model.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    for number, (expected, got) in enumerate(zip(on_cpu, on_device, strict=True)):
+        off = (got - expected).norm(dim=-1) / expected.norm(dim=-1)
+        # Written so that nan, for which every comparison is false, is refused.
+        if not (off <= tolerance).all():
+            what = "the logits" if number == len(on_cpu) - 1 else f"hidden state {number}"
+            raise ModelError(
+                f"device {device!r}: expected the states of the CPU to {tolerance:.1%}, got "
+                f"{what} off by {off.max():.2g} of its norm in {model.dtype}{advice}"
+            )
+
+
+@torch.no_grad()
+def _states_of_two_texts(model: nn.Module) -> list[Tensor]:
+    """The hidden states and the logits at the tokens of two short texts: each [tokens, width]."""
+    token_ids = torch.arange(3, 27).view(2, 12) % text_config(model).vocab_size
+    mask = torch.ones_like(token_ids)
+    mask[1, :5] = 0
+    output = model(
+        input_ids=token_ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        output_hidden_states=True,
+        use_cache=False,
+    )
+    states = [*output.hidden_states, output.logits]
+    # Moved before they are widened, for not every device has doubles.
+    return [state.cpu().double()[mask.bool()] for state in states]
 
 
 def _bitsandbytes_config(quantization: str, dtype: torch.dtype) -> Any:

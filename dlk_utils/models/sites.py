@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dlk_utils.errors import UnknownArchitecture
+from dlk_utils.errors import ParameterError, UnknownArchitecture
 from dlk_utils.models.architectures import ARCHITECTURES, Architecture
 from dlk_utils.models.finding import RAISED_BY_A_MODEL, find_architecture, trial_tokens
 
@@ -65,7 +65,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 def site_modules(model: nn.Module, site: str) -> list[nn.Module]:
     """Return the module of each layer whose output is the site (for ``head_out``: whose input)."""
     if site not in SITES:
-        raise ValueError(f"site: expected one of {', '.join(SITES)}, got {site!r}")
+        raise ParameterError(f"site: expected one of {', '.join(SITES)}, got {site!r}")
     if site == "resid_post":
         return blocks(model)
     family = architecture(model)
@@ -86,7 +86,7 @@ def layer_numbers(layers: str | int | Sequence[int], n_layers: int) -> list[int]
 
     Raises
     ------
-    ValueError
+    ParameterError
         If `layers` is none of these, or a number is out of range.
     """
     every = range(n_layers)
@@ -101,7 +101,7 @@ def layer_numbers(layers: str | int | Sequence[int], n_layers: int) -> list[int]
             wanted = [int(number) for number in layers.split(",")]
         return sorted({every[number] for number in wanted})
     except (IndexError, ValueError):
-        raise ValueError(
+        raise ParameterError(
             f"layers: expected 'all', an index below {n_layers}, a list of them, "
             f"or a slice such as '::3', got {layers!r}"
         ) from None
@@ -268,7 +268,7 @@ def _run_on_a_few_tokens(model: nn.Module) -> tuple[dict[str, list[Tensor]], lis
     sites: dict[str, list[Tensor]] = {site: [] for site in SITES}
 
     def record(site: str, layer: int, hidden: Tensor) -> None:
-        sites[site].append(hidden[0].to(torch.float64, copy=True).cpu())
+        sites[site].append(hidden[0].to("cpu", copy=True).double())
 
     token_ids = torch.tensor([trial_tokens(model)], device=model.device)
     with at_sites(model, SITES, record):
@@ -278,7 +278,7 @@ def _run_on_a_few_tokens(model: nn.Module) -> tuple[dict[str, list[Tensor]], lis
             output_hidden_states=True,
             use_cache=False,
         )
-    return sites, [hidden[0].double().cpu() for hidden in output.hidden_states]
+    return sites, [hidden[0].cpu().double() for hidden in output.hidden_states]
 
 
 def _project_heads(
@@ -296,7 +296,7 @@ def _project_heads(
     if not family.w_o.startswith(family.attn):
         # A norm stands between W_O and the residual stream.
         attn_out = block.get_submodule(family.attn)(attn_out)
-    return (attn_out * family.scale).double().cpu()
+    return (attn_out * family.scale).cpu().double()
 
 
 def _expect_equal(

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import Tensor
 
-from dlk_utils.errors import DataError
+from dlk_utils.errors import DataError, ParameterError
 from dlk_utils.probes.scale import Scale
 
 Kind = Literal["state", "more state", "stack", "contrast", "pair"]
@@ -40,7 +40,7 @@ def register(kind: Kind, name: str, probe_class: Callable[..., Any], /, **parame
         Parameters of the class that differ from its defaults.
     """
     if any(name in probes for probes in REGISTERED.values()):
-        raise ValueError(f"expected a new name for a probe, got {name!r}, which is taken")
+        raise ParameterError(f"expected a new name for a probe, got {name!r}, which is taken")
     REGISTERED[kind][name] = partial(probe_class, **parameters) if parameters else probe_class
 
 

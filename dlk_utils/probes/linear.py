@@ -35,7 +35,8 @@ class LinearProbe(StateProbe):
     def raw_weights(self) -> tuple[Float[Tensor, "b d"], Float[Tensor, " b"]]:
         """Return weights and intercepts that give the same scores on states that are not scaled.
 
-        Raises `ValueError` with ``scale="row"``, under which the score is not linear in the state.
+        Raises `ParameterError` with ``scale="row"``, under which the score is not linear in the
+        state.
         """
         return self.scale_.to_raw(self.coef_, self.intercept_)
 

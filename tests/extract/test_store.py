@@ -105,9 +105,9 @@ def test_rows_are_read_in_the_order_asked_for_and_strangers_and_repeats_are_refu
     rows = pd.DataFrame({"row_id": ROWS})
     assert (read_rows(tmp_path, rows[::-1], "x") == read_rows(tmp_path, rows, "x")[::-1]).all()
     stranger = pd.DataFrame({"row_id": [*ROWS, "stranger"]})
-    with pytest.raises(KeyError, match="1 are not stored"):
+    with pytest.raises(StoreError, match="1 are not stored"):
         read_rows(tmp_path, stranger, "x")
-    with pytest.raises(KeyError, match="each of 25 rows once"):
+    with pytest.raises(StoreError, match="each of 25 rows once"):
         read_rows(tmp_path, pd.concat([rows, rows.tail(1)]), "x")
 
 

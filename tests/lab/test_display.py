@@ -41,10 +41,10 @@ def injected(*names: str) -> str:
 
 
 def test_parameters_that_the_notebook_has_are_accepted():
-    check_parameters(["", OWN, injected("n_examples", "seed"), "x = 1"])
-    check_parameters(["", OWN, injected()])
-    check_parameters(["", OWN])
-    check_parameters([])
+    names = ["model", "n_examples", "seed"]
+    assert check_parameters(["", OWN, injected("n_examples", "seed"), "x = 1"]) == names
+    assert check_parameters(["", OWN, injected()]) == check_parameters(["", OWN]) == names
+    assert check_parameters([]) == []
 
 
 def test_an_unknown_parameter_is_refused_with_the_nearest_name_and_all_names():
@@ -88,6 +88,28 @@ def test_only_errors_that_a_user_can_mend_are_shown_without_frames(shell, capsys
     assert capsys.readouterr().out.strip() == "StoreError: a: the disk is full"
     shell.run_cell("1 / 0")
     assert "Traceback" in capsys.readouterr().out
+
+
+def test_an_error_of_any_class_is_shown_within_a_screen(shell, capsys):
+    shell.run_cell(
+        "from dlk_utils.errors import CardError\nraise CardError('got ' + 'column,' * 50_000)"
+    )
+    shown = capsys.readouterr().out
+    assert shown.startswith("CardError: got column,") and len(shown) < 2000
+
+
+def test_a_notebook_that_starts_has_the_values_that_its_parameters_take(shell):
+    cell = "# parameters\ndatasets = 'cities'  # names\ntrain = False  # again\nmine = 5  # my own"
+    shell.user_ns |= {"datasets": ["cities", "imdb"], "train": "no", "mine": [5]}
+    start(["", cell])
+    values = {name: shell.user_ns[name] for name in ("datasets", "train", "mine")}
+    assert values == {"datasets": "cities,imdb", "train": False, "mine": [5]}
+
+
+def test_a_notebook_with_a_bad_value_does_not_start(shell):
+    shell.user_ns["n_draws"] = 2.5
+    with pytest.raises(ParameterError, match="n_draws: expected a whole number from 2 to"):
+        start(["", "# parameters\nn_draws = 2  # draws"])
 
 
 def test_a_prompt_is_shown_completely_and_escaped():

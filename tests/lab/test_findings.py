@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dlk_utils.errors import ParameterError
 from dlk_utils.evaluation.evaluate import RESULT_COLUMNS
 from dlk_utils.evaluation.tasks import LYING
 from dlk_utils.lab.findings import headline, in_words, summary, verdict
@@ -157,5 +158,5 @@ def test_what_is_left_of_each_reported_number_is_shown_and_a_wrong_name_is_an_er
         and left["one data set"] == "x 0.90; y 0.90"
     )
     assert (table["here, with the same mistake"] != "").sum() == 1
-    with pytest.raises(KeyError, match="expected names of REPORTED"):
+    with pytest.raises(ParameterError, match="expected names of REPORTED"):
         survivors({"nothing of the kind": ""}, {})

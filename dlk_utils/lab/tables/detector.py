@@ -127,5 +127,5 @@ def prompts_of_own(run: Run, claims: Sequence[str], system_prompts: Sequence[str
 
 def read_lines(path: str) -> list[str]:
     """Return the lines of a text file that are not blank; of no path, no lines."""
-    text = Path(path).read_text(encoding="utf-8") if path else ""
+    text = Path(path).read_text(encoding="utf-8-sig") if path else ""
     return [line.strip() for line in text.splitlines() if line.strip()]

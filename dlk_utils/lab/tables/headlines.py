@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from dlk_utils.errors import TooFewRows
+from dlk_utils.errors import ParameterError, TooFewRows
 from dlk_utils.evaluation.selection import FittingRows, fit_layers, in_memory
 from dlk_utils.evaluation.stats import auroc, bootstrap_weights, percentile_interval, weighted_auroc
 from dlk_utils.evaluation.tasks import (
@@ -222,12 +222,12 @@ def survivors(clean: Mapping[str, str], mistaken: Mapping[str, str]) -> pd.DataF
     """Return `REPORTED` with what is left of each number here.
 
     Both arguments go by the second column of `REPORTED`: numbers of a clean evaluation, and numbers
-    that the same mistake gives here. Raises `KeyError` if they have another name.
+    that the same mistake gives here. Raises `ParameterError` if they have another name.
     """
     table = pd.DataFrame(REPORTED, columns=REPORTED_COLUMNS)
     unknown = (set(clean) | set(mistaken)) - set(table.what)
     if unknown:
-        raise KeyError(f"survivors: expected names of REPORTED, got {sorted(unknown)}")
+        raise ParameterError(f"survivors: expected names of REPORTED, got {sorted(unknown)}")
     table["here, cleanly"] = [clean.get(what, "not measured") for what in table.what]
     table["here, with the same mistake"] = [mistaken.get(what, "") for what in table.what]
     return table.set_index(["date", "what"])
