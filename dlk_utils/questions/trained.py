@@ -78,12 +78,12 @@ def _advice(prompts: pd.DataFrame, key: str, trained: list[str]) -> str:
 def _read_record(path: Path) -> dict[str, list[str]]:
     """Read what an adapter was trained on; raise `ModelError` if that cannot be told."""
     record = read_json(path)
-    for key in ("example_ids", "instructions", "templates"):
-        names = record.get(key)
+    trained = {key: record.get(key) for key in ("example_ids", "instructions", "templates")}
+    for key, names in trained.items():
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ModelError(
                 f"{path.name} in {path.parent.name}: expected a list of texts as {key!r}, got "
                 f"{names!r:.60}; it says what the model must not be asked, so mend it, or remove "
                 "it if it is not ours"
             )
-    return record
+    return trained
