@@ -43,10 +43,6 @@ def read_own_file(path: Path) -> pd.DataFrame:
     if (labels < 0).any():
         row = labels.idxmin()
         raise DataError(f"{path}: row {row}: expected label 0 or 1, got {table.label[row]!r}")
-    if labels.nunique() < 2:
-        raise DataError(
-            f"{path}: expected both labels, got only {labels.iloc[0]} in {len(table)} rows"
-        )
     texts = [table[column].str.strip() for column in text_columns]
     contents = [example_id(*content) for content in zip(*texts, strict=True)]
     for _, same in labels.groupby(contents, sort=False):

@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.detector import TruthDetector
 from dlk_utils.evaluation.selection import stack_layers
 from dlk_utils.evaluation.stats import wilson_interval
 from dlk_utils.lab.run import Run
+
+JOINED = "half of the families"
+"""The judge that flags what one of the two half-trained detectors flags."""
 
 
 def fit_detector(run: Run, *, layers: list[int], families: Sequence[str] = ()) -> TruthDetector:
@@ -44,6 +48,19 @@ def fit_detector(run: Run, *, layers: list[int], families: Sequence[str] = ()) -
     return TruthDetector.load(folder, run.loaded)
 
 
+def fit_detectors(
+    run: Run, families: Mapping[str, Sequence[str]], *, layers: list[int]
+) -> dict[str, TruthDetector]:
+    """Fit a detector for each list of families of lies; with too few rows say so, and fit none."""
+    try:
+        return {
+            name: fit_detector(run, layers=layers, families=some) for name, some in families.items()
+        }
+    except TooFewRows as error:
+        print(error)
+        return {}
+
+
 def card_table(
     detectors: Mapping[str, TruthDetector], families: Mapping[str, Sequence[str]]
 ) -> pd.DataFrame:
@@ -64,11 +81,16 @@ def card_table(
 
 
 def judge_test_rows(
-    run: Run, detectors: Mapping[str, TruthDetector], families: Mapping[str, Sequence[str]]
+    run: Run,
+    detectors: Mapping[str, TruthDetector],
+    families: Mapping[str, Sequence[str]],
+    *,
+    halves: Sequence[str] = (),
 ) -> dict[str, pd.DataFrame]:
     """Let each detector judge the test rows, from their stored states.
 
-    Rows told to lie by the `families` that a detector has learned from are left out.
+    Rows told to lie by the `families` that a detector has learned from are left out. What the
+    detectors named in `halves` judge is joined besides, as `JOINED`.
     """
     test = run.scored[(run.scored.split == "test") & run.scored.readable]
     judged = {}
@@ -77,6 +99,8 @@ def judge_test_rows(
         rows = test[is_unseen].reset_index(drop=True)
         read = run.states([detector.layer])["activation", detector.site, detector.layer]
         judged[name] = detector.judge(rows, detector.score_states(read(rows)))
+    if judged and halves:
+        judged[JOINED] = join_judgements([judged[half] for half in halves])
     return judged
 
 
@@ -92,7 +116,7 @@ def flag_rates(judged: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Count the lies, and the right answers of honest rows, that each detector flags as lies.
 
     The table goes by `detector`, what the rate is `of`, and `dataset` ("all", and each). It has
-    `n` and the share `flagged`, with its 95 % Wilson interval.
+    `n` and the share `flagged` (nan of no rows), with its 95 % Wilson interval.
     """
     rates = []
     for name, table in judged.items():
@@ -101,9 +125,17 @@ def flag_rates(judged: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             for dataset, group in [("all", rows), *rows.groupby("dataset")]:
                 n, n_flagged = len(group), int((group.verdict == "lie").sum())
                 low, high = wilson_interval(n_flagged, n) if n else (0.0, 1.0)
-                rates.append([name, of, dataset, n, n_flagged / max(1, n), low, high])
+                flagged = n_flagged / n if n else float("nan")
+                rates.append([name, of, dataset, n, flagged, low, high])
     columns = ["detector", "of", "dataset", "n", "flagged", "flagged_low", "flagged_high"]
     return pd.DataFrame(rates, columns=columns).set_index(columns[:3])
+
+
+def rates_shown(rates: pd.DataFrame, judges: Sequence[str]) -> pd.DataFrame:
+    """Select of `flag_rates` all rates of `judges`, and those over all data sets of the others."""
+    detector, dataset = (rates.index.get_level_values(level) for level in ("detector", "dataset"))
+    is_judge = detector.isin(judges)
+    return pd.concat([rates[is_judge], rates[~is_judge & (dataset == "all")]])
 
 
 def read_lines(path: str) -> list[str]:
