@@ -104,8 +104,8 @@ def _of_one_label(examples: pd.DataFrame) -> list[str]:
         if labels.nunique() == 1:
             label = labels.iloc[0]
             sentences.append(
-                f"{_shown(name)}: all {len(labels)} examples have the label {label}. Whether the model "
-                f"knows them, or a probe reads them, can only be told with as many of label "
+                f"{_shown(name)}: all {len(labels)} examples have the label {label}. Whether the "
+                "model knows them, or a probe reads them, can only be told with as many of label "
                 f"{1 - label}: add {len(labels)}."
             )
     return sentences
@@ -137,9 +137,10 @@ def _how_to_get(run: Run, further: int) -> str:
             f"{sentence}: n_examples = {run.n_examples + per_dataset} instead of {run.n_examples}."
         )
     in_file = math.ceil(further / (1 - share_of("shot")))
+    names = ", ".join(map(_shown, asked.index))
     return (
-        f"{sentence}, and the data sets have no more ({', '.join(map(_shown, asked.index))}): add about "
-        f"{in_file} rows, as one row in six is kept to be shown solved."
+        f"{sentence}, and the data sets have no more ({names}): add about {in_file} rows, as one "
+        "row in six is kept to be shown solved."
     )
 
 
@@ -149,8 +150,8 @@ def _without_shots(examples: pd.DataFrame) -> list[str]:
     for name, splits in examples.groupby("dataset", sort=False).split:
         if not (splits == "shot").any():
             sentences.append(
-                f"{_shown(name)}: no row fell into the pool of shots, so that nothing of it is asked with "
-                "solved examples. By hash one row in six does: of 17 more, one does 95 times in "
-                "100."
+                f"{_shown(name)}: no row fell into the pool of shots, so that nothing of it is "
+                "asked with solved examples. By hash one row in six does: of 17 more, one does 95 "
+                "times in 100."
             )
     return sentences
