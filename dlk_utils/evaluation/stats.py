@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 
+from dlk_utils.errors import TooFewRows
+
 Groups = Sequence[str] | pd.Series | np.ndarray
 """The example of each row: rows of one example are drawn together."""
 
@@ -140,12 +142,24 @@ def earliest_good_layer(
     int
         The index of the layer in `scores`.
 
+    Raises
+    ------
+    TooFewRows
+        If the rows are of one class only.
+
     References
     ----------
     The one-standard-error rule: Breiman et al., *Classification and Regression Trees*, 1984.
     """
     weights = bootstrap_weights(groups, n_boot, seed)
     estimates = np.array([auroc(s, y) for s in scores])
+    if not np.isfinite(estimates).all():
+        n_ones = int(np.sum(y == 1))
+        raise TooFewRows(
+            "choice of a layer: expected validation rows of both classes, got "
+            f"{len(y) - n_ones} and {n_ones} of class 0 and 1; ask for more examples (n_examples), "
+            "or add rows to a file that has no more."
+        )
     resampled = np.array([weighted_auroc(s, y, weights) for s in scores])
     best = int(estimates.argmax())
     shortfall = estimates[best] - estimates

@@ -143,8 +143,15 @@ def interval_text(row: Any, name: str = "estimate", *, signed: bool = False) -> 
         Column of the estimate.
     signed
         Whether to write a plus before positive numbers.
+
+    Returns
+    -------
+    str
+        The text; "not scored" if the estimate is NaN.
     """
     values = row._asdict() if isinstance(row, tuple) else row
+    if pd.isna(values[name]):
+        return "not scored"
     prefix = f"{name}_" if f"{name}_low" in values else ""
     numbers = [values[column] for column in (name, f"{prefix}low", f"{prefix}high")]
     value, low, high = (f"{number:{'+' if signed else ''}.2f}" for number in numbers)

@@ -160,7 +160,11 @@ def probe_findings(
 
 def flagged(rates: pd.DataFrame, detector: str, of: str) -> str:
     """Write the share of lies or of honest answers that a detector flags, over all data sets."""
+    if (detector, of, "all") not in rates.index:
+        return "not scored"
     row = rates.loc[(detector, of, "all")]
+    if not row.n:
+        return "not scored, as there are none"
     return f"{interval_text(row, 'flagged')}, n = {int(row.n)}"
 
 
@@ -168,6 +172,8 @@ def detector_findings(
     rates: pd.DataFrame, detectors: Mapping[str, TruthDetector], judges: Sequence[str]
 ) -> list[str]:
     """Say what notebook 06 found; `judges` are the detectors that judge every lie."""
+    if not detectors:
+        return []
     lines, met = [], []
     for name in dict.fromkeys([*judges, *detectors]):
         lies, honest = (flagged(rates, name, of) for of in ("lies", "honest answers"))

@@ -39,6 +39,9 @@ def organism_findings(
             f"{row.choice_mass:.3f}{verdict}."
         )
     for name, row in by_instruction.iterrows():
+        if not row["told to lie"]:
+            lines.append(f"* `{name}`: no row told to lie whose answer it knows.")
+            continue
         lines.append(
             f"* **{markdown_text(name)}**: of {row['told to lie']:.0f} known rows told to lie "
             f"{row.lies:.2f} are lies. The instruction alone tells which with an AUROC of "

@@ -133,6 +133,15 @@ class Differences(NamedTuple):
     products: Tensor
 
 
+class LeastRows(NamedTuple):
+    """How many training rows a probe needs."""
+
+    per_class: int = 1
+    """Of each class."""
+    in_all: int = 2
+    """Of both classes together."""
+
+
 class Probe(BaseEstimator):
     """Base class of all probes, with the interface of a scikit-learn estimator.
 
@@ -144,6 +153,11 @@ class Probe(BaseEstimator):
     """Columns of a table of rows, besides X and y, that `fit` takes as keywords."""
     _ndim: ClassVar[int] = 3
     """Number of axes of X, with the one for the feature matrices."""
+
+    @property
+    def least_rows(self) -> "LeastRows":
+        """The fewest training rows that the probe can be fitted to."""
+        return LeastRows()
 
     def fit(self, X: Any, y: Any, **columns: Any) -> "Probe":
         """Fit the probe.

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dlk_utils.probes.base import (
+    LeastRows,
     StackProbe,
     StateProbe,
     TrainingStates,
@@ -80,6 +81,12 @@ class Logistic(LinearProbe):
         self.C = C
         self.scale = scale
         self.folds = folds
+
+    @property
+    def least_rows(self) -> LeastRows:
+        """A row of each class for every fold, where folds choose C."""
+        n_folds = self.folds if self.C == "auto" else 1
+        return LeastRows(per_class=n_folds, in_all=2 * n_folds)
 
     def fit(self, X: Any, y: Any, example_id: Any = None) -> "Logistic":
         """Fit the probe to states X, [n, d] or [b, n, d], and labels y, [n].
@@ -188,6 +195,11 @@ class LDA(LinearProbe):
 
     def __init__(self, scale: str = "none"):
         self.scale = scale
+
+    @property
+    def least_rows(self) -> LeastRows:
+        """Two rows of each class, or nothing varies within the classes."""
+        return LeastRows(per_class=2, in_all=4)
 
     def _fit_scaled(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> None:
         n, d = X.shape[1:]

@@ -57,7 +57,7 @@ def load_examples(
     ------
     DataError
         If a name is unknown, a file is malformed (the error names file, column and row), or a data
-        set does not have both labels.
+        set has no example outside the shot pool.
     """
     if isinstance(n_examples, bool) or not isinstance(n_examples, int) or n_examples < 4:
         raise DataError(f"n_examples: expected a whole number of at least 4, got {n_examples!r}")
@@ -89,7 +89,7 @@ def load_examples(
         n_taken[name] = int((is_taken & ~is_trained).sum())
         rows = _shuffled(rows[~is_trained & ~is_taken], seed)
         queries = rows[~rows.split.isin(["shot", "organism"])]
-        if queries.label.nunique() < 2:
+        if queries.empty:
             reasons = {
                 "an organism was trained on them": n_trained[name],
                 "a data set before it has them": n_taken[name],
@@ -98,8 +98,8 @@ def load_examples(
                 f"; {n} more were left out, because {reason}" for reason, n in reasons.items() if n
             )
             raise DataError(
-                f"{Path(name).name}: expected examples of both labels outside the shot pool, "
-                f"got {queries.label.value_counts().to_dict()}{left_out}"
+                f"{Path(name).name}: expected examples outside the shot pool, got none of "
+                f"{len(source_rows)} rows{left_out}; add rows, or take another data set"
             )
         parts.append(_balanced(queries, n_examples))
         parts.append(_balanced(rows[rows.split == "shot"], n_pool))
@@ -177,6 +177,10 @@ def _shuffled(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def _balanced(rows: pd.DataFrame, n: int) -> pd.DataFrame:
-    """Take the first `n` rows, half of each label. One left over has the larger label."""
-    most = {label: (n + i) // 2 for i, label in enumerate(sorted(rows.label.unique()))}
+    """Take the first `n` rows, half of each label. One left over has the larger label.
+
+    Where all rows have the same label, they are the first `n` of these.
+    """
+    labels = sorted(rows.label.unique())
+    most = {label: (n + i) // len(labels) for i, label in enumerate(labels)}
     return rows[rows.groupby("label").cumcount() < rows.label.map(most)]

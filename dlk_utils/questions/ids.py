@@ -97,3 +97,10 @@ def split_of(near_duplicate_key: str, *, embedded: bool = True) -> str:
             return split
         position -= share
     raise AssertionError("the shares cover every position")
+
+
+def share_of(split: str) -> float:
+    """Return the share of examples that a split gets: of all for "shot", else of those asked."""
+    of_all = _ASKED_SHARES[split] / sum(_ASKED_SHARES.values())
+    is_asked = 1 - _ASKED_SHARES["shot"] / sum(_ASKED_SHARES.values())
+    return of_all if split == "shot" else of_all / is_asked

@@ -86,7 +86,7 @@ def read_own_file(path: Path) -> pd.DataFrame:
     ------
     DataError
         If the file cannot be read or could be read in two ways; if a field is empty, a label is
-        none, one label is missing, or the two choices are the same; or if the same content comes
+        none, or the two choices are the same; or if the same content comes
         with both labels.
     """
     content = read_bytes(path)
@@ -178,10 +178,6 @@ def _read_labels(path: Path, column: pd.Series, columns: _Columns) -> pd.Series:
             f"{got} (the labels of the file are {listed(spelled.unique())})"
         )
     labels = labels.astype(int)
-    if labels.nunique() < 2:
-        raise DataError(
-            f"{path.name}: expected both labels, got only {labels.iloc[0]} in {len(labels)} rows"
-        )
     words = {word: meanings[word.lower()] for word in spelled.unique() if word not in ("0", "1")}
     if words:
         by_label = sorted(words.items(), key=lambda item: (item[1], item[0]))

@@ -58,7 +58,7 @@ def make_prompts(
         labels and in random order. All rows of a template in a data set are shown the same ones,
         unless a prompt was too long and lost some.
     n_known
-        Rows of role "known" per example; fewer where the library has too few truth instructions.
+        Rows of role "known" per example, each under a truth instruction of its own.
     asks
         What the instructions ask for: "truth", "lie", "neutral", "unsure" or "random".
     templates
@@ -111,7 +111,7 @@ def make_prompts(
     ModelError
         If the tokenizer has tokens that are beyond `vocab_size`, and a prompt has one of them.
     ParameterError
-        If `shots_say` is none of the three.
+        If `shots_say` is none of the three, or there are too few truth instructions for `n_known`.
     TemplateError
         If the tokenizer has no chat template, or one that leaves something out, takes too long or
         does not show where the answer begins.
@@ -128,6 +128,8 @@ def make_prompts(
     instructions = [Instruction(**row) for row in _records(f"{folder}instructions")]
     if families:
         instructions = [i for i in instructions if i.family in families]
+
+    _require_known_instructions(instructions, n_known)
 
     rows, too_long, choices_alike = [], _ids_of_queries(sorted_out.too_long), []
     for example in tqdm(queries, desc="prompts", mininterval=1):
@@ -367,13 +369,28 @@ def _plan(
     # instruction always, by another template as long as there are some.
     used = {plan.instruction.name for plan in plans if plan.role == "truth"}
     unused = [i for i in by_task["truth"] if i.name not in used]
-    known = rng.sample(unused, min(n_known, len(by_task["truth"]) - 1))
+    known = rng.sample(unused, n_known)
     turns = zip(known, itertools.cycle(others or [first]), strict=False)
     return plans + [_Plan("known", instruction, template) for instruction, template in turns]
 
 
 def _order_of_shots(shot: Example) -> tuple[str, str]:
     return shot.near_duplicate_key, shot.example_id
+
+
+def _require_known_instructions(instructions: Sequence[Instruction], n_known: int) -> None:
+    """Refuse a number of known rows that there are too few other truth instructions for.
+
+    Those whose role only shots reveal do not count: a prompt may lose its shots.
+    """
+    is_whole = isinstance(n_known, int) and not isinstance(n_known, bool)
+    truths = [i for i in instructions if i.asks == "truth" and not i.role_in_shots]
+    most = max(0, len(truths) - 1)
+    if not is_whole or not 0 <= n_known <= most:
+        raise ParameterError(
+            f"n_known: expected a whole number of 0 to {most}, as one of {len(truths)} truth "
+            f"instructions asks the scored row, got {n_known!r}; allow more families of them"
+        )
 
 
 def _draw_shots(pool: Sequence[Example], n: int, seed: str) -> list[Example]:

@@ -7,6 +7,7 @@ import pytest
 from scipy.special import expit, logit
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.stats import (
     auroc,
     auroc_interval,
@@ -186,3 +187,8 @@ def test_the_earliest_layer_that_is_as_good_as_the_best_is_chosen():
     assert earliest_good_layer(layers[:2], y, examples) == 1
     assert earliest_good_layer(layers[:1], y, examples) == 0
     assert earliest_good_layer(layers[::-1], y, examples) == 0
+
+
+def test_no_layer_is_chosen_on_rows_of_one_class():
+    with pytest.raises(TooFewRows, match="got 0 and 3 of class 0 and 1"):
+        earliest_good_layer(np.zeros((2, 3)), np.ones(3, dtype=int), list("abc"))

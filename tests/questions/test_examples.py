@@ -36,6 +36,12 @@ def without_case_and_punctuation(text: str) -> str:
     return re.sub(r"\W+", " ", text.lower()).strip()
 
 
+def test_a_file_of_one_label_is_taken_as_it_is(tmp_path):
+    path = claims_csv(tmp_path / "ones.csv", [(text, 1) for text, _ in CLAIMS])
+    asked = load_examples(path, 20).query("split != 'shot'")
+    assert len(asked) == 20 and set(asked.label) == {1}
+
+
 def test_every_row_is_complete_and_has_an_id_of_its_own(embedded):
     assert list(embedded.columns) == EXAMPLE_COLUMNS
     assert embedded.notna().all(axis=None) and embedded.example_id.is_unique

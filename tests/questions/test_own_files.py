@@ -107,7 +107,6 @@ def test_a_claim_with_an_unquoted_comma_is_refused_and_not_cut(
             ["row 2", "label", "maybe"],
         ),
         ("nolabel.csv", "statement,label\na,1\nb,\n", ["row 2", "label"]),
-        ("one.csv", "statement,label\na,1\nb,1\n", ["both labels", "only 1"]),
         (
             "twice.csv",
             'statement,label\n"It rains.",1\nb,0\n"it  RAINS.",0\n',

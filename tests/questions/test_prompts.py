@@ -172,6 +172,19 @@ def test_an_unknown_family_and_an_unknown_kind_of_shots_are_refused(few, tokeniz
         make_prompts(few, tokenizer, shots_say="nothing")
 
 
+def test_more_known_rows_than_there_are_other_truth_instructions_are_refused(few, tokenizer):
+    instructions = prompt_library("instructions")
+    is_truth = (instructions.asks == "truth") & ~instructions.role_in_shots
+    most = int(is_truth.sum()) - 1
+    rows = make_prompts(few, tokenizer, n_known=most)
+    assert (rows[rows.role == "known"].groupby("example_id").size() == most).all()
+    for n_known in (most + 1, -1, 1.5, True):
+        with pytest.raises(
+            ParameterError, match=f"n_known: expected a whole number of 0 to {most}"
+        ):
+            make_prompts(few, tokenizer, n_known=n_known)
+
+
 def test_a_question_with_choices_of_its_own_says_which_index_is_which(tokenizer):
     question = own_examples(
         ("question", "What is the capital of France?", "Rome", "Paris", 1, "train")
