@@ -395,10 +395,11 @@ class Shortage:
     def per_class(self) -> dict[Any, int]:
         """Class -> how many rows of it are missing."""
         missing = {k: max(0, self.least.per_class - n) for k, n in self.counts.items()}
-        # What is missing of any class is asked of the one with the fewest rows.
         n_rows = sum(self.counts.values()) + sum(missing.values())
-        fewest = min(self.counts, key=lambda k: self.counts[k] + missing[k])
-        missing[fewest] += max(0, self.least.in_all - n_rows)
+        for _ in range(self.least.in_all - n_rows):
+            # A row that may be of any class is asked of the one that has the fewest.
+            fewest = min(self.counts, key=lambda k: self.counts[k] + missing[k])
+            missing[fewest] += 1
         return missing
 
     @property
@@ -452,7 +453,7 @@ def require_rows(
         counts = [str(int((rows[column] == k).sum())) for k in classes]
         found.append(f"{' and '.join(counts)} in {split}")
     in_all = [
-        f", and {n.in_all} rows in {split}"
+        f", and {n.in_all} rows in all in {split}"
         for split, n in needs.items()
         if isinstance(n, LeastRows) and n.in_all > n.per_class * len(classes)
     ]

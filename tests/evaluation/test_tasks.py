@@ -200,7 +200,7 @@ def test_too_few_rows_are_refused_in_one_sentence_with_counts_and_remedy():
         make_task(rows, "truth", TRUTH)
     assert str(refusal.value) == (
         "truth, by example, truth rows: expected of each class at least 5 in train, "
-        "2 in validation, 4 in test, and 15 rows in train, got 20 and 4 in train, "
+        "2 in validation, 4 in test, and 15 rows in all in train, got 20 and 4 in train, "
         "8 and 4 in validation, 20 and 4 in test (rows of class 0 and 1); ask for more examples "
         "(n_examples), or add rows to a file that has no more."
     )
@@ -216,7 +216,7 @@ def test_the_least_rows_of_train_are_what_the_probes_of_the_target_need(target, 
 def test_fifteen_neighbours_are_not_looked_for_among_twelve_rows():
     rows = make_rows(60)
     few = rows[(rows.split != "train") | (rows.groupby("split").cumcount() < 12)]
-    with pytest.raises(TooFewRows, match=r"and 15 rows in train, got . and . in train"):
+    with pytest.raises(TooFewRows, match=r"and 15 rows in all in train, got . and . in train"):
         make_task(few, "truth", TRUTH)
     parts = {"train": few[few.split == "train"]}
     [shortage] = shortages(parts, least=least_rows("truth"))

@@ -134,6 +134,12 @@ def test_with_a_class_missing_the_report_is_empty_and_says_why(rows):
     assert report.attrs["too_few_rows"].startswith("three classes: expected of each class at least")
 
 
+def test_without_a_validation_row_three_classes_are_not_scored(rows):
+    classes = class_rows(three_class_rows(rows))
+    report = class_report(classes[classes.split != "validation"], {})
+    assert report.empty and "1 rows in all in validation" in report.attrs["too_few_rows"]
+
+
 def test_controls_of_the_turn_are_flat_lines_without_an_interval():
     results = pd.DataFrame(
         {

@@ -44,6 +44,7 @@ from dlk_utils.lab.cache import kept
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables import empty_if_too_few, estimate_with_interval, lying_task
 from dlk_utils.probes import CCS, Logistic
+from dlk_utils.probes.base import LeastRows
 from dlk_utils.probes.scale import SCALES
 
 CHOICE_COLUMNS = ["layer", "validation", "estimate", "low", "high", "n"]
@@ -273,7 +274,8 @@ def restart_table(task: Task, contrast_features: Features) -> pd.DataFrame:
 CLASSES = ("truth", "deception", "unknown")
 CLASS_OF = {"correct": "truth", "lie": "deception", "unknown": "unknown"}
 """The class of a row by its `three_class`. Confused and unreadable rows belong to none."""
-MIN_CLASS_ROWS = {"train": 4, "test": 4}
+MIN_CLASS_ROWS = {"train": 4, "validation": LeastRows(per_class=0, in_all=1), "test": 4}
+"""How many rows of each class a split needs; the F1 that chooses the layer takes any row."""
 CLASS_COLUMNS = ["method", "layer", "class", "precision", "recall", "f1", "rows", "accuracy"]
 
 
@@ -300,7 +302,7 @@ def class_report(rows: pd.DataFrame, features: Features) -> pd.DataFrame:
         rows[rows.split == split].reset_index(drop=True)
         for split in ("train", "validation", "test")
     )
-    splits = {"train": train, "test": test}
+    splits = {"train": train, "validation": validation, "test": test}
     require_rows(splits, "three classes", least=MIN_CLASS_ROWS, classes=CLASSES)
 
     models, macro_f1 = {}, {}
