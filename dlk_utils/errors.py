@@ -69,3 +69,7 @@ class DeadDropout(DlkError, RuntimeError):
 
 class StoreError(DlkError, RuntimeError):
     """A store that cannot be read or written."""
+
+
+class BookError(DlkError, RuntimeError):
+    """The book cannot be built, or one of its notebooks fails."""

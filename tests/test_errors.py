@@ -19,6 +19,10 @@ ALLOWED = {
     "EnoughComputed",
     # `display.refusal`: a guard of ours did not do its work.
     "AssertionError",
+    # Of `models.finding`, which makes an UnknownArchitecture of it.
+    "_NotFound",
+    # The usage of a command.
+    "SystemExit",
     # Of `lab.parameters`, which makes a ParameterError of it.
     "_Refused",
 }

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dlk_utils.errors import ParameterError
 from dlk_utils.models.configuration import context_length
 
 _dependent: weakref.WeakKeyDictionary[nn.Module, list[nn.Module]] = weakref.WeakKeyDictionary()
@@ -118,12 +119,12 @@ def same_positions(
 
 
 def require_same_positions(model: nn.Module, lengths: Iterable[int]) -> None:
-    """Raise `ValueError` if positions do not mean the same in prompts of these lengths."""
+    """Raise `ParameterError` if positions do not mean the same in prompts of these lengths."""
     if not depends_on_batch(model):
         return
     for length, other in itertools.pairwise(sorted(set(lengths))):
         if _key(model, length) != _key(model, other):
-            raise ValueError(
+            raise ParameterError(
                 f"{model.config.model_type}: expected prompts with the same rotary frequencies in "
                 f"a batch, got lengths of {length} and {other} tokens; divide it (`same_positions`)"
             )

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from dlk_utils.errors import DlkError
+from dlk_utils.errors import BookError
 from dlk_utils.lab.escaping import without_folders
 
 NOTEBOOKS = {
@@ -50,10 +50,6 @@ SMALL = {
 JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
 NEEDED = ("papermill", "ipykernel", "myst_nb", "jupyter_book", "sphinx_book_theme")
 """Packages of ``[notebooks]``."""
-
-
-class BookError(DlkError, RuntimeError):
-    """The book cannot be built, or one of its notebooks fails."""
 
 
 def run_all(

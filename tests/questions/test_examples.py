@@ -178,7 +178,7 @@ def test_what_an_organism_was_trained_on_is_left_out_of_an_own_file_and_counted(
     examples = load_examples(path, 1000)
     assert not set(examples.text) & set(texts) and len(examples) == 60
     assert examples.attrs["dropped_trained_on"] == {path: 6}
-    only_trained = claims_csv(tmp_path / "all.csv", [("One of a kind", 1), *trained_claims])
+    only_trained = claims_csv(tmp_path / "all.csv", trained_claims)
     with pytest.raises(DataError, match="6 more were left out, because an organism was trained on"):
         load_examples(only_trained, 10)
 
