@@ -297,7 +297,8 @@ def _graph_from_embeddings(model: nn.Module) -> Iterator[None]:
     """
 
     def begin(module: nn.Module, args: tuple, embeddings: Tensor) -> Tensor:
-        return embeddings.detach().requires_grad_()
+        # A copy of the leaf, for some families change it in place.
+        return embeddings.detach().requires_grad_().clone()
 
     handle = model.get_input_embeddings().register_forward_hook(begin)
     try:

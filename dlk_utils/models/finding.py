@@ -94,7 +94,10 @@ def _find(model: nn.Module) -> Architecture:
             f"no linear layer makes what {attn} puts out, so there are no heads to read"
         )
     n_heads = getattr(text_config(model), "num_attention_heads", None) or 1
-    if run.inputs[f"{blocks}.0.{w_o}"].shape[-1] % n_heads:
+    widths = {run.inputs[f"{blocks}.{i}.{w_o}"].shape[-1] for i in range(run.n_layers)}
+    if len(widths) > 1:
+        raise _NotFound(f"the heads of its blocks differ in width: {w_o} reads {sorted(widths)}")
+    if min(widths) % n_heads:
         raise _NotFound(f"what {w_o} reads is not the outputs of {n_heads} heads, side by side")
     down = _last_projection(model, run, blocks, mlp)
     _refuse_unusable_batches(model, token_ids)

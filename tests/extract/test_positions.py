@@ -29,7 +29,10 @@ LONGROPE = {
 }
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 KINDS = {
-    "longrope": ("phi3", {"rope_parameters": LONGROPE}),
+    "longrope": (
+        "phi3",
+        {"rope_parameters": LONGROPE, "original_max_position_embeddings": ORIGINAL},
+    ),
     "dynamic": ("llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": ORIGINAL}),
 }
 
