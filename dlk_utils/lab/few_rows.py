@@ -66,7 +66,8 @@ def missing_rows(run: Run, *, answered: bool = True, probes: bool = True) -> lis
         if not run.answers.readable.any():
             return [*sentences, _nothing_readable(run.answers)]
         rows = run.truth_rows
-    if not probes:
+    if not probes or len(sentences) == run.examples.dataset.nunique():
+        # Of one label alone there can be any number of examples: none of them helps.
         return sentences
     fit_role, test_role = REGIMES[LYING]
     parts = {

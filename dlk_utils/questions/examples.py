@@ -57,7 +57,8 @@ def load_examples(
     ------
     DataError
         If a name is unknown, a file is malformed (the error names file, column and row), or a data
-        set has no example outside the shot pool.
+        set has no example outside the shot pool, or none of a label because the others were left
+        out.
     """
     if isinstance(n_examples, bool) or not isinstance(n_examples, int) or n_examples < 4:
         raise DataError(f"n_examples: expected a whole number of at least 4, got {n_examples!r}")
@@ -89,7 +90,9 @@ def load_examples(
         n_taken[name] = int((is_taken & ~is_trained).sum())
         rows = _shuffled(rows[~is_trained & ~is_taken], seed)
         queries = rows[~rows.split.isin(["shot", "organism"])]
-        if queries.empty:
+        is_thinned = n_trained[name] + n_taken[name] > 0
+        lost_a_label = is_thinned and queries.label.nunique() < source_rows.label.nunique()
+        if queries.empty or lost_a_label:
             reasons = {
                 "an organism was trained on them": n_trained[name],
                 "a data set before it has them": n_taken[name],
@@ -98,8 +101,9 @@ def load_examples(
                 f"; {n} more were left out, because {reason}" for reason, n in reasons.items() if n
             )
             raise DataError(
-                f"{Path(name).name}: expected examples outside the shot pool, got none of "
-                f"{len(source_rows)} rows{left_out}; add rows, or take another data set"
+                f"{Path(name).name}: expected examples of both labels outside the shot pool, got of each "
+                f"label {queries.label.value_counts().to_dict()}{left_out}; add rows, or take "
+                "another data set"
             )
         parts.append(_balanced(queries, n_examples))
         parts.append(_balanced(rows[rows.split == "shot"], n_pool))

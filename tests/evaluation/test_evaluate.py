@@ -209,7 +209,10 @@ def test_every_target_is_evaluated_in_every_regime_that_has_enough_rows(few_meth
     table = evaluate_targets({"truth": unknown}, lambda target: features)
     assert set(table.regime) == set(REGIMES) - {KNOWN}
     [sentence] = skipped_tasks({"truth": unknown})
-    assert sentence.startswith(f"truth, {KNOWN}: ") and "ask for more examples" in sentence
+    assert (
+        sentence.startswith(f"truth, {KNOWN}: ")
+        and "ask for more examples (n_examples)" in sentence
+    )
     task = make_task(unknown, "truth", LYING)
     expected = evaluate(task, features).reset_index(drop=True)
     found = table[table.regime == LYING].reset_index(drop=True)

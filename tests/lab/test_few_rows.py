@@ -75,7 +75,7 @@ def test_before_the_model_is_asked_the_prompts_are_counted():
 
 
 def test_one_label_is_named_with_how_many_of_the_other_it_takes():
-    one, *_ = missing_rows(a_run(60, labels=(1,)))
+    [one] = missing_rows(a_run(60, labels=(1,)))
     assert one.startswith("d: all 60 examples have the label 1.")
     assert one.endswith("as many of label 0: add 60.")
 

@@ -160,8 +160,9 @@ def test_a_row_id_is_unique_and_does_not_depend_on_the_order_of_examples(few, to
 
 
 def test_only_the_templates_and_families_that_are_named_are_used(few, tokenizer):
-    named = {"templates": ["claim_error"], "families": ["exam", "charity"]}
-    rows = make_prompts(few, tokenizer, n_known=1, **named)
+    rows = make_prompts(
+        few, tokenizer, templates=["claim_error"], families=["exam", "charity"], n_known=1
+    )
     assert set(rows.template) == {"claim_error"}
     assert set(rows.family) == {"exam", "charity"}
 
