@@ -101,8 +101,8 @@ def load_examples(
                 f"; {n} more were left out, because {reason}" for reason, n in reasons.items() if n
             )
             raise DataError(
-                f"{Path(name).name}: expected examples of both labels outside the shot pool, got of each "
-                f"label {queries.label.value_counts().to_dict()}{left_out}; add rows, or take "
+                f"{Path(name).name}: expected examples of both labels outside the shot pool, got "
+                f"of each label {queries.label.value_counts().to_dict()}{left_out}; add rows, or take "
                 "another data set"
             )
         parts.append(_balanced(queries, n_examples))

@@ -68,7 +68,9 @@ def test_a_state_that_is_multiplied_before_it_is_added_can_be_replaced():
 
 
 REFUSED = {
-    "qwen3_5_text": "different kinds: only one of block 0 and block 3 has linear_attn and self_attn",
+    "qwen3_5_text": (
+        "different kinds: only one of block 0 and block 3 has linear_attn and self_attn"
+    ),
     "lfm2": "different kinds: only one of block 0 and block 2 has conv and self_attn",
     "gemma4_text": "no two of the modules in a block put out what the block adds",
     "gemma4_unified_text": "the heads of its blocks differ in width",
