@@ -102,8 +102,8 @@ def load_examples(
             )
             raise DataError(
                 f"{Path(name).name}: expected examples of both labels outside the shot pool, got "
-                f"of each label {queries.label.value_counts().to_dict()}{left_out}; add rows, or take "
-                "another data set"
+                f"of each label {queries.label.value_counts().to_dict()}{left_out}; add rows, or "
+                "take another data set"
             )
         parts.append(_balanced(queries, n_examples))
         parts.append(_balanced(rows[rows.split == "shot"], n_pool))

@@ -68,10 +68,8 @@ def test_a_state_that_is_multiplied_before_it_is_added_can_be_replaced():
 
 
 REFUSED = {
-    "qwen3_5_text": (
-        "different kinds: only one of block 0 and block 3 has linear_attn and self_attn"
-    ),
-    "lfm2": "different kinds: only one of block 0 and block 2 has conv and self_attn",
+    "qwen3_5_text": "only one of block 0 and block 3 has linear_attn and self_attn",
+    "lfm2": "blocks are of different kinds: only one of block 0 and block 2 has conv and",
     "gemma4_text": "no two of the modules in a block put out what the block adds",
     "gemma4_unified_text": "the heads of its blocks differ in width",
     "mamba": "no list of 6 blocks reads and puts out its 7 hidden states",
