@@ -18,11 +18,13 @@ from dlk_utils.lab.run import Run
 from dlk_utils.models.loading import chat_formats, load_spec, organism_names, registry
 from dlk_utils.organisms.training import organism_of
 from dlk_utils.questions.hub_sets import hub_sets
+from dlk_utils.questions.examples import load_examples
 from dlk_utils.questions.sources import dataset_names
 
-run = Run(sys.argv[1], datasets=",".join(dataset_names()), n_examples=4, dtype="float32")
+run = Run(sys.argv[1], datasets="capitals", n_examples=4, dtype="float32", keep_states=False)
 found = {
     "package": dlk_utils.__file__,
+    "datasets": load_examples(dataset_names(), 4).dataset.nunique(),
     "answers": len(run.answers),
     "prompts": len(run.prompts),
     "organisms": organism_names(),
@@ -88,7 +90,7 @@ def test_it_runs_from_an_empty_folder_and_keeps_its_results_there(installed, tmp
     assert found["package"].startswith(str(installed))
     assert found["answers"] == found["prompts"] > 0
     assert found["organisms"] == ["smollm2-graded", "smollm2-liar"] and all(found["phases"])
-    assert all(found["yaml"])
+    assert all(found["yaml"]) and found["datasets"] == 8
     assert [path.name for path in folder.iterdir() if not path.name.startswith(".")] == ["runs"]
     assert files_in(installed) == before
 

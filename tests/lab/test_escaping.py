@@ -6,15 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hostile import HOSTILE
+from hostile import HOSTILE, hostile_figures, hostile_sentences
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from dlk_utils.lab import findings, sentences
 from dlk_utils.lab.display import interval_text
 from dlk_utils.lab.escaping import html_text, markdown_text, plotly_text, without_folders
-from dlk_utils.lab.figures import bars_figure, intervals_figure, lines_figure, matrix_figure
+from dlk_utils.lab.figures import lines_figure
 from dlk_utils.lab.static import draw_png
 
 OURS = {"p", "ul", "li", "strong", "em", "span"}
@@ -83,30 +82,6 @@ def test_plotly_gets_no_element_but_line_breaks(text):
 # Every sentence that a page ends with.
 
 
-def hostile_sentences(name: str) -> list[str]:
-    """All sentences of the notebooks, about data sets, models and so on with this name."""
-    score = {"estimate": 0.6, "low": 0.55, "high": 0.7, "n": 10}
-    rates = dict.fromkeys(["truth_accuracy", "wrong_when_told_to_lie", "lie_above_error"], 0.9)
-    rates |= {f"{rate}_{end}": 0.9 for rate in rates for end in ("low", "high")}
-    row = rates | {"dataset": name, "n_truth": 9, "n_lie": 9, "choice_mass": 1.0, "meets": True}
-    row |= {"chance": 0.5, "passes": True, "wrong_rate": 0.9}
-    table = pd.DataFrame([row])
-    told = {"told to lie": 9, "lies": 0.5, "instruction_only": 0.5}
-    told |= {"instruction_only_low": 0.4, "instruction_only_high": 0.6}
-    ways = pd.DataFrame([{"trained_on": name, "tested_on": f"other {name}"} | score])
-    left_out = pd.DataFrame([{"trained_on": "all others", "tested_on": name} | score])
-    style = {"style": name, "probe": "logistic", "own_answer": 0.5} | score
-    mistakes = pd.DataFrame([{"mistake": m, "claim": "the same"} | score for m in ("none", "one")])
-    mistakes.loc[1, ["estimate", "low"]] = [0.9, 0.8]
-    nothing = pd.DataFrame(columns=["estimate"])
-    return [
-        *sentences.organism_findings(table, pd.DataFrame([told], [name]), with_verdict=True),
-        *sentences.lie_findings(table, table),
-        *findings.carry_over_findings(ways, {"template": left_out}, pd.DataFrame([style]), nothing),
-        *findings.mistake_findings({name: mistakes}),
-    ]
-
-
 @pytest.mark.parametrize("name", HOSTILE)
 def test_every_sentence_shows_a_name_as_it_is(name):
     page = rendered("\n".join(hostile_sentences(name)))
@@ -116,21 +91,6 @@ def test_every_sentence_shows_a_name_as_it_is(name):
 
 
 # Figures.
-
-
-def hostile_figures(texts: list[str]) -> list:
-    """Figures with these texts as names of series, rows, columns, titles and axes."""
-    n = len(texts)
-    table = pd.DataFrame({"name": texts, "x": range(1, n + 1), "y": 0.5, "low": 0.4, "high": 0.6})
-    table["estimate"] = table.y
-    words = {"title": texts[0], "xlabel": texts[1 % n], "ylabel": texts[2 % n]}
-    transfer = table.assign(trained_on=texts, tested_on=texts[::-1], n=9)
-    return [
-        intervals_figure(table, y="name", color="name", **words),
-        lines_figure(table, x="x", y="y", color="name", log_x=True, log_y=True, **words),
-        bars_figure(table, x="x", y="y", color="name", **words),
-        matrix_figure(transfer, title=texts[0]),
-    ]
 
 
 def texts_of_plotly(fig: dict) -> list[str]:
