@@ -4,10 +4,16 @@ The pages are opened in headless Chromium. Where there is none, their HTML is se
 """
 
 import csv
+import functools
 import json
+import re
 import shutil
 import sys
+import threading
+import warnings
+from collections.abc import Iterator
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -15,7 +21,7 @@ import pytest
 from browser import find_browser, opened_browser
 from tiny_models import checkpoint_that_knows_nothing
 
-from dlk_utils.lab.book import build_pages
+from dlk_utils.lab.book import build_pages, run_notebook
 from notebooks import papermill, run
 
 sys.path.insert(0, str(Path(__file__).parent / "lab"))
@@ -49,7 +55,8 @@ refusal(refuse)
 for figure in hostile_figures(HOSTILE):
     display(figure)
 """
-STAGES = {"01_make_dataset": {}, "02_check_lie_rate": {"n_grid": 4}, "06_detect": {}}
+OF_THE_THEME = re.compile("THEBE_JS_URL|invalid theme mode|favicon")
+"""What the theme's own scripts complain about on any page."""
 HOVER = """
 document.querySelectorAll(".js-plotly-plot").forEach(
     figure => Plotly.Fx.hover(figure, [{curveNumber: 0, pointNumber: 0}]))
@@ -94,10 +101,9 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
     top, data = tmp_path_factory.mktemp("book"), tmp_path_factory.mktemp("of a user")
     pages = top / "book" / "notebooks"
     pages.mkdir(parents=True)
-    (top / "build").mkdir()
+    for name in ("build", "notebooks"):
+        (top / name).mkdir()
     model = checkpoint_that_knows_nothing(data / f"<img src=x onerror={FLAG}=11>")
-    lines = data / f"<svg onload={FLAG}=12>.txt"
-    lines.write_text("\n".join(" ".join(text.split()) for text in HOSTILE[:6]))
     files = [
         write_claims(data / f"<script>{FLAG}=13<" / "script>.csv"),
         write_claims(data / f"<img src=x onerror={FLAG}=14> *b* $5 $6 __c__.csv"),
@@ -108,17 +114,12 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
     own = {
         "01_make_dataset": {},
         "02_check_lie_rate": {"n_grid": 4, "compare": ""},
-        "06_detect": {"statements": lines, "system_prompts": lines, "layer_stride": 2},
     }
     for stage, parameters in own.items():
         done = run(papermill(stage, pages / f"{stage}.ipynb", **options, **parameters))
         assert done.returncode == 0, done.stderr[-3000:]
-    write_planted_notebook(top / "planted.ipynb")
-    done = run(
-        papermill("x", pages / "planted.ipynb")[:4]
-        + [str(top / "planted.ipynb"), str(pages / "planted.ipynb")]
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    write_planted_notebook(top / "notebooks" / "planted.ipynb")
+    run_notebook("planted", top, pages, [])
     write_book(top)
     return build_pages(top).parent, data
 
@@ -161,7 +162,7 @@ class Elements(HTMLParser):
 
 def html_pages(folder: Path) -> list[Path]:
     pages = [folder / "intro.html", *sorted((folder / "notebooks").glob("*.html"))]
-    assert len(pages) == 5
+    assert len(pages) == 4
     return pages
 
 
@@ -173,26 +174,41 @@ def test_no_page_has_an_element_of_a_name_or_of_data(built):
         assert not [a for a in page.addresses if "javascript:" in a or a.endswith("b.png")]
 
 
-def test_no_script_runs_and_nothing_is_asked_of_the_network(built, tmp_path):
+@pytest.fixture
+def address(built) -> Iterator[str]:
+    """The address of the pages on a server of this machine."""
+    handler = functools.partial(QuietHandler, directory=built[0])
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_in_a_browser_no_script_runs_nothing_is_asked_elsewhere_and_all_can_be_read(
+    built, address, tmp_path
+):
     program = find_browser()
     if program is None:
-        print("there is no Chromium here: see the test above")
+        warnings.warn("no Chromium here: the pages were searched, but not opened", stacklevel=1)
         return
     with opened_browser(program, tmp_path) as page:
         for path in html_pages(built[0]):
-            page.open(path.as_uri())
+            page.open(f"{address}/{path.relative_to(built[0])}")
             page.value(HOVER)
-            page.value("document.querySelectorAll('details').forEach(d => d.open = true)")
             assert page.value(f"typeof {FLAG}") == "undefined", path.name
-            assert page.errors == []
+            assert [error for error in page.errors if not OF_THE_THEME.search(error)] == []
             asked = [url for url in page.requests if not url.startswith(("data:", "blob:"))]
-            missing = [url for url in asked if not Path(unquote(urlparse(url).path)).is_file()]
-            assert asked and missing == [] and all(url.startswith("file:") for url in asked)
-
-
-def test_every_text_can_be_read_as_it_is(built):
-    intro, planted = (path.read_text(encoding="utf-8") for path in html_pages(built[0])[:1] * 2)
-    assert intro and planted
+            assert asked and all(url.startswith(address) for url in asked)
+            paths = [built[0] / unquote(urlparse(url).path).lstrip("/") for url in asked]
+            assert [path for path in paths if not path.is_file()] == []
+            if path.stem in ("intro", "planted"):
+                text = page.value("document.body.textContent")
+                assert [hostile for hostile in HOSTILE if hostile not in text] == []
 
 
 def test_no_page_says_where_the_files_lie(built):
