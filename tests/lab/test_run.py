@@ -93,9 +93,11 @@ def test_another_model_or_number_format_gives_other_answers(
     assert len({store(run) for run in (answered, *others)}) == 3
 
 
-def test_where_files_lie_and_how_they_are_computed_decide_nothing(answered, finds_everything):
+def test_where_files_lie_and_how_they_are_computed_decide_nothing(
+    answered, finds_everything, tmp_path
+):
     options = {"contrast": True, "moved_at": answered.middle_layer}
-    for change in ({"runs_dir": "elsewhere"}, {"device": "cpu"}, {"engine": "ray"}):
+    for change in ({"runs_dir": str(tmp_path)}, {"device": "cpu"}, {"engine": "ray"}):
         other = again(answered, **change)
         store = other.stored(store_gradients, answered.prompts, "02-clean-pass", **options)
         assert store.name in names(answered) and other.record == answered.record
