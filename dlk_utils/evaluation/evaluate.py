@@ -31,6 +31,7 @@ from dlk_utils.evaluation.stats import (
     calibration_error,
     percentile_interval,
     recall_at,
+    smaller_class,
     weighted_auroc,
 )
 from dlk_utils.evaluation.tasks import (
@@ -55,7 +56,7 @@ RESULT_COLUMNS = [
     *("target", "regime", "kind", "probe", "feature", "site", "layer"),
     *("selected", "compared", "validation", "validation_accuracy"),
     *("estimate", "low", "high", "accuracy", "balanced_accuracy", "recall_at_1", "recall_at_5"),
-    *("brier", "calibration_error", "n", "n_train"),
+    *("brier", "calibration_error", "n", "n_smaller", "n_train"),
     *("best_control", "lift", "lift_low", "lift_high"),
 ]
 """The columns of the table of results; `evaluate` says what they mean."""
@@ -137,6 +138,7 @@ def evaluate(task: Task, features: Features, *, n_boot: int = 1000, seed: int = 
         * `selected`: whether this layer was chosen, of `compared` layers, on validation rows, where
           its AUROC is `validation`;
         * `estimate`, `low`, `high`: the signed AUROC on the `n` test rows and its 95 % interval;
+          `n_smaller` of them are of the smaller class, which limits what an AUROC can say;
         * `accuracy`, `balanced_accuracy`: at the threshold that was fitted on the training rows
           (`validation_accuracy`: the same on validation rows);
         * `recall_at_1`, `recall_at_5`: recall at 1 % and 5 % false positives;
@@ -235,6 +237,7 @@ class _Results:
             "low": low,
             "high": high,
             "n": len(self.y),
+            "n_smaller": smaller_class(self.y),
             "n_train": len(self.task.train),
             "best_control": "",
         }
