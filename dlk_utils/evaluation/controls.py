@@ -1,8 +1,11 @@
-"""What a probe has to beat: scores that one gets without reading anything from the states.
+"""What a probe has to beat: scores that one gets without reading the truth from the states.
 
 Some controls use the states where they should not help: with shuffled labels, along random
-directions, at the first layer. The others use what is known of a row anyway: the model's own
-answer, the instruction, the words of the prompt.
+directions, at the first layer. Others use what is known of a row anyway: the instruction, the words
+of the prompt. The strongest ones are *rivals* that use answers of the model (`rival_scores`). If a
+model that is told to lie answers wrongly almost always, its answer turned round is almost always
+right, and so is what it answers when it is asked again and told to tell the truth. A probe of truth
+says more than these only where it beats them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +22,15 @@ from dlk_utils.evaluation.selection import FittingRows, LayerProbe
 from dlk_utils.evaluation.stats import auroc
 from dlk_utils.evaluation.tasks import Task
 from dlk_utils.probes import Logistic
+
+TURNED = "own answer, turned round if told to lie"
+ORIENTED = "own answer, oriented on training rows"
+TWIN = "honest twin's answer"
+ASKED_AGAIN = "asked again"
+TOLD_TO_LIE_PROBE = "probe of told to lie x own answer"
+TOLD_TO_LIE_WORDS = "TF-IDF of told to lie x own answer"
+RIVALS = (TURNED, ORIENTED, TWIN, ASKED_AGAIN, TOLD_TO_LIE_PROBE, TOLD_TO_LIE_WORDS)
+"""Controls that use the model's answers, and know or guess when to trust them."""
 
 WORDS_C = 0.01
 """Strength of the probes on words, which have many more columns than there are rows."""
@@ -71,9 +83,6 @@ def scores_without_states(task: Task) -> dict[str, Float[np.ndarray, " n"]]:
     A control of pairs guesses the truth, and looks which way the answer moved.
     """
     y = (task.train.label if task.of_pairs else task.train.y).to_numpy()
-    margin = task.test.margin.to_numpy()
-    # which choice was given says nothing of a lie, but how unsure the answer is may
-    own_answer = -np.abs(margin) if task.target == "lie" else margin
 
     def from_categories(columns: list[str]) -> Float[np.ndarray, " n"]:
         encoder = OneHotEncoder(handle_unknown="ignore")
@@ -85,7 +94,7 @@ def scores_without_states(task: Task) -> dict[str, Float[np.ndarray, " n"]]:
 
     scores = {
         "majority": np.full(len(task.test), y.mean() - 0.5),
-        "own answer": own_answer,
+        **rival_scores(task),
         "instruction only": from_categories(["instruction"]),
         "metadata": from_categories(["instruction", "template", "dataset"]),
         "length": Logistic(C=1.0).fit(_length(task.train), y).decision_function(_length(task.test)),
@@ -93,9 +102,78 @@ def scores_without_states(task: Task) -> dict[str, Float[np.ndarray, " n"]]:
         "TF-IDF, question only": from_words("text"),
     }
     if task.of_pairs:
-        answer_moved = (task.test.p1_draw1 - task.test.p1_draw0).to_numpy()
-        return {name: np.sign(score) * answer_moved for name, score in scores.items()}
+        return {name: _which_draw(score, task) for name, score in scores.items()}
     return scores
+
+
+def _which_draw(truth: Float[np.ndarray, " n"], task: Task) -> Float[np.ndarray, " n"]:
+    """Guess the truer draw of test pairs from a guess of the truth: the one that leans to it."""
+    return np.sign(truth) * (task.test.p1_draw1 - task.test.p1_draw0).to_numpy()
+
+
+def rival_scores(task: Task) -> dict[str, Float[np.ndarray, " n"]]:
+    """Score test rows [n] by the model's answers.
+
+    For the truth (of pairs too), these are:
+
+    * the own answer, its margin;
+    * the same turned round in rows told to lie (`TURNED`), as if the model always obeyed;
+    * the same with the sign that is right on the training rows (`ORIENTED`);
+    * the margin of the honest twin (`TWIN`), and the mean margin of further truth prompts of the
+      same example (`ASKED_AGAIN`), where the rows have them (`label_behaviour` adds them).
+
+    Which choice was given says nothing of whether it was a lie. There the own answer counts by how
+    unsure it is, and the twin and the further prompts by how far they contradict it. (What counts
+    as a lie is defined by those further prompts, so that `ASKED_AGAIN` finds every lie.)
+    """
+    margin = task.test.margin.to_numpy(float)
+    asked_elsewhere = {
+        name: task.test[column].fillna(0).to_numpy(float)
+        for name, column in ((TWIN, "twin_margin"), (ASKED_AGAIN, "asked_again_margin"))
+        if column in task.test
+    }
+    train_margin = task.train.margin.to_numpy(float)
+    if task.target == "lie":
+        sign = _sign(np.abs(train_margin), task.train.y)
+        contradicted = {name: -margin * np.sign(m) for name, m in asked_elsewhere.items()}
+        return {"own answer": -np.abs(margin), ORIENTED: sign * np.abs(margin)} | contradicted
+    told_to_lie = (task.test.role == "lie").to_numpy()
+    sign = _sign(train_margin, task.train.label if task.of_pairs else task.train.y)
+    return {
+        "own answer": margin,
+        TURNED: np.where(told_to_lie, -margin, margin),
+        ORIENTED: sign * margin,
+        **asked_elsewhere,
+    }
+
+
+def _sign(scores: Float[np.ndarray, " n"], y: pd.Series) -> int:
+    """The sign with which scores tell the class of training rows best."""
+    return 1 if auroc(scores, y.to_numpy()) >= 0.5 else -1
+
+
+def answers_turned_by_words(train: pd.DataFrame, task: Task) -> Float[np.ndarray, " n"]:
+    """Turn round the own answers of test rows as far as the words of the prompt say "told to lie".
+
+    `train` are training rows of both roles, told to tell the truth and to lie.
+    """
+    encoder = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    words = encoder.fit_transform(train.prompt).toarray()
+    probe = Logistic(C=WORDS_C).fit(words, told_to_lie(train).y.to_numpy())
+    return turned(probe.decision_function(encoder.transform(task.test.prompt).toarray()), task)
+
+
+def told_to_lie(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows whose class `y` is whether they are told to lie."""
+    return rows.assign(y=(rows.role == "lie").astype(int))
+
+
+def turned(score: Float[np.ndarray, " n"], task: Task) -> Float[np.ndarray, " n"]:
+    """Turn round the own answers of test rows [n] as far as `score` (log-odds) says "told to lie".
+
+    Answers count by their margin, so that one of whose instruction nothing is known counts 0.
+    """
+    return -np.tanh(score / 2) * task.test.margin.to_numpy(float)
 
 
 def _encoded_scores(

@@ -13,9 +13,14 @@ from torch import Tensor
 
 from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.controls import (
+    TOLD_TO_LIE_PROBE,
+    TOLD_TO_LIE_WORDS,
+    answers_turned_by_words,
     fit_shuffled_labels,
     random_direction_scores,
     scores_without_states,
+    told_to_lie,
+    turned,
 )
 from dlk_utils.evaluation.selection import FittingRows, LayerProbe, in_memory, stack_layers
 from dlk_utils.evaluation.stats import (
@@ -26,6 +31,7 @@ from dlk_utils.evaluation.stats import (
     calibration_error,
     percentile_interval,
     recall_at,
+    smaller_class,
     weighted_auroc,
 )
 from dlk_utils.evaluation.tasks import (
@@ -42,6 +48,7 @@ from dlk_utils.probes import (
     PAIR_PROBES,
     STACK_PROBES,
     STATE_PROBES,
+    Logistic,
 )
 from dlk_utils.probes.base import as_doubles
 
@@ -49,7 +56,7 @@ RESULT_COLUMNS = [
     *("target", "regime", "kind", "probe", "feature", "site", "layer"),
     *("selected", "compared", "validation", "validation_accuracy"),
     *("estimate", "low", "high", "accuracy", "balanced_accuracy", "recall_at_1", "recall_at_5"),
-    *("brier", "calibration_error", "n", "n_train"),
+    *("brier", "calibration_error", "n", "n_smaller", "n_train"),
     *("best_control", "lift", "lift_low", "lift_high"),
 ]
 """The columns of the table of results; `evaluate` says what they mean."""
@@ -131,6 +138,7 @@ def evaluate(task: Task, features: Features, *, n_boot: int = 1000, seed: int = 
         * `selected`: whether this layer was chosen, of `compared` layers, on validation rows, where
           its AUROC is `validation`;
         * `estimate`, `low`, `high`: the signed AUROC on the `n` test rows and its 95 % interval;
+          `n_smaller` of them are of the smaller class, which limits what an AUROC can say;
         * `accuracy`, `balanced_accuracy`: at the threshold that was fitted on the training rows
           (`validation_accuracy`: the same on validation rows);
         * `recall_at_1`, `recall_at_5`: recall at 1 % and 5 % false positives;
@@ -149,7 +157,9 @@ def evaluate_tasks(
     """Evaluate tasks of one target, which share their states and the probes of the same rows.
 
     The features are read once, and probes are fitted once for all tasks that train on the same
-    role. Arguments, and the table of each task, are those of `evaluate`.
+    role. Arguments, and the table of each task, are those of `evaluate`. Where the training rows of
+    the tasks have both roles, there are two more controls of truth: a probe, and TF-IDF, that find
+    out whether the model was told to lie, and turn its own answer round accordingly.
     """
     if not tasks:
         return []
@@ -163,6 +173,8 @@ def evaluate_tasks(
             if fit_role not in fits:
                 fits[fit_role] = _fit_site(results.task, features_of_site, number == 0, seed)
             _add_probes(results, fits[fit_role], features_of_site)
+        if number == 0:
+            _add_answers_turned_round(all_results, features_of_site)
     for results in all_results:
         for name, scores in scores_without_states(results.task).items():
             results.add("control", name, [scores])
@@ -225,6 +237,7 @@ class _Results:
             "low": low,
             "high": high,
             "n": len(self.y),
+            "n_smaller": smaller_class(self.y),
             "n_train": len(self.task.train),
             "best_control": "",
         }
@@ -305,6 +318,30 @@ def _add_probe(
             columns["brier"] = brier_score_loss(results.y, p)
             columns["calibration_error"] = calibration_error(p, results.y)
         results.add("probe", name, [test_scores[i]], **columns)
+
+
+def _add_answers_turned_round(all_results: Sequence[_Results], features: Features) -> None:
+    """Add the own answer, turned round where a probe or the words of the prompt say "told to lie".
+
+    The probe is fitted on the training rows of all tasks together, and its layer is chosen on their
+    validation rows.
+    """
+    tasks = [results.task for results in all_results]
+    train, validation = (
+        told_to_lie(pd.concat(parts).drop_duplicates("row_id", ignore_index=True))
+        for parts in ([task.train for task in tasks], [task.validation for task in tasks])
+    )
+    has_both_roles = train.y.nunique() == 2 and validation.y.nunique() == 2
+    if tasks[0].target != "truth" or not has_both_roles:
+        return
+    probe = FittingRows.read(features, train, validation).fit(Logistic)
+    feature, site, _ = probe.keys[0]
+    where = {"feature": feature, "site": site, "layer": probe.layer}
+    for results in all_results:
+        scores = turned(probe.score(results.task.test), results.task)
+        results.add("control", TOLD_TO_LIE_PROBE, [scores], **where, compared=len(probe.layers))
+        scores = answers_turned_by_words(train, results.task)
+        results.add("control", TOLD_TO_LIE_WORDS, [scores])
 
 
 def _add_controls_on_states(

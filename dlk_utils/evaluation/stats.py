@@ -24,6 +24,12 @@ def auroc(scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"]) -> float:
     return float(weighted_auroc(scores, y, np.ones((1, len(y))))[0])
 
 
+def smaller_class(y: Int[np.ndarray, " n"]) -> int:
+    """Count the rows of the class (0 or 1) that has fewer of them."""
+    n_ones = int(np.sum(y == 1))
+    return min(n_ones, len(y) - n_ones)
+
+
 def weighted_auroc(
     scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], weights: Float[np.ndarray, "b n"]
 ) -> Float[np.ndarray, " b"]:

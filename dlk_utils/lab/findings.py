@@ -14,19 +14,23 @@ from dlk_utils.lab.display import interval_text
 from dlk_utils.lab.escaping import markdown_text
 from dlk_utils.lab.tables import in_brief, least_to_most
 from dlk_utils.lab.tables.carry_over import between_groups, left_out
+from dlk_utils.lab.tables.probe_ablations import NAMED_PROBE
 
 AUROC = "signed AUROC on test (95 % interval; dashed: chance)"
 """The label of most axes."""
+MIN_FOR_HEADLINE = 20
+"""Test rows of either class without which a score is no headline."""
 NAMED = {
     "pair": ("pair_ranking", "two draws", "resid_post"),
     POSITIVE_CONTROL: ("logistic", "activation", "resid_post"),
 }
 """The probe, feature and site that speak for a target, named before any score was seen."""
-NAMED_ELSE = ("logistic_tuned", "activation", "resid_post")
+NAMED_ELSE = (NAMED_PROBE, "activation", "resid_post")
 """Those of every other target."""
 SUMMARY_COLUMNS = [
     *("target", "regime", "how", "probe", "feature", "site", "layer", "tried"),
-    *("estimate", "low", "high", "n", "best_control", "lift", "lift_low", "lift_high", "verdict"),
+    *("estimate", "low", "high", "n", "n_smaller"),
+    *("best_control", "lift", "lift_low", "lift_high", "verdict"),
 ]
 
 
@@ -67,6 +71,8 @@ def headline(
 
 def verdict(row: pd.Series) -> str:
     """Say whether a score is evidence: its interval against chance, its lift over a control."""
+    if row.n_smaller < MIN_FOR_HEADLINE:
+        return f"no headline, as one class has only {row.n_smaller} test rows"
     if row.high < 0.5:
         return "inverted: below chance"
     # Written so that an interval of nan, which no comparison holds for, is no evidence.
@@ -83,7 +89,7 @@ def in_words(row: pd.Series | None) -> str:
         return "not scored, as one class has too few rows"
     control = f"{row.best_control} {row.estimate - row.lift:.2f}"
     lift = interval_text(row, "lift", signed=True)
-    return f"AUROC {in_brief(row)} (best control: {control}, lift {lift}): {verdict(row)}"
+    return f"AUROC {in_brief(row)}; best control: {control}, lift {lift}: {verdict(row)}"
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:
@@ -106,6 +112,21 @@ def positive_controls(results: pd.DataFrame) -> list[str]:
         for row in rows
         if row is not None
     ]
+
+
+def rivals_title(rivals: pd.DataFrame) -> str:
+    """Say whether the probe beats those who ask the model, on known rows told to lie."""
+    known = rivals[rivals["where"] == "known rows told to lie"]
+    probe = known[known.who.str.startswith("probe of truth")]
+    others = known.drop(probe.index)
+    if probe.empty or others.empty:
+        return "Known rows told to lie: too few"
+    better = others[others.estimate >= probe.estimate.iloc[0]]
+    strongest = others.loc[others.estimate.idxmax()]
+    return (
+        f"{len(better)} of {len(others)} rivals read the truth as well as the probe or better; "
+        f"the strongest: {strongest.who} ({strongest.estimate:.2f})"
+    )
 
 
 def turn_title(results: pd.DataFrame) -> str:

@@ -15,6 +15,7 @@ from planted_rows import (
 )
 from scipy.stats import binom
 
+from dlk_utils.evaluation.controls import ORIENTED, TOLD_TO_LIE_PROBE, TOLD_TO_LIE_WORDS, TURNED
 from dlk_utils.evaluation.evaluate import (
     RESULT_COLUMNS,
     evaluate,
@@ -27,6 +28,7 @@ from dlk_utils.probes import MORE_STATE_PROBES, PAIR_PROBES, STACK_PROBES, STATE
 CONTROLS = {
     *("shuffled labels", "random direction", "first layer", "majority", "own answer"),
     *("instruction only", "metadata", "length", "TF-IDF", "TF-IDF, question only"),
+    *(TURNED, ORIENTED),
 }
 
 
@@ -214,9 +216,15 @@ def test_every_target_is_evaluated_in_every_regime_that_has_enough_rows(few_meth
         and "ask for more examples (n_examples)" in sentence
     )
     task = make_task(unknown, "truth", LYING)
-    expected = evaluate(task, features).reset_index(drop=True)
-    found = table[table.regime == LYING].reset_index(drop=True)
-    pd.testing.assert_frame_equal(found, expected)
+    expected = evaluate(task, features)
+    found = table[table.regime == LYING]
+    # these two need training rows of the other regimes
+    of_both_roles = found.probe.isin([TOLD_TO_LIE_PROBE, TOLD_TO_LIE_WORDS])
+    assert of_both_roles.sum() == 2
+    metrics = [column for column in RESULT_COLUMNS if not column.startswith(("best", "lift"))]
+    pd.testing.assert_frame_equal(
+        found.loc[~of_both_roles, metrics].reset_index(drop=True), expected[metrics]
+    )
 
 
 def test_without_enough_rows_the_table_is_empty_and_every_task_has_its_sentence():

@@ -37,7 +37,7 @@ from dlk_utils.questions.trained import refuse_trained_rows
 
 HONEST_TO_LYING = ("truth", "lie")
 ALL_OTHERS = "all others"
-ESTIMATE_COLUMNS = ["estimate", "low", "high", "n"]
+ESTIMATE_COLUMNS = ["estimate", "low", "high", "n", "n_smaller"]
 TRANSFER_COLUMNS = ["trained_on", "tested_on", "layer", *ESTIMATE_COLUMNS, "n_train"]
 
 

@@ -10,7 +10,13 @@ from jaxtyping import Float
 
 from dlk_utils.errors import ParameterError, TooFewRows
 from dlk_utils.evaluation.selection import FittingRows, fit_layers, in_memory
-from dlk_utils.evaluation.stats import auroc, bootstrap_weights, percentile_interval, weighted_auroc
+from dlk_utils.evaluation.stats import (
+    auroc,
+    bootstrap_weights,
+    percentile_interval,
+    smaller_class,
+    weighted_auroc,
+)
 from dlk_utils.evaluation.tasks import (
     LYING,
     MIN_PER_CLASS,
@@ -31,7 +37,7 @@ from dlk_utils.lab.tables import (
 from dlk_utils.lab.tables.carry_over import between_groups
 from dlk_utils.probes import STATE_PROBES, Logistic
 
-MISTAKE_COLUMNS = ["mistake", "claim", "estimate", "low", "high", "n"]
+MISTAKE_COLUMNS = ["mistake", "claim", "estimate", "low", "high", "n", "n_smaller"]
 CLAIMS = {
     "none: as it should be": "truth, trained on honest rows, read on rows told to lie",
     "layer with the highest score on honest rows": "the same; but on honest rows the answer itself "
@@ -131,7 +137,8 @@ def _turned_estimate(
     resampled = weighted_auroc(scores, y, bootstrap_weights(test.example_id, 1000, seed))
     low, high = percentile_interval(np.maximum(resampled, 1 - resampled))
     estimate = auroc(scores, y)
-    return {"estimate": max(estimate, 1 - estimate), "low": low, "high": high, "n": len(test)}
+    counts = {"n": len(test), "n_smaller": smaller_class(y)}
+    return {"estimate": max(estimate, 1 - estimate), "low": low, "high": high, **counts}
 
 
 def _many_tries(

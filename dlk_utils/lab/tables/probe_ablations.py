@@ -18,6 +18,7 @@ from sklearn.metrics import accuracy_score, classification_report, f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from dlk_utils.evaluation.controls import ASKED_AGAIN, RIVALS, TURNED
 from dlk_utils.evaluation.evaluate import RESULT_COLUMNS, evaluate, evaluate_targets
 from dlk_utils.evaluation.selection import (
     FittingRows,
@@ -47,7 +48,9 @@ from dlk_utils.probes import CCS, Logistic
 from dlk_utils.probes.base import LeastRows
 from dlk_utils.probes.scale import SCALES
 
-CHOICE_COLUMNS = ["layer", "validation", "estimate", "low", "high", "n"]
+NAMED_PROBE = "logistic_tuned"
+"""The probe that speaks for truth and lie, named before any score was seen."""
+CHOICE_COLUMNS = ["layer", "validation", "estimate", "low", "high", "n", "n_smaller"]
 
 
 def _choice(probe: LayerProbe, task: Task, seed: int) -> dict[str, Any]:
@@ -72,22 +75,47 @@ def results(run: Run, *, layers: list[int], p: float = DEFAULT_P) -> pd.DataFram
     return evaluate_targets(targets(run, p=p), features, seed=run.seed)
 
 
+TURN_CONTROLS = ("own answer", TURNED, ASKED_AGAIN)
+"""The controls that the figure of truth by layer shows."""
+
+
 def turn_lines(results: pd.DataFrame) -> pd.DataFrame:
     """Return truth by layer, on rows told to lie about what the model knows, for a figure.
 
     The column `line` tells the lines apart.
 
-    Lines are the sites, read by logistic regression on the state, and two controls, which have one
-    value for all layers.
+    Lines are the sites, read by logistic regression on the state, and some controls, which have
+    one value for all layers.
     """
     known = results[(results.target == "truth") & (results.regime == KNOWN)]
     states = known[(known.probe == "logistic") & (known.feature == "activation")]
-    controls = known[known.probe.isin(["own answer", "TF-IDF"])]
+    controls = known[known.probe.isin(TURN_CONTROLS)]
     ends = [
         controls.assign(line=controls.probe, layer=layer, low=np.nan, high=np.nan)
         for layer in (states.layer.min(), states.layer.max())
     ]
     return pd.concat([states.assign(line=states.site), *ends])
+
+
+RIVAL_COLUMNS = ["who", "where", "estimate", "low", "high", "n", "n_smaller"]
+
+
+def rivals(results: pd.DataFrame) -> pd.DataFrame:
+    """Return who reads the truth in rows told to lie: the named probe, and those who ask the model.
+
+    The named probe was fitted on honest rows. `where` says whether all rows told to lie are scored,
+    or those whose answer the model knows.
+    """
+    wheres = {KNOWN: "known rows told to lie", LYING: "rows told to lie"}
+    of_truth = results[(results.target == "truth") & results.regime.isin(list(wheres))]
+    is_named = (of_truth.probe == NAMED_PROBE) & (of_truth.feature == "activation")
+    is_named &= (of_truth.site == "resid_post") & of_truth.selected
+    is_rival = of_truth.probe.isin(["own answer", *RIVALS])
+    shown = of_truth[is_named | is_rival]
+    return shown.assign(
+        who=shown.probe.where(shown.kind == "control", "probe of truth, fitted on honest rows"),
+        where=shown.regime.map(wheres),
+    )[RIVAL_COLUMNS].sort_values(["where", "estimate"], ascending=False, ignore_index=True)
 
 
 # Site and feature.
@@ -162,7 +190,16 @@ def scale_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFram
 HEAD_COLUMNS = ["layer", "head", "validation", "estimate"]
 BEST_HEADS = (1, 4, 16, 48)
 """How many of the best heads are read together."""
-BEST_HEADS_COLUMNS = ["heads", "validation", "estimate", "low", "high", "n", "selected"]
+BEST_HEADS_COLUMNS = [
+    "heads",
+    "validation",
+    "estimate",
+    "low",
+    "high",
+    "n",
+    "n_smaller",
+    "selected",
+]
 
 
 @kept("05-heads")
