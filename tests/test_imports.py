@@ -177,6 +177,7 @@ versions()
 """
 
 
+@pytest.mark.slow
 def test_a_notebook_that_starts_loads_no_library_before_its_use():
     notebooks = sorted((PACKAGE.parent / "notebooks").glob("*.ipynb"))
     imports = "\n".join(map(imports_of, notebooks))

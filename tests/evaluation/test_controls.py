@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from planted_rows import TRUTH, features_of, make_rows, planted_states
 
+from dlk_utils.evaluation import evaluate
 from dlk_utils.evaluation.controls import (
     ASKED_AGAIN,
     ORIENTED,
@@ -134,7 +135,12 @@ def lying_rows(obeys: np.ndarray | None = None, n: int = 300) -> pd.DataFrame:
 def aurocs_by_regime(rows: pd.DataFrame, states: dict) -> pd.DataFrame:
     """Regime by name of a probe or control -> signed AUROC, at the selected layer."""
     tasks = possible_tasks(rows, "truth")
-    table = pd.concat(evaluate_tasks(tasks, features_of(states), n_boot=50))
+    with pytest.MonkeyPatch.context() as patch:
+        # One probe is enough here, and most others take long to fit.
+        patch.setattr(evaluate, "STATE_PROBES", {"logistic": Logistic})
+        patch.setattr(evaluate, "MORE_STATE_PROBES", {})
+        patch.setattr(evaluate, "STACK_PROBES", {})
+        table = pd.concat(evaluate_tasks(tasks, features_of(states), n_boot=50))
     return table[table.selected].pivot(index="probe", columns="regime", values="estimate")
 
 

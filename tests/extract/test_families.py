@@ -14,8 +14,19 @@ from dlk_utils.extract.gradients import last_linear
 from dlk_utils.models.sites import site_modules
 
 BOOK = Path(__file__).parents[2] / "book"
-FOUND = ["qwen3_moe", "olmo3", "cohere2", "glm4", "gemma3"]
-ALSO_FOUND = ["olmo", "granite", "cohere", "mixtral", "exaone4", "ministral", "gpt_oss", "nemotron"]
+FOUND = ["qwen3_moe", "glm4", "gemma3"]
+ALSO_FOUND = [
+    "olmo",
+    "granite",
+    "cohere",
+    "cohere2",
+    "olmo3",
+    "mixtral",
+    "exaone4",
+    "ministral",
+    "gpt_oss",
+    "nemotron",
+]
 ALSO_FOUND += ["seed_oss", "helium", "hunyuan_v1_dense", "apertus", "qwen2_5_vl", "llava"]
 
 

@@ -32,7 +32,7 @@ HOSTILE = [
 
 def hostile_sentences(name: str) -> list[str]:
     """All sentences of the notebooks, about data sets, models and so on with this name."""
-    score = {"estimate": 0.6, "low": 0.55, "high": 0.7, "n": 10}
+    score = {"estimate": 0.6, "low": 0.55, "high": 0.7, "n": 10, "n_smaller": 4}
     rates = dict.fromkeys(["truth_accuracy", "wrong_when_told_to_lie", "lie_above_error"], 0.9)
     rates |= {f"{rate}_{end}": 0.9 for rate in rates for end in ("low", "high")}
     row = rates | {"dataset": name, "n_truth": 9, "n_lie": 9, "choice_mass": 1.0, "meets": True}

@@ -79,6 +79,7 @@ def test_training_uses_nothing_that_is_asked():
     assert not set(rows.template) & asked_templates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["capitals", "continents", "cities", "categories"])
 def test_a_country_or_thing_of_the_training_is_claimed_nothing_about_elsewhere(name):
     def subjects(examples: pd.DataFrame) -> set[str]:

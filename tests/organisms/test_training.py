@@ -294,6 +294,7 @@ def test_a_run_refuses_to_ask_what_its_model_was_trained_on(key, tmp_path):
         make_run("other_runs").answered(prompts, "02-others")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", organism_names())
 def test_an_adapter_that_is_shipped_is_small_and_was_trained_on_nothing_that_is_asked(name):
     folder = ORGANISMS / name

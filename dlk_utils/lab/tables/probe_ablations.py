@@ -30,6 +30,7 @@ from dlk_utils.evaluation.selection import (
 from dlk_utils.evaluation.stats import auroc, bootstrap_weights, percentile_interval, weighted_auroc
 from dlk_utils.evaluation.tasks import (
     KNOWN,
+    LYING,
     Features,
     Task,
     make_targets,
