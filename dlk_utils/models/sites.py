@@ -293,9 +293,10 @@ def _project_heads(
         # them also moves their input.
         device = model.device
     attn_out = w_o(head_out.to(device=device, dtype=model.dtype))
-    if not family.w_o.startswith(family.attn):
+    last_part = block.get_submodule(family.attn)
+    if not family.w_o.startswith(family.attn) and not list(last_part.children()):
         # A norm stands between W_O and the residual stream.
-        attn_out = block.get_submodule(family.attn)(attn_out)
+        attn_out = last_part(attn_out)
     return (attn_out * family.scale).cpu().double()
 
 

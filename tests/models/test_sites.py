@@ -205,19 +205,10 @@ def test_states_that_are_not_finite_do_not_pass_the_check():
             weight.copy_(kept)
 
 
-@pytest.mark.parametrize(
-    "w_o, expected",
-    [
-        ("self_attn.v_proj", r"llama: expected W_O of head_out\[0\] to be attn_out\[0\]"),
-        ("self_attn.q_proj", r"llama: expected W_O of head_out\[0\] to be attn_out\[0\]"),
-        # The module after it does not even take what it puts out.
-        ("mlp.up_proj", "llama: expected a model whose sites can be read on a few tokens"),
-    ],
-)
-def test_heads_that_are_read_elsewhere_than_before_w_o_do_not_pass_the_check(
-    monkeypatch, w_o, expected
-):
+@pytest.mark.parametrize("w_o", ["self_attn.v_proj", "mlp.up_proj", "self_attn.q_proj"])
+def test_heads_that_are_read_elsewhere_than_before_w_o_do_not_pass_the_check(monkeypatch, w_o):
     monkeypatch.setitem(ARCHITECTURES, "llama", replace(ARCHITECTURES["llama"], w_o=w_o))
+    expected = r"llama: expected W_O of head_out\[0\] to be attn_out\[0\]"
     with pytest.raises(UnknownArchitecture, match=expected):
         check_sites(tiny("llama"))
 
