@@ -29,6 +29,7 @@ from dlk_utils.evaluation.stats import (
     bootstrap_weights,
     calibrated,
     calibration_error,
+    interval_of_aurocs,
     percentile_interval,
     recall_at,
     smaller_class,
@@ -221,7 +222,7 @@ class _Results:
     ) -> None:
         """Add a row for scores of the test rows; those of several repeats are averaged."""
         resampled = np.mean([weighted_auroc(s, self.y, self.weights) for s in scores], axis=0)
-        low, high = percentile_interval(resampled)
+        low, high = interval_of_aurocs(resampled, self.y, self.task.test.example_id)
         self.resampled.append(resampled)
         # what a row says if `columns` do not say otherwise
         row = {

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from dlk_utils.evaluation.detector import TruthDetector
+from dlk_utils.evaluation.stats import visible_auroc
 from dlk_utils.evaluation.tasks import KNOWN, POSITIVE_CONTROL
 from dlk_utils.lab.display import interval_text
 from dlk_utils.lab.escaping import markdown_text
@@ -291,7 +292,9 @@ def pair_findings(pairs: pd.DataFrame, votes: pd.DataFrame, one_state: str) -> l
         lines.append(
             f"* **{kind}**, {regime}: the best of {len(table)} losses on test is {best.probe} with "
             f"{in_brief(best)}; {(table.lift_low > 0).sum()} of {len(table)} beat their best "
-            f"control, {best.best_control} ({best.estimate - best.lift:.2f})."
+            f"control, {best.best_control} ({best.estimate - best.lift:.2f}). With these rows an "
+            f"AUROC of {visible_auroc(best.n, best.n_smaller):.2f} or more would be seen four times "
+            "out of five."
         )
     if len(votes):
         voted = votes_of_most_draws(votes)

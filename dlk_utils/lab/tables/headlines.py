@@ -13,7 +13,7 @@ from dlk_utils.evaluation.selection import FittingRows, fit_layers, in_memory
 from dlk_utils.evaluation.stats import (
     auroc,
     bootstrap_weights,
-    percentile_interval,
+    interval_of_aurocs,
     smaller_class,
     weighted_auroc,
 )
@@ -135,7 +135,7 @@ def _turned_estimate(
     """An AUROC that is turned round where it is below one half, as are its resamples."""
     y = test.y.to_numpy()
     resampled = weighted_auroc(scores, y, bootstrap_weights(test.example_id, 1000, seed))
-    low, high = percentile_interval(np.maximum(resampled, 1 - resampled))
+    low, high = interval_of_aurocs(np.maximum(resampled, 1 - resampled), y, test.example_id)
     estimate = auroc(scores, y)
     counts = {"n": len(test), "n_smaller": smaller_class(y)}
     return {"estimate": max(estimate, 1 - estimate), "low": low, "high": high, **counts}
