@@ -29,6 +29,9 @@ TWIN = "honest twin's answer"
 ASKED_AGAIN = "asked again"
 TOLD_TO_LIE_PROBE = "probe of told to lie x own answer"
 TOLD_TO_LIE_WORDS = "TF-IDF of told to lie x own answer"
+TRUTH_TIMES_TURN = "probe of truth x turn of the answer"
+"""Of pairs: a probe reads what is true from the mean of both states, and the truer draw is the one
+whose answer leans to it. No score that is linear in the difference of the states can do that."""
 RIVALS = (TURNED, ORIENTED, TWIN, ASKED_AGAIN, TOLD_TO_LIE_PROBE, TOLD_TO_LIE_WORDS)
 """Controls that use the model's answers, and know or guess when to trust them."""
 
@@ -102,11 +105,11 @@ def scores_without_states(task: Task) -> dict[str, Float[np.ndarray, " n"]]:
         "TF-IDF, question only": from_words("text"),
     }
     if task.of_pairs:
-        return {name: _which_draw(score, task) for name, score in scores.items()}
+        return {name: truer_draw(score, task) for name, score in scores.items()}
     return scores
 
 
-def _which_draw(truth: Float[np.ndarray, " n"], task: Task) -> Float[np.ndarray, " n"]:
+def truer_draw(truth: Float[np.ndarray, " n"], task: Task) -> Float[np.ndarray, " n"]:
     """Guess the truer draw of test pairs from a guess of the truth: the one that leans to it."""
     return np.sign(truth) * (task.test.p1_draw1 - task.test.p1_draw0).to_numpy()
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.controls import (
     TOLD_TO_LIE_PROBE,
     TOLD_TO_LIE_WORDS,
+    TRUTH_TIMES_TURN,
     answers_turned_by_words,
     fit_shuffled_labels,
     random_direction_scores,
     scores_without_states,
     told_to_lie,
+    truer_draw,
     turned,
 )
 from dlk_utils.evaluation.selection import FittingRows, LayerProbe, in_memory, stack_layers
@@ -160,7 +163,8 @@ def evaluate_tasks(
     The features are read once, and probes are fitted once for all tasks that train on the same
     role. Arguments, and the table of each task, are those of `evaluate`. Where the training rows of
     the tasks have both roles, there are two more controls of truth: a probe, and TF-IDF, that find
-    out whether the model was told to lie, and turn its own answer round accordingly.
+    out whether the model was told to lie, and turn its own answer round accordingly. Pairs of draws
+    have the control `TRUTH_TIMES_TURN`.
     """
     if not tasks:
         return []
@@ -174,6 +178,8 @@ def evaluate_tasks(
             if fit_role not in fits:
                 fits[fit_role] = _fit_site(results.task, features_of_site, number == 0, seed)
             _add_probes(results, fits[fit_role], features_of_site)
+            if number == 0 and results.task.of_pairs:
+                _add_truth_times_turn(results, features_of_site)
         if number == 0:
             _add_answers_turned_round(all_results, features_of_site)
     for results in all_results:
@@ -319,6 +325,28 @@ def _add_probe(
             columns["brier"] = brier_score_loss(results.y, p)
             columns["calibration_error"] = calibration_error(p, results.y)
         results.add("probe", name, [test_scores[i]], **columns)
+
+
+def _add_truth_times_turn(results: _Results, features: Features) -> None:
+    """Add the control of pairs that reads the truth, and looks which way the answer turned.
+
+    The probe of truth is fitted on the means of the pairs of the training rows, and its layer is
+    chosen on those of the validation rows.
+    """
+    task = results.task
+
+    def read_mean(rows: pd.DataFrame, read: Callable) -> Float[np.ndarray, "n d"]:
+        return read(rows).mean(axis=1)
+
+    means = {key: partial(read_mean, read=read) for key, read in features.items()}
+    train, validation = (rows.assign(y=rows.label) for rows in (task.train, task.validation))
+    if train.y.nunique() < 2 or validation.y.nunique() < 2:
+        return
+    probe = FittingRows.read(means, train, validation).fit(Logistic)
+    feature, site, _ = probe.keys[0]
+    where = {"feature": feature, "site": site, "layer": probe.layer}
+    scores = truer_draw(probe.score(task.test), task)
+    results.add("control", TRUTH_TIMES_TURN, [scores], **where, compared=len(probe.layers))
 
 
 def _add_answers_turned_round(all_results: Sequence[_Results], features: Features) -> None:

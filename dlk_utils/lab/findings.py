@@ -289,12 +289,12 @@ def pair_findings(pairs: pd.DataFrame, votes: pd.DataFrame, one_state: str) -> l
     all_moves = pairs[pairs.least_move == 0]
     for (kind, regime), table in all_moves.groupby(["pairs", "regime"], sort=False):
         best = table.loc[table.estimate.idxmax()]
+        visible = visible_auroc(best.n, best.n_smaller)
         lines.append(
             f"* **{kind}**, {regime}: the best of {len(table)} losses on test is {best.probe} with "
             f"{in_brief(best)}; {(table.lift_low > 0).sum()} of {len(table)} beat their best "
             f"control, {best.best_control} ({best.estimate - best.lift:.2f}). With these rows an "
-            f"AUROC of {visible_auroc(best.n, best.n_smaller):.2f} or more would be seen four times "
-            "out of five."
+            f"AUROC of {visible:.2f} or more would be seen four times out of five."
         )
     if len(votes):
         voted = votes_of_most_draws(votes)

@@ -11,6 +11,7 @@ from dlk_utils.evaluation.controls import (
     ORIENTED,
     TOLD_TO_LIE_PROBE,
     TOLD_TO_LIE_WORDS,
+    TRUTH_TIMES_TURN,
     TURNED,
     TWIN,
     fit_shuffled_labels,
@@ -22,7 +23,7 @@ from dlk_utils.evaluation.evaluate import evaluate_tasks, possible_tasks
 from dlk_utils.evaluation.selection import FittingRows
 from dlk_utils.evaluation.stats import auroc
 from dlk_utils.evaluation.tasks import LYING, Task, make_task
-from dlk_utils.probes import Logistic
+from dlk_utils.probes import PAIR_PROBES, Logistic
 
 
 def aurocs_without_states(rows, target: str = "truth") -> dict[str, float]:
@@ -191,3 +192,20 @@ def test_the_better_sign_of_being_sure_is_chosen_for_lies():
     found = aurocs_without_states(rows, "lie")
     assert found[ORIENTED] > 0.98
     assert found["own answer"] < 0.02
+
+
+def test_pairs_that_no_linear_ranker_can_rank_are_ranked_by_the_truth_times_the_turn():
+    """The truer draw is the one that leans to the truth: a product of two things that are held."""
+    rng = np.random.default_rng(6)
+    rows = make_rows(600)
+    turn = rng.normal(size=len(rows))
+    move = turn * (2 * rows.label - 1)
+    rows = rows.assign(p1_draw0=0.5, p1_draw1=0.5 + 0.1 * turn, move=move, y=(move > 0).astype(int))
+    states = rng.normal(size=(len(rows), 2, 20))
+    states[:, :, 0] += 6 * (rows.label.to_numpy() - 0.5)[:, None]
+    states[:, 1, 1] += 6 * turn
+    features = features_of(dict(zip(rows.row_id, states, strict=True)), feature="two draws")
+    table = evaluate.evaluate(make_task(rows, "pair", TRUTH), features, n_boot=50)
+    found = table[table.selected].set_index("probe").estimate
+    assert found[TRUTH_TIMES_TURN] > 0.95
+    assert (found[list(PAIR_PROBES)] < 0.65).all()

@@ -15,7 +15,13 @@ from planted_rows import (
 )
 from scipy.stats import binom
 
-from dlk_utils.evaluation.controls import ORIENTED, TOLD_TO_LIE_PROBE, TOLD_TO_LIE_WORDS, TURNED
+from dlk_utils.evaluation.controls import (
+    ORIENTED,
+    TOLD_TO_LIE_PROBE,
+    TOLD_TO_LIE_WORDS,
+    TRUTH_TIMES_TURN,
+    TURNED,
+)
 from dlk_utils.evaluation.evaluate import (
     RESULT_COLUMNS,
     evaluate,
@@ -194,7 +200,7 @@ def test_pairs_have_their_own_probes_and_the_same_controls():
     features = features_of(pairs, feature="two draws")
     table = evaluate(make_task(rows, "pair", TRUTH), features, n_boot=100)
     assert set(table.probe[table.kind == "probe"]) == set(PAIR_PROBES)
-    assert set(table.probe[table.kind == "control"]) == CONTROLS
+    assert set(table.probe[table.kind == "control"]) == CONTROLS | {TRUTH_TIMES_TURN}
     assert table.estimate[table.kind == "probe"].min() > 0.9
 
 
