@@ -30,7 +30,7 @@ NAMED_ELSE = (NAMED_PROBE, "activation", "resid_post")
 """Those of every other target."""
 SUMMARY_COLUMNS = [
     *("target", "regime", "how", "probe", "feature", "site", "layer", "tried"),
-    *("estimate", "low", "high", "n", "n_smaller"),
+    *("estimate", "low", "high", "n", "n_smaller", "accuracy"),
     *("best_control", "lift", "lift_low", "lift_high", "verdict"),
 ]
 
@@ -90,7 +90,10 @@ def in_words(row: pd.Series | None) -> str:
         return "not scored, as one class has too few rows"
     control = f"{row.best_control} {row.estimate - row.lift:.2f}"
     lift = interval_text(row, "lift", signed=True)
-    return f"AUROC {in_brief(row)}; best control: {control}, lift {lift}: {verdict(row)}"
+    return (
+        f"AUROC {in_brief(row)}; accuracy at its threshold {row.accuracy:.2f}; "
+        f"best control: {control}, lift {lift}: {verdict(row)}"
+    )
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:
