@@ -128,7 +128,8 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
 def write_book(top: Path) -> None:
     """The table of contents, settings and front page of a book of the notebooks that have run."""
     shutil.copy(TOP / "_config.yml", top)
-    shutil.copytree(TOP / "book" / "static", top / "book" / "static")
+    for folder in ("static", "extensions"):
+        shutil.copytree(TOP / "book" / folder, top / "book" / folder)
     notebooks = top / "book" / "notebooks"
     for name in NOTEBOOKS:
         # Pages link to those that have not run.

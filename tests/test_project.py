@@ -109,9 +109,11 @@ def test_every_notebook_begins_by_saying_which_packages_its_environment_lacks():
     assert error.endswith(f'"{sys.executable}" -m pip install -e ".[notebooks]"')
 
 
-def test_a_checkout_that_is_on_the_path_but_not_installed_says_what_to_install():
+def test_a_checkout_that_is_on_the_path_but_not_installed_says_what_to_install(tmp_path):
+    # Elsewhere, for an installation that can be edited leaves its mark beside the package.
+    (tmp_path / "dlk_utils").symlink_to(TOP / "dlk_utils")
     command = [sys.executable, "-S", "-c", "import dlk_utils"]
-    env = {"PYTHONPATH": str(TOP)}
+    env = {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd="/")
     assert "ImportError: dlk_utils is here, but not installed" in done.stderr
     assert 'pip install -e ".[notebooks]"' in done.stderr.splitlines()[-1]

@@ -57,6 +57,9 @@ REGIMES = {
 }
 """Regime -> (role of the training and validation rows, role of the test rows)."""
 
+MIN_FOR_HEADLINE = 20
+"""Test rows of either class without which a score is shown, but is no headline."""
+
 MIN_PER_CLASS = {"train": 5, "validation": 2, "test": 4}
 """How many rows of each class a split needs at least.
 

@@ -1,6 +1,7 @@
 """What a run has too few rows for: said at the top of each page, where nothing is then claimed.
 
-The least numbers of rows are those of `evaluation.tasks.least_rows`, which asks the probes.
+The least numbers of rows are those of `evaluation.tasks.least_rows`, which asks the probes. A score
+on few test rows says little, so a page of scores takes `MIN_FOR_HEADLINE` of either class.
 """
 
 import math
@@ -10,15 +11,25 @@ from pathlib import Path
 import pandas as pd
 
 from dlk_utils.evaluation.behaviour import MIN_MASS
-from dlk_utils.evaluation.tasks import LYING, REGIMES, least_rows, select_rows, shortages
+from dlk_utils.evaluation.tasks import (
+    LYING,
+    MIN_FOR_HEADLINE,
+    REGIMES,
+    least_rows,
+    select_rows,
+    shortages,
+)
 from dlk_utils.lab.run import Run
+from dlk_utils.probes.base import LeastRows
 from dlk_utils.questions.ids import share_of
 
 TOO_FEW = "too few rows for a claim"
 SPLITS = ("train", "validation", "test")
 
 
-def show_missing(run: Run, *, answered: bool = True, probes: bool = True) -> list[str]:
+def show_missing(
+    run: Run, *, answered: bool = True, probes: bool = True, scored: bool = False
+) -> list[str]:
     """Print what the run has too few rows for, at the top of a page, and return it.
 
     Parameters
@@ -29,6 +40,8 @@ def show_missing(run: Run, *, answered: bool = True, probes: bool = True) -> lis
         Whether to ask the model. Without its answers the prompts alone are counted.
     probes
         Whether the page needs the rows of the main task.
+    scored
+        Whether the page scores probes on test rows.
 
     Returns
     -------
@@ -36,7 +49,7 @@ def show_missing(run: Run, *, answered: bool = True, probes: bool = True) -> lis
         A sentence for each thing that keeps the run from a claim; empty if nothing does. Data sets
         without a row to show solved are printed, but keep nothing from being claimed.
     """
-    missing = missing_rows(run, answered=answered, probes=probes)
+    missing = missing_rows(run, answered=answered, probes=probes, scored=scored)
     if missing:
         print("Too few rows for a claim: this page claims nothing.")
     for sentence in [*missing, *_without_shots(run.examples)]:
@@ -58,7 +71,9 @@ def conclusions(lines: Sequence[str], missing: Sequence[str]) -> str:
     return "\n".join(lines) or "* Nothing was scored."
 
 
-def missing_rows(run: Run, *, answered: bool = True, probes: bool = True) -> list[str]:
+def missing_rows(
+    run: Run, *, answered: bool = True, probes: bool = True, scored: bool = False
+) -> list[str]:
     """Say in a sentence each what keeps a run from a claim; see `show_missing`."""
     sentences = _of_one_label(run.examples)
     rows = run.prompts
@@ -74,7 +89,10 @@ def missing_rows(run: Run, *, answered: bool = True, probes: bool = True) -> lis
         split: select_rows(rows, test_role if split == "test" else fit_role, split)
         for split in SPLITS
     }
-    found = shortages(parts, least=least_rows("truth"), column="label")
+    least = least_rows("truth")
+    if scored:
+        least["test"] = LeastRows(MIN_FOR_HEADLINE, 2 * MIN_FOR_HEADLINE)
+    found = shortages(parts, least=least, column="label")
     if not found:
         return sentences
     what = "readable rows of the usable data sets" if answered else "rows"

@@ -10,7 +10,7 @@ import pandas as pd
 
 from dlk_utils.evaluation.detector import TruthDetector
 from dlk_utils.evaluation.stats import visible_auroc
-from dlk_utils.evaluation.tasks import KNOWN, POSITIVE_CONTROL
+from dlk_utils.evaluation.tasks import KNOWN, MIN_FOR_HEADLINE, POSITIVE_CONTROL
 from dlk_utils.lab.display import interval_text
 from dlk_utils.lab.escaping import markdown_text
 from dlk_utils.lab.tables import in_brief, least_to_most
@@ -19,8 +19,6 @@ from dlk_utils.lab.tables.probe_ablations import NAMED_PROBE
 
 AUROC = "signed AUROC on test (95 % interval; dashed: chance)"
 """The label of most axes."""
-MIN_FOR_HEADLINE = 20
-"""Test rows of either class without which a score is no headline."""
 NAMED = {
     "pair": ("pair_ranking", "two draws", "resid_post"),
     POSITIVE_CONTROL: ("logistic", "activation", "resid_post"),

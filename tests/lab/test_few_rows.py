@@ -97,3 +97,11 @@ def test_a_split_without_rows_is_said(split):
     run = a_run(60)
     with_tables(run, truth_rows=run.truth_rows[run.truth_rows.split != split])
     assert f"{split}: " in missing_rows(run)[0] and "it has 0 and 0 rows" in missing_rows(run)[0]
+
+
+def test_a_page_of_scores_takes_more_test_rows():
+    assert missing_rows(a_run(60)) == []
+    splits, more = missing_rows(a_run(60), scored=True)
+    assert "test: 10 more of class 0, 10 more of class 1" in splits and "train" not in splits
+    assert "About 59 more examples" in more
+    assert missing_rows(a_run(120), scored=True) == []

@@ -7,7 +7,7 @@ from notebook_cells import NOTEBOOKS, run_cells
 from tiny_models import checkpoint_that_knows_nothing
 from transformers import AutoModelForCausalLM
 
-from dlk_utils.questions.ids import example_id, split_of
+from dlk_utils.questions.ids import near_duplicate_key, split_of
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +26,8 @@ PARAMETERS = {
     "10_headlines": DRAWS | {"plain": ""},
 }
 """The notebooks of a model and its data; 00 asks its own organism."""
+ENOUGH_TO_FIT = ("one data set", "twelve examples")
+"""Runs whose rows are enough to fit probes, but too few to claim anything of their scores."""
 
 
 def claims_file(path: Path, n: int, *, splits: set[str], labels: tuple[int, ...] = (0, 1)) -> str:
@@ -34,7 +36,7 @@ def claims_file(path: Path, n: int, *, splits: set[str], labels: tuple[int, ...]
     while len(claims) < n:
         number += 1
         claim = f"The hall has {number} doors."
-        if split_of(example_id(claim), embedded=False) in splits:
+        if split_of(near_duplicate_key(claim), embedded=False) in splits:
             claims.append(f'"{claim}",{labels[len(claims) % len(labels)]}')
     path.write_text("\n".join(["statement,label", *claims]), encoding="utf-8")
     return str(path)
@@ -95,7 +97,9 @@ def run_of(request, tmp_path, answers_by_chance) -> dict:
     ],
     indirect=True,
 )
-def test_every_notebook_ends_well_says_what_is_missing_and_claims_nothing(run_of, tmp_path):
+def test_every_notebook_ends_well_says_what_is_missing_and_claims_nothing(
+    request, run_of, tmp_path
+):
     notebooks = {path.stem for path in NOTEBOOKS.glob("*.ipynb")} - {"00_train_liar"}
     assert set(PARAMETERS) == notebooks
     for notebook, parameters in PARAMETERS.items():
@@ -106,6 +110,10 @@ def test_every_notebook_ends_well_says_what_is_missing_and_claims_nothing(run_of
             continue  # there are enough prompts, though not enough answers
         if notebook == "07_traps":
             continue  # it claims nothing of the model
+        if notebook == "04_extract_grads":
+            continue  # what it says is of the gradients alone
+        if notebook < "05" and request.node.callspec.id in ENOUGH_TO_FIT:
+            continue
         [set_up] = [cell for cell in shown.cells if cell.startswith("dlk_utils ")]
         assert "Too few rows for a claim: this page claims nothing.\n- " in set_up, notebook
         assert shown.cells[-1].endswith(
