@@ -156,7 +156,7 @@ def probe_findings(
 ) -> list[str]:
     """Say what notebook 05 found."""
     lines = []
-    for row in summary(results).itertuples():
+    for _, row in summary(results).iterrows():
         fit = f"{row.how}: {row.probe}, {row.feature}, {row.site} {row.layer}"
         lines.append(f"* **{row.target}**, {row.regime} ({fit}): {in_words(row)}")
     for sentence in skipped:
