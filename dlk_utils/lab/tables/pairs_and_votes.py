@@ -130,7 +130,7 @@ def votes(run: Run, *, layers: list[int], p: float, n_draws: int = 16) -> pd.Dat
 
 def _read_draws(
     folder: Path, layer: int, n_draws: int, rows: pd.DataFrame
-) -> Float[np.ndarray, "n k d+1"]:
+) -> Float[np.ndarray, "n k width"]:
     """States of the draws of each row, and in the last column their probability of choice 1."""
     draws = []
     for k in range(n_draws):
