@@ -14,7 +14,7 @@ is run and cached by itself has other keys than within its complete prompt.
 This module gives each prompt the states that it has alone:
 
 1. `depends_on_batch` tests whether a model is of this kind.
-2. `same_positions` divides batches, so that all prompts of one batch have the same frequencies.
+2. `divide_batches` divides batches, so that all prompts of one batch have the same frequencies.
 3. `frequencies_for` sets the frequencies of the complete prompts while only a part of their tokens
    runs. A token that is appended to a complete prompt gets the frequencies of a prompt that is one
    token longer, as in generation.
@@ -130,7 +130,7 @@ def _frequency_key(model: nn.Module, n_tokens: int) -> bytes:
     return keys[n_tokens]
 
 
-def same_positions(
+def divide_batches(
     model: nn.Module, batches: Iterable[Sequence[Any]], ids_of: Callable[[Any], Sequence[int]]
 ) -> Iterator[list[Any]]:
     """Divide batches, so that all prompts of a batch have the same rotary frequencies.
@@ -160,7 +160,7 @@ def same_positions(
         yield from by_frequencies.values()
 
 
-def require_same_positions(model: nn.Module, lengths: Iterable[int]) -> None:
+def require_same_frequencies(model: nn.Module, lengths: Iterable[int]) -> None:
     """Raise `ParameterError` if prompts of these lengths differ in their rotary frequencies."""
     if not depends_on_batch(model):
         return
@@ -168,7 +168,7 @@ def require_same_positions(model: nn.Module, lengths: Iterable[int]) -> None:
         if _frequency_key(model, length) != _frequency_key(model, other):
             raise ParameterError(
                 f"{model.config.model_type}: expected prompts with the same rotary frequencies in "
-                f"a batch, got lengths of {length} and {other} tokens; divide it (`same_positions`)"
+                f"a batch, got lengths of {length} and {other} tokens; divide it (`divide_batches`)"
             )
 
 
