@@ -15,7 +15,7 @@ from dlk_utils.errors import ParameterError
 from dlk_utils.extract.positions import (
     depends_on_batch,
     frequencies_for,
-    require_same_positions,
+    require_same_frequencies,
 )
 from dlk_utils.extract.store import Plan, shard_rows_of
 from dlk_utils.models.sites import blocks
@@ -66,7 +66,7 @@ def forward(model: nn.Module, batch: Batch, *, n_logits: int | None = 1, **optio
     require_evaluation_mode(model)
     if depends_on_batch(model) and "n_tokens" not in batch:
         lengths = batch["attention_mask"].sum(1).tolist()
-        require_same_positions(model, lengths)
+        require_same_frequencies(model, lengths)
         batch = batch | {"n_tokens": max(lengths)}
     accepted = _forward_parameters(type(model))
     inputs = {name: x for name, x in batch.items() if name in accepted}

@@ -18,7 +18,7 @@ from dlk_utils.errors import DeadDropout, ParameterError
 from dlk_utils.extract.batches import Layers, pad
 from dlk_utils.extract.dropout import DEFAULT_P, INJECTED, draw_seed, mc_dropout
 from dlk_utils.extract.packing import pack
-from dlk_utils.extract.positions import require_same_positions, same_positions
+from dlk_utils.extract.positions import divide_batches, require_same_frequencies
 from dlk_utils.extract.prefixes import run_prefixes, run_trunk, takes_trees
 from dlk_utils.extract.states import (
     States,
@@ -196,7 +196,7 @@ def _question_draws(
     token_ids = [[0 if key is None else key[0] for key in row] for row in packed.keys]
     highest = None if with_logits else highest_layer(model, layers)
     n_tokens = max(map(len, prompts))
-    require_same_positions(model, map(len, prompts))
+    require_same_frequencies(model, map(len, prompts))
     rows = run_trunk(model, packed, token_ids, n_tokens=n_tokens, highest=highest)
     # No question is in the trunk, as two prompts share nothing of it.
     numbers = [[-1 if key is None else key[1] for key in row] for row in packed.keys]
@@ -255,7 +255,7 @@ def dropout_audit(
     """
     options = {"n_draws": 2, "p": p, "seed": seed, "scope": scope, "places": places}
     moves = []
-    for numbers in same_positions(model, [range(len(prompts))], prompts.input_ids.iloc.__getitem__):
+    for numbers in divide_batches(model, [range(len(prompts))], prompts.input_ids.iloc.__getitem__):
         some = prompts.iloc[numbers]
         draws = seeded_draws(model, some.input_ids, list(some.row_id), ["resid_post"], **options)
         first, second = (states["resid_post"].float() for states, _ in draws)

@@ -42,7 +42,7 @@ from dlk_utils.extract.draws import seeded_draws
 from dlk_utils.extract.dropout import DEFAULT_P, INJECTED
 from dlk_utils.extract.gradients import states_and_gradients
 from dlk_utils.extract.packing import plan_packed
-from dlk_utils.extract.positions import same_positions
+from dlk_utils.extract.positions import divide_batches
 from dlk_utils.extract.prefixes import in_parts
 from dlk_utils.extract.states import clean_states, forward_states
 from dlk_utils.models.sites import check_sites
@@ -349,7 +349,7 @@ def _in_batches(
     if share:
         batches = in_parts(model, batches, prompts.__getitem__, batch_tokens)
     else:
-        batches = same_positions(model, batches, prompts.__getitem__)
+        batches = divide_batches(model, batches, prompts.__getitem__)
     with tqdm(total=n, desc=desc, unit="prompt", disable=not progress) as bar:
         for batch in batches:
             for rows, tensors in in_halves(compute, batch):

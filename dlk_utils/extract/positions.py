@@ -1,14 +1,23 @@
-"""Rotary positions whose frequencies depend on the longest prompt of a batch.
+"""Keep each prompt's rotary frequencies independent of the other prompts in its batch.
 
-LongRoPE (Phi-3, Phi-4-mini) has one set of frequencies for batches whose longest prompt fits the
-original context, and another for longer ones. Dynamic NTK scaling has other frequencies for each
-length above it, and may keep those of an earlier, longer batch. So a short prompt has other states
-beside a long one than alone, and a cached prefix other keys than its complete prompt.
+Some models choose the frequencies of their rotary position embedding (RoPE) by the longest prompt
+of a batch:
 
-Here such a model is found by a trial (`depends_on_batch`). Its prompts are then grouped so that all
-of a batch have the same frequencies (`same_positions`), and each pass over a part of them gets the
-frequencies of the complete prompts (`frequencies_for`). So each prompt has the states that it has
-alone. A token appended to a complete prompt gets those of one token more, as in generation.
+* LongRoPE (Phi-3, Phi-4-mini) has one set of frequencies for batches whose longest prompt fits the
+  original context, and another set for longer batches.
+* Dynamic NTK scaling has other frequencies for each length beyond the original context. It may also
+  keep the frequencies of an earlier, longer batch.
+
+In such a model a short prompt has other states next to a long prompt than alone, and a prefix that
+is run and cached by itself has other keys than within its complete prompt.
+
+This module gives each prompt the states that it has alone:
+
+1. `depends_on_batch` tests whether a model is of this kind.
+2. `divide_batches` divides batches, so that all prompts of one batch have the same frequencies.
+3. `frequencies_for` sets the frequencies of the complete prompts while only a part of their tokens
+   runs. A token that is appended to a complete prompt gets the frequencies of a prompt that is one
+   token longer, as in generation.
 
 References
 ----------
@@ -27,127 +36,168 @@ from torch import Tensor, nn
 from dlk_utils.errors import ParameterError
 from dlk_utils.models.configuration import context_length
 
-_dependent: weakref.WeakKeyDictionary[nn.Module, list[nn.Module]] = weakref.WeakKeyDictionary()
-"""For each model, its modules that compute positions which depend on the batch."""
+_dependent_modules: weakref.WeakKeyDictionary[nn.Module, list[nn.Module]] = (
+    weakref.WeakKeyDictionary()
+)
+"""For each model that was tested, its rotary modules whose frequencies depend on the batch."""
 
-_keys: weakref.WeakKeyDictionary[nn.Module, dict[int, bytes]] = weakref.WeakKeyDictionary()
-"""For each such model, what tells the frequencies of a length from others (`_key`)."""
+_frequency_keys: weakref.WeakKeyDictionary[nn.Module, dict[int, bytes]] = (
+    weakref.WeakKeyDictionary()
+)
+"""For each such model, the `_frequency_key` of each prompt length that was needed so far."""
 
 
 def depends_on_batch(model: nn.Module) -> bool:
-    """Whether a token's position means something else beside a long prompt than alone.
+    """Return whether a model's rotary frequencies depend on the longest prompt of the batch.
 
-    Each model is tried once, on positions alone: no block runs.
+    Each model is tested once. Only its rotary modules run, and no block.
     """
-    return bool(_rotary_modules(model))
+    return bool(_modules_that_depend_on_batch(model))
 
 
 @torch.no_grad()
-def _rotary_modules(model: nn.Module) -> list[nn.Module]:
-    if model not in _dependent:
-        far = 2 * context_length(model)
-        dependent = []
-        for module in model.modules():
-            if any(kind == "longrope" or "dynamic" in kind for kind in _kinds(module).values()):
-                alone = _at_first_positions(module, [0, 1])
-                beside = _at_first_positions(module, [0, 1, far])
-                if not torch.equal(alone, beside):
-                    dependent.append(module)
-        _dependent[model] = dependent
-    return _dependent[model]
+def _modules_that_depend_on_batch(model: nn.Module) -> list[nn.Module]:
+    if model in _dependent_modules:
+        return _dependent_modules[model]
+    beyond_context = 2 * context_length(model)
+    dependent = []
+    for module in model.modules():
+        rope_types = _rope_types(module).values()
+        if not any(kind == "longrope" or "dynamic" in kind for kind in rope_types):
+            continue
+        alone = _first_two_positions(module, [0, 1])
+        with_long_prompt = _first_two_positions(module, [0, 1, beyond_context])
+        if not torch.equal(alone, with_long_prompt):
+            dependent.append(module)
+    _dependent_modules[model] = dependent
+    return dependent
 
 
-def _kinds(module: nn.Module) -> dict[str | None, str]:
-    """Return how a module makes rotary positions, for each kind of layer that it serves.
+def _rope_types(module: nn.Module) -> dict[str | None, str]:
+    """Return the kind of RoPE, such as "longrope", by the type of layer that a module serves it to.
 
-    The key is None if it serves all layers. The result is empty for other modules.
+    The key is None if a module serves all layers alike. Modules without RoPE give an empty dict.
     """
-    kinds = getattr(module, "rope_type", None) or {}
-    return kinds if isinstance(kinds, dict) else {None: kinds}
+    rope_types = getattr(module, "rope_type", None) or {}
+    return rope_types if isinstance(rope_types, dict) else {None: rope_types}
 
 
-def _at_first_positions(module: nn.Module, positions: Sequence[int]) -> Tensor:
-    """Return what a module of rotary positions puts out at the first two of some positions."""
-    _forget(module)
-    found = [x[..., :2, :].flatten() for x in _put_out(module, positions)]
-    _forget(module)
-    return torch.cat(found).cpu()
+def _first_two_positions(module: nn.Module, positions: Sequence[int]) -> Tensor:
+    """Run a rotary module on some positions, and return its cosines and sines at the first two.
+
+    They are concatenated to one vector, on the CPU. The frequencies depend on the largest position.
+    """
+    _reset_frequencies(module)
+    first_two = [values[..., :2, :].flatten() for values in _cosines_and_sines(module, positions)]
+    _reset_frequencies(module)
+    return torch.cat(first_two).cpu()
 
 
-def _forget(module: nn.Module) -> None:
-    """Let dynamic scaling forget the longest length it has seen, by a pass over one position."""
-    _put_out(module, [0])
+def _reset_frequencies(module: nn.Module) -> None:
+    """Set a rotary module back to the frequencies of short prompts, by running one position.
+
+    Dynamic scaling would otherwise keep those of the longest prompt so far.
+    """
+    _cosines_and_sines(module, [0])
 
 
-def _put_out(module: nn.Module, positions: Sequence[int]) -> list[Tensor]:
-    """Return cosines and sines at some positions, [1, t, width], for each kind of layer."""
+def _cosines_and_sines(module: nn.Module, positions: Sequence[int]) -> list[Tensor]:
+    """Return the cosines and the sines at some positions, each [1, t, width].
+
+    A module that distinguishes types of layers gives two such tensors for each.
+    """
     device = next((buffer.device for buffer in module.buffers()), torch.device("cpu"))
     position_ids = torch.tensor([positions], device=device)
-    found = []
-    for kind in _kinds(module):
-        options = {} if kind is None else {"layer_type": kind}
-        found += module.forward(torch.zeros(1, device=device), position_ids, **options)
-    return found
+    # The module takes only the data type and the device from its first argument.
+    hidden = torch.zeros(1, device=device)
+    cosines_and_sines = []
+    for layer_type in _rope_types(module):
+        options = {} if layer_type is None else {"layer_type": layer_type}
+        # `forward` is called by name so that the hooks of `frequencies_for` do not run.
+        cosines_and_sines += module.forward(hidden, position_ids, **options)
+    return cosines_and_sines
 
 
 @torch.no_grad()
-def _key(model: nn.Module, n_tokens: int) -> bytes:
-    """Return the same bytes for two lengths of prompts if positions mean the same in both."""
-    keys = _keys.setdefault(model, {})
+def _frequency_key(model: nn.Module, n_tokens: int) -> bytes:
+    """Return bytes that are equal for two prompt lengths if both have the same frequencies."""
+    keys = _frequency_keys.setdefault(model, {})
     if n_tokens not in keys:
-        modules = _rotary_modules(model)
-        found = [_at_first_positions(module, [0, 1, n_tokens - 1]) for module in modules]
-        keys[n_tokens] = torch.cat(found).numpy().tobytes()
+        positions = [0, 1, n_tokens - 1]
+        modules = _modules_that_depend_on_batch(model)
+        values = [_first_two_positions(module, positions) for module in modules]
+        keys[n_tokens] = torch.cat(values).numpy().tobytes()
     return keys[n_tokens]
 
 
-def same_positions(
+def divide_batches(
     model: nn.Module, batches: Iterable[Sequence[Any]], ids_of: Callable[[Any], Sequence[int]]
 ) -> Iterator[list[Any]]:
-    """Yield batches, divided so that positions mean the same for all prompts of each.
+    """Divide batches, so that all prompts of a batch have the same rotary frequencies.
 
-    `ids_of` gives the token ids of a batch's prompt. Most models need no division.
+    Parameters
+    ----------
+    model
+        The model that will run them. Most models need no division.
+    batches
+        Prompts, or whatever stands for them, such as row ids.
+    ids_of
+        Returns the token ids of an entry of `batches`.
+
+    Yields
+    ------
+    list
+        The entries of a whole batch, or of a part of one.
     """
     for batch in batches:
         if not depends_on_batch(model):
             yield list(batch)
             continue
-        by_key: dict[bytes, list[Any]] = {}
+        by_frequencies: dict[bytes, list[Any]] = {}
         for prompt in batch:
-            by_key.setdefault(_key(model, len(ids_of(prompt))), []).append(prompt)
-        yield from by_key.values()
+            key = _frequency_key(model, len(ids_of(prompt)))
+            by_frequencies.setdefault(key, []).append(prompt)
+        yield from by_frequencies.values()
 
 
-def require_same_positions(model: nn.Module, lengths: Iterable[int]) -> None:
-    """Raise `ParameterError` if positions do not mean the same in prompts of these lengths."""
+def require_same_frequencies(model: nn.Module, lengths: Iterable[int]) -> None:
+    """Raise `ParameterError` if prompts of these lengths differ in their rotary frequencies."""
     if not depends_on_batch(model):
         return
     for length, other in itertools.pairwise(sorted(set(lengths))):
-        if _key(model, length) != _key(model, other):
+        if _frequency_key(model, length) != _frequency_key(model, other):
             raise ParameterError(
                 f"{model.config.model_type}: expected prompts with the same rotary frequencies in "
-                f"a batch, got lengths of {length} and {other} tokens; divide it (`same_positions`)"
+                f"a batch, got lengths of {length} and {other} tokens; divide it (`divide_batches`)"
             )
 
 
 @contextlib.contextmanager
 def frequencies_for(model: nn.Module, n_tokens: int) -> Iterator[None]:
-    """Within it, positions mean what they mean in prompts of `n_tokens` tokens."""
+    """Within the ``with`` block, run the model with the frequencies of `n_tokens`-token prompts.
 
-    def add_last(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        _forget(module)
+    A rotary module takes the length of the longest prompt from its largest position. So each one is
+    given the last position of such a prompt in addition, and what it returns for it is cut off.
+    """
+
+    def append_last_position(
+        module: nn.Module, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict[str, Any]]:
+        _reset_frequencies(module)
         positions = args[1] if len(args) > 1 else kwargs["position_ids"]
-        last = positions.new_full((*positions.shape[:-1], 1), n_tokens - 1)
-        longer = torch.cat([positions, last], -1)
+        last_position = positions.new_full((*positions.shape[:-1], 1), n_tokens - 1)
+        extended = torch.cat([positions, last_position], -1)
         if len(args) > 1:
-            return (args[0], longer, *args[2:]), kwargs
-        return args, kwargs | {"position_ids": longer}
+            return (args[0], extended, *args[2:]), kwargs
+        return args, kwargs | {"position_ids": extended}
 
-    def cut_last(module: nn.Module, args: tuple, cos_and_sin: tuple) -> tuple:
-        return tuple(x[..., :-1, :] for x in cos_and_sin)
+    def cut_last_position(module: nn.Module, args: tuple, cosines_and_sines: tuple) -> tuple:
+        return tuple(values[..., :-1, :] for values in cosines_and_sines)
 
     with contextlib.ExitStack() as hooks:
-        for module in _rotary_modules(model):
-            hooks.enter_context(module.register_forward_pre_hook(add_last, with_kwargs=True))
-            hooks.enter_context(module.register_forward_hook(cut_last))
+        for module in _modules_that_depend_on_batch(model):
+            hooks.enter_context(
+                module.register_forward_pre_hook(append_last_position, with_kwargs=True)
+            )
+            hooks.enter_context(module.register_forward_hook(cut_last_position))
         yield

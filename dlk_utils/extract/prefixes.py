@@ -36,7 +36,7 @@ from dlk_utils.extract.batches import (
     takes_positions,
 )
 from dlk_utils.extract.packing import Packed, pack
-from dlk_utils.extract.positions import require_same_positions, same_positions
+from dlk_utils.extract.positions import divide_batches, require_same_frequencies
 from dlk_utils.models.configuration import text_config
 from dlk_utils.models.finding import trial_tokens
 from dlk_utils.models.sites import blocks
@@ -178,7 +178,7 @@ def run_prefixes(
     """
     if min(map(len, prompts)) < 2:
         raise ParameterError("prefixes: expected prompts of at least two tokens")
-    require_same_positions(model, map(len, prompts))
+    require_same_frequencies(model, map(len, prompts))
     if takes_trees(model, max(map(len, prompts))):
         return _packed_prefixes(model, prompts, _last_layer(model) if highest is None else highest)
     return _padded_prefixes(model, prompts)
@@ -216,7 +216,7 @@ def in_parts(
     `ids_of` gives the token ids of a batch's prompt. A padded batch has at most `batch_tokens`
     tokens, or a single prompt.
     """
-    for batch in same_positions(model, batches, ids_of):
+    for batch in divide_batches(model, batches, ids_of):
         lengths = {prompt: len(ids_of(prompt)) for prompt in batch}
         if takes_trees(model, max(lengths.values())):
             yield list(batch)
@@ -310,7 +310,7 @@ def tree_of(
     The model has to take trees (`takes_trees`). `highest` is the highest layer that will be read.
     """
     n_tokens = max(map(len, prompts))
-    require_same_positions(model, map(len, prompts))
+    require_same_frequencies(model, map(len, prompts))
     packed = pack(prompts)
     token_ids = _padded_with_zeros(packed.keys)
     return run_trunk(model, packed, token_ids, n_tokens=n_tokens, highest=highest)

@@ -30,7 +30,7 @@ from dlk_utils.extract.gradients import (
     states_after_move,
 )
 from dlk_utils.extract.packing import plan_packed
-from dlk_utils.extract.positions import same_positions
+from dlk_utils.extract.positions import divide_batches
 from dlk_utils.extract.prefixes import in_parts, run_prefixes
 from dlk_utils.extract.states import clean_states
 from dlk_utils.extract.store import fill
@@ -283,7 +283,7 @@ def fill_rows(
     def parts_of(row_ids: list[str]) -> Iterator[list[str]]:
         if plan is plan_packed:
             return in_parts(model, [row_ids], by_id.input_ids.__getitem__, batch_tokens)
-        return same_positions(model, [row_ids], by_id.input_ids.__getitem__)
+        return divide_batches(model, [row_ids], by_id.input_ids.__getitem__)
 
     # `wraps`, so that the store goes by the code of `compute` and not of this function.
     @functools.wraps(compute)

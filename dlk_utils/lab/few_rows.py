@@ -1,7 +1,9 @@
-"""What a run has too few rows for: said at the top of each page, where nothing is then claimed.
+"""Say at the top of a notebook page what its run has too few rows for.
 
-The least numbers of rows are those of `evaluation.tasks.least_rows`, which asks the probes. A score
-on few test rows says little, so a page of scores takes `MIN_FOR_HEADLINE` of either class.
+A page with too few rows makes no claim: `show_missing` prints what is missing, and `claim` and
+`conclusions` replace the findings of the page. How many rows the probes need is told by
+`evaluation.tasks.least_rows`. A page of scores also needs `MIN_FOR_HEADLINE` test
+rows of either class, because a score on few rows says little.
 """
 
 import math
@@ -24,46 +26,55 @@ from dlk_utils.probes.base import LeastRows
 from dlk_utils.questions.ids import share_of
 
 TOO_FEW = "too few rows for a claim"
-SPLITS = ("train", "validation", "test")
 
 
 def show_missing(
     run: Run, *, answered: bool = True, probes: bool = True, scored: bool = False
 ) -> list[str]:
-    """Print what the run has too few rows for, at the top of a page, and return it.
+    """Print what keeps a run from a claim, and return it.
 
     Parameters
     ----------
     run
-        The run.
+        The run that the page shows.
     answered
-        Whether to ask the model. Without its answers the prompts alone are counted.
+        Whether to count the rows with a readable answer, for which the model has to run. Otherwise
+        all prompts are counted.
     probes
-        Whether the page needs the rows of the main task.
+        Whether the page fits probes, and so needs enough rows for the main task.
     scored
-        Whether the page scores probes on test rows.
+        Whether the page scores probes, and so needs enough test rows for a headline.
 
     Returns
     -------
     list of str
-        A sentence for each thing that keeps the run from a claim; empty if nothing does. Data sets
-        without a row to show solved are printed, but keep nothing from being claimed.
+        The sentences that say what is missing; empty if the page can make its claims. Data sets
+        without an example for the shots are printed too, but are not returned: they do not keep the
+        page from a claim.
     """
     missing = missing_rows(run, answered=answered, probes=probes, scored=scored)
     if missing:
         print("Too few rows for a claim: this page claims nothing.")
-    for sentence in [*missing, *_without_shots(run.examples)]:
+    for sentence in [*missing, *_sentences_without_shots(run.examples)]:
         print("-", sentence)
     return missing
 
 
 def claim(text: str, missing: Sequence[str]) -> str:
-    """Return a text that claims something, or `TOO_FEW` if the run is `missing` what it needs."""
+    """Return the text of a claim, or `TOO_FEW` if something is `missing` (see `show_missing`)."""
     return TOO_FEW if missing else text
 
 
 def conclusions(lines: Sequence[str], missing: Sequence[str]) -> str:
-    """Write what a page found as Markdown, or that it claims nothing."""
+    """Return the findings of a page as Markdown, or a line that it claims nothing.
+
+    Parameters
+    ----------
+    lines
+        The findings, each an item of a Markdown list.
+    missing
+        What `show_missing` returned.
+    """
     if missing:
         return (
             f"* **Nothing is claimed**: {TOO_FEW}. The first lines of this page say what it takes."
@@ -74,63 +85,75 @@ def conclusions(lines: Sequence[str], missing: Sequence[str]) -> str:
 def missing_rows(
     run: Run, *, answered: bool = True, probes: bool = True, scored: bool = False
 ) -> list[str]:
-    """Say in a sentence each what keeps a run from a claim; see `show_missing`."""
-    sentences = _of_one_label(run.examples)
+    """Return a sentence for each thing that keeps a run from a claim.
+
+    The arguments are those of `show_missing`.
+    """
+    sentences = _sentences_of_one_label(run.examples)
     rows = run.prompts
     if answered:
         if not run.answers.readable.any():
-            return [*sentences, _nothing_readable(run.answers)]
+            return [*sentences, _sentence_if_nothing_is_readable(run.answers)]
         rows = run.truth_rows
-    if not probes or len(sentences) == run.examples.dataset.nunique():
-        # Of one label alone there can be any number of examples: none of them helps.
+    if not probes:
         return sentences
-    fit_role, test_role = REGIMES[LYING]
-    parts = {
-        split: select_rows(rows, test_role if split == "test" else fit_role, split)
-        for split in SPLITS
-    }
+    if len(sentences) == run.examples.dataset.nunique():
+        # Every data set has one label only. More examples of the same label would not help.
+        return sentences
+
+    rows_by_split = _rows_of_main_task(rows)
     least = least_rows("truth")
     if scored:
         least["test"] = LeastRows(MIN_FOR_HEADLINE, 2 * MIN_FOR_HEADLINE)
-    found = shortages(parts, least=least, column="label")
-    if not found:
+    too_small = shortages(rows_by_split, least=least, column="label")
+    if not too_small:
         return sentences
     what = "readable rows of the usable data sets" if answered else "rows"
-    sentences.append(
-        f"For the main task (truth, {LYING}) these {what} are missing: "
-        + "; ".join(shortage.in_words for shortage in found)
-        + "."
+    in_words = "; ".join(shortage.in_words for shortage in too_small)
+    sentences.append(f"For the main task (truth, {LYING}) these {what} are missing: {in_words}.")
+    n_further = max(
+        _n_further_examples(
+            shortage.split, max(shortage.per_class.values()), rows_by_split[shortage.split]
+        )
+        for shortage in too_small
     )
-    further = max(
-        _further_examples(shortage.split, max(shortage.per_class.values()), parts[shortage.split])
-        for shortage in found
-    )
-    sentences.append(_how_to_get(run, further))
+    sentences.append(_remedy(run, n_further))
     return sentences
 
 
-def _shown(dataset: str) -> str:
-    """The name of a data set; of a file without its folders."""
+def _rows_of_main_task(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the rows of each split: probes are fitted on honest rows, and tested on lie rows."""
+    fit_role, test_role = REGIMES[LYING]
+    role_of_split = {"train": fit_role, "validation": fit_role, "test": test_role}
+    return {split: select_rows(rows, role, split) for split, role in role_of_split.items()}
+
+
+def _display_name(dataset: str) -> str:
+    """Return the name of a data set, or the name of its file without the folders."""
     path = Path(dataset)
     return path.name if path.is_file() else dataset
 
 
-def _of_one_label(examples: pd.DataFrame) -> list[str]:
-    """A sentence for each data set whose examples all have the same label."""
+def _asked_examples(examples: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the examples that are only shown as shots, with their answers."""
+    return examples[examples.split != "shot"]
+
+
+def _sentences_of_one_label(examples: pd.DataFrame) -> list[str]:
+    """Write a sentence for each data set whose examples all have the same label."""
     sentences = []
-    asked = examples[examples.split != "shot"]
-    for name, labels in asked.groupby("dataset", sort=False).label:
+    for name, labels in _asked_examples(examples).groupby("dataset", sort=False).label:
         if labels.nunique() == 1:
             label = labels.iloc[0]
             sentences.append(
-                f"{_shown(name)}: all {len(labels)} examples have the label {label}. Whether the "
-                "model knows them, or a probe reads them, can only be told with as many of label "
-                f"{1 - label}: add {len(labels)}."
+                f"{_display_name(name)}: all {len(labels)} examples have the label {label}. "
+                "Whether the model knows them, or a probe reads them, can only be told with as "
+                f"many of label {1 - label}: add {len(labels)}."
             )
     return sentences
 
 
-def _nothing_readable(answers: pd.DataFrame) -> str:
+def _sentence_if_nothing_is_readable(answers: pd.DataFrame) -> str:
     return (
         f"None of {len(answers)} answers is readable: at least {MIN_MASS:.0%} of the probability "
         f"has to be on the two choices, in the row and on average over its form of question; here "
@@ -139,38 +162,49 @@ def _nothing_readable(answers: pd.DataFrame) -> str:
     )
 
 
-def _further_examples(split: str, n_missing: int, rows: pd.DataFrame) -> int:
-    """How many further examples of a data set bring so many rows of each class into a split."""
-    rows_of_example = max(1.0, len(rows) / max(1, rows.example_id.nunique()))
-    return math.ceil(2 * n_missing / rows_of_example / share_of(split))
+def _n_further_examples(split: str, n_missing: int, rows: pd.DataFrame) -> int:
+    """Estimate how many more examples a run needs, so that a split has enough rows.
+
+    Parameters
+    ----------
+    split
+        The split that has too few rows.
+    n_missing
+        How many rows are missing of the class that lacks most.
+    rows
+        The rows that the split has.
+    """
+    rows_per_example = max(1.0, len(rows) / max(1, rows.example_id.nunique()))
+    # Half of the examples have the class that lacks most.
+    return math.ceil(2 * n_missing / rows_per_example / share_of(split))
 
 
-def _how_to_get(run: Run, further: int) -> str:
-    """Say where further examples come from: a larger `n_examples`, or a longer data set."""
-    asked = run.examples[run.examples.split != "shot"].groupby("dataset", sort=False).size()
-    can_give_more = [name for name, n in asked.items() if n >= run.n_examples]
-    sentence = f"About {further} more examples would do"
-    if can_give_more:
-        per_dataset = math.ceil(further / len(can_give_more))
-        return (
-            f"{sentence}: n_examples = {run.n_examples + per_dataset} instead of {run.n_examples}."
-        )
-    in_file = math.ceil(further / (1 - share_of("shot")))
-    names = ", ".join(map(_shown, asked.index))
+def _remedy(run: Run, n_further: int) -> str:
+    """Say how to get more examples: by a larger `n_examples`, or by more rows in the data sets."""
+    n_asked = _asked_examples(run.examples).groupby("dataset", sort=False).size()
+    # A data set that gave fewer examples than it was asked for has no more.
+    may_have_more = [name for name, n in n_asked.items() if n >= run.n_examples]
+    sentence = f"About {n_further} more examples would do"
+    if may_have_more:
+        n_examples = run.n_examples + math.ceil(n_further / len(may_have_more))
+        return f"{sentence}: n_examples = {n_examples} instead of {run.n_examples}."
+    # Some of the added rows become shots, and are not asked.
+    n_added = math.ceil(n_further / (1 - share_of("shot")))
+    names = ", ".join(map(_display_name, n_asked.index))
     return (
-        f"{sentence}, and the data sets have no more ({names}): add about {in_file} rows, as one "
+        f"{sentence}, and the data sets have no more ({names}): add about {n_added} rows, as one "
         "row in six is kept to be shown solved."
     )
 
 
-def _without_shots(examples: pd.DataFrame) -> list[str]:
-    """A sentence for each data set that has no example to be shown solved."""
+def _sentences_without_shots(examples: pd.DataFrame) -> list[str]:
+    """Write a sentence for each data set that has no example to be shown as a shot."""
     sentences = []
     for name, splits in examples.groupby("dataset", sort=False).split:
         if not (splits == "shot").any():
             sentences.append(
-                f"{_shown(name)}: no row fell into the pool of shots, so that nothing of it is "
-                "asked with solved examples. By hash one row in six does: of 17 more, one does 95 "
-                "times in 100."
+                f"{_display_name(name)}: no row fell into the pool of shots, so that nothing of "
+                "it is asked with solved examples. By hash one row in six does: of 17 more, one "
+                "does 95 times in 100."
             )
     return sentences

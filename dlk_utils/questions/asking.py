@@ -1,4 +1,8 @@
-"""The one way in for every prompt: from a conversation to tokens, or to why it cannot be asked."""
+"""Write prompts: turn a conversation into the tokens of a prompt that asks for one of two choices.
+
+Every prompt of this package is written by `write_prompt`. The other functions find texts that could
+not be part of one: those that spell marks of the chat format, and those that are too long.
+"""
 
 import functools
 import itertools
@@ -12,22 +16,28 @@ from dlk_utils.questions.chat import encode_prompt, render_chat
 from dlk_utils.questions.choices import ChoiceTokens, choice_tokens_after
 from dlk_utils.questions.turns import turn_format
 
-_SLACK = 64
-"""How many tokens a text may lose where other text follows it, generously."""
+_LENGTH_MARGIN = 64
+"""Tokens beyond the context that a text may have alone.
 
-_LONG_TOKEN = 16
-"""Characters of a token that is longer than nearly all."""
+A text may have fewer tokens within a prompt, where they merge with those of the text after it. This
+is far more than it could lose.
+"""
+
+_CHARACTERS_PER_TOKEN = 16
+"""Characters per token of a text: more than in nearly all texts."""
 
 
 class Prompt(NamedTuple):
-    """A prompt that can be asked."""
+    """A prompt, up to where the model answers with one of two choices."""
 
     text: str
+    """The rendered conversation, with the prefix of the answer."""
     input_ids: list[int]
-    """Its tokens, with exactly one BOS where the tokenizer has one."""
+    """The tokens of the text, with exactly one BOS where the tokenizer adds one."""
     question_start: int
-    """How many of them stand before the last question."""
+    """The number of tokens before the last question."""
     choices: ChoiceTokens
+    """The tokens that count as each choice after this prompt."""
 
 
 def write_prompt(
@@ -41,7 +51,7 @@ def write_prompt(
     scoring: str = "first",
     where: str = "this prompt",
 ) -> Prompt | None:
-    """Write a conversation, up to where its answer is one of two choices.
+    """Write the prompt of a conversation, up to where the model answers with one of two choices.
 
     Parameters
     ----------
@@ -54,29 +64,29 @@ def write_prompt(
     choices
         The two choices, index = label.
     context
-        Most tokens of a prompt.
+        The largest number of tokens that a prompt may have.
     vocab_size
         How many tokens the model has an embedding for, if known.
     scoring
-        As in a `templates.Template`.
+        Whether the first token of a choice is scored ("first"), or all of its tokens ("whole").
     where
-        What an error names, such as the data set and the template.
+        What error messages name as the place, such as the data set and the template.
 
     Returns
     -------
     Prompt or None
-        None if it is longer than `context`. Nothing is ever truncated.
+        The prompt, or None if it has more than `context` tokens. Prompts are never truncated.
 
     Raises
     ------
     ChoiceError
         If the choices cannot be told apart.
     DataError
-        If a turn spells a control token, which could end it.
+        If a turn contains the text of a control token, which could end the turn.
     ModelError
-        If a token is beyond `vocab_size`.
+        If the id of a token is not below `vocab_size`.
     TemplateError
-        If the chat template cannot be used, see `chat.render_chat`.
+        If the chat template cannot be used: see `chat.render_chat`.
     """
     for message in messages:
         if spelt := control_tokens_in(tokenizer, message["content"]):
@@ -92,69 +102,90 @@ def write_prompt(
         tokenizer, text, choices, scoring=scoring, where=where, prompt_ids=input_ids
     )
     _require_embedding(tokenizer, [*input_ids, *itertools.chain(*tokens.first)], vocab_size)
-    # Other questions after the same turns show what stands before the question.
-    other = _ids_of_another_question(tokenizer, json.dumps(messages[:-1]), _key(tokenizer))
-    pairs = zip(input_ids[:-1], other, strict=False)
-    start = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return Prompt(text, input_ids, start, tokens)
+    # Two prompts that differ in the last question alone share the tokens before it.
+    other_ids = _ids_with_another_question(
+        tokenizer, json.dumps(messages[:-1]), _cache_key(tokenizer)
+    )
+    question_start = _length_of_shared_prefix(input_ids[:-1], other_ids)
+    return Prompt(text, input_ids, question_start, tokens)
+
+
+def _length_of_shared_prefix(ids: Sequence[int], other_ids: Sequence[int]) -> int:
+    length = 0
+    for token, other in zip(ids, other_ids, strict=False):
+        if token != other:
+            break
+        length += 1
+    return length
 
 
 def control_tokens_in(tokenizer: Any, text: str) -> list[str]:
-    """Return the control tokens that a text spells, each of which could end its turn."""
-    tokens, pattern = _control_tokens(tokenizer, _key(tokenizer))
+    """Return the control tokens whose text occurs in a text. Each could end the turn it is in."""
+    tokens, pattern = _control_tokens(tokenizer, _cache_key(tokenizer))
     return sorted(set(pattern.findall(text))) if tokens else []
 
 
 def marks_in(tokenizer: Any, text: str) -> list[str]:
-    """Return what a user's text spells that the chat format reads as the end of a turn.
+    """Return the parts of a user's text that the chat format could take for the end of the turn.
 
-    These are control tokens, and marks of turns such as ``ASSISTANT:`` that are no tokens.
+    These are control tokens, and marks between turns that are plain text, such as ``ASSISTANT:``.
     """
     marks = [mark for mark in turn_format(tokenizer).marks if mark in text]
     return [*control_tokens_in(tokenizer, text), *marks]
 
 
 def is_too_long(tokenizer: Any, text: str, context: int) -> bool:
-    """Whether a text alone has more tokens than `context`, by its beginning.
+    """Return whether a text is certainly too long for a prompt of at most `context` tokens.
 
-    The rest is never read. Where only the complete prompt is too long, or it is a near thing, the
-    answer is False.
+    This is fast also for very long texts, because only their beginning is tokenized. A text that is
+    only a little too long, or only with the rest of its prompt, gives False: `write_prompt` then
+    returns None.
     """
-    most = context + _SLACK
-    # A character is at most four tokens, its bytes.
-    if 4 * len(text) <= most:
+    most_tokens = context + _LENGTH_MARGIN
+    # A character has at most four bytes, and so at most four tokens.
+    if 4 * len(text) <= most_tokens:
         return False
-    beginning = text[: _LONG_TOKEN * most]
-    return len(tokenizer(beginning, add_special_tokens=False).input_ids) > most
+    beginning = text[: _CHARACTERS_PER_TOKEN * most_tokens]
+    return len(tokenizer(beginning, add_special_tokens=False).input_ids) > most_tokens
 
 
-def _key(tokenizer: Any) -> tuple:
-    """What of a tokenizer may be changed after it is loaded, and decides a prompt."""
+def _cache_key(tokenizer: Any) -> tuple:
+    """Return what decides a prompt and may change after a tokenizer is loaded.
+
+    Cached functions take it as an argument, so that they run again after such a change.
+    """
     return len(tokenizer), str(tokenizer.chat_template)
 
 
 @functools.lru_cache(maxsize=16)
-def _control_tokens(tokenizer: Any, key: tuple) -> tuple[set[str], re.Pattern]:
-    """Return the tokens that are no text, and a pattern that finds them.
+def _control_tokens(tokenizer: Any, cache_key: tuple) -> tuple[set[str], re.Pattern]:
+    """Return the control tokens of a tokenizer, and a pattern that finds them in a text.
 
-    These are the special ones, and those in brackets such as ``<think>``: what they begin or end is
-    not said by a user. Added tokens may also be text, such as runs of blanks.
+    These are the special tokens, and added tokens in brackets, such as ``<think>``. Other added
+    tokens are ordinary text, such as runs of spaces.
     """
-    added = tokenizer.added_tokens_decoder.values()
+    tokens = set(tokenizer.all_special_tokens)
     in_brackets = re.compile(r"[<\[◁].*\w.*[>\]▷]")
-    tokens = {t.content for t in added if t.special or in_brackets.fullmatch(t.content.strip())}
-    tokens = {*tokens, *tokenizer.all_special_tokens} - {""}
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special or in_brackets.fullmatch(token.content.strip()):
+            tokens.add(token.content)
+    tokens.discard("")
+    # The pattern takes the first alternative that fits, and one token may begin another.
     longest_first = sorted(tokens, key=len, reverse=True)
     return tokens, re.compile("|".join(map(re.escape, longest_first)))
 
 
 @functools.lru_cache(maxsize=4096)
-def _ids_of_another_question(tokenizer: Any, turns_before: str, key: tuple) -> tuple[int, ...]:
-    other = [*json.loads(turns_before), {"role": "user", "content": "~"}]
-    return tuple(encode_prompt(tokenizer, render_chat(tokenizer, other)))
+def _ids_with_another_question(
+    tokenizer: Any, turns_before: str, cache_key: tuple
+) -> tuple[int, ...]:
+    """Return the token ids of a conversation, given as JSON, after which "~" is asked."""
+    messages = [*json.loads(turns_before), {"role": "user", "content": "~"}]
+    return tuple(encode_prompt(tokenizer, render_chat(tokenizer, messages)))
 
 
 def _require_embedding(tokenizer: Any, token_ids: Sequence[int], vocab_size: int | None) -> None:
+    """Raise `ModelError` if the model has no embedding for one of the tokens."""
     if vocab_size is None or max(token_ids) < vocab_size:
         return
     beyond = sorted({token for token in token_ids if token >= vocab_size})

@@ -1,7 +1,15 @@
-"""Where a chat template puts what is said, and where it lets the assistant's answer begin.
+"""Render a conversation by a tokenizer's chat template, up to where the answer begins.
 
-Templates differ in more than their marks: some refuse a system turn or drop it, some do not begin
-the answer, some begin a thought instead. All of that shows in two conversations of known words.
+Chat templates differ in more than the marks between turns. Some raise an error for a system turn,
+or drop it. Some write no generation prompt, and the generation prompts of reasoning models begin a
+thought (``<think>``) instead of the answer.
+
+`turn_format` finds out what a template does: it renders two short conversations of known text, and
+looks at what the template writes before, between and after the turns. `TurnFormat.render` then
+completes the generation prompt where something is missing before the answer.
+
+In this module a *given answer* is the text of an assistant turn in the conversation. What the
+template writes before it shows where the answer to the last question has to begin.
 """
 
 import functools
@@ -16,18 +24,19 @@ from dlk_utils.errors import TemplateError
 from dlk_utils.questions.rendering import render_template
 
 _FIXED_DATE = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}"
-"""Overrides today's date in chat templates that print it, so that tomorrow's prompt is the same.
+"""Jinja code that fixes the date in chat templates that print today's date.
 
-It is the date that Llama 3.2's template prints where it has no clock.
+Otherwise a prompt would change from day to day. Llama 3.2's template prints this date if it is not
+given the current one.
 """
 
-_WITHOUT_THOUGHT = {
+_THINKING_OFF = {
     "enable_thinking": False,  # Qwen, SmolLM, GLM, EXAONE, Hunyuan
     "thinking": False,  # DeepSeek, Granite
     "reasoning": False,  # Command A
     "thinking_budget": 0,  # Seed-OSS
 }
-"""What templates call the switch by which a model answers without a thought."""
+"""The variables by which templates are told to answer without a thought, set to do so."""
 
 _THOUGHTS = (
     (r"<((?:\w+:)?(?:think|thought|reason)\w*)>", r"</\1>"),
@@ -38,129 +47,159 @@ _THOUGHTS = (
     (r"<\|(think|thought|reason)(ing)?_start\|>", r"<|\1\2_end|>"),
     (r"<\|channel>thought", r"<channel|>"),  # Gemma 4
 )
-"""How thoughts begin, as patterns, and the mark that ends each of them."""
+"""Patterns of the marks that begin a thought, each with the mark that ends it (`re` template)."""
 
-_LONE_END = r"</(?:\w+:)?(?:think|thought|reason)\w*>"
-"""An end without a beginning, which DeepSeek V3.1 writes for an empty thought."""
+_END_WITHOUT_BEGINNING = r"</(?:\w+:)?(?:think|thought|reason)\w*>"
+"""DeepSeek V3.1 writes only the end mark for an empty thought."""
 
-_SYSTEM, _QUESTION, _ANSWER, _NEXT = (
-    f"{word} number 7319" for word in ("instruction", "question", "answer", "next question")
-)
+# Texts of the conversations by which a template is tried. No template contains them by chance.
+_SYSTEM = "instruction number 7319"
+_QUESTION = "question number 7319"
+_ANSWER = "answer number 7319"
+_NEXT_QUESTION = "next question number 7319"
 
 _ADVICE = "set another tokenizer.chat_template, or use another model"
 
 
 @dataclass(frozen=True)
 class TurnFormat:
-    """What is known of a chat template."""
+    """A chat template, and how it writes the turns of a conversation."""
 
     template: str
     """The template, in jinja."""
     variables: dict[str, Any]
-    """What it sees besides the conversation: special tokens, and `_WITHOUT_THOUGHT`."""
-    tokens: frozenset[str]
-    """The tokens that the tokenizer has besides those of ordinary text."""
+    """What the template sees besides the conversation: special tokens, and `_THINKING_OFF`."""
+    added_tokens: frozenset[str]
+    """The tokens that were added to the tokenizer's vocabulary, such as marks of turns."""
     name: str
-    """What errors call the tokenizer."""
+    """The name of the tokenizer in error messages."""
     takes_parts: bool
-    """Whether the text of a turn has to be a list of parts, as in some multimodal models."""
+    """Whether the content of a turn has to be a list of parts, as in some multimodal models."""
     has_system: bool
-    """Whether it writes a system turn."""
+    """Whether the template writes a system turn."""
     before_answer: str
-    """What it writes between a question and an answer that was given."""
+    """What it writes between a question and a given answer."""
     after_answer: str
-    """What it writes between that answer and the next question."""
+    """What it writes between a given answer and the next question."""
     after_question: str
-    """What it writes behind the last question: the generation prompt."""
+    """What it writes after the last question: usually the generation prompt."""
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """Render a conversation up to where the assistant's answer begins.
 
-        Where the template has no system turn, its text heads the first user turn. Raises
-        `TemplateError` if the template leaves something out, or it is unclear where the answer
-        begins.
+        If the template writes no system turn, the text of that turn is put at the start of the
+        first user turn.
+
+        Parameters
+        ----------
+        messages
+            The turns, each with `role` and `content`. The last one is the question.
+
+        Raises
+        ------
+        TemplateError
+            If the template leaves out or changes a turn, or it is unclear where the answer begins.
         """
         if messages[0]["role"] == "system" and not self.has_system:
             system, first, *rest = messages
             text = f"{system['content']}\n\n{first['content']}"
             messages = [{"role": first["role"], "content": text}, *rest]
         written = _write(self.template, self.variables, self.name, messages, self.takes_parts)
-        self._require_all(messages, written)
-        generation_prompt = self._behind(messages[-1]["content"].strip(), written)
-        return written + self._rest_of(generation_prompt)
+        self._require_turns(messages, written)
+        question = messages[-1]["content"].strip()
+        generation_prompt = self._generation_prompt(question, written)
+        return written + self._completion_of(generation_prompt)
 
     @property
     def marks(self) -> list[str]:
-        """The marks of turns, such as ``ASSISTANT:``, that are not made of blanks or one word."""
+        """The texts between turns that a user's text must not contain, such as ``ASSISTANT:``.
+
+        White space and single words are left out: they occur in ordinary text.
+        """
         marks = (self.before_answer.strip(), self.after_answer.strip())
         return [mark for mark in marks if re.search(r"\w\W|\W\w", mark)]
 
-    def _require_all(self, messages: Sequence[Mapping[str, str]], written: str) -> None:
-        """Raise `TemplateError` if a turn is not in the text word for word, or not in its place."""
+    def _require_turns(self, messages: Sequence[Mapping[str, str]], written: str) -> None:
+        """Raise `TemplateError` unless the turns stand in the text word for word and in order."""
         position = 0
         for message in messages:
             content = message["content"].strip()
-            # Some templates put the system turn before the last question, so its place is free.
+            # The system turn may stand anywhere: some templates put it before the last question.
             is_system = message["role"] == "system"
             found = written.find(content, 0 if is_system else position)
             if found < 0:
                 raise TemplateError(
                     f"{self.name}: expected a chat template that writes every turn word for word, "
-                    f"it leaves out or changes the {message['role']} turn {_shown(content)}; "
+                    f"it leaves out or changes the {message['role']} turn {_shortened(content)}; "
                     f"{_ADVICE}"
                 )
-            position = position if is_system else found + len(content)
+            if not is_system:
+                position = found + len(content)
 
-    def _behind(self, question: str, written: str) -> str:
-        """Return what the template has written behind the last question."""
+    def _generation_prompt(self, question: str, written: str) -> str:
+        """Return what the template has written after the last question."""
         usual = self.after_question
         if written.endswith(usual) and written.removesuffix(usual).rstrip().endswith(question):
             return usual
-        # An instruction may hold a switch by which the template begins answers in another way.
+        # In some templates, words in the instruction switch to another generation prompt.
         return written[written.rindex(question) + len(question) :]
 
-    def _rest_of(self, generation_prompt: str) -> str:
-        """Return what is missing between a generation prompt and the place of the answer.
+    def _completion_of(self, generation_prompt: str) -> str:
+        """Return what is missing between a generation prompt and the beginning of the answer.
 
-        An answer that was given shows where that is. Usually nothing is missing. It may be the end
-        of a thought, all of the assistant's mark, or a mark that tells the answer from a thought.
+        Usually that is nothing. It may be the end of a thought, the whole mark of the assistant's
+        turn, or a mark that separates the answer from a thought. It is found by comparing the
+        generation prompt with what the template writes before a given answer.
         """
-        end = self._end_of_thought(generation_prompt)
-        rest = _missing(generation_prompt + end, self.before_answer)
-        if rest is None:
+        end_of_thought = self._end_of_thought(generation_prompt)
+        missing = _missing_before_answer(generation_prompt + end_of_thought, self.before_answer)
+        if missing is None:
             raise TemplateError(
                 f"{self.name}: expected a generation prompt like the beginning of an answer that "
-                f"was given, {_shown(self.before_answer)}, the chat template writes "
-                f"{_shown(generation_prompt)}; {_ADVICE}"
+                f"was given, {_shortened(self.before_answer)}, the chat template writes "
+                f"{_shortened(generation_prompt)}; {_ADVICE}"
             )
-        return end + rest
+        return end_of_thought + missing
 
     def _end_of_thought(self, prompt: str) -> str:
-        """Return what closes the thought that a prompt opens; nothing if it opens none."""
+        """Return the text that ends the thought which a prompt begins; "" if it begins none.
+
+        Raises `TemplateError` if the thought is not empty, or if neither the template nor the
+        tokenizer has a mark to end it.
+        """
         thought = _open_thought(prompt)
         if thought is None:
             return ""
         end, content = thought
-        if content.strip() or not (end in self.template or end in self.tokens):
-            reason = "is not empty" if content.strip() else f"has no end ({end}) in this format"
+        is_empty = not content.strip()
+        is_known = end in self.template or end in self.added_tokens
+        if not (is_empty and is_known):
+            reason = f"has no end ({end}) in this format" if is_empty else "is not empty"
             raise TemplateError(
                 f"{self.name}: expected a generation prompt after which the answer begins, the "
-                f"chat template begins a thought that {reason}: {_shown(prompt)}; {_ADVICE}"
+                f"chat template begins a thought that {reason}: {_shortened(prompt)}; {_ADVICE}"
             )
         if not end.startswith("</"):
             return end
-        # As reasoning models are taught to write an empty thought.
+        # Reasoning models are trained to write an empty thought with these line breaks.
         return ("\n" if content else "\n\n") + end + "\n\n"
 
 
 def turn_format(tokenizer: Any) -> TurnFormat:
     """Find out how the chat template of a tokenizer writes turns.
 
+    The result is kept until the chat template or the special tokens change.
+
+    Parameters
+    ----------
+    tokenizer
+        Any tokenizer of transformers.
+
     Raises
     ------
     TemplateError
-        If the tokenizer has no chat template, if that fails or takes too long, or if it leaves out
-        a question or an answer that was given.
+        If the tokenizer has no chat template, if the template fails or takes too long, or if it
+        leaves out a question or a given answer.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise TemplateError(
@@ -180,36 +219,49 @@ def turn_format(tokenizer: Any) -> TurnFormat:
 
 @functools.lru_cache(maxsize=64)
 def _turn_format(tokenizer: Any, template: str, special_tokens: str, name: str) -> TurnFormat:
-    variables = json.loads(special_tokens) | _WITHOUT_THOUGHT
+    variables = json.loads(special_tokens) | _THINKING_OFF
     conversation = [
         {"role": "user", "content": _QUESTION},
         {"role": "assistant", "content": _ANSWER},
-        {"role": "user", "content": _NEXT},
+        {"role": "user", "content": _NEXT_QUESTION},
     ]
-    gaps, takes_parts = _gaps(template, variables, name, conversation)
+    gaps, takes_parts = _try_template(template, variables, name, conversation)
     _, before_answer, after_answer, after_question = gaps
     with_system = [{"role": "system", "content": _SYSTEM}, conversation[0]]
     try:
         written = _write(template, variables, name, with_system, takes_parts)
     except TemplateError:
         written = ""
+    has_system = _gaps_between([_SYSTEM, _QUESTION], written) is not None
     return TurnFormat(
         template=template,
         variables=variables,
-        tokens=frozenset(tokenizer.get_added_vocab()),
+        added_tokens=frozenset(tokenizer.get_added_vocab()),
         name=name,
         takes_parts=takes_parts,
-        has_system=_between(written, [_SYSTEM, _QUESTION]) is not None,
+        has_system=has_system,
         before_answer=before_answer,
         after_answer=after_answer,
         after_question=after_question,
     )
 
 
-def _gaps(
+def _try_template(
     template: str, variables: Mapping[str, Any], name: str, conversation: list[dict[str, str]]
 ) -> tuple[list[str], bool]:
-    """Return what a template writes around the turns, and whether it takes texts as parts only."""
+    """Render a conversation, with contents as texts or else as parts.
+
+    Returns
+    -------
+    tuple of list of str and bool
+        What the template writes before, between and after the contents, and whether it needs these
+        as lists of parts.
+
+    Raises
+    ------
+    TemplateError
+        If the template fails in both ways, or leaves out a turn.
+    """
     contents = [message["content"] for message in conversation]
     errors = []
     for takes_parts in (False, True):
@@ -218,7 +270,7 @@ def _gaps(
         except TemplateError as error:
             errors.append(error)
             continue
-        gaps = _between(written, contents)
+        gaps = _gaps_between(contents, written)
         if gaps is not None:
             return gaps, takes_parts
         left_out = [content for content in contents if content not in written] or ["their order"]
@@ -228,7 +280,7 @@ def _gaps(
                 f"given, of {contents} it leaves out {left_out}; {_ADVICE}"
             )
         )
-    # What it says of a text in parts is no concern of whoever wrote a text.
+    # Report the failure with plain texts, which is what the caller gave.
     raise errors[0]
 
 
@@ -239,6 +291,7 @@ def _write(
     messages: Sequence[Mapping[str, str]],
     takes_parts: bool,
 ) -> str:
+    """Render messages by a template; an error names the tokenizer and says what to do."""
     turns = [dict(message) for message in messages]
     if takes_parts:
         for turn in turns:
@@ -249,57 +302,67 @@ def _write(
         raise TemplateError(f"{name}: {error}; {_ADVICE}") from None
 
 
-def _between(written: str, contents: Sequence[str]) -> list[str] | None:
-    """Return the texts before, between and after some contents; None if these are not in order."""
+def _gaps_between(contents: Sequence[str], written: str) -> list[str] | None:
+    """Return the texts before, between and after some contents in what a template has written.
+
+    Return None if a content is missing, or they are in another order.
+    """
     gaps = []
+    rest = written
     for content in contents:
-        gap, found, written = written.partition(content)
+        gap, found, rest = rest.partition(content)
         if not found:
             return None
         gaps.append(gap)
-    return [*gaps, written]
+    return [*gaps, rest]
 
 
-def _missing(prompt: str, before_answer: str) -> str | None:
-    """Return what a prompt lacks of the text before an answer; None if they differ.
+def _missing_before_answer(prompt: str, before_answer: str) -> str | None:
+    """Return what has to be added to a prompt so that it ends like the text before an answer.
 
-    Differences in white space do not count, nor does a thought that only the prompt has.
+    Differences in white space do not count, nor does a thought that only the prompt has. Return
+    None if `before_answer` does not begin like the prompt.
     """
-    rest = _after(prompt, before_answer)
-    if rest is None:
+    missing = _continuation(prompt, before_answer)
+    if missing is None:
         prompt = _without_thoughts(prompt)
-        rest = _after(prompt, _without_thoughts(before_answer))
-    if rest is None:
+        missing = _continuation(prompt, _without_thoughts(before_answer))
+    if missing is None:
         return None
-    if not rest.strip():
+    if not missing.strip():
         return ""
-    return rest.lstrip() if prompt[-1:].isspace() else rest
+    return missing.lstrip() if prompt[-1:].isspace() else missing
 
 
-def _after(beginning: str, text: str) -> str | None:
-    """Return what a text has behind a beginning, which may have other white space in it."""
-    pattern = r"\s*".join(re.escape(character) for character in "".join(beginning.split()))
-    match = re.match(r"\s*" + pattern if pattern else "", text)
+def _continuation(beginning: str, text: str) -> str | None:
+    """Return the rest of a text that has this beginning, up to white space; None if it has not."""
+    characters = "".join(beginning.split())
+    if not characters:
+        return text
+    pattern = r"\s*" + r"\s*".join(re.escape(character) for character in characters)
+    match = re.match(pattern, text)
     return None if match is None else text[match.end() :]
 
 
 def _without_thoughts(text: str) -> str:
+    """Remove thoughts with their marks. A thought that does not end is removed to the end."""
     for begin, end in _THOUGHTS:
         while match := re.search(begin, text):
-            before, content = text[: match.start()], text[match.end() :]
-            text = before + content.partition(match.expand(end))[2]
-    return re.sub(_LONE_END, "", text)
+            before, after_mark = text[: match.start()], text[match.end() :]
+            _, _, after_thought = after_mark.partition(match.expand(end))
+            text = before + after_thought
+    return re.sub(_END_WITHOUT_BEGINNING, "", text)
 
 
 def _open_thought(text: str) -> tuple[str, str] | None:
-    """Return the mark that would end an open thought, and what is in it so far."""
+    """Return the mark that would end an open thought, and its content so far; None if none is."""
     for begin, end in _THOUGHTS:
         for match in re.finditer(begin, text):
-            content, mark = text[match.end() :], match.expand(end)
-            if mark not in content:
-                return mark, content
+            content, end_mark = text[match.end() :], match.expand(end)
+            if end_mark not in content:
+                return end_mark, content
     return None
 
 
-def _shown(text: str) -> str:
+def _shortened(text: str) -> str:
     return repr(text if len(text) <= 80 else text[:40] + " ... " + text[-30:])

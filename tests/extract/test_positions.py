@@ -12,7 +12,7 @@ from dlk_utils.extract.batches import forward, pad
 from dlk_utils.extract.draws import dropout_audit, seeded_draws
 from dlk_utils.extract.gradients import full_backprop
 from dlk_utils.extract.passes import activations, dropout_draws, margin_gradients
-from dlk_utils.extract.positions import depends_on_batch, same_positions
+from dlk_utils.extract.positions import depends_on_batch, divide_batches
 from dlk_utils.extract.prefixes import run_prefixes
 from dlk_utils.extract.states import clean_states, forward_states
 from dlk_utils.models.sites import SITES
@@ -70,7 +70,7 @@ def test_a_model_is_found_whose_positions_depend_on_the_batch(kind):
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3", "mpt"])
 def test_other_models_are_left_alone(family):
     assert not depends_on_batch(tiny(family))
-    assert list(same_positions(tiny(family), [[3, 1]], {3: [1] * 90, 1: [1]}.get)) == [[3, 1]]
+    assert list(divide_batches(tiny(family), [[3, 1]], {3: [1] * 90, 1: [1]}.get)) == [[3, 1]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -130,6 +130,6 @@ def test_the_audit_of_dropout_divides_the_prompts():
 
 def test_prompts_of_lengths_that_mean_the_same_stay_together():
     lengths = {"a": [1] * 9, "b": [1] * 30, "c": [1] * 16, "d": [1] * 24}
-    divide = functools.partial(same_positions, batches=[list("abcd")], ids_of=lengths.get)
+    divide = functools.partial(divide_batches, batches=[list("abcd")], ids_of=lengths.get)
     assert list(divide(model_of("longrope"))) == [["a", "c"], ["b", "d"]]
     assert list(divide(model_of("dynamic"))) == [["a", "c"], ["b"], ["d"]]
