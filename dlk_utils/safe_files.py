@@ -160,7 +160,7 @@ def read_sealed(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
 def is_sealed(folder: Path, names: Sequence[str]) -> bool:
     """Whether a folder is sealed and has these files, undamaged.
 
-    If it is not, but has one of them, this prints what is wrong, for the caller makes them again.
+    If it is not, but has one of them, this prints what is wrong. The caller then makes them again.
 
     Raises
     ------

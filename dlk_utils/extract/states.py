@@ -158,7 +158,7 @@ def _record_pass(
             logits = compute_logits()
         else:
             logits = None
-            # Without it, some families would not look at the tokens that are in the cache.
+            # If earlier tokens are in a cache, the pass has to use it. If not, none is needed.
             use_cache = "past_key_values" in batch
             forward_to_layer(model, batch, highest_layer(model, layers), use_cache=use_cache)
     return recorded, logits

@@ -35,7 +35,7 @@ NOT_OF_LAYERS = (
     "PROMPT_TUNING",
     "XLORA",
 )
-"""Methods of peft that are refused, because they do not change the model's layers once and for all.
+"""Methods of peft that are refused, because they do not change the model's layers, or not always.
 
 POLY and XLORA mix adapters anew for each prompt. The others add tokens or prefixes to each prompt,
 and leave the weights as they are.
@@ -165,7 +165,7 @@ def lay_on(model: nn.Module, adapter: Adapter, *, merge: bool) -> nn.Module:
     ----------
     merge
         Add the adapter to the weights, so that the model has the same modules as before. Otherwise
-        the modules that it changes are replaced by others, which add its output to theirs.
+        the modules that it changes are wrapped in others, which compute both.
 
     Raises
     ------
