@@ -279,13 +279,13 @@ def _question_draws(
         highest=passes.highest_layer,
     )
     # The trunk has run without dropout. It holds only what prompts share, so no question.
-    owners = torch.tensor([[owner for _, owner in row] for row in nodes])[:, packed.n_trunk :]
-    drop_at = (owners != _SHARED).to(passes.model.device)
+    owner_at = torch.tensor([[owner for _, owner in row] for row in nodes])[:, packed.n_trunk :]
+    drop_at = (owner_at != _SHARED).to(passes.model.device)
     position_ids = torch.from_numpy(packed.depth).to(passes.model.device)
     draws: list[Draw] = []
     for prompt_seeds in seeds:
         # Shared tokens get any seed, as none of their channels are dropped.
-        node_seeds = torch.tensor(prompt_seeds)[owners.clamp(min=0)].to(passes.model.device)
+        node_seeds = torch.tensor(prompt_seeds)[owner_at.clamp(min=0)].to(passes.model.device)
         with passes.dropout(node_seeds, position_ids, drop_at):
             draws += passes.read(rows)
     return draws
