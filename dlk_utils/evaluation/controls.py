@@ -4,10 +4,10 @@ Some controls use the states where they should not help: with shuffled labels, a
 directions, at the first layer. Others use what is known about a row without its states: the
 instruction, the words of the prompt.
 
-The strongest controls are the *rivals*, which use answers of the model (`rival_scores`). A model
-that obeys answers almost every question wrongly when it is told to lie. Its answer *turned round*,
-as a score with the opposite sign, is then almost always right. So is its answer to the same
-question under a truth instruction. A probe of truth adds something only where it beats them.
+The strongest controls are the *rivals*, which use answers of the model (`rival_scores`). An
+obedient model that is told to lie answers almost every question wrongly. Its answer *turned round*,
+that is, scored with the opposite sign, is then almost always right. So is its answer to the same
+question under a truth instruction. A probe of truth adds something only where it beats these.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -85,7 +85,7 @@ def random_direction_scores(
     train, test = train - mean, test - mean
     y = task.train.y.to_numpy()
     for repeat in range(repeats):
-        # The 7 makes these numbers others than those of `fit_shuffled_labels`.
+        # The 7 keeps these random numbers apart from those of `fit_shuffled_labels`.
         rng = np.random.default_rng([seed, 7, repeat])
         # Divided, so that no channel counts more for its scale.
         direction = rng.standard_normal(train.shape[1]) / deviation
@@ -126,7 +126,7 @@ def scores_without_states(task: Task) -> dict[str, Float[np.ndarray, " n"]]:
 def _guessed_class(task: Task) -> pd.Series:
     """Return the class of training rows that controls learn: `y`, or for pairs the label.
 
-    The `y` of a pair is which draw is truer, which no control sees in a row.
+    (The `y` of a pair says which draw is truer, and nothing in the row but its draws tells that.)
     """
     return task.train.label if task.of_pairs else task.train.y
 
