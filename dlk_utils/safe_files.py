@@ -1,9 +1,12 @@
-"""Files that are kept: complete or absent, with a checksum, and with one writer at a time.
+"""Read and write files safely: complete or absent, with a checksum, by one writer at a time.
 
-Everything that this package reads back goes through here. A file is written aside and renamed
-(`write_file`); beside it, or in the record that belongs to it, lies its `checksum`. A folder of
-several files is sealed with the checksums of all of them (`write_sealed`, `seal`), and is read only
-as long as they agree (`read_sealed`).
+Everything that this package saves and reads back goes through here.
+
+* `write_file` writes to a temporary file and renames it, so that a crash leaves no part of a file.
+* `checksum` finds damage later. It is kept in a record next to the file, or in the seal of a
+  folder: a file `SEAL` with the checksums of all others (`write_sealed`, `seal`). `read_sealed`
+  reads files only if they agree with the seal.
+* `lock` keeps two processes from writing to a folder at the same time.
 """
 
 import contextlib
@@ -23,22 +26,29 @@ from dlk_utils.errors import StoreError
 
 SEAL = "checksums.json"
 """The file of a sealed folder that holds the checksum of every other file."""
+
 LOCK = ".lock"
+"""The file in a folder that its writer locks."""
+
 ASIDE = ".*.tmp"
-"""Names of files that are being written, or were when their process was killed."""
+"""Pattern of the temporary files of `write_file`. A process that is killed may leave one behind."""
+
 WAIT = 60.0
 """How many seconds to wait for another process that writes small files to the same folder."""
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file so that it is either complete or absent: aside, synced to disk, then renamed.
+    """Write a file so that it is either complete or absent, even if the process is killed.
+
+    The content goes to a temporary file, which is synced to disk and then renamed.
 
     Raises
     ------
     StoreError
-        If it cannot be written, for instance because the disk is full. Nothing half-written stays.
+        If it cannot be written, for instance because the disk is full. The temporary file is
+        removed, and an earlier file of this name stays as it was.
     """
-    # A random name, for workers on several machines may write the same file.
+    # Its name is random because workers on several machines may write the same file.
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(aside, "wb") as file:
@@ -47,8 +57,9 @@ def write_file(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(aside, path)
     except OSError as error:
+        free = _free_space(path)
         raise StoreError(
-            f"{path}: could not write {len(content):,} bytes ({error.strerror}{_free(path)}); what "
+            f"{path}: could not write {len(content):,} bytes ({error.strerror}{free}); what "
             "was finished before is kept"
         ) from error
     finally:
@@ -56,7 +67,8 @@ def write_file(path: Path, content: bytes) -> None:
             aside.unlink(missing_ok=True)
 
 
-def _free(path: Path) -> str:
+def _free_space(path: Path) -> str:
+    """Say how much space is left on the disk of a file; nothing if that cannot be found out."""
     try:
         return f"; {shutil.disk_usage(path.parent).free:,} bytes free"
     except OSError:
@@ -64,7 +76,7 @@ def _free(path: Path) -> str:
 
 
 def read_file(path: Path) -> bytes | None:
-    """Read a file; None if there is none of this name.
+    """Read a file; return None if it does not exist.
 
     Raises
     ------
@@ -88,16 +100,16 @@ def checksum(content: bytes) -> dict[str, Any]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder to write to, or find out that this one can be written to.
+    """Make a folder if there is none, and make sure that files can be written to it.
 
     Raises
     ------
     StoreError
-        If it cannot be made, is no folder, or is read-only.
+        If it cannot be made, is not a folder, or is read-only.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # A file without a name, or one that goes when it is closed.
+        # Try it with a file that is gone as soon as it is closed.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -111,7 +123,7 @@ def make_folder(folder: Path) -> None:
 
 
 def write_sealed(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files, by name, to a folder, and seal it."""
+    """Write files to a folder, and seal it. `files` has the content of each by its name."""
     make_folder(folder)
     with lock(folder, seconds=WAIT):
         for name, content in files.items():
@@ -120,45 +132,56 @@ def write_sealed(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Seal a folder whose files are complete: write down the checksum of each file in it."""
+    """Seal a folder: write the checksums of all files that are in it now."""
     paths = [path for path in folder.iterdir() if path.is_file() and path.name not in (SEAL, LOCK)]
     _write_seal(folder, {path.name: checksum(path.read_bytes()) for path in sorted(paths)})
 
 
 def _write_seal(folder: Path, checksums: Mapping[str, Mapping]) -> None:
+    """Write the seal of a folder, given the checksum of each file by its name."""
     write_file(folder / SEAL, json.dumps(checksums, indent=1).encode())
 
 
 def read_sealed(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """Read files of a sealed folder, by name.
+    """Read files of a sealed folder, and return the content of each by its name.
 
     Raises
     ------
     StoreError
         If one of the files, or the seal, is missing, damaged or changed, or cannot be read.
     """
-    files = {name: read_file(folder / name) for name in (*names, SEAL)}
-    wrong = _damage(files)
-    if wrong:
-        raise StoreError(f"{folder.name}: {wrong}")
+    files = _read_with_seal(folder, names)
+    damage = _damage(files)
+    if damage:
+        raise StoreError(f"{folder.name}: {damage}")
     return {name: files[name] for name in names}
 
 
 def is_sealed(folder: Path, names: Sequence[str]) -> bool:
-    """Whether a sealed folder has these files, undamaged.
+    """Whether a folder is sealed and has these files, undamaged.
 
-    If it has one of them, but is damaged or unfinished, it is printed what is wrong. Raises
-    `StoreError` if a file cannot be read.
+    If it is not, but has one of them, this prints what is wrong. The caller then makes them again.
+
+    Raises
+    ------
+    StoreError
+        If a file cannot be read.
     """
-    files = {name: read_file(folder / name) for name in (*names, SEAL)}
-    wrong = _damage(files)
-    if wrong and any(content is not None for content in files.values()):
-        print(f"{folder.name}: {wrong}: it is made again")
-    return not wrong
+    files = _read_with_seal(folder, names)
+    damage = _damage(files)
+    has_some = any(content is not None for content in files.values())
+    if damage and has_some:
+        print(f"{folder.name}: {damage}: it is made again")
+    return not damage
+
+
+def _read_with_seal(folder: Path, names: Sequence[str]) -> dict[str, bytes | None]:
+    """Return the content of some files and of the seal by name; None for those that are absent."""
+    return {name: read_file(folder / name) for name in (*names, SEAL)}
 
 
 def _damage(files: Mapping[str, bytes | None]) -> str | None:
-    """Say what is wrong with the files of a sealed folder, the seal among them; None if nothing."""
+    """Say what is wrong with files read by `_read_with_seal`; None if nothing is."""
     missing = [name for name, content in files.items() if content is None]
     if missing:
         return f"there is no {missing[0]}"
@@ -166,9 +189,11 @@ def _damage(files: Mapping[str, bytes | None]) -> str | None:
         checksums = json.loads(files[SEAL])
     except ValueError:
         return f"{SEAL} is damaged"
+    if not isinstance(checksums, dict):
+        # The seal has been changed to some other JSON, so no file has its checksum in it.
+        checksums = {}
     for name, content in files.items():
-        is_good = isinstance(checksums, dict) and checksums.get(name) == checksum(content)
-        if name != SEAL and not is_good:
+        if name != SEAL and checksums.get(name) != checksum(content):
             return f"{name} does not have its checksum in {SEAL}"
     return None
 
@@ -178,7 +203,9 @@ def _damage(files: Mapping[str, bytes | None]) -> str | None:
 
 @contextlib.contextmanager
 def lock(folder: Path, *, seconds: float = 0.0) -> Iterator[None]:
-    """Let one process at a time write to a folder, and remove what a killed one has left there.
+    """Keep other processes from writing to a folder, as long as the context lasts.
+
+    On entry it removes the temporary files that killed processes have left in the folder.
 
     Parameters
     ----------
@@ -191,7 +218,7 @@ def lock(folder: Path, *, seconds: float = 0.0) -> Iterator[None]:
         If another process is writing there, or the file system has no locks.
     """
     path = folder / LOCK
-    # The system frees the lock when the process dies.
+    # If this process dies, the operating system releases the lock.
     file_lock = FileLock(path, timeout=seconds)
     try:
         file_lock.acquire()
@@ -201,7 +228,7 @@ def lock(folder: Path, *, seconds: float = 0.0) -> Iterator[None]:
         ) from None
     except OSError as error:
         if path.is_symlink():
-            # Whatever it points to is left alone.
+            # The lock refuses a link, so that nothing is written to what it points to.
             raise StoreError(f"{path}: expected a file, got a link; remove it") from None
         raise StoreError(
             f"{folder}: could not be locked ({error.strerror}); choose a runs_dir that can be "
@@ -215,19 +242,23 @@ def lock(folder: Path, *, seconds: float = 0.0) -> Iterator[None]:
 
 
 def clean(folder: Path) -> None:
-    """Remove what killed writers have left in a folder, unless one is at work or it is read-only.
+    """Remove temporary files that killed processes have left in a folder.
 
-    A file in it is written under the folder's `lock`.
+    It does nothing while another process holds the folder's `lock`, whose temporary files are in
+    use, or if the folder is read-only.
     """
-    # Nobody waits for this, and a folder that is only read need not take a lock.
+    # The files do no harm, so whatever keeps them from being removed is ignored.
     with contextlib.suppress(StoreError, OSError):
-        if next(folder.glob(ASIDE), None):
+        has_unfinished = next(folder.glob(ASIDE), None) is not None
+        if has_unfinished:
+            # Entering the lock removes them. Without any, a reader takes no lock.
             with lock(folder):
                 pass
 
 
 def _remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files in a folder, which no process uses if this one has its lock."""
     for unfinished in folder.glob(ASIDE):
-        # One of another user stays, and disturbs nobody.
+        # A file of another user, who alone may remove it, does no harm.
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)

@@ -71,7 +71,7 @@ def mc_dropout(
     *,
     seeds: Sequence[int] | Int[Tensor, "b k"],
     position_ids: Int[Tensor, "b t"],
-    acts: Bool[Tensor, "b k"] | None = None,
+    drop_at: Bool[Tensor, "b k"] | None = None,
     places: str | Sequence[str] = INJECTED,
 ) -> Iterator[None]:
     """Drop channels with probability `p` in every forward pass within, and scale the others.
@@ -85,8 +85,8 @@ def mc_dropout(
     position_ids
         Each token's place in its own prompt, cached tokens included. Values at padding do not
         matter.
-    acts
-        At which of the tokens that run to drop; by default at all of them.
+    drop_at
+        Which of the tokens that run have dropout; by default all of them.
     places
         Some of `PLACES`, or "native" for those of the family (`native_sites`).
 
@@ -121,18 +121,18 @@ def mc_dropout(
         )
         # Multiply by the number, not by a scaled mask: bfloat16 would round 1.0204 to 1.0234.
         dropped = (hidden * scale).mul_(keep)
-        if acts is None:
+        if drop_at is None:
             return dropped
-        return torch.where(acts.to(hidden.device)[..., None], dropped, hidden)
+        return torch.where(drop_at.to(hidden.device)[..., None], dropped, hidden)
 
     def drop_attention(layer: int, weights: Float[Tensor, "b h q k"]) -> Float[Tensor, "b h q k"]:
         heads, queries, n_keys = weights.shape[1:]
         seeds_here = place_seeds("attention", layer, weights.device)
         keep = keep_pairs(seeds_here, position_ids.to(weights.device), heads, queries, p)
         dropped = (weights * scale).mul_(keep[..., -n_keys:])
-        if acts is None:
+        if drop_at is None:
             return dropped
-        return torch.where(acts.to(weights.device)[:, None, :, None], dropped, weights)
+        return torch.where(drop_at.to(weights.device)[:, None, :, None], dropped, weights)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(at_sites(model, [x for x in places if x in INJECTED], drop))

@@ -16,7 +16,7 @@ from dlk_utils.errors import ChoiceError, UnknownArchitecture
 from dlk_utils.extract.answers import choice_logprobs
 from dlk_utils.extract.batches import Batch, Layers, Readout, forward, last_positions
 from dlk_utils.extract.prefixes import Prefixes, run_prefixes
-from dlk_utils.extract.states import States, read_states, record_sites
+from dlk_utils.extract.states import States, readout_states, record_sites
 from dlk_utils.models.architectures import ARCHITECTURES
 from dlk_utils.models.sites import architecture, at_sites, blocks, site_modules
 
@@ -166,7 +166,7 @@ def states_after_move(
         return hidden + moves.to(hidden)
 
     with at_sites(model, ["resid_post"], push, layer):
-        [states], logits = read_states(model, appended, sites, layers)
+        [states], logits = readout_states(model, appended, sites, layers)
     return states, logits[0]
 
 
@@ -265,7 +265,7 @@ def states_after_choices(
     states = []
     for choices in prompts.rounds(2):
         appended = prompts.append(by_choice[list(choices)])
-        states += read_states(model, appended, sites, layers, with_logits=False)[0]
+        states += readout_states(model, appended, sites, layers, with_logits=False)[0]
     return states
 
 

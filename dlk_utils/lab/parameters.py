@@ -1,8 +1,9 @@
-"""The parameters of the notebooks: one table of their defaults, values and meaning.
+"""The parameters of the notebooks: their defaults, what values they take, and what they mean.
 
-`read_parameters` checks values by the table before anything runs. `lab.display.start` calls it for
-a notebook's parameters, and `lab.run.Run` for its own arguments. The notebooks' cells of
-parameters, and the table in the README, are made from the same table:
+All of it is in one table, `TABLE`. `read_parameters` checks values by it before anything runs:
+`lab.display.start` calls it for a notebook's parameters, and `lab.run.Run` for its own arguments.
+The cell of parameters in each notebook, and the table of parameters in the README, are written from
+it by
 
     python -m dlk_utils.lab.parameters
 """
@@ -28,47 +29,68 @@ from dlk_utils.questions.own_files import SUFFIXES
 from dlk_utils.questions.styles import STYLES
 
 LONGEST_NAME = 255
-"""Bytes that a part of a path may have on the file systems in use."""
+"""Bytes that a file or a folder may have in its name, on common file systems."""
 
 LONGEST_PATH = 4096
 """Bytes that a path may have on Linux."""
 
 LARGEST_TEXT_FILE = 10_000_000
-"""Bytes of the largest file of lines that is read."""
+"""Bytes that a text file of statements or system prompts may have."""
 
 
 class _Refused(Exception):
-    """A value that a parameter does not take; the message says why, where that is not plain."""
+    """Raised by `Values.read` for a value that a parameter does not take.
+
+    The message gives the reason. It is empty if `Values.expected` already says enough.
+    """
 
 
 @dataclass(frozen=True)
 class Values:
-    """The values that a parameter takes."""
+    """The values that a parameter takes.
+
+    Attributes
+    ----------
+    expected
+        What they are, in words, for errors and for the README.
+    read
+        Checks a value that a user gave and returns the one to use, or raises `_Refused`.
+    """
 
     expected: str
-    """What they are, in words: for errors, and for the README."""
     read: Callable[[Any], Any]
-    """Turns a value into the one that is used, or raises `_Refused`."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of one or more notebooks."""
+    """A parameter of one or more notebooks.
+
+    Attributes
+    ----------
+    meaning
+        In a few words, for the comment after its value in a notebook.
+    defaults
+        The default in those notebooks that have another than `default`.
+    """
 
     name: str
     default: Any
     values: Values
     meaning: str
-    """In a few words, for the comment behind its value."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """The defaults of the notebooks that have another one."""
 
     def default_in(self, notebook: str) -> Any:
         """Return the default in a notebook."""
         return self.defaults.get(notebook, self.default)
 
     def read(self, value: Any) -> Any:
-        """Return the value to use; raise `ParameterError` if the parameter does not take it."""
+        """Check a value and return the one to use.
+
+        Raises
+        ------
+        ParameterError
+            If the parameter does not take the value.
+        """
         try:
             return self.values.read(value)
         except _Refused as refused:
@@ -78,11 +100,11 @@ class Parameter:
             ) from None
 
 
-# Kinds of values.
+# Kinds of values. Each function returns what a kind of parameter takes.
 
 
 def whole_number(least: int, most: int) -> Values:
-    """Whole numbers from `least` to `most`."""
+    """Take whole numbers from `least` to `most`."""
 
     def read(value: Any) -> int:
         is_whole = isinstance(value, Integral) and not isinstance(value, bool)
@@ -94,7 +116,7 @@ def whole_number(least: int, most: int) -> Values:
 
 
 def number(least: float, most: float) -> Values:
-    """Numbers from `least` to `most`."""
+    """Take numbers from `least` to `most`."""
 
     def read(value: Any) -> float:
         is_number = isinstance(value, Real) and not isinstance(value, bool)
@@ -107,7 +129,7 @@ def number(least: float, most: float) -> Values:
 
 
 def one_of(*values: str | None) -> Values:
-    """One of some words, or None if it is among them."""
+    """Take one of `values`, which are words or None."""
 
     def read(value: Any) -> str | None:
         if not (value is None or isinstance(value, str)) or value not in values:
@@ -119,7 +141,7 @@ def one_of(*values: str | None) -> Values:
 
 
 def true_or_false() -> Values:
-    """True or False, or one of the words that YAML has for them."""
+    """Take True or False, or one of the words that YAML has for them."""
     words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
     def read(value: Any) -> bool:
@@ -133,12 +155,12 @@ def true_or_false() -> Values:
 
 
 def model_name() -> Values:
-    """The name of one model."""
+    """Take the name or the folder of a model."""
     return Values("the name or the folder of a model", _read_model)
 
 
 def model_or_none() -> Values:
-    """The name of one model, or an empty text for none."""
+    """Take the name or the folder of a model, or an empty text for none."""
 
     def read(value: Any) -> str:
         return "" if _is_empty(value) else _read_model(value)
@@ -147,7 +169,7 @@ def model_or_none() -> Values:
 
 
 def models_or_none() -> Values:
-    """The names of some models, as a text with commas or a list; an empty text for none."""
+    """Take names or folders of models, with commas or as a list; an empty text for none."""
 
     def read(value: Any) -> str:
         return "" if _is_empty(value) else ",".join(map(_read_model, _read_names(value)))
@@ -158,7 +180,7 @@ def models_or_none() -> Values:
 
 
 def datasets() -> Values:
-    """Data sets, as a text with commas or a list."""
+    """Take names or paths of data sets, with commas or as a list."""
 
     def read(value: Any) -> str:
         names = _read_names(value)
@@ -170,7 +192,7 @@ def datasets() -> Values:
 
 
 def some_of(known: Sequence[str]) -> Values:
-    """Some of the known words, as a text with commas or a list."""
+    """Take some of the known words, with commas or as a list."""
 
     def read(value: Any) -> str:
         words = _read_names(value)
@@ -183,7 +205,7 @@ def some_of(known: Sequence[str]) -> Values:
 
 
 def text_file() -> Values:
-    """The path of a text file with at least one line, or an empty text for none."""
+    """Take the path of a text file with at least one line, or an empty text for none."""
 
     def read(value: Any) -> str:
         if _is_empty(value):
@@ -196,7 +218,7 @@ def text_file() -> Values:
 
 
 def folder_of_runs() -> Values:
-    """The folder of kept results, or None for that of the checkout."""
+    """Take the folder where results are saved, or None for that of the checkout."""
 
     def read(value: Any) -> str | None:
         if value is None:
@@ -209,7 +231,7 @@ def folder_of_runs() -> Values:
 
 
 def device() -> Values:
-    """A device that is here."""
+    """Take a device that this machine has."""
 
     def read(value: Any) -> str:
         if not isinstance(value, str):
@@ -217,14 +239,16 @@ def device() -> Values:
         try:
             device_of(value)
         except ModelError as error:
-            # "device: expected ..., got ...": what is not yet said begins behind the last mark.
-            raise _Refused(str(error).partition("; ")[2]) from None
+            # The message is "device: expected ..., got ...; here: ...". The last part is new.
+            _, _, devices_here = str(error).partition("; ")
+            raise _Refused(devices_here) from None
         return value
 
     return Values('"auto", "cpu", "cuda", "cuda:1" and so on, or "mps"', read)
 
 
 def _engines() -> Values:
+    """Take the engines of the extraction; refuse Ray if it is not installed."""
     engines = one_of("local", "ray")
 
     def read(value: Any) -> str:
@@ -237,11 +261,12 @@ def _engines() -> Values:
 
 
 def _is_empty(value: Any) -> bool:
+    """Whether a value is None or a text without a name in it."""
     return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _read_text(value: Any) -> str:
-    """A name or path on one line, without the blanks around it."""
+    """Return a name or path without the blanks around it; refuse what cannot be one."""
     if isinstance(value, Real) and not isinstance(value, bool):
         raise _Refused("write a name of digits as text: papermill -r, or quotes")
     if not isinstance(value, str | os.PathLike):
@@ -252,8 +277,9 @@ def _read_text(value: Any) -> str:
     text = text.strip()
     if not text:
         raise _Refused
-    # Control characters, line breaks, and bytes that are no UTF-8 in the name of a file.
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
+    # Control characters; surrogates, as which Python reads names that are not UTF-8; line breaks.
+    forbidden = ("Cc", "Cs", "Zl", "Zp")
+    if any(unicodedata.category(character) in forbidden for character in text):
         raise _Refused("it has a line break, or another character that a name cannot have")
     encoded = text.encode()
     longest_part = max(len(part) for part in encoded.replace(b"\\", b"/").split(b"/"))
@@ -263,6 +289,7 @@ def _read_text(value: Any) -> str:
 
 
 def _read_model(value: Any) -> str:
+    """Return the name or the folder of a model; refuse a path that is not a folder."""
     name = _read_text(value)
     kind = _kind_on_disk(Path(name))
     if kind not in (None, "a folder"):
@@ -271,7 +298,7 @@ def _read_model(value: Any) -> str:
 
 
 def _read_names(value: Any) -> list[str]:
-    """Distinct names, of a text with commas or of a list."""
+    """Return the names in a text with commas or in a list; refuse repeated ones."""
     if isinstance(value, list | tuple):
         parts = list(value)
         if any(isinstance(part, str | os.PathLike) and "," in os.fspath(part) for part in parts):
@@ -292,12 +319,16 @@ def _read_names(value: Any) -> list[str]:
 
 
 def _check_dataset(name: str) -> None:
-    """Refuse a file that is not there, and several names that blanks separate."""
+    """Refuse a file that does not exist, and names that are separated by blanks.
+
+    A folder is ignored, because it may happen to have the name of a data set. Whether there is a
+    data set of this name is found out later.
+    """
     path = Path(name)
     kind = _kind_on_disk(path)
     names_a_file = name.lower().removesuffix(".gz").endswith(SUFFIXES)
     if kind is None and names_a_file:
-        raise _Refused(f"there is no file {_shown(name)}{_where(path)}")
+        raise _Refused(f"there is no file {_shown(name)}{_searched_in(path)}")
     if kind is None and " " in name:
         raise _Refused(f"there is no {_shown(name)}; separate several names by commas, not blanks")
     if kind not in (None, "a file") and (names_a_file or kind != "a folder"):
@@ -305,9 +336,10 @@ def _check_dataset(name: str) -> None:
 
 
 def _check_text_file(path: Path) -> None:
+    """Refuse what is not a text file, is too large, or has no text in it."""
     kind = _kind_on_disk(path)
     if kind is None:
-        raise _Refused(f"there is no such file{_where(path)}")
+        raise _Refused(f"there is no such file{_searched_in(path)}")
     if kind != "a file":
         raise _Refused(f"it is {kind}, not a file")
     try:
@@ -326,14 +358,16 @@ def _check_text_file(path: Path) -> None:
 
 
 def _check_folder(path: Path) -> None:
-    """Refuse a folder in which nothing could be found and nothing made.
+    """Refuse a folder that can be neither read nor made.
 
-    A folder that can be read and not written is good: what is kept in it can be shown.
+    A read-only folder is accepted, because the results in it can be shown.
     """
     try:
-        # The longest names of kept results, and of what is written aside, have about 100 bytes.
+        # Look for a file whose name is as long as that of any result or temporary file (about 100
+        # bytes): the path of the folder may leave too few.
         (path / ("x" * 128)).stat()
     except FileNotFoundError:
+        # The usual case: nothing is wrong with such a path.
         pass
     except OSError as error:
         raise _Refused(_why_unusable(path, error)) from None
@@ -352,25 +386,28 @@ def _check_folder(path: Path) -> None:
 
 
 def _why_unusable(path: Path, error: OSError) -> str:
-    """Say why nothing can lie in a folder; `error` is what looking for a file in it gave."""
+    """Say why a folder cannot hold files, given the error of looking for a file in it."""
     reasons = {
         errno.ELOOP: "its links go round in a loop",
         errno.ENAMETOOLONG: "it is too long for the names of the files in it",
         errno.EACCES: "it may not be read",
     }
     if error.errno == errno.ENOTDIR:
-        first = next((p for p in (path, *path.parents) if p.is_file()), path)
-        return f"{_shown(str(first))} is a file, not a folder"
+        file = next((part for part in (path, *path.parents) if part.is_file()), path)
+        return f"{_shown(str(file))} is a file, not a folder"
     return reasons.get(error.errno, f"it cannot be used: {error.strerror}")
 
 
-def _where(path: Path) -> str:
-    """Say where a relative path was looked for, without the folders of this machine."""
+def _searched_in(path: Path) -> str:
+    """Say where a relative path was looked for, by the name of the working folder.
+
+    Its complete path is left out, so that a saved notebook shows nothing of the machine.
+    """
     return "" if path.is_absolute() else f" in the working folder {_shown(Path.cwd().name)}"
 
 
 def _kind_on_disk(path: Path) -> str | None:
-    """What a path is on disk, in words; None if there is nothing."""
+    """Say what a path is on disk; None if there is nothing."""
     try:
         if not path.exists():
             return None
@@ -382,10 +419,13 @@ def _kind_on_disk(path: Path) -> str | None:
 
 
 def _is_allowed(path: Path, mode: int) -> bool:
+    """Whether this process has some rights (`os.R_OK` and so on) to a path."""
+    # The rights of the effective user are those that count, where the system can be asked for them.
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _expanded(path: Path) -> Path:
+    """Return a path with the home folder in place of `~`."""
     try:
         return path.expanduser()
     except RuntimeError:
@@ -393,6 +433,7 @@ def _expanded(path: Path) -> Path:
 
 
 def _either(words: Sequence[str]) -> str:
+    """Join words as in "a, b or c"."""
     *others, last = words
     return f"{', '.join(others)} or {last}"
 
@@ -402,7 +443,7 @@ _SHORT.maxstring = _SHORT.maxother = 120
 
 
 def _shown(value: Any) -> str:
-    """A value as an error shows it: like Python, and short."""
+    """Return a value as an error shows it: as Python writes it, and cut if it is long."""
     return _SHORT.repr(value)
 
 
@@ -563,7 +604,7 @@ NOTEBOOKS = {
         "n_compare",
     ),
 }
-"""The parameters of each notebook, in their order."""
+"""The names of the parameters of each notebook, in the order of its cell of parameters."""
 
 
 def read_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -572,22 +613,23 @@ def read_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     values
-        By name. A name that is not in `TABLE` is passed on as it is.
+        The value of each parameter by its name. Names that are not in `TABLE` are not checked.
 
     Returns
     -------
     dict
-        The same names. A list of names has become a text with commas; blanks around names are gone;
-        yes and no are True and False.
+        The values to use, under the same names. A list of names becomes a text with commas, names
+        lose the blanks around them, and yes and no become True and False.
 
     Raises
     ------
     ParameterError
-        If a parameter does not take its value. The message says what was expected, and what came.
+        If a parameter does not take its value.
     """
-    return {
-        name: TABLE[name].read(value) if name in TABLE else value for name, value in values.items()
-    }
+    checked = {}
+    for name, value in values.items():
+        checked[name] = TABLE[name].read(value) if name in TABLE else value
+    return checked
 
 
 # What is made from the table.
@@ -598,42 +640,62 @@ def parameters_cell(notebook: str) -> str:
     lines = ["# parameters"]
     for name in NOTEBOOKS[notebook]:
         parameter = TABLE[name]
-        default = json.dumps(parameter.default_in(notebook))
-        literal = {"null": "None", "true": "True", "false": "False"}.get(default, default)
-        lines.append(f"{name} = {literal}  # {parameter.meaning}")
+        lines.append(f"{name} = {_literal(parameter.default_in(notebook))}  # {parameter.meaning}")
     return "\n".join(lines)
+
+
+def _literal(value: Any) -> str:
+    """Return a default as Python source, in which a text has double quotes."""
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def parameters_table() -> str:
     """Return the README's table of parameters, in Markdown."""
     lines = ["| Parameter | Default | Values | Meaning | Notebooks |", "|---|---|---|---|---|"]
     for name, parameter in TABLE.items():
-        numbers = [notebook[:2] for notebook, names in NOTEBOOKS.items() if name in names]
-        where = "all" if len(numbers) == len(NOTEBOOKS) else ", ".join(numbers)
-        default = f"`{parameter.default!r}`".replace("'", '"')
-        by_default: dict[str, list[str]] = {}
-        for notebook, other in parameter.defaults.items():
-            by_default.setdefault(f"`{other!r}`".replace("'", '"'), []).append(notebook[:2])
-        for other, notebooks in by_default.items():
-            default += f"; in {' and '.join(notebooks)} {other}"
-        values, meaning = parameter.values.expected, parameter.meaning
-        lines.append(f"| `{name}` | {default} | {values} | {meaning} | {where} |")
+        notebooks = [notebook for notebook, names in NOTEBOOKS.items() if name in names]
+        is_in_all = len(notebooks) == len(NOTEBOOKS)
+        cells = [
+            f"`{name}`",
+            _defaults_in_words(parameter),
+            parameter.values.expected,
+            parameter.meaning,
+            "all" if is_in_all else ", ".join(map(_number_of, notebooks)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def _defaults_in_words(parameter: Parameter) -> str:
+    """Return the default of a parameter, and those of the notebooks that have another one."""
+    numbers_by_default: dict[str, list[str]] = {}
+    for notebook, default in parameter.defaults.items():
+        numbers_by_default.setdefault(_literal(default), []).append(_number_of(notebook))
+    words = f"`{_literal(parameter.default)}`"
+    for literal, numbers in numbers_by_default.items():
+        words += f"; in {' and '.join(numbers)} `{literal}`"
+    return words
+
+
+def _number_of(notebook: str) -> str:
+    """Return the two digits that the name of a notebook begins with."""
+    return notebook[:2]
+
+
+# What stands before and after the table in the README.
 _BEGIN = "<!-- made by python -m dlk_utils.lab.parameters -->\n"
 _END = "\n\n<!-- end of the table of parameters -->"
 
 
 def main() -> None:
     """Write the notebooks' cells of parameters, and the README's table, in this checkout."""
-    top = Path(__file__).resolve().parents[2]
-    readme = top / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(_BEGIN)
-    after = rest.partition(_END)[2]
+    checkout = Path(__file__).resolve().parents[2]
+    readme = checkout / "README.md"
+    before, _, table_and_after = readme.read_text(encoding="utf-8").partition(_BEGIN)
+    _, _, after = table_and_after.partition(_END)
     readme.write_text(before + _BEGIN + parameters_table() + _END + after, encoding="utf-8")
     for name in NOTEBOOKS:
-        path = top / "notebooks" / f"{name}.ipynb"
+        path = checkout / "notebooks" / f"{name}.ipynb"
         notebook = json.loads(path.read_text(encoding="utf-8"))
         for cell in notebook["cells"]:
             if "parameters" in cell["metadata"].get("tags", []):

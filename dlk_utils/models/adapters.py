@@ -1,4 +1,8 @@
-"""Adapters of peft: where they are, which model they were trained on, how they are laid on it."""
+"""Adapters of peft: find one, read which model it was trained on, and apply it to that model.
+
+`adapter_in` and `adapter_on_hub` find an adapter, `base_of` checks it and names its model, and
+`lay_on` applies it.
+"""
 
 import pickle
 import re
@@ -20,8 +24,6 @@ from dlk_utils.models.folders import (
     revision_of,
 )
 
-# Most add tokens or prefixes to each prompt, and leave the weights as they are. POLY and XLORA mix
-# adapters anew for each prompt.
 NOT_OF_LAYERS = (
     "ADAPTION_PROMPT",
     "CARTRIDGE",
@@ -33,16 +35,29 @@ NOT_OF_LAYERS = (
     "PROMPT_TUNING",
     "XLORA",
 )
-# Not the optimizer's state of a trainer's checkpoint.
+"""Methods of peft that are refused, because they do not change the model's layers, or not always.
+
+POLY and XLORA mix adapters anew for each prompt. The others add tokens or prefixes to each prompt,
+and leave the weights as they are.
+"""
+
 HUB_FILES = ("adapter_*", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.spm")
+"""Patterns of the files that are downloaded: the adapter and its tokenizer.
+
+A repository may also hold checkpoints of the training, whose optimizer states are large.
+"""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter of peft.
+    """An adapter of peft, in a folder or on the hub.
 
-    `source` is an absolute folder or the id of a repository on the hub. `revision` is a hash over
-    the files that are read of a folder, or the commit of a repository.
+    Attributes
+    ----------
+    source
+        The absolute path of the folder, or the id of the repository.
+    revision
+        A hash over the files of the folder that are read, or the commit of the repository.
     """
 
     source: str
@@ -54,12 +69,19 @@ class Adapter:
         return Path(self.source).name if is_folder(self.source) else self.source
 
     def folder(self) -> Path:
-        """Return the folder of the adapter's files; those of the hub are downloaded if need be."""
+        """Return the folder with the adapter's files; download them if they are on the hub only.
+
+        Raises
+        ------
+        ModelError
+            If they cannot be downloaded.
+        """
         if is_folder(self.source):
             return Path(self.source)
         try:
             return hub.folder(self.source, self.revision, HUB_FILES)
-        except Exception as error:  # Whatever the hub's client finds.
+        # The hub's client raises errors of many kinds.
+        except Exception as error:
             raise ModelError(
                 f"adapter {self.source}: cannot be downloaded ({type(error).__name__}: "
                 f"{_short(error)})"
@@ -68,32 +90,43 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Base:
-    """The model that an adapter was trained on, by its name, and a branch, tag or commit of it."""
+    """The model that an adapter was trained on.
+
+    Attributes
+    ----------
+    name
+        Its id on the hub, or its folder.
+    revision
+        A branch, tag or commit; None for the default one.
+    """
 
     name: str
     revision: str | None
 
 
 def adapter_in(folder: Path) -> Adapter | None:
-    """Return the adapter of a folder; None if it holds none."""
+    """Return the adapter that a folder holds; None if it holds none."""
     if not (folder / ADAPTER_CONFIG).is_file():
         return None
     return Adapter(str(folder.absolute()), revision_of(folder))
 
 
 def adapter_on_hub(repo: str, commit: str) -> Adapter | None:
-    """Return the adapter of a repository of the hub; None if it holds none."""
-    return Adapter(repo, commit) if hub.file(repo, ADAPTER_CONFIG, commit) else None
+    """Return the adapter that a repository on the hub holds; None if it holds none."""
+    if not hub.file(repo, ADAPTER_CONFIG, commit):
+        return None
+    return Adapter(repo, commit)
 
 
 def base_of(adapter: Adapter) -> Base:
-    """Read which model an adapter was trained on.
+    """Check an adapter's configuration, and return the model that it was trained on.
 
     Raises
     ------
     ModelError
-        If the adapter cannot be used here: its configuration is broken or names no model, its
-        weights are missing, or it is of a kind that changes prompts instead of the model.
+        If the adapter cannot be used: its configuration is broken or names no model, its weights
+        are missing, it is not for a causal language model, or its method does not change the
+        model's layers (`NOT_OF_LAYERS`).
     """
     folder = adapter.folder()
     config = read_json(folder / ADAPTER_CONFIG)
@@ -126,17 +159,21 @@ def base_of(adapter: Adapter) -> Base:
 
 
 def lay_on(model: nn.Module, adapter: Adapter, *, merge: bool) -> nn.Module:
-    """Lay an adapter on the model that it was trained on, and return the model.
+    """Apply an adapter to the model that it was trained on, and return the adapted model.
 
-    Merged, it is added to the weights, and the model has the modules that it had before. Otherwise
-    it stays beside them, in modules that compute both.
+    Parameters
+    ----------
+    merge
+        Add the adapter to the weights, so that the model has the same modules as before. Otherwise
+        the modules that it changes are wrapped in others, which compute both.
 
     Raises
     ------
     ModelError
-        If its weights cannot be read, do not fit the model, or are not complete.
+        If its weights cannot be read, do not fit the model, are not complete, or cannot be merged.
     """
-    # peft warns of what is refused here, and uses a name of transformers that is going away.
+    # The warnings of peft are about faults that raise an error here, and about its own use of a
+    # deprecated name of transformers.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tuned = _load(model, adapter)
@@ -152,12 +189,13 @@ def lay_on(model: nn.Module, adapter: Adapter, *, merge: bool) -> nn.Module:
 
 
 def _load(model: nn.Module, adapter: Adapter) -> Any:
+    """Return the `PeftModel` of a model and an adapter; raise `ModelError` if they do not fit."""
     from peft import PeftModel
 
     folder = str(adapter.folder())
     try:
         tuned = PeftModel.from_pretrained(model, folder)
-        # Once more, for only this way peft says which weights were missing.
+        # Load the weights a second time, because only this method reports missing ones.
         result = tuned.load_adapter(folder, tuned.active_adapter)
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise ModelError(
@@ -165,7 +203,8 @@ def _load(model: nn.Module, adapter: Adapter) -> Any:
             f"{' or '.join(ADAPTER_WEIGHTS)}, got one that is cut or holds other things "
             f"({_short(error)})"
         ) from error
-    except Exception as error:  # Whatever peft makes of a configuration.
+    # With a configuration that does not fit the model, peft raises errors of many kinds.
+    except Exception as error:
         message = (
             f"adapter {adapter.name}: does not fit the model that its {ADAPTER_CONFIG} names "
             f"({type(error).__name__}: {_short(error)})"
@@ -190,5 +229,5 @@ def _load(model: nn.Module, adapter: Adapter) -> Any:
 
 
 def _short(error: Exception) -> str:
-    """The message of an error in one line of at most 200 characters."""
+    """Return the message of an error in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]

@@ -1,7 +1,8 @@
-"""Rows from a file of one's own, checked before anything is computed on them.
+"""Read claims or questions from a user's own file, and check them.
 
-What can be read in one way only is read. What could be read in two ways is refused, and the error
-names the file, the row and the column.
+Files may differ in format, separator, encoding and the spelling of labels, as long as there is only
+one way to read them. A file that could be read in two ways is refused. The error names the file,
+the row and the column.
 """
 
 import codecs
@@ -26,12 +27,17 @@ from dlk_utils.errors import DataError
 from dlk_utils.questions.ids import example_id
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
-"""In lower or upper case. All but .parquet may be compressed, with .gz added."""
+"""Suffixes of the files that are read, in lower or upper case.
+
+All but .parquet may be compressed, with .gz added.
+"""
 
 _LAYOUTS = {
     "claim": ["statement", "label"],
     "question": ["question", "choice_0", "choice_1", "label"],
 }
+"""The columns of a file, by the kind of its rows. The last one is the label."""
+
 _LAYOUTS_IN_WORDS = " or ".join(",".join(columns) for columns in _LAYOUTS.values())
 
 _NUMBERS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
@@ -42,6 +48,8 @@ _LABELS = {
     # Here a label numbers a choice. The choices themselves may be "yes" and "no".
     "question": _NUMBERS | _BOOLEANS,
 }
+"""What a label means, by the kind of the rows, for each of its spellings in lower case."""
+
 _LABELS_IN_WORDS = {
     "claim": "0 or 1, false or true, F or T, no or yes, N or Y, negative or positive",
     "question": "0 or 1, the number of the right choice",
@@ -51,8 +59,19 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical ba
 
 
 @dataclass
-class _Columns:
-    """The columns of a file that are used, and what had to be understood to read them."""
+class _Parsed:
+    """The content of a file, before its fields are checked.
+
+    Attributes
+    ----------
+    kind
+        What the rows are: one of `_LAYOUTS`.
+    values
+        The fields of each column of the layout. Further columns of the file are left out.
+    notes
+        How the file differs from the plain form: UTF-8, and fields separated by commas or tabs as
+        its suffix says.
+    """
 
     kind: str
     values: dict[str, list[Any]]
@@ -61,7 +80,12 @@ class _Columns:
 
 def is_own_file(name: str) -> bool:
     """Whether the name of a data set is that of a file which `read_own_file` reads."""
-    return name.lower().removesuffix(".gz").endswith(SUFFIXES)
+    return _has_suffix(name, *SUFFIXES)
+
+
+def _has_suffix(name: str, *suffixes: str) -> bool:
+    """Whether a file's name has one of some suffixes, whatever its case, compressed or not."""
+    return name.lower().removesuffix(".gz").endswith(suffixes)
 
 
 def read_own_file(path: Path) -> pd.DataFrame:
@@ -79,47 +103,50 @@ def read_own_file(path: Path) -> pd.DataFrame:
     -------
     pandas.DataFrame
         Columns `kind`, `text`, `choice_0`, `choice_1` and `label`, with the rows of the file
-        counted from 1. `attrs["sha256"]` is the hash of the bytes that were read, and
-        `attrs["notes"]` lists in words how the file differs from the plain form.
+        counted from 1. Claims have empty choices. `attrs["sha256"]` is the hash of the bytes that
+        were read, and `attrs["notes"]` lists in words how the file differs from the plain form,
+        which is UTF-8 with labels 0 and 1, and fields separated as the suffix says.
 
     Raises
     ------
     DataError
-        If the file cannot be read or could be read in two ways; if a field is empty, a label is
-        none, or the two choices are the same; or if the same content comes
-        with both labels.
+        If the file cannot be read, or could be read in two ways; if a field is empty, a label
+        cannot be understood, or the two choices are the same; or if the same content has both
+        labels.
     """
     content = read_bytes(path)
-    columns = _parse(path, content)
-    # As objects: other types would turn what is missing, and numbers, into something else.
-    table = pd.DataFrame(columns.values, dtype=object)
+    parsed = _parse(path, content)
+    # As objects: with other types, pandas would convert numbers and missing fields.
+    table = pd.DataFrame(parsed.values, dtype=object)
     if table.empty:
         raise DataError(f"{path.name}: expected rows, got none under the header")
     table.index += 1
-    *text_columns, _ = _LAYOUTS[columns.kind]
+    *text_columns, _ = _LAYOUTS[parsed.kind]
     for column in text_columns:
         _check_texts(path, table[column])
-    labels = _read_labels(path, table.label, columns)
+    spellings = table.label.map(lambda value: "" if value is None else str(value).strip())
+    labels = _read_labels(path, spellings, parsed.kind)
+    notes = parsed.notes + _notes_on_labels(spellings, parsed.kind)
     texts = [table[column].astype(str).str.strip() for column in text_columns]
-    if columns.kind == "question":
+    if parsed.kind == "question":
         _check_choices_differ(path, table)
     _check_contradictions(path, texts, labels)
-    text, choice_0, choice_1 = texts if columns.kind == "question" else (*texts, "", "")
+    text, choice_0, choice_1 = texts if parsed.kind == "question" else (*texts, "", "")
     rows = pd.DataFrame(
         {
-            "kind": columns.kind,
+            "kind": parsed.kind,
             "text": text,
             "choice_0": choice_0,
             "choice_1": choice_1,
             "label": labels,
         }
     )
-    rows.attrs = {"sha256": hashlib.sha256(content).hexdigest(), "notes": columns.notes}
+    rows.attrs = {"sha256": hashlib.sha256(content).hexdigest(), "notes": notes}
     return rows
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file of one's own; raises `DataError` if that is not possible."""
+    """Return the bytes of a user's own file; raise `DataError` if it cannot be read."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -132,15 +159,16 @@ def read_bytes(path: Path) -> bytes:
 
 
 def shortened(value: Any, length: int = 60) -> str:
-    """Show a value in a message by its first characters."""
+    """Return the first characters of a value, for a message: those of a text between quotes."""
     text = str(value)
-    # Cut first: the text may be as long as a book.
-    shown = repr(text[:length]) if isinstance(value, str) else text[:length]
+    first = text[:length]
+    # The quotes are put around what is left, as the complete text may be as long as a book.
+    shown = repr(first) if isinstance(value, str) else first
     return shown + ("..." if len(text) > length else "")
 
 
 def listed(values: Iterable[Any], most: int = 12) -> str:
-    """List values in a message: the first of them, each by its first characters."""
+    """Return the first few of some values, each by its first characters, for a message."""
     values = list(values)
     shown = ",".join(str(value)[:40] for value in values[:most])
     return shown + (f",... ({len(values):,} in all)" if len(values) > most else "")
@@ -150,6 +178,7 @@ def listed(values: Iterable[Any], most: int = 12) -> str:
 
 
 def _check_texts(path: Path, column: pd.Series) -> None:
+    """Refuse fields that are not text, are empty, or cannot be written in UTF-8."""
     for row, value in column.items():
         where = f"{path.name}: row {row}, column {column.name}"
         if not isinstance(value, str):
@@ -166,26 +195,30 @@ def _check_texts(path: Path, column: pd.Series) -> None:
             ) from None
 
 
-def _read_labels(path: Path, column: pd.Series, columns: _Columns) -> pd.Series:
-    meanings = _LABELS[columns.kind]
-    spelled = column.map(lambda value: "" if value is None else str(value).strip())
-    labels = spelled.str.lower().map(meanings)
+def _read_labels(path: Path, spellings: pd.Series, kind: str) -> pd.Series:
+    """Return the labels, 0 or 1, that a file spells in one of the ways of `_LABELS`."""
+    labels = spellings.str.lower().map(_LABELS[kind])
     if labels.isna().any():
         row = labels.isna().idxmax()
-        got = shortened(spelled[row]) if spelled[row] else "nothing"
+        got = shortened(spellings[row]) if spellings[row] else "nothing"
         raise DataError(
-            f"{path.name}: row {row}, column label: expected {_LABELS_IN_WORDS[columns.kind]}, got "
-            f"{got} (the labels of the file are {listed(spelled.unique())})"
+            f"{path.name}: row {row}, column label: expected {_LABELS_IN_WORDS[kind]}, got "
+            f"{got} (the labels of the file are {listed(spellings.unique())})"
         )
-    labels = labels.astype(int)
-    words = {word: meanings[word.lower()] for word in spelled.unique() if word not in ("0", "1")}
-    if words:
-        by_label = sorted(words.items(), key=lambda item: (item[1], item[0]))
-        columns.notes.append("labels " + ", ".join(f"{word} = {label}" for word, label in by_label))
-    return labels
+    return labels.astype(int)
+
+
+def _notes_on_labels(spellings: pd.Series, kind: str) -> list[str]:
+    """Say what the labels of a file mean, in one note; in none if they are all 0 and 1."""
+    words = [word for word in spellings.unique() if word not in ("0", "1")]
+    if not words:
+        return []
+    labels_and_words = sorted((_LABELS[kind][word.lower()], word) for word in words)
+    return ["labels " + ", ".join(f"{word} = {label}" for label, word in labels_and_words)]
 
 
 def _check_choices_differ(path: Path, table: pd.DataFrame) -> None:
+    """Refuse a question whose two choices are the same, as far as `example_id` tells."""
     for row in table.itertuples():
         if example_id(row.choice_0) == example_id(row.choice_1):
             raise DataError(
@@ -195,43 +228,42 @@ def _check_choices_differ(path: Path, table: pd.DataFrame) -> None:
 
 
 def _check_contradictions(path: Path, texts: Sequence[pd.Series], labels: pd.Series) -> None:
-    contents = [example_id(*content) for content in zip(*texts, strict=True)]
-    for _, same in labels.groupby(contents, sort=False):
-        if same.nunique() > 1:
-            (first, label), (second, other) = same.drop_duplicates().items()
+    """Refuse rows with the same content and different labels."""
+    content_ids = [example_id(*content) for content in zip(*texts, strict=True)]
+    for _, labels_of_content in labels.groupby(content_ids, sort=False):
+        if labels_of_content.nunique() > 1:
+            # The first row with each of the two labels.
+            (row_a, label_a), (row_b, label_b) = labels_of_content.drop_duplicates().items()
             raise DataError(
-                f"{path.name}: rows {first} and {second} are the same with labels {label} and "
-                f"{other}: {shortened(texts[0][second])}; take one of them out"
+                f"{path.name}: rows {row_a} and {row_b} are the same with labels {label_a} and "
+                f"{label_b}: {shortened(texts[0][row_b])}; take one of them out"
             )
 
 
 # The formats.
 
 
-def _parse(path: Path, content: bytes) -> _Columns:
-    """Read the columns of a file by its suffix."""
-    name = path.name.lower()
+def _parse(path: Path, content: bytes) -> _Parsed:
+    """Parse the content of a file in the format that its suffix says."""
     if content.startswith(b"version https://git-lfs"):
         raise DataError(f"{path.name}: expected rows, got a pointer of Git LFS; run `git lfs pull`")
-    if name.endswith(".gz"):
-        name = name.removesuffix(".gz")
+    if path.name.lower().endswith(".gz"):
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(
                 f"{path.name}: expected a file that gzip reads, got a damaged one ({error})"
             ) from None
-    if name.endswith(".parquet"):
+    if _has_suffix(path.name, ".parquet"):
         return _parse_parquet(path, content)
     text, notes = _decode(path, content)
-    parse = _parse_separated if name.endswith((".csv", ".tsv")) else _parse_json
-    columns = parse(path, text)
-    columns.notes[:0] = notes
-    return columns
+    is_separated = _has_suffix(path.name, ".csv", ".tsv")
+    parsed = _parse_separated(path, text) if is_separated else _parse_json(path, text)
+    return _Parsed(parsed.kind, parsed.values, notes + parsed.notes)
 
 
 def _decode(path: Path, content: bytes) -> tuple[str, list[str]]:
-    """Decode UTF-8, or UTF-16 if a byte-order mark says so."""
+    """Decode UTF-8, or UTF-16 if a byte-order mark says so; return the text, and notes on it."""
     if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise DataError(
             f"{path.name}: expected text, got an Excel workbook or another archive; save it as .csv"
@@ -248,9 +280,9 @@ def _decode(path: Path, content: bytes) -> tuple[str, list[str]]:
 
 
 def _find_layout(path: Path, names: Sequence[Any]) -> tuple[str, dict[str, int]]:
-    """Return the kind of the rows, and the place of each of their columns among `names`."""
-    plain = [str(name).strip().lower() for name in names]
-    kinds = [kind for kind, columns in _LAYOUTS.items() if set(columns) <= set(plain)]
+    """Return the kind of the rows, and the place of each column of its layout among `names`."""
+    plain = _plain(names)
+    kinds = _kinds_of(names)
     if len(kinds) != 1:
         raise DataError(
             f"{path.name}: expected columns {_LAYOUTS_IN_WORDS}"
@@ -267,12 +299,22 @@ def _find_layout(path: Path, names: Sequence[Any]) -> tuple[str, dict[str, int]]
     return kind, {column: plain.index(column) for column in _LAYOUTS[kind]}
 
 
-def _parse_parquet(path: Path, content: bytes) -> _Columns:
+def _kinds_of(names: Sequence[Any]) -> list[str]:
+    """List the kinds of rows that have all their columns among `names`."""
+    return [kind for kind, columns in _LAYOUTS.items() if set(columns) <= set(_plain(names))]
+
+
+def _plain(names: Sequence[Any]) -> list[str]:
+    """Return the names of columns in lower case, without blanks around them."""
+    return [str(name).strip().lower() for name in names]
+
+
+def _parse_parquet(path: Path, content: bytes) -> _Parsed:
     try:
         file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
         names = file.schema_arrow.names
         kind, places = _find_layout(path, names)
-        # Not with threads: one of pyarrow's aborted scripts at their end.
+        # Without threads: one that pyarrow started has aborted scripts at their end.
         table = file.read(columns=[names[place] for place in places.values()], use_threads=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
@@ -280,22 +322,21 @@ def _parse_parquet(path: Path, content: bytes) -> _Columns:
             f"({shortened(error, 120)})"
         ) from None
     values = {column: table[names[place]].to_pylist() for column, place in places.items()}
-    return _Columns(kind, values)
+    return _Parsed(kind, values)
 
 
-def _parse_json(path: Path, text: str) -> _Columns:
-    """Read a list of objects, or one object a line."""
-    is_list = path.name.lower().removesuffix(".gz").endswith(".json") and text.lstrip()[:1] == "["
+def _parse_json(path: Path, text: str) -> _Parsed:
+    """Parse a list of objects, which only a .json file may hold, or one object a line."""
+    is_list = _has_suffix(path.name, ".json") and text.lstrip().startswith("[")
     if is_list:
-        objects = [(f"item {i}", item) for i, item in enumerate(_load_json(path, text, ""), 1)]
+        items = _load_json(path, text)
+        objects = [(f"item {number}", item) for number, item in enumerate(items, 1)]
     else:
+        objects = []
         # Not `splitlines`, which also breaks at characters that JSON allows within a text.
-        lines = enumerate(text.split("\n"), 1)
-        objects = [
-            (f"line {i}", _load_json(path, line, f"line {i}: "))
-            for i, line in lines
-            if line.strip()
-        ]
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                objects.append((f"line {number}", _load_json(path, line, f"line {number}: ")))
     for where, value in objects:
         if not isinstance(value, dict):
             raise DataError(
@@ -308,12 +349,16 @@ def _parse_json(path: Path, text: str) -> _Columns:
         column: [value.get(names[place]) for _, value in objects]
         for column, place in places.items()
     }
-    return _Columns(kind, values)
+    return _Parsed(kind, values)
 
 
-def _load_json(path: Path, text: str, where: str) -> Any:
+def _load_json(path: Path, text: str, where: str = "") -> Any:
+    """Return the value of a text in JSON; refuse objects with a key that comes twice.
+
+    `where` says in errors which part of the file the text is.
+    """
     expected = f"a JSON object with keys {_LAYOUTS_IN_WORDS}"
-    if path.name.lower().removesuffix(".gz").endswith(".json"):
+    if _has_suffix(path.name, ".json"):
         expected = f"a list of JSON objects, or one a line, with keys {_LAYOUTS_IN_WORDS}"
 
     def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -334,61 +379,76 @@ def _load_json(path: Path, text: str, where: str) -> Any:
         ) from None
 
 
-def _parse_separated(path: Path, text: str) -> _Columns:
-    """Read a table with a header; which character separates the fields, the header tells."""
-    notes = []
-    # Excel writes such a line, and reads it.
-    first = re.match(r'"?sep=([,;|\t])"?\r?\n', text)
-    candidates = list(_SEPARATORS)
-    if first:
-        candidates, text = [first[1]], text[first.end() :]
-    headers = {separator: _header_of(path, text, separator) for separator in candidates}
-    expected = "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
-    fitting = [separator for separator in candidates if _is_layout(headers[separator])]
-    separator = fitting[0] if fitting else max(candidates, key=lambda s: len(headers[s]))
-    kind, places = _find_layout(path, headers[separator])
-    if separator != expected:
-        notes.append(f"separated by {_SEPARATORS[separator]}")
+def _parse_separated(path: Path, text: str) -> _Parsed:
+    """Parse a table with a header, whose fields are separated by one of `_SEPARATORS`."""
+    separator, header, text = _find_separator(path, text)
+    kind, places = _find_layout(path, header)
+    expected = "\t" if _has_suffix(path.name, ".tsv") else ","
+    notes = [] if separator == expected else [f"separated by {_SEPARATORS[separator]}"]
     values: dict[str, list[Any]] = {column: [] for column in places}
     rows = _rows_of(path, text, separator)
+    # The first one is the header.
     next(rows)
     for number, row in enumerate(rows, 1):
         where = f"{path.name}: row {number}"
-        n_fields, n_columns = len(row), len(headers[separator])
-        if n_fields > n_columns:
+        if len(row) > len(header):
             raise DataError(
-                f"{where}: expected {n_columns} fields of a csv file, as in the header, got "
-                f"{n_fields}; put a text that holds {separator!r} between double quotes"
+                f"{where}: expected {len(header)} fields of a csv file, as in the header, got "
+                f"{len(row)}; put a text that holds {separator!r} between double quotes"
             )
-        _check_swallowed_rows(where, row, n_columns, places["label"], separator, _LABELS[kind])
+        _check_swallowed_rows(
+            where,
+            row,
+            n_columns=len(header),
+            label_place=places["label"],
+            separator=separator,
+            meanings=_LABELS[kind],
+        )
         for column, place in places.items():
-            value = row[place] if place < n_fields else None
+            value = row[place] if place < len(row) else None
             if value and '\\"' in value:
                 raise DataError(
                     f"{where}, column {column}: a backslash before a double quote can be read in "
                     'two ways; write the quote twice ("") in a field between quotes, or use .jsonl'
                 )
             values[column].append(value)
-    return _Columns(kind, values, notes)
+    return _Parsed(kind, values, notes)
 
 
-def _is_layout(names: Sequence[str]) -> bool:
-    plain = {name.strip().lower() for name in names}
-    return any(set(columns) <= plain for columns in _LAYOUTS.values())
+def _find_separator(path: Path, text: str) -> tuple[str, list[str], str]:
+    """Return what separates the fields, the header, and the text from the header on.
+
+    It is the first separator with which the header has the columns of a layout. If there is none,
+    it is the one that divides the header into the most fields, for the error to show.
+    """
+    candidates = list(_SEPARATORS)
+    # Excel writes and reads a line before the header that names the separator.
+    declaration = re.match(r'"?sep=([,;|\t])"?\r?\n', text)
+    if declaration:
+        candidates = [declaration[1]]
+        text = text[declaration.end() :]
+    headers = {separator: _header_of(path, text, separator) for separator in candidates}
+    for separator, header in headers.items():
+        if _kinds_of(header):
+            return separator, header, text
+    separator = max(headers, key=lambda candidate: len(headers[candidate]))
+    return separator, headers[separator], text
 
 
 def _header_of(path: Path, text: str, separator: str) -> list[str]:
-    # Not strict, for it may be another character that separates the fields.
-    for row in _rows_of(path, text, separator, strict=False):
-        return row
-    raise DataError(f"{path.name}: expected csv with columns {_LAYOUTS_IN_WORDS}, got nothing")
+    """Return the fields of the first line that is not blank."""
+    # Not strict: quotes may look misplaced if this is not the separator of the file.
+    header = next(_rows_of(path, text, separator, strict=False), None)
+    if header is None:
+        raise DataError(f"{path.name}: expected csv with columns {_LAYOUTS_IN_WORDS}, got nothing")
+    return header
 
 
 def _rows_of(path: Path, text: str, separator: str, *, strict: bool = True) -> Iterator[list[str]]:
-    """Yield the fields of each line that is not blank."""
+    """Yield the fields of each row that is not blank. A field between quotes may span lines."""
     lines = io.StringIO(text, newline="")
     reader = csv.reader(lines, delimiter=separator, strict=strict, skipinitialspace=True)
-    # The limit is one for the whole process, and a text may be longer.
+    # A field may be longer than the limit, which holds for the whole process and is never lowered.
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     first_line = 1
     try:
@@ -407,27 +467,38 @@ def _rows_of(path: Path, text: str, separator: str, *, strict: bool = True) -> I
 def _check_swallowed_rows(
     where: str,
     row: Sequence[str],
+    *,
     n_columns: int,
     label_place: int,
     separator: str,
     meanings: dict[str, int],
 ) -> None:
-    """Refuse a field of several lines whose first and last lines complete rows of the table.
+    """Refuse a row that seems to hold several rows of the table in one of its fields.
 
-    They do where a double quote that was never closed has made one field of several rows.
+    A double quote that is never closed makes one field of all that follows, up to the next quote.
+    Such a field has several lines. The first one, with the fields before it, makes a row. So does
+    the last one, with the fields after it.
+
+    Parameters
+    ----------
+    where
+        Names the file and the row in the error.
+    label_place
+        Which field of a row is its label.
+    meanings
+        What can stand there, as in `_LABELS`.
     """
 
     def is_row(fields: Sequence[str]) -> bool:
-        is_whole = len(fields) == n_columns
-        return is_whole and fields[label_place].strip().lower() in meanings
+        return len(fields) == n_columns and fields[label_place].strip().lower() in meanings
 
     for place, value in enumerate(row):
         lines = re.split(r"\r\n|\r|\n", value)
         if len(lines) == 1:
             continue
-        head = [*row[:place], *lines[0].split(separator)]
-        tail = [*lines[-1].split(separator), *row[place + 1 :]]
-        if is_row(head) and is_row(tail):
+        first_row = [*row[:place], *lines[0].split(separator)]
+        last_row = [*lines[-1].split(separator), *row[place + 1 :]]
+        if is_row(first_row) and is_row(last_row):
             raise DataError(
                 f"{where}: a field has {len(lines)} lines that look like rows, beginning with "
                 f"{shortened(value)}; a double quote is not closed there, or belongs to the text "
