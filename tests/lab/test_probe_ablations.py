@@ -50,6 +50,19 @@ def test_what_a_feature_adds_is_zero_for_the_state_itself_and_for_a_copy_of_it(r
     assert (table.gain <= table.gain_high + 1e-9).all()
 
 
+def test_features_of_a_site_are_compared_at_the_layer_of_its_activation(rows, task):
+    weak, strong = states_that_hold_y(rows, 0.0), states_that_hold_y(rows, 1.0, seed=1)
+    features = {
+        ("gradient", "resid_post", 1): strong,
+        ("gradient", "resid_post", 2): weak,
+        ("activation", "resid_post", 1): weak,
+        ("activation", "resid_post", 2): strong,
+    }
+    table = gain_table(task, features).set_index("feature")
+    assert list(table.layer) == [2, 2]
+    assert table.estimate["activation"] > 0.9 and table.estimate["gradient"] < 0.7
+
+
 @pytest.mark.parametrize("strength, least, most", [(1.0, 0.9, 1.0), (0.0, 0.3, 0.7)])
 def test_every_scale_reads_what_is_planted_and_noise_stays_noise(rows, task, strength, least, most):
     features = {

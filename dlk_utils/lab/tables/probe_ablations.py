@@ -5,6 +5,7 @@ rows told to lie, at the layer that validation rows choose.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -140,15 +141,23 @@ def gains(run: Run, *, layers: list[int]) -> pd.DataFrame:
 def gain_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFrame:
     """Fit a logistic regression on each feature at each site.
 
+    All features of a site are read at the layer that validation rows choose for its activation.
+    (Honest validation rows choose an early layer for the gradient, which holds the answer about to
+    be given at every layer. A comparison of that layer with the activation's would be one of layers
+    and not of features.)
+
     `gain` is the test AUROC minus that of the activation at the same site, `over_residual` minus
     that of the activation at `resid_post`. Their 95 % intervals are paired by resample of examples.
     """
     weights = bootstrap_weights(task.test.example_id, 1000, seed)
-    rows, resampled = {}, {}
-    for group in dict.fromkeys((feature, site) for feature, site, _ in features):
+    rows, resampled, chosen = {}, {}, {}
+    groups = dict.fromkeys((feature, site) for feature, site, _ in features)
+    # The activations first, as they choose the layers.
+    for group in sorted(groups, key=lambda group: group[0] != "activation"):
         of_layers = {key: features[key] for key in features if key[:2] == group}
         of_layers = in_memory(of_layers, task.rows)
         probe = fit_layers(Logistic, of_layers, task.train, task.validation)
+        probe = replace(probe, chosen=chosen.setdefault(group[1], probe.chosen))
         resampled[group] = weighted_auroc(probe.score(task.test), task.test.y.to_numpy(), weights)
         rows[group] = {"feature": group[0], "site": group[1], **_choice(probe, task, seed)}
     for group, row in rows.items():
@@ -160,7 +169,7 @@ def gain_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFrame
             differences = resampled[group] - resampled[baseline]
             row[name] = row["estimate"] - rows[baseline]["estimate"]
             row[f"{name}_low"], row[f"{name}_high"] = percentile_interval(differences)
-    return pd.DataFrame(list(rows.values()), columns=GAIN_COLUMNS)
+    return pd.DataFrame([rows[group] for group in groups], columns=GAIN_COLUMNS)
 
 
 # How states are scaled.
