@@ -10,7 +10,7 @@ import pandas as pd
 
 from dlk_utils.evaluation.detector import TruthDetector
 from dlk_utils.evaluation.stats import visible_auroc
-from dlk_utils.evaluation.tasks import KNOWN, MIN_FOR_HEADLINE, POSITIVE_CONTROL
+from dlk_utils.evaluation.tasks import KNOWN, MIN_FOR_HEADLINE, POSITIVE_CONTROL, REGIMES
 from dlk_utils.lab.display import interval_text
 from dlk_utils.lab.escaping import markdown_text
 from dlk_utils.lab.tables import in_brief, least_to_most
@@ -107,8 +107,13 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def positive_controls(results: pd.DataFrame) -> list[str]:
-    """Say how well the answer that the model is about to give can be read, regime by regime."""
-    rows = [headline(results, POSITIVE_CONTROL, regime) for regime in results.regime.unique()]
+    """Say how well the answer that the model is about to give can be read, regime by regime.
+
+    Only regimes that are fitted and tested on rows of one role are a control. On honest rows the
+    answer and the truth are nearly the same, so a probe that was fitted there may read either.
+    """
+    same_role = [regime for regime, (fitted, tested) in REGIMES.items() if fitted == tested]
+    rows = [headline(results, POSITIVE_CONTROL, regime) for regime in same_role]
     return [
         f"AUROC {in_brief(row)}, on {row.regime.removeprefix('by example, ')}"
         for row in rows

@@ -7,8 +7,15 @@ import pytest
 from dlk_utils.errors import ParameterError
 from dlk_utils.evaluation.controls import ASKED_AGAIN, TURNED
 from dlk_utils.evaluation.evaluate import RESULT_COLUMNS
-from dlk_utils.evaluation.tasks import KNOWN, LYING
-from dlk_utils.lab.findings import headline, in_words, rivals_title, summary, verdict
+from dlk_utils.evaluation.tasks import KNOWN, LYING, POSITIVE_CONTROL
+from dlk_utils.lab.findings import (
+    headline,
+    in_words,
+    positive_controls,
+    rivals_title,
+    summary,
+    verdict,
+)
 from dlk_utils.lab.tables.headlines import clean_numbers, survivors
 from dlk_utils.lab.tables.probe_ablations import rivals
 
@@ -182,3 +189,13 @@ def test_the_rivals_of_the_probe_are_named_with_the_strongest():
         f"2 of 3 rivals read the truth as well as the probe or better; the strongest: {TURNED}"
     )
     assert rivals_title(table) == f"{expected} (0.98)"
+
+
+def test_a_positive_control_is_fitted_and_tested_on_rows_of_one_role():
+    rows = [
+        result(target=POSITIVE_CONTROL, regime=regime, probe="logistic", estimate=estimate)
+        for regime, estimate in ((TRUTH, 1.0), ("by example, lie rows", 0.9), (LYING, 0.1))
+    ]
+    first, second = positive_controls(pd.DataFrame(rows))
+    assert first.startswith("AUROC 1.00") and first.endswith("on truth rows")
+    assert second.startswith("AUROC 0.90") and second.endswith("on lie rows")

@@ -19,7 +19,7 @@ from sklearn.metrics import accuracy_score, classification_report, f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from dlk_utils.evaluation.controls import ASKED_AGAIN, RIVALS, TURNED
+from dlk_utils.evaluation.controls import RIVALS, TURNED
 from dlk_utils.evaluation.evaluate import RESULT_COLUMNS, evaluate, evaluate_targets
 from dlk_utils.evaluation.selection import (
     FittingRows,
@@ -77,7 +77,7 @@ def results(run: Run, *, layers: list[int], p: float = DEFAULT_P) -> pd.DataFram
     return evaluate_targets(targets(run, p=p), features, seed=run.seed)
 
 
-TURN_CONTROLS = ("own answer", TURNED, ASKED_AGAIN)
+TURN_CONTROLS = ("own answer", TURNED)
 """The controls that the figure of truth by layer shows."""
 
 
