@@ -170,6 +170,7 @@ def resolve(
         raise ModelError(
             f"model: expected an alias, a hub id or a local folder, got {name!r}; {_offered()}"
         )
+    name = os.path.expanduser(name)
     if quantization not in (None, "8bit", "4bit"):
         raise ModelError(f"quantization: expected None, '8bit' or '4bit', got {quantization!r}")
     if dtype not in ("auto", *DTYPES):
