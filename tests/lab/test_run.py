@@ -280,8 +280,11 @@ def test_layers_heads_and_context_are_read_also_from_a_model_of_images(tmp_path)
 
 
 @pytest.mark.parametrize("layers", [[99], 5, ["a"], "a", None])
-def test_states_of_a_layer_that_is_not_there_are_refused_at_once(answered, no_model, layers):
+def test_states_of_a_layer_that_is_not_there_are_refused_at_once(
+    answered, no_model, monkeypatch, layers
+):
     # Unwrapped: here beartype would answer before the package does.
+    monkeypatch.setattr(run_module, "layer_numbers", inspect.unwrap(run_module.layer_numbers))
     with pytest.raises(ParameterError, match="layers: expected 'all', an index below 5"):
         inspect.unwrap(Run.states)(answered, layers)
 
