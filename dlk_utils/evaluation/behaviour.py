@@ -12,6 +12,7 @@ from torch import nn
 from dlk_utils.errors import DataError
 from dlk_utils.evaluation.stats import mean_interval, wilson_interval
 from dlk_utils.extract.passes import answer_rows
+from dlk_utils.questions.ids import require_columns
 
 MIN_MASS = 0.05
 """An answer is readable if the two choices have at least this probability between them."""
@@ -56,7 +57,13 @@ def answer_prompts(
     -------
     DataFrame
         The prompts in their order, with the columns of `read_answers`.
+
+    Raises
+    ------
+    DataError
+        If `prompts` are no such rows.
     """
+    require_columns(prompts, ["input_ids", "choice_ids", "label"], "prompts", "make_prompts")
     answers = answer_rows(model, prompts, batch_tokens=batch_tokens)
 
     def decode(token: int) -> str:
@@ -224,8 +231,11 @@ def label_behaviour(answers: pd.DataFrame, gate: pd.DataFrame | None = None) -> 
     Raises
     ------
     DataError
-        If an example has fewer than `MIN_KNOWN` rows of role "known".
+        If `answers` are no such rows, or an example has fewer than `MIN_KNOWN` rows of role
+        "known".
     """
+    needed = ["role", "example_id", "dataset", "correct", "readable", "margin"]
+    require_columns(answers, needed, "answers", "answer_prompts")
     gate = knowledge_gate(answers) if gate is None else gate
     known_rows = answers[answers.role == "known"]
     _require_known_rows(answers, known_rows)

@@ -8,20 +8,41 @@ from jaxtyping import Float, Int
 from scipy.stats import binomtest, norm
 from sklearn.linear_model import LogisticRegression
 
-from dlk_utils.errors import TooFewRows
+from dlk_utils.errors import DataError, TooFewRows
 
 Groups = Sequence[str] | pd.Series | np.ndarray
 """The example of each row: rows of one example are drawn together."""
 
 
-def auroc(scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"]) -> float:
+def auroc(
+    scores: Float[np.ndarray, " n"] | Sequence[float], y: Int[np.ndarray, " n"] | Sequence[int]
+) -> float:
     """Compute the signed AUROC: the share of (1, 0) pairs in which the 1 scores higher.
 
     Equal scores count half, and a value under one half is never flipped; it is nan if a class is
     missing, or a score is nan. This is scikit-learn's `roc_auc_score` in exact arithmetic: AUROCs
     that are equal compare as equal, so that no choice of a layer hangs on rounding.
+
+    Raises
+    ------
+    DataError
+        If there is not one label, 0 or 1, for each score. Scikit-learn has the labels first.
     """
-    return float(weighted_auroc(scores, y, np.ones((1, len(y))))[0])
+    scores, y = np.asarray(scores), np.asarray(y)
+    if scores.ndim != 1 or scores.shape != y.shape or scores.dtype.kind not in "biuf":
+        raise DataError(
+            "auroc: expected scores [n] that are numbers, and labels [n], got the shapes "
+            f"{list(scores.shape)} ({scores.dtype}) and {list(y.shape)}"
+        )
+    if y.dtype.kind in "SU" or not ((y == 0) | (y == 1)).all():
+        some = ", ".join(map(str, np.unique(y.astype(str))[:4]))
+        raise DataError(
+            f"auroc: expected y of labels 0 and 1, got {some} among {len(y)} values; the order "
+            "is auroc(scores, y)"
+        )
+    if scores.dtype.kind != "f":
+        scores = scores.astype(float)
+    return float(weighted_auroc(scores, (y == 1).astype(int), np.ones((1, len(y))))[0])
 
 
 def smaller_class(y: Int[np.ndarray, " n"]) -> int:

@@ -39,6 +39,7 @@ from dlk_utils.probes import (
     STATE_PROBES,
 )
 from dlk_utils.probes.base import LeastRows
+from dlk_utils.questions.ids import require_columns
 
 POSITIVE_CONTROL = "own answer (positive control)"
 """The target that states surely hold, the answer about to be given: a pipeline must find it."""
@@ -88,7 +89,13 @@ def truth_rows(answers: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         The rows with `y`, which is the label, and with `polarity`: +1 where the affirming word is
         choice 1 and -1 where the denying word is ("no, there is no error").
+
+    Raises
+    ------
+    DataError
+        If `answers` are no rows of `answer_prompts`.
     """
+    require_columns(answers, ["readable", "label", "choices"], "answers", "answer_prompts")
     rows = answers[answers.readable].reset_index(drop=True)
     choice_1_denies = [choices[1].lower() in DENYING_WORDS for choices in rows.choices]
     return rows.assign(y=rows.label, polarity=np.where(choice_1_denies, -1, 1))

@@ -18,8 +18,9 @@ not finite, and `ParameterError` if the model is in training mode or an option i
 
 import hashlib
 import itertools
+import operator
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -48,12 +49,15 @@ from dlk_utils.extract.prefixes import in_parts
 from dlk_utils.extract.states import clean_states, forward_states
 from dlk_utils.models.sites import check_sites
 
+InputIds = Sequence[Sequence[int]] | Mapping[str, Any]
+"""Token ids of prompts, or what a tokenizer of transformers returns for a list of texts."""
+
 _checked_models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def activations(
     model: nn.Module,
-    input_ids: Sequence[Sequence[int]],
+    input_ids: InputIds,
     *,
     sites: Sequence[str] = ("resid_post",),
     layers: Layers = "all",
@@ -68,7 +72,7 @@ def activations(
     model
         A causal model of transformers, in evaluation mode.
     input_ids
-        Token ids of each prompt, without padding.
+        Token ids of each prompt, without padding; or what a tokenizer returns for a list of texts.
     sites
         Some of "resid_post", "attn_out", "mlp_out", "head_out" (`models.sites`).
     layers
@@ -116,7 +120,7 @@ def activations(
 
 def dropout_draws(
     model: nn.Module,
-    input_ids: Sequence[Sequence[int]],
+    input_ids: InputIds,
     *,
     n_draws: int = 2,
     p: float = DEFAULT_P,
@@ -171,8 +175,8 @@ def dropout_draws(
         If two successive draws of a prompt are equal, or the family cannot drop at a place.
     """
     prompts = _checked(model, input_ids, least_tokens=2 if scope == "last_token" else 1)
-    if n_draws < 1:
-        raise ParameterError(f"n_draws: expected at least 1, got {n_draws}")
+    if not isinstance(n_draws, Integral) or n_draws < 1:
+        raise ParameterError(f"n_draws: expected a whole number of at least 1, got {n_draws!r}")
     keys = [_hash(ids) for ids in prompts] if keys is None else list(keys)
     if len(keys) != len(prompts):
         raise DataError(f"keys: expected one per prompt ({len(prompts)}), got {len(keys)}")
@@ -203,7 +207,7 @@ def dropout_draws(
 
 def margin_gradients(
     model: nn.Module,
-    input_ids: Sequence[Sequence[int]],
+    input_ids: InputIds,
     choice_ids: Sequence,
     *,
     sites: Sequence[str] = ("resid_post",),
@@ -251,7 +255,7 @@ def margin_gradients(
 
 def answer_logprobs(
     model: nn.Module,
-    input_ids: Sequence[Sequence[int]],
+    input_ids: InputIds,
     choice_ids: Sequence,
     *,
     batch_tokens: int = 2048,
@@ -294,7 +298,7 @@ def answer_logprobs(
 
 def states_and_answers(
     model: nn.Module,
-    input_ids: Sequence[Sequence[int]],
+    input_ids: InputIds,
     choice_ids: Sequence,
     *,
     sites: Sequence[str] = ("resid_post",),
@@ -405,18 +409,21 @@ def _finite_array(tensor: Tensor, what: str) -> np.ndarray:
     return values
 
 
-def _checked(
-    model: nn.Module, input_ids: Sequence[Sequence[int]], *, least_tokens: int = 1
-) -> list[list[int]]:
+def _checked(model: nn.Module, input_ids: InputIds, *, least_tokens: int = 1) -> list[list[int]]:
     """Check the model and the prompts, and return the prompts as lists.
 
     A model's sites are checked by a short forward pass, the first time that the model is used.
     """
+    if not isinstance(model, nn.Module):
+        raise ParameterError(
+            f"model: expected a model of transformers, got a {type(model).__name__}; the model "
+            "comes first, and the token ids second"
+        )
     require_evaluation_mode(model)
     if model not in _checked_models:
         check_sites(model)
         _checked_models.add(model)
-    prompts = [[int(token) for token in ids] for ids in input_ids]
+    prompts = _as_lists(input_ids)
     if not prompts:
         raise DataError("input_ids: expected at least one prompt, got none")
     lengths = [len(ids) for ids in prompts]
@@ -434,6 +441,30 @@ def _checked(
                 "model's own tokenizer, or resize its embedding"
             )
     return prompts
+
+
+def _as_lists(input_ids: Any) -> list[list[int]]:
+    """Return prompts as lists of token ids, without the padding that an attention mask names.
+
+    Raises `DataError` for anything but a list of prompts that are whole numbers.
+    """
+    mask = None
+    if isinstance(input_ids, Mapping):
+        input_ids, mask = input_ids.get("input_ids"), input_ids.get("attention_mask")
+    try:
+        # Not `int`, which cuts fractions off and reads digits.
+        prompts = [[operator.index(token) for token in ids] for ids in input_ids]
+    except TypeError:
+        raise DataError(
+            "input_ids: expected a list of prompts, each a list of whole numbers, got "
+            f"{repr(input_ids)[:60]}; turn texts into token ids with `tokenize`"
+        ) from None
+    if mask is None:
+        return prompts
+    return [
+        [token for token, is_kept in zip(ids, kept, strict=True) if is_kept]
+        for ids, kept in zip(prompts, mask, strict=True)
+    ]
 
 
 def _pairs(choice_ids: Sequence, n: int) -> list[Sequence]:

@@ -12,6 +12,7 @@ import errno
 import importlib.util
 import json
 import os
+import re
 import reprlib
 import sys
 import unicodedata
@@ -25,6 +26,7 @@ from dlk_utils.errors import ModelError, ParameterError
 from dlk_utils.extract.draws import SCOPES
 from dlk_utils.extract.dropout import DEFAULT_P
 from dlk_utils.models.loading import device_of
+from dlk_utils.questions.examples import names_of_same_file
 from dlk_utils.questions.own_files import SUFFIXES
 from dlk_utils.questions.styles import STYLES
 
@@ -186,6 +188,8 @@ def datasets() -> Values:
         names = _read_names(value)
         for name in names:
             _check_dataset(name)
+        if same := names_of_same_file(names):
+            raise _Refused(f"this is {same}")
         return ",".join(names)
 
     return Values("distinct names or paths, separated by commas or as a list", read)
@@ -223,7 +227,7 @@ def folder_of_runs() -> Values:
     def read(value: Any) -> str | None:
         if value is None:
             return None
-        path = _expanded(Path(_read_text(value)))
+        path = Path(_read_text(value))
         _check_folder(path)
         return str(path)
 
@@ -277,6 +281,8 @@ def _read_text(value: Any) -> str:
     text = text.strip()
     if not text:
         raise _Refused
+    if text.startswith("~"):
+        text = str(_expanded(Path(text)))
     # Control characters; surrogates, as which Python reads names that are not UTF-8; line breaks.
     forbidden = ("Cc", "Cs", "Zl", "Zp")
     if any(unicodedata.category(character) in forbidden for character in text):
@@ -328,6 +334,8 @@ def _check_dataset(name: str) -> None:
     kind = _kind_on_disk(path)
     names_a_file = name.lower().removesuffix(".gz").endswith(SUFFIXES)
     if kind is None and names_a_file:
+        if re.match(r"https?://", name):
+            raise _Refused("an address of the web is not read; download the file")
         raise _Refused(f"there is no file {_shown(name)}{_searched_in(path)}")
     if kind is None and " " in name:
         raise _Refused(f"there is no {_shown(name)}; separate several names by commas, not blanks")

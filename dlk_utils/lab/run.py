@@ -11,6 +11,7 @@ import gc
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from dlk_utils.lab.cache import Cache, as_json
 from dlk_utils.lab.parameters import read_parameters
 from dlk_utils.models import configuration
 from dlk_utils.models.loading import ModelSpec, load_config, load_spec, load_tokenizer, resolve
+from dlk_utils.models.sites import layer_numbers
 from dlk_utils.provenance import code_hash
 from dlk_utils.questions.examples import load_examples
 from dlk_utils.questions.prompts import make_prompts
@@ -195,7 +197,18 @@ class Run:
         return getattr(self.config.get_text_config(), "vocab_size", None)
 
     def layers(self, stride: int) -> list[int]:
-        """Every `stride`-th layer, and the last one."""
+        """Every `stride`-th layer, and the last one.
+
+        Raises
+        ------
+        ParameterError
+            If `stride` is no whole number of 1 or more.
+        """
+        if not isinstance(stride, Integral) or stride < 1:
+            raise ParameterError(
+                f"stride: expected a whole number of at least 1, got {stride!r}; numbers of layers "
+                "are for `states`"
+            )
         return sorted({*range(0, self.n_layers, stride), self.n_layers - 1})
 
     # Notebook 01: what is asked.
@@ -394,9 +407,13 @@ class Run:
         options = {"contrast": True, "moved_at": self.middle_layer}
         return self.stored(store_gradients, rows, name, **options)
 
-    def states(self, layers: list[int]) -> Features:
-        """Readers of the clean states at `resid_post`, by layer."""
-        return state_features(self.gradients(), layers)
+    def states(self, layers: Layers) -> Features:
+        """Readers of the clean states at `resid_post`, by layer.
+
+        `layers` is "all", an index (from the end if negative), a list of them, or a slice, as in
+        `activations`. Raises `ParameterError` if the model has no such layer.
+        """
+        return state_features(self.gradients(), layer_numbers(layers, self.n_layers))
 
     def stored(self, stage: Callable, rows: pd.DataFrame, name: str, **options: Any) -> Path:
         """Return the store that a stage of `extract.stages` makes of rows, kept under `name`.

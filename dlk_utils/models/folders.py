@@ -1,12 +1,14 @@
 """Local folders of models and adapters: which of their files are read, and the hash of those."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from dlk_utils.errors import ModelError
 from dlk_utils.provenance import hash_files
 
+LFS_POINTER = b"version https://git-lfs"
 MODEL_CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -43,12 +45,24 @@ def revision_of(folder: Path) -> str:
     ------
     ModelError
         If its index of weights is broken, or names a file outside the folder or one that is not
-        there.
+        there, or a file is a pointer of Git LFS.
     """
     weights = [folder / name for name in _weights(folder)]
     small = [path for pattern in SMALL_FILES for path in folder.glob(pattern) if path.is_file()]
     read = [path for path in small if not any(path.match(pattern) for pattern in LOGS)]
+    _refuse_pointers([*weights, *read])
     return hash_files(folder, {*weights, *read, *folder.glob(f"{TEMPLATES_FOLDER}/*.jinja")})
+
+
+def _refuse_pointers(paths: Iterable[Path]) -> None:
+    """Raise `ModelError` if a file is a pointer of Git LFS, which stands for the real one."""
+    for path in paths:
+        with open(path, "rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise ModelError(
+                    f"{path.name} in {path.parent.name}: expected the file itself, got a pointer "
+                    "of Git LFS; run `git lfs pull` in that folder"
+                )
 
 
 def _weights(folder: Path) -> list[str]:

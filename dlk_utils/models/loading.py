@@ -36,6 +36,8 @@ from dlk_utils.models.weights import copy_into_memory, refuse_other_weights
 
 ORGANISMS = Path(__file__).parent.parent / "organisms"
 EMBEDDED = "smollm2"
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The embedded model in full precision, as adapters that were trained on it name their base."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -107,7 +109,7 @@ def load_model(
     *,
     quantization: str | None = None,
     dtype: str = "auto",
-    device: str = "auto",
+    device: str | torch.device = "auto",
 ) -> tuple[nn.Module, Any]:
     """Load a causal language model and its tokenizer.
 
@@ -156,7 +158,7 @@ def resolve(
     name: str | os.PathLike,
     quantization: str | None = None,
     dtype: str = "auto",
-    device: str = "auto",
+    device: str | torch.device = "auto",
 ) -> ModelSpec:
     """Find out what `load_model` would load with these arguments, without reading any weights.
 
@@ -170,6 +172,7 @@ def resolve(
         raise ModelError(
             f"model: expected an alias, a hub id or a local folder, got {name!r}; {_offered()}"
         )
+    name = os.path.expanduser(name)
     if quantization not in (None, "8bit", "4bit"):
         raise ModelError(f"quantization: expected None, '8bit' or '4bit', got {quantization!r}")
     if dtype not in ("auto", *DTYPES):
@@ -247,12 +250,22 @@ def _source_of(name: str) -> str:
     try:
         validate_repo_id(name)
     except HFValidationError:
+        reason = f"{_no_folder(name)}, and it cannot be a name on the hub ('organisation/model')"
+        if os.path.isfile(name):
+            reason = "it is a file; give the folder that it is in"
         raise ModelError(
-            f"cannot load model {_shortened(name)!r}\n"
-            "  it is no folder here, and cannot be a name on the hub ('organisation/model')\n"
-            f"  {_offered()}"
+            f"cannot load model {_shortened(name)!r}\n  {_offered()}\n  {reason}"
         ) from None
     return name
+
+
+def _no_folder(name: str) -> str:
+    """Say that there is no folder of this name, and where a relative one was looked for.
+
+    The working folder goes by its name alone: a saved notebook shows nothing of the machine.
+    """
+    where = "" if Path(name).is_absolute() else f" in the working folder {Path.cwd().name!r}"
+    return f"there is no such folder{where}"
 
 
 def _nothing_in(folder: Path) -> FileNotFoundError:
@@ -272,14 +285,15 @@ def _chat_format_of(name: str) -> str:
     return entry.get("chat_format") or "plain"
 
 
-def device_of(name: str) -> str:
-    """Return the device of torch that a name means: see `load_model`.
+def device_of(name: str | torch.device) -> str:
+    """Return the name of the device of torch that is meant: see `load_model`.
 
     Raises
     ------
     ModelError
         If there is no such device here.
     """
+    name = str(name)
     has_cuda = torch.cuda.is_available()
     if name == "auto":
         return "cuda" if has_cuda else "cpu"
@@ -295,7 +309,7 @@ def device_of(name: str) -> str:
     return name
 
 
-def _auto_dtype(device: str = "auto") -> str:
+def _auto_dtype(device: str | torch.device = "auto") -> str:
     """The dtype that "auto" means on a device: see `load_model`."""
     chosen = os.environ.get("DLK_DTYPE")
     if chosen:
@@ -369,7 +383,7 @@ def load_config(spec: ModelSpec) -> Any:
     return config
 
 
-def load_spec(spec: ModelSpec, device: str = "auto") -> nn.Module:
+def load_spec(spec: ModelSpec, device: str | torch.device = "auto") -> nn.Module:
     """Load a resolved model, in evaluation mode, and check its sites: see `load_model`."""
     from transformers.utils import logging as hf_logging
 
@@ -534,30 +548,45 @@ def _from_pretrained(
     try:
         return auto_class.from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:  # Whatever transformers makes of a broken file.
+        reads_tokenizer = auto_class.__name__ == "AutoTokenizer"
+        if reads_tokenizer and is_folder(source) and not has_tokenizer(Path(source)):
+            missing = FileNotFoundError(
+                "it has no tokenizer, such as tokenizer.json; copy it there"
+            )
+            raise _cannot_load(spec.name, source, missing) from error
         raise _cannot_load(spec.name, source, error) from error
 
 
 def _cannot_load(name: str, source: str, error: Exception) -> ModelError:
     is_local = is_folder(source)
     where = "as a local folder" if is_local else "on the hub and in its local cache"
+    if source == name and not is_local:
+        where += f"; {_no_folder(name)}"
     # Not the path, which says more of the machine than the name that was given.
     tried = Path(source).name or source if is_local else source
     lines = str(error).strip().splitlines()
     # Errors of PyTorch name what is wrong in their second line.
     reason = " ".join(line.strip() for line in lines[:2])[:200]
     advice = _advice(source, error)
-    return ModelError(
-        f"cannot load model {_shortened(name)!r}\n"
-        f"  tried: {tried} {where} ({type(error).__name__}: {reason})\n"
-        + (f"  {advice}\n" if advice else "")
-        + f"  {_offered()}"
-    )
+    # The reason stands last, where it is seen first in a log. A folder is no misspelt alias.
+    lines = [
+        f"cannot load model {_shortened(name)!r}",
+        *([] if is_local else [_offered()]),
+        f"tried: {tried} {where} ({type(error).__name__}: {reason})",
+        *([advice] if advice else []),
+    ]
+    return ModelError("\n  ".join(lines))
 
 
 def _advice(source: str, error: BaseException | None) -> str:
     """Say what to do about an error of the hub, or one that came of it."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+    if source == EMBEDDED_HUB_ID:
+        return (
+            f"{EMBEDDED!r} is this model, quantised, and needs no hub; an adapter is laid on it "
+            f"with {EMBEDDED!r} as base_model_name_or_path in its adapter_config.json"
+        )
     log_in = "log in with `hf auth login` (or `huggingface-cli login`), or set HF_TOKEN"
     while error is not None:
         if isinstance(error, GatedRepoError):

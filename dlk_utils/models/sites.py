@@ -22,13 +22,14 @@ import contextlib
 import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dlk_utils.errors import ParameterError, UnknownArchitecture
+from dlk_utils.errors import ModelError, ParameterError, UnknownArchitecture
 from dlk_utils.models.architectures import ARCHITECTURES, Architecture
 from dlk_utils.models.finding import RAISED_BY_A_MODEL, find_architecture, trial_tokens
 
@@ -92,7 +93,7 @@ def layer_numbers(layers: str | int | Sequence[int], n_layers: int) -> list[int]
     every = range(n_layers)
     try:
         if not isinstance(layers, str):
-            wanted = [layers] if isinstance(layers, int) else layers
+            wanted = [layers] if isinstance(layers, Integral) else layers
         elif layers == "all":
             wanted = every
         elif ":" in layers:
@@ -100,7 +101,7 @@ def layer_numbers(layers: str | int | Sequence[int], n_layers: int) -> list[int]
         else:
             wanted = [int(number) for number in layers.split(",")]
         return sorted({every[number] for number in wanted})
-    except (IndexError, ValueError):
+    except (IndexError, TypeError, ValueError):
         raise ParameterError(
             f"layers: expected 'all', an index below {n_layers}, a list of them, "
             f"or a slice such as '::3', got {layers!r}"
@@ -203,13 +204,15 @@ def check_sites(model: nn.Module) -> None:
     Raises
     ------
     UnknownArchitecture
-        If it is no causal language model as transformers loads it, the family is not known, its
-        sites do not add up, or its states are not finite.
+        If it is no causal language model as transformers loads it, the family is not known, or its
+        sites do not add up.
+    ModelError
+        If its states are not finite.
     """
     _refuse_other_classes(model)
     try:
         _check_each_layer(model)
-    except (UnknownArchitecture, torch.OutOfMemoryError):
+    except (UnknownArchitecture, ModelError, torch.OutOfMemoryError):
         raise
     except RAISED_BY_A_MODEL as error:
         kind = model.config.model_type
@@ -306,8 +309,8 @@ def _expect_equal(
     """Raise `UnknownArchitecture` if two states differ at a token by more than rounding."""
     kind = model.config.model_type
     if not (torch.isfinite(got).all() and torch.isfinite(expected).all()):
-        raise UnknownArchitecture(
-            f"{kind}: expected {what}, got states that are not finite in {model.dtype}; "
+        raise ModelError(
+            f"{kind}: expected finite states, got nan or inf in {model.dtype} (where {what}); "
             "the weights are damaged, or need a wider dtype (float32)"
         )
     # Rounding errors go by the size of the parts, which may be far larger than their sum.

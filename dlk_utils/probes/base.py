@@ -13,6 +13,8 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from dlk_utils.errors import DataError, ParameterError
@@ -176,10 +178,19 @@ class Probe(BaseEstimator):
         Raises
         ------
         DataError
-            If X has another number of axes, or y does not hold what is needed to learn from it.
+            If X has another number of axes, or y does not hold what is needed to learn from it: one
+            number for each row.
         """
         states = X if isinstance(X, TrainingStates) else TrainingStates(self._as_batch(X))
-        self._fit(states, as_doubles(y).to(states.X.device), **columns)
+        labels = as_doubles(y).to(states.X.device)
+        n_rows = states.X.shape[1]
+        if list(labels.shape) != [n_rows]:
+            raise DataError(
+                f"{type(self).__name__}: expected y [n] with a value for each of {n_rows} rows of "
+                f"X, got the shape {list(labels.shape)}"
+            )
+        self._fit(states, labels, **columns)
+        self.n_features_in_ = states.X.shape[-1]
         return self
 
     def decision_function(self, X: Any) -> Float[np.ndarray, "..."]:
@@ -190,9 +201,10 @@ class Probe(BaseEstimator):
         Raises
         ------
         DataError
-            If a state or a score is not finite: no comparison with nan means anything.
+            If the probe is not fitted, or to states of another width; or if a state or a score is
+            not finite: no comparison with nan means anything.
         """
-        scores = self._score(self._as_batch(X))
+        scores = self._score(self._rows_to_score(X))
         if not is_finite(scores):
             raise DataError(
                 f"{type(self).__name__}: expected finite scores, got nan or inf; the fit has "
@@ -203,6 +215,23 @@ class Probe(BaseEstimator):
     def predict(self, X: Any) -> Int[np.ndarray, "..."]:
         """Return 1 where the score is above 0, else 0."""
         return (self.decision_function(X) > 0).astype(int)
+
+    def _rows_to_score(self, X: Any) -> Tensor:
+        """Return the states with the axis for the feature matrices, if this fitted probe fits."""
+        name = type(self).__name__
+        try:
+            check_is_fitted(self)
+        except NotFittedError:
+            raise DataError(f"{name}: expected a fitted probe, got a new one; call `fit`") from None
+        rows = self._as_batch(X)
+        # A probe that was read from a file does not have it.
+        width = getattr(self, "n_features_in_", rows.shape[-1])
+        if rows.shape[-1] != width:
+            raise DataError(
+                f"{name}: expected states of {width} neurons, as in the fit, got the shape "
+                f"{list(rows.shape[1:])}"
+            )
+        return rows
 
     def _as_batch(self, X: Any) -> Tensor:
         rows = as_doubles(X)
@@ -234,7 +263,7 @@ class StackProbe(StateProbe):
 
     def decision_function(self, X: Any) -> Float[np.ndarray, " n"]:
         """Score rows, X [b, n, d]: one score for each, [n], above 0 for class 1."""
-        return self._score(self._as_batch(X))[0].cpu().numpy()
+        return self._score(self._rows_to_score(X))[0].cpu().numpy()
 
 
 def check_labels(y: Float[Tensor, " n"]) -> Int[np.ndarray, " 2"]:
@@ -250,7 +279,10 @@ def as_doubles(values: Any) -> Tensor:
     if isinstance(values, Tensor):
         doubles = values.double()
     else:
-        doubles = torch.from_numpy(np.array(values, dtype=np.float64))
+        try:
+            doubles = torch.from_numpy(np.array(values, dtype=np.float64))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"expected numbers, got something else ({error})") from None
     if not is_finite(doubles):
         n_wrong = int((~doubles.isfinite()).sum())
         raise DataError(

@@ -34,9 +34,9 @@ def tokenize(
     Raises
     ------
     DataError
-        If `texts` is a single text, or a text gives no token.
+        If `texts` is a single text, one of them is no text, or it gives no token.
     ParameterError
-        If there is a `system` turn without `chat=True`.
+        If there is a `system` turn without `chat=True`, or it is no text.
     TemplateError
         If `chat=True` and the tokenizer has no chat template.
     """
@@ -44,8 +44,14 @@ def tokenize(
         raise DataError(f"texts: expected a list of texts, got one text ({texts[:40]!r})")
     if system is not None and not chat:
         raise ParameterError("system: expected chat=True with a system turn, got chat=False")
+    if system is not None and not isinstance(system, str):
+        raise ParameterError(f"system: expected a text, got {system!r}")
+    if not isinstance(texts, Iterable):
+        raise DataError(f"texts: expected a list of texts, got {texts!r}")
     token_ids = []
     for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"texts: expected a list of texts, text {number} is {text!r}")
         if chat:
             turns = [] if system is None else [{"role": "system", "content": system}]
             text = render_chat(tokenizer, [*turns, {"role": "user", "content": text}])

@@ -81,11 +81,15 @@ def choice_token_ids(
         If there are not two choices, one has no token, or they share a token: such a pair reads the
         model's next word and not its choice.
     """
+    if isinstance(choices, str) or not all(isinstance(choice, str) for choice in choices):
+        raise ChoiceError(f"{where}: expected a list of two texts, got {choices!r}")
+    if len(choices) != 2:
+        raise ChoiceError(f"{where}: expected two choices, got {len(choices)}: {list(choices)}")
     token_sets = [set(spellings(tokenizer, choice)) for choice in choices]
     for token_set, ids in zip(token_sets, written or (), strict=False):
         token_set.update(_without_blanks(tokenizer, ids)[:1])
-    shared = set.intersection(*token_sets) if token_sets else set()
-    if len(choices) != 2 or shared or not all(token_sets):
+    shared = set.intersection(*token_sets)
+    if shared or not all(token_sets):
         tokens = ", ".join(repr(tokenizer.decode([i])) for i in sorted(shared)) or "none"
         raise ChoiceError(
             f"{where}: expected two choices that differ in their first token, got {list(choices)} "

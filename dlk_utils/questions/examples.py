@@ -1,21 +1,27 @@
 """Binary questions with known answers: balanced by label, without repeats, split by hash."""
 
 import hashlib
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from dlk_utils.errors import DataError
 from dlk_utils.questions.ids import EXAMPLE_COLUMNS, example_id, near_duplicate_key, split_of
-from dlk_utils.questions.own_files import shortened
+from dlk_utils.questions.own_files import shortened, with_home
 from dlk_utils.questions.sources import EMBEDDED, dataset_names, read_source
 from dlk_utils.questions.trained import trained_keys
 
 
 def load_examples(
-    datasets: str | Sequence[str], n_examples: int, *, seed: int = 0, n_pool: int = 32
+    datasets: str | os.PathLike | Sequence[str | os.PathLike],
+    n_examples: int,
+    *,
+    seed: int = 0,
+    n_pool: int = 32,
 ) -> pd.DataFrame:
     """Load examples, balanced by label.
 
@@ -24,7 +30,7 @@ def load_examples(
     datasets
         Names, in a list or separated by commas: embedded data sets (see `dataset_names`); paths of
         files of one's own (see `own_files.read_own_file`); data sets of `hub_sets.yaml`, by name or
-        as a local folder of that name.
+        as a local folder of that name. A `~` at the start of a path is the home folder.
     n_examples
         Most examples of a data set, at least 4.
     seed
@@ -62,13 +68,7 @@ def load_examples(
     """
     if isinstance(n_examples, bool) or not isinstance(n_examples, int) or n_examples < 4:
         raise DataError(f"n_examples: expected a whole number of at least 4, got {n_examples!r}")
-    names = datasets.split(",") if isinstance(datasets, str) else datasets
-    names = [name.strip() for name in names]
-    if not names or len(set(names)) != len(names) or "" in names:
-        raise DataError(
-            "datasets: expected distinct names separated by commas, got "
-            f"{shortened(repr(datasets), 200)}"
-        )
+    names = _read_names(datasets)
     parts: list[pd.DataFrame] = []
     n_repeated, n_trained, n_taken, n_near, sources = {}, {}, {}, {}, {}
     split_of_taken: dict[str, str] = {}
@@ -118,6 +118,41 @@ def load_examples(
         "sources": sources,
     }
     return examples
+
+
+def _read_names(datasets: Any) -> list[str]:
+    """Return the names of data sets; refuse what is no name, and what comes twice."""
+    if isinstance(datasets, os.PathLike):
+        datasets = [datasets]
+    names = datasets.split(",") if isinstance(datasets, str) else datasets
+    is_list = isinstance(names, Iterable) and not isinstance(names, bytes | Mapping)
+    names = list(names) if is_list else []
+    if not is_list or not all(isinstance(name, str | os.PathLike) for name in names):
+        raise DataError(
+            "datasets: expected names or paths, separated by commas or as a list, got "
+            f"{shortened(repr(datasets), 200)}"
+        )
+    names = [with_home(os.fspath(name).strip()) for name in names]
+    if not names or len(set(names)) != len(names) or "" in names:
+        raise DataError(
+            "datasets: expected distinct names separated by commas, got "
+            f"{shortened(repr(datasets), 200)}"
+        )
+    if same := names_of_same_file(names):
+        raise DataError(f"datasets: expected each file once, got {same}; take one of them out")
+    return names
+
+
+def names_of_same_file(names: Sequence[str]) -> str:
+    """Say which two paths are those of one file or folder, also through a link; "" if none are."""
+    first_name: dict[str, str] = {}
+    for name in names:
+        if name in EMBEDDED or not os.path.exists(name):
+            continue
+        other = first_name.setdefault(os.path.realpath(name), name)
+        if other != name:
+            return f"one file under two names, {shortened(other)} and {shortened(name)}"
+    return ""
 
 
 def training_examples(name: str, n_examples: int, *, seed: int = 0) -> pd.DataFrame:

@@ -40,7 +40,11 @@ def _rule_of(name: str, embedded_names: Sequence[str]) -> dict[str, Any]:
     """Return the rule of a data set; raises `DataError` if there is none of that name."""
     rule = hub_sets().get(Path(name).name if _is_folder(name) else name)
     if rule is None:
-        raise DataError(f"unknown data set {shortened(name)}; {_alternatives(embedded_names)}")
+        kind = ", which is a folder" if _is_folder(name) else ""
+        hint = " (of a folder of files, name each file)" if kind else ""
+        raise DataError(
+            f"unknown data set {shortened(name)}{kind}{hint}; {_alternatives(embedded_names)}"
+        )
     return rule
 
 

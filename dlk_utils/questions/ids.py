@@ -3,9 +3,13 @@
 import hashlib
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import pandas as pd
+
+from dlk_utils.errors import DataError
 
 _ASKED_SHARES = {"shot": 10, "train": 25, "validation": 8, "test": 17}
 _EMBEDDED_SHARES = {"organism": 40} | _ASKED_SHARES
@@ -37,14 +41,29 @@ EXAMPLE_COLUMNS = [field.name for field in fields(Example)]
 def examples_of(table: pd.DataFrame) -> list[Example]:
     """Return each row of a table of examples as an `Example`, without further columns.
 
-    Where the table has no `near_duplicate_key`, it is made of the content.
+    Where the table has no `near_duplicate_key`, it is made of the content. Raises `DataError` where
+    another column is missing.
     """
+    needed = [column for column in EXAMPLE_COLUMNS if column != "near_duplicate_key"]
+    require_columns(table, needed, "examples", "load_examples")
     contents = zip(table.text, table.choice_0, table.choice_1, strict=True)
     keys = pd.Series([near_duplicate_key(*content) for content in contents], table.index)
     if "near_duplicate_key" in table:
         keys = table.near_duplicate_key.fillna(keys)
     table = table.assign(near_duplicate_key=keys)
     return [Example(*row) for row in table[EXAMPLE_COLUMNS].itertuples(index=False)]
+
+
+def require_columns(table: Any, columns: Sequence[str], what: str, made_by: str) -> None:
+    """Raise `DataError` if a table lacks columns; `made_by` names the step that gives them."""
+    if not isinstance(table, pd.DataFrame):
+        raise DataError(f"{what}: expected a table of `{made_by}`, got a {type(table).__name__}")
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise DataError(
+            f"{what}: expected a table of `{made_by}`, got one without the columns "
+            f"{', '.join(missing)}; run `{made_by}` first"
+        )
 
 
 def example_id(text: str, choice_0: str = "", choice_1: str = "") -> str:

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -145,12 +146,19 @@ def read_own_file(path: Path) -> pd.DataFrame:
     return rows
 
 
+def with_home(name: str) -> str:
+    """Return a path with the home folder in place of a `~` at its start; other names unchanged."""
+    return os.path.expanduser(name) if name.startswith("~") else name
+
+
 def read_bytes(path: Path) -> bytes:
     """Return the bytes of a user's own file; raise `DataError` if it cannot be read."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
         reason = f"no such file (looked in {shortened(Path.cwd())})"
+        if re.match(r"https?:/", str(path)):
+            reason = "an address of the web is not read; download the file, and give its path"
     except OSError as error:
         reason = f"could not be read ({error.strerror})"
     except ValueError as error:
@@ -170,7 +178,9 @@ def shortened(value: Any, length: int = 60) -> str:
 def listed(values: Iterable[Any], most: int = 12) -> str:
     """Return the first few of some values, each by its first characters, for a message."""
     values = list(values)
-    shown = ",".join(str(value)[:40] for value in values[:most])
+    texts = [str(value)[:40] for value in values[:most]]
+    # Quotes tell an empty text, or one with a comma, from two of them.
+    shown = ",".join(repr(text) if not text.strip() or "," in text else text for text in texts)
     return shown + (f",... ({len(values):,} in all)" if len(values) > most else "")
 
 
@@ -182,7 +192,7 @@ def _check_texts(path: Path, column: pd.Series) -> None:
     for row, value in column.items():
         where = f"{path.name}: row {row}, column {column.name}"
         if not isinstance(value, str):
-            got = "nothing" if value is None else shortened(repr(value))
+            got = "nothing" if value is None else f"{type(value).__name__} {repr(value)[:60]}"
             raise DataError(f"{where}: expected a text, got {got}")
         if not value.strip():
             raise DataError(f"{where} is empty: fill it, or take the row out")
@@ -286,8 +296,8 @@ def _find_layout(path: Path, names: Sequence[Any]) -> tuple[str, dict[str, int]]
     if len(kinds) != 1:
         raise DataError(
             f"{path.name}: expected columns {_LAYOUTS_IN_WORDS}"
-            f"{' but not both' if kinds else ''}, got {listed(names)}; the first line names the "
-            "columns"
+            f"{' but not both' if kinds else ''}, got {listed(names)}; {_where_named(path)}, so "
+            "rename them there"
         )
     [kind] = kinds
     for column in _LAYOUTS[kind]:
@@ -297,6 +307,15 @@ def _find_layout(path: Path, names: Sequence[Any]) -> tuple[str, dict[str, int]]
                 "that is meant"
             )
     return kind, {column: plain.index(column) for column in _LAYOUTS[kind]}
+
+
+def _where_named(path: Path) -> str:
+    """Say where a file of this format has the names of its columns."""
+    if _has_suffix(path.name, ".csv", ".tsv"):
+        return "the first line names the columns"
+    if _has_suffix(path.name, ".parquet"):
+        return "the schema of the file names the columns"
+    return "the keys of the objects are the columns"
 
 
 def _kinds_of(names: Sequence[Any]) -> list[str]:

@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -107,18 +108,32 @@ def make_prompts(
     ChoiceError
         If no template can tell an example's choices apart.
     DataError
-        If no prompt is left, or no instruction asks for what is wanted.
+        If `examples` are not rows of `load_examples`, no prompt is left, or no instruction asks for
+        what is wanted.
     ModelError
         If the tokenizer has tokens that are beyond `vocab_size`, and a prompt has one of them.
     ParameterError
-        If `shots_say` is none of the three, or there are too few truth instructions for `n_known`.
+        If `shots_say` is none of the three, `n_shots` or `folder` is not as above, or there are too
+        few truth instructions for `n_known`.
     TemplateError
         If the tokenizer has no chat template, or one that leaves something out, takes too long or
         does not show where the answer begins.
     """
     if shots_say not in ("obey", "truth", "lie"):
         raise ParameterError(f"shots_say: expected 'obey', 'truth' or 'lie', got {shots_say!r}")
-    sorted_out = _sort_out(tokenizer, examples_of(examples), context)
+    if folder not in ("", "training/"):
+        raise ParameterError(f"folder: expected '' or 'training/', got {folder!r}")
+    if isinstance(n_shots, bool) or not isinstance(n_shots, Integral) or n_shots < 0:
+        raise ParameterError(f"n_shots: expected a whole number of at least 0, got {n_shots!r}")
+    if isinstance(asks, str):
+        raise ParameterError(f"asks: expected a list such as ['truth', 'lie'], got {asks!r}")
+    all_examples = examples_of(examples)
+    if not (examples.split != "shot").any():
+        raise DataError(
+            "examples: expected examples outside the split 'shot', got none among "
+            f"{len(examples)} rows; ask load_examples for more"
+        )
+    sorted_out = _sort_out(tokenizer, all_examples, context)
     queries = [example for example in sorted_out.usable if example.split != "shot"]
     never_fit = {example.example_id for example in sorted_out.too_long}
     shots = [e for e in (*sorted_out.usable, *sorted_out.too_long) if e.split == "shot"]

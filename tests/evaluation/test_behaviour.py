@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import prompts_that_begin_alike, tiny
 
 from dlk_utils.errors import DataError
@@ -20,6 +21,7 @@ from dlk_utils.evaluation.behaviour import (
     read_answers,
 )
 from dlk_utils.evaluation.stats import wilson_interval
+from dlk_utils.evaluation.tasks import truth_rows
 from dlk_utils.extract.stages import store_answers
 from dlk_utils.extract.store import read_rows
 
@@ -364,3 +366,17 @@ def test_a_lie_is_unambiguous_by_the_probability_of_its_answer():
     strength = lie_strength(behaviour)
     assert strength["told to lie"] == 4
     assert (strength["unambiguous lies %"], strength["ambiguous lies %"]) == (25.0, 50.0)
+
+
+@pytest.mark.parametrize(
+    "step, before",
+    [
+        (lambda table: answer_prompts(torch.nn.Identity(), None, table), "make_prompts"),
+        (label_behaviour, "answer_prompts"),
+        (truth_rows, "answer_prompts"),
+    ],
+)
+def test_a_table_of_another_step_is_refused_by_naming_the_step_that_is_missing(step, before):
+    table = pd.DataFrame({"text": ["a"], "label": [1], "role": ["known"], "example_id": ["1"]})
+    with pytest.raises(DataError, match=f"without the columns .*; run `{before}` first"):
+        step(table)

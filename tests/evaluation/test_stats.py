@@ -1,5 +1,6 @@
 """Metrics against scikit-learn and against counting, and intervals against their formulas."""
 
+import inspect
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from dlk_utils.errors import TooFewRows
+from dlk_utils.errors import DataError, TooFewRows
 from dlk_utils.evaluation.stats import (
     auroc,
     auroc_interval,
@@ -224,3 +225,24 @@ def test_what_auroc_would_be_seen_is_that_of_simulated_tests():
     critical = 0.5 + norm.ppf(0.975) * np.sqrt((len(y) + 1) / (12 * n_ones * n_zeros))
     assert np.mean(aurocs > critical) == pytest.approx(0.8, abs=0.06)
     assert np.isnan(visible_auroc(10, 0)) and visible_auroc(3, 1) == 1.0
+
+
+def test_the_auroc_takes_lists():
+    assert auroc([0.1, 0.9], [0, 1]) == 1.0
+    assert np.isnan(auroc([], []))
+
+
+@pytest.mark.parametrize(
+    "scores, y, reason",
+    [
+        ([0, 1, 0, 1], [0.2, 0.3, 0.1, 2.0], "labels 0 and 1, got 0.1, 0.2.*auroc.scores, y"),
+        ([0.2, 0.3], [-1, 1], "labels 0 and 1, got -1, 1"),
+        ([0.2, 0.3], ["0", "1"], "labels 0 and 1"),
+        ([0.2, 0.3], [0, 1, 1], r"shapes \[2\] \(float64\) and \[3\]"),
+        (["a", "b"], [0, 1], "numbers"),
+    ],
+)
+def test_an_auroc_of_other_labels_or_lengths_is_refused(scores, y, reason):
+    with pytest.raises(DataError, match=reason):
+        # Unwrapped: here beartype would answer before the package does.
+        inspect.unwrap(auroc)(scores, y)

@@ -69,14 +69,14 @@ BAD = {
 }
 
 A_MODEL = ("word", "digits", "with a blank", "missing", "folder", "in a file")
-NOT_THERE = ("home", "loop", "link to nothing")
+NOT_THERE = ("loop", "link to nothing")
 """Such a name may be one of the hub; `resolve` says what is wrong with it."""
 AS_IT_IS = {
     "model": (*A_MODEL, *NOT_THERE, "repeated", "gap"),
     "plain": (*A_MODEL, *NOT_THERE, "repeated", "gap"),
     "compare": (*A_MODEL, *NOT_THERE),
     # What is in a file is checked when it is read.
-    "datasets": ("word", "digits", "empty file", "binary file", "zeros", "in a file", "home"),
+    "datasets": ("word", "digits", "empty file", "binary file", "zeros", "in a file"),
     "runs_dir": (
         "None",
         "word",
@@ -331,3 +331,24 @@ def test_a_finished_run_is_shown_without_a_file_written(tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
         states.append({path: path.stat().st_mtime_ns for path in [runs, *runs.rglob("*")]})
     assert states[0] == states[1]
+
+
+def test_one_data_set_under_two_names_is_refused(folder):
+    for other in ("./empty.csv", "link.csv", str(folder / "empty.csv")):
+        Path("link.csv").unlink(missing_ok=True)
+        Path("link.csv").symlink_to("empty.csv")
+        message = refusal_of("datasets", ["empty.csv", other])
+        assert "; this is one file under two names, 'empty.csv' and " in message
+
+
+@pytest.mark.parametrize("name", ["model", "datasets", "runs_dir", "statements", "compare"])
+def test_a_tilde_is_the_home_folder_in_every_path(name, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "here").mkdir()
+    (folder / "claims.csv").write_text("statement,label\n", encoding="utf-8")
+    path = "claims.csv" if name in ("datasets", "statements") else "here"
+    assert read_parameters({name: f"~/{path}"}) == {name: str(folder / path)}
+
+
+def test_an_address_of_the_web_is_no_missing_file():
+    assert "an address of the web" in refusal_of("datasets", "https://example.org/a.csv")

@@ -1,5 +1,6 @@
 """Runs share a kept result only if everything that decides it is equal."""
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
 
@@ -276,3 +277,24 @@ def test_layers_heads_and_context_are_read_also_from_a_model_of_images(tmp_path)
     tiny_model("gemma3").save_pretrained(tmp_path)
     run = Run(str(tmp_path), runs_dir=str(tmp_path / "runs"), dtype="float32")
     assert (run.n_layers, run.middle_layer, run.n_heads, run.context) == (6, 3, 4, 512)
+
+
+@pytest.mark.parametrize("layers", [[99], 5, ["a"], "a", None])
+def test_states_of_a_layer_that_is_not_there_are_refused_at_once(
+    answered, no_model, monkeypatch, layers
+):
+    # Unwrapped: here beartype would answer before the package does.
+    monkeypatch.setattr(run_module, "layer_numbers", inspect.unwrap(run_module.layer_numbers))
+    with pytest.raises(ParameterError, match="layers: expected 'all', an index below 5"):
+        inspect.unwrap(Run.states)(answered, layers)
+
+
+def test_states_of_one_layer_are_asked_for_by_its_number_or_from_the_end(answered, no_model):
+    assert list(answered.states(2)) == [("activation", "resid_post", 2)]
+    assert list(answered.states([-1])) == list(answered.states(4)) == list(answered.states("4"))
+
+
+@pytest.mark.parametrize("stride", [0, -1, 1.5, "2", None])
+def test_a_stride_that_is_no_whole_number_of_1_or_more_is_refused(answered, stride):
+    with pytest.raises(ParameterError, match="stride: expected a whole number of at least 1"):
+        inspect.unwrap(Run.layers)(answered, stride)

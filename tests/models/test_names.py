@@ -6,11 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tiny_models import tiny_checkpoint
+import torch
+from tiny_models import new_model, tiny_checkpoint
 
 from dlk_utils.errors import ModelError
 from dlk_utils.models.embedded_model import GGUF_SHA256
-from dlk_utils.models.loading import load_spec, resolve
+from dlk_utils.models.loading import device_of, load_spec, load_tokenizer, resolve
+from dlk_utils.models.sites import check_sites
 
 SHA = "a" * 40
 
@@ -106,3 +108,62 @@ def test_an_index_of_the_hub_cannot_name_files_outside_the_repository(llama, tmp
     (snapshot / "model.safetensors.index.json").write_text(index)
     with pytest.raises(ModelError, match=r"'\.\./other\.safetensors'"):
         load_spec(resolve("me/base", dtype="float32"), device="cpu")
+
+
+def test_a_folder_that_is_not_there_is_said_not_to_be_there(monkeypatch, tmp_path, hub_says):
+    monkeypatch.chdir(tmp_path)
+    hub_says("RepositoryNotFoundError")
+    for name in ("modles/mine", "./modles/mine"):
+        assert f"there is no such folder in the working folder {tmp_path.name!r}" in refusal(name)
+    assert "working folder" not in refusal("/nowhere/modles/mine")
+
+
+def test_a_file_is_refused_by_asking_for_its_folder(llama):
+    assert refusal(llama / "model.safetensors").endswith("give the folder that it is in")
+
+
+def test_aliases_are_offered_for_names_only_and_the_reason_stands_last(llama, tmp_path, hub_says):
+    (tmp_path / "empty").mkdir()
+    message = refusal(tmp_path / "empty")
+    assert "aliases for when" not in message and "no config.json" in message.splitlines()[-1]
+    hub_says("RepositoryNotFoundError")
+    *_, offered, tried, advice = refusal("me/secret").splitlines()
+    assert "aliases for when" in offered and "tried" in tried and "check the name" in advice
+
+
+def test_the_hub_s_name_of_the_embedded_model_is_answered_with_ours(hub_says):
+    hub_says("LocalEntryNotFoundError")
+    assert "'smollm2' is this model" in refusal("HuggingFaceTB/SmolLM2-135M-Instruct")
+
+
+def test_a_folder_without_a_tokenizer_is_refused_as_such(llama, tmp_path):
+    shutil.copytree(llama, tmp_path / "bare")
+    for path in (tmp_path / "bare").glob("*token*"):
+        path.unlink()
+    with pytest.raises(ModelError, match=r"it has no tokenizer, such as tokenizer.json"):
+        load_tokenizer(resolve(tmp_path / "bare", dtype="float32"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_no_file_of_a_model(llama, tmp_path, name):
+    shutil.copytree(llama, tmp_path / "cloned")
+    (tmp_path / "cloned" / name).write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert f"{name} in cloned: expected the file itself, got a pointer" in refusal(
+        tmp_path / "cloned"
+    )
+
+
+def test_a_tilde_is_the_home_folder(llama, monkeypatch):
+    monkeypatch.setenv("HOME", str(llama.parent))
+    assert resolve(f"~/{llama.name}").source == str(llama)
+
+
+def test_a_device_of_torch_is_taken_like_its_name():
+    assert device_of(torch.device("cpu")) == device_of("cpu") == "cpu"
+
+
+def test_damaged_weights_are_no_unknown_architecture():
+    model = new_model("llama")
+    model.model.layers[1].mlp.down_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"llama: expected finite states.*weights are damaged"):
+        check_sites(model)

@@ -9,7 +9,7 @@ import torch
 from tiny_models import FAMILIES, LAYERS, WIDTH, close, new_model, tiny, tiny_prompts
 from torch import Tensor, nn
 
-from dlk_utils.errors import UnknownArchitecture
+from dlk_utils.errors import ModelError, UnknownArchitecture
 from dlk_utils.extract.batches import forward, pad
 from dlk_utils.extract.stages import store_gradients
 from dlk_utils.extract.store import read_rows
@@ -201,7 +201,7 @@ def test_states_that_are_not_finite_do_not_pass_the_check():
     try:
         with torch.no_grad():
             weight[0, 0] = float("nan")
-        with pytest.raises(UnknownArchitecture, match=r"not finite in torch.float64"):
+        with pytest.raises(ModelError, match=r"nan or inf in torch.float64"):
             check_sites(model)
     finally:
         with torch.no_grad():

@@ -1,5 +1,6 @@
 """Choices: two words that a next token can tell apart, and the tokens that count as each."""
 
+import inspect
 import string
 
 import pandas as pd
@@ -160,3 +161,17 @@ def test_every_template_of_the_library_has_disjoint_choices(tokenizer, kind):
         ]
         zero, one = choice_token_ids(tokenizer, choices, where=template.name)
         assert zero and one and not set(zero) & set(one), template.name
+
+
+@pytest.mark.parametrize(
+    "choices, reason",
+    [
+        ("Yes", "expected a list of two texts, got 'Yes'"),
+        ([0, 1], r"expected a list of two texts, got \[0, 1\]"),
+        (["Yes", "No", "Maybe"], "expected two choices, got 3"),
+        ([], "expected two choices, got 0"),
+    ],
+)
+def test_choices_that_are_not_two_texts_are_refused(choices, reason):
+    with pytest.raises(ChoiceError, match=reason):
+        inspect.unwrap(choice_token_ids)(byte_tokenizer(), choices)

@@ -205,3 +205,42 @@ def test_training_examples_are_of_their_own_split_and_balanced(name):
 def test_there_are_no_training_examples_in_data_that_is_not_embedded():
     with pytest.raises(DataError, match="sst2: expected one of arithmetic"):
         training_examples("sst2", 10)
+
+
+def test_a_path_is_taken_alone_and_in_a_list(tmp_path):
+    path = Path(claims_csv(tmp_path / "own.csv"))
+    expected = load_examples(str(path), 8)
+    for datasets in (path, [path], (str(path),)):
+        pd.testing.assert_frame_equal(load_examples(datasets, 8), expected)
+
+
+@pytest.mark.parametrize("datasets", [None, 3, [3], b"cities", {"cities": 1}])
+def test_what_is_no_name_of_a_data_set_is_refused(datasets):
+    with pytest.raises(DataError, match="datasets: expected names or paths"):
+        inspect.unwrap(load_examples)(datasets, 8)
+
+
+def test_one_file_under_two_names_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    claims_csv(tmp_path / "own.csv")
+    (tmp_path / "link.csv").symlink_to("own.csv")
+    for other in ("./own.csv", "link.csv", str(tmp_path / "own.csv")):
+        with pytest.raises(
+            DataError, match=r"each file once, got one file under two names, 'own.csv' and"
+        ):
+            load_examples(["own.csv", other], 8)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = claims_csv(tmp_path / "own.csv")
+    pd.testing.assert_frame_equal(load_examples("~/own.csv", 8), load_examples(path, 8))
+
+
+@pytest.mark.parametrize("name", ["https://x.org/a.csv", "a.csv", "folder"])
+def test_an_address_a_missing_file_and_a_folder_are_named_as_such(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    reason = {"h": "an address of the web is not read", "a": "no such file", "f": "is a folder"}
+    with pytest.raises(DataError, match=reason[name[0]]):
+        load_examples(name, 8)

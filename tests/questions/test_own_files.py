@@ -355,3 +355,30 @@ def test_a_folder_or_missing_file_is_refused_by_its_record_too(tmp_path):
     for name in (tmp_path / "folder.csv", tmp_path / "gone.csv"):
         with pytest.raises(DataError, match=name.name):
             source_of(str(name))
+
+
+@pytest.mark.parametrize(
+    "name, content, where",
+    [
+        ("a.csv", "text,is_true\nSnow is white,1\n", "the first line names the columns"),
+        ("a.jsonl", '{"text": "Snow is white", "is_true": 1}', "the keys of the objects"),
+        ("a.json", '[{"text": "Snow is white", "is_true": 1}]', "the keys of the objects"),
+    ],
+)
+def test_a_file_of_other_columns_is_told_where_to_rename_them(tmp_path, name, content, where):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    message = refusal(tmp_path / name)
+    assert "got text,is_true" in message and where in message and "rename" in message
+
+
+@pytest.mark.parametrize("value, shown", [(0, "int 0"), ({"a": "b"}, "dict {'a': 'b'}")])
+def test_what_is_no_text_is_shown_with_its_type_and_without_more_quotes(tmp_path, value, shown):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"statement": value, "label": 1}])
+    assert refusal(path).endswith(f"expected a text, got {shown}")
+
+
+@pytest.mark.parametrize("label, listed", [("", "1,0,'')"), ("1,0", "1,0,'1,0')")])
+def test_the_labels_of_a_file_are_listed_one_by_one(tmp_path, label, listed):
+    labels = ["1", "0", label]
+    rows = [{"statement": f"Item {i}", "label": label} for i, label in enumerate(labels)]
+    assert f"the labels of the file are {listed}" in refusal(write_csv(tmp_path / "a.csv", rows))

@@ -3,6 +3,7 @@
 Answers are read back from the rendered text, by rules that are written down apart from the library.
 """
 
+import inspect
 import itertools
 import re
 from collections import Counter
@@ -586,3 +587,23 @@ def test_markup_inside_an_example_is_text(text):
     rows = make_prompts(examples, byte_tokenizer(), templates=["question_plain"], context=NO_LIMIT)
     assert rows.prompt.str.contains(text, regex=False).all()
     assert not rows.prompt.str.contains("49").any()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"n_shots": -1}, {"n_shots": "2"}, {"asks": "truth"}, {"folder": "foo/"}]
+)
+def test_an_argument_that_make_prompts_does_not_take_is_refused_by_its_name(changes):
+    # Unwrapped: here beartype would answer before the package does.
+    [name] = changes
+    with pytest.raises(ParameterError, match=f"{name}: expected"):
+        inspect.unwrap(make_prompts)(
+            own_examples(("claim", "A text", "", "", 1, "test")), None, **changes
+        )
+
+
+def test_prompts_of_something_else_than_examples_are_refused(few, tokenizer):
+    with pytest.raises(DataError, match="run `load_examples` first"):
+        make_prompts(pd.DataFrame({"statement": ["a"], "label": [1]}), tokenizer)
+    for none_asked in (few[:0], few[few.split == "shot"]):
+        with pytest.raises(DataError, match=r"outside the split .* got none"):
+            make_prompts(none_asked, tokenizer)
