@@ -157,8 +157,8 @@ def knowledge_gate(answers: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         One row for each data set: `n_examples`; `truth_accuracy` with its 95 % interval `low`,
         `high` (bootstrap over examples); `chance`, the accuracy of always giving the more frequent
-        answer; `says_choice_1` and `choice_mass`, means; and `passes`: whether `low` is above
-        `chance`.
+        answer; `says_choice_1`, the mean of the readable answers (nan without any), and
+        `choice_mass`, that of all rows; and `passes`: whether `low` is above `chance`.
     """
     rows = []
     truth = answers[answers.asks == "truth"]
@@ -174,7 +174,7 @@ def knowledge_gate(answers: pd.DataFrame) -> pd.DataFrame:
                 "low": low,
                 "high": high,
                 "chance": chance,
-                "says_choice_1": of_dataset.answer.mean(),
+                "says_choice_1": of_dataset.answer[of_dataset.readable].mean(),
                 "choice_mass": of_dataset["mass"].mean(),
                 "passes": low > chance,
             }
