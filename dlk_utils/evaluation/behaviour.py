@@ -318,6 +318,8 @@ def lie_rates(behaviour: pd.DataFrame) -> pd.DataFrame:
             ]
         )
     table = pd.DataFrame(rows, columns=LIE_RATE_COLUMNS)
+    if table.empty:
+        table.attrs["too_few_rows"] = "no row told to lie is readable together with its truth twin"
     return table.sort_values(["dataset", "instruction"], ignore_index=True)
 
 

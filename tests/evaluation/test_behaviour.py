@@ -356,6 +356,7 @@ def test_rows_without_a_readable_twin_do_not_count_in_lie_rates():
 
 def test_a_model_whose_answers_cannot_be_read_has_an_empty_table_of_lie_rates():
     rates = lie_rates(labelled(unreadable(example("a"), "truth", "lie", "known")))
+    assert rates.attrs["too_few_rows"].startswith("no row told to lie is readable")
     assert rates.empty and list(rates.columns) == LIE_RATE_COLUMNS
 
 

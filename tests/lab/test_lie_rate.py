@@ -102,6 +102,13 @@ def test_the_table_has_every_combination_with_its_interval():
     assert (table.wrong_rate <= table.wrong_rate_high).all()
 
 
+def test_an_empty_table_of_shots_says_whether_shots_or_readable_answers_are_missing():
+    answers = answered(lambda i, asks, shots: True)
+    unreadable = shots_table(answers.assign(readable=False))
+    assert unreadable.attrs["too_few_rows"] == "no answer is readable"
+    assert "shot pools" in shots_table(answers.head(0)).attrs["too_few_rows"]
+
+
 @pytest.fixture
 def twins() -> pd.DataFrame:
     """Rows of four examples: whether the truth row and the known row are correct."""

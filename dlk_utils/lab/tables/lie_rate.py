@@ -152,8 +152,10 @@ def shots_table(answers: pd.DataFrame) -> pd.DataFrame:
                 counts = {"n": len(readable), "unreadable": len(cell) - len(readable)}
                 rows.append(name | counts | _share("wrong_rate", ~readable.correct))
     table = pd.DataFrame(rows, columns=SHOTS_COLUMNS)
-    if table.empty:
+    if answers.empty:
         table.attrs["too_few_rows"] = "too few examples in the shot pools for two shots"
+    elif table.empty:
+        table.attrs["too_few_rows"] = "no answer is readable"
     return table
 
 
