@@ -222,7 +222,8 @@ def _remedy(run: Run, n_further: int) -> str:
     sentence = f"About {n_further} more examples would do"
     if may_have_more:
         n_examples = run.n_examples + math.ceil(n_further / len(may_have_more))
-        return f"{sentence}: n_examples = {n_examples} instead of {run.n_examples}."
+        per_set = " (for each data set)" if len(n_asked) > 1 else ""
+        return f"{sentence}: n_examples = {n_examples} instead of {run.n_examples}{per_set}."
     # Some of the added rows become shots, and are not asked.
     n_added = math.ceil(n_further / (1 - share_of("shot")))
     names = ", ".join(map(_display_name, n_asked.index))
@@ -239,7 +240,7 @@ def _sentences_without_shots(examples: pd.DataFrame) -> list[str]:
         if not (splits == "shot").any():
             sentences.append(
                 f"{_display_name(name)}: no row fell into the pool of shots, so that nothing of "
-                "it is asked with solved examples. By hash one row in six does: of 17 more, one "
-                "does 95 times in 100."
+                "it is asked with solved examples. A hash puts one row in six there: of 17 "
+                "more rows, at least one falls there with a probability of 95 %."
             )
     return sentences
