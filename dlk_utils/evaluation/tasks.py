@@ -467,8 +467,12 @@ def require_rows(
         for split, n in needs.items()
         if isinstance(n, LeastRows) and n.in_all > n.per_class * len(classes)
     ]
+    absent = [k for k in classes if not any((rows[column] == k).any() for rows in parts.values())]
+    advice = "ask for more examples (n_examples), or add rows to a file that has no more."
+    if absent:
+        # The answers or the labels of the data are the reason, not how many rows there are.
+        advice = f"no split has a row of class {' or '.join(map(str, absent))}."
     raise TooFewRows(
         f"{what}: expected of each class at least {needed}{''.join(in_all)}, got "
-        f"{', '.join(found)} (rows of class {' and '.join(map(str, classes))}); ask for more "
-        "examples (n_examples), or add rows to a file that has no more."
+        f"{', '.join(found)} (rows of class {' and '.join(map(str, classes))}); {advice}"
     )

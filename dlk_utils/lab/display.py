@@ -183,7 +183,7 @@ def draw(figure: Callable[..., Any], table: pd.DataFrame, **options: Any) -> Any
     """
     if len(table):
         return figure(table, **options)
-    print(table.attrs.get("too_few_rows", "too few rows of one class"))
+    print(table.attrs.get("too_few_rows", "nothing was scored"))
     return None
 
 

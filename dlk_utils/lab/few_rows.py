@@ -7,7 +7,7 @@ rows of either class, because a score on few rows says little.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -26,11 +26,28 @@ from dlk_utils.probes.base import LeastRows
 from dlk_utils.questions.ids import share_of
 
 TOO_FEW = "too few rows for a claim"
+ONE_LABEL = "a data set has examples of one label only"
+NOTHING_READABLE = "no answer of the model is readable"
+
+
+class Missing(list[str]):
+    """Sentences that say what keeps a run from a claim; empty if nothing does.
+
+    Attributes
+    ----------
+    reason
+        The same in a few words: `TOO_FEW`, or one that more rows of the same kind do not change,
+        `ONE_LABEL` or `NOTHING_READABLE`.
+    """
+
+    def __init__(self, sentences: Iterable[str] = (), reason: str = TOO_FEW):
+        super().__init__(sentences)
+        self.reason = reason
 
 
 def show_missing(
     run: Run, *, answered: bool = True, probes: bool = True, scored: bool = False
-) -> list[str]:
+) -> Missing:
     """Print what keeps a run from a claim, and return it.
 
     Parameters
@@ -47,22 +64,22 @@ def show_missing(
 
     Returns
     -------
-    list of str
+    Missing
         The sentences that say what is missing; empty if the page can make its claims. Data sets
         without an example for the shots are printed too, but are not returned: they do not keep the
         page from a claim.
     """
     missing = missing_rows(run, answered=answered, probes=probes, scored=scored)
     if missing:
-        print("Too few rows for a claim: this page claims nothing.")
+        print(f"{missing.reason[0].upper()}{missing.reason[1:]}: this page claims nothing.")
     for sentence in [*missing, *_sentences_without_shots(run.examples)]:
         print("-", sentence)
     return missing
 
 
 def claim(text: str, missing: Sequence[str]) -> str:
-    """Return the text of a claim, or `TOO_FEW` if something is `missing` (see `show_missing`)."""
-    return TOO_FEW if missing else text
+    """Return the text of a claim, or the reason why something is `missing` (see `show_missing`)."""
+    return _reason(missing) if missing else text
 
 
 def conclusions(lines: Sequence[str], missing: Sequence[str]) -> str:
@@ -77,23 +94,40 @@ def conclusions(lines: Sequence[str], missing: Sequence[str]) -> str:
     """
     if missing:
         return (
-            f"* **Nothing is claimed**: {TOO_FEW}. The first lines of this page say what it takes."
+            f"* **Nothing is claimed**: {_reason(missing)}. The first lines of this page say what "
+            "it takes."
         )
     return "\n".join(lines) or "* Nothing was scored."
 
 
+def skipped_lines(skipped: Sequence[str], missing: Sequence[str]) -> list[str]:
+    """Return the sentences about skipped tasks to print.
+
+    Where more rows do not help, all tasks are skipped for the same reason. It is given once.
+    """
+    reason = _reason(missing)
+    if not missing or reason == TOO_FEW or not skipped:
+        return [f"skipped: {sentence}" for sentence in skipped]
+    return [f"skipped: {len(skipped)} tasks, as {reason}"]
+
+
+def _reason(missing: Sequence[str]) -> str:
+    return missing.reason if isinstance(missing, Missing) else TOO_FEW
+
+
 def missing_rows(
     run: Run, *, answered: bool = True, probes: bool = True, scored: bool = False
-) -> list[str]:
+) -> Missing:
     """Return a sentence for each thing that keeps a run from a claim.
 
     The arguments are those of `show_missing`.
     """
-    sentences = _sentences_of_one_label(run.examples)
+    sentences = Missing(_sentences_of_one_label(run.examples), ONE_LABEL)
     rows = run.prompts
     if answered:
         if not run.answers.readable.any():
-            return [*sentences, _sentence_if_nothing_is_readable(run.answers)]
+            nothing = _sentence_if_nothing_is_readable(run.answers)
+            return Missing([*sentences, nothing], NOTHING_READABLE)
         rows = run.truth_rows
     if not probes:
         return sentences
@@ -110,6 +144,7 @@ def missing_rows(
         return sentences
     what = "readable rows of the usable data sets" if answered else "rows"
     in_words = "; ".join(shortage.in_words for shortage in too_small)
+    sentences.reason = TOO_FEW
     sentences.append(f"For the main task (truth, {LYING}) these {what} are missing: {in_words}.")
     n_further = max(
         _n_further_examples(
@@ -187,7 +222,8 @@ def _remedy(run: Run, n_further: int) -> str:
     sentence = f"About {n_further} more examples would do"
     if may_have_more:
         n_examples = run.n_examples + math.ceil(n_further / len(may_have_more))
-        return f"{sentence}: n_examples = {n_examples} instead of {run.n_examples}."
+        per_set = " (for each data set)" if len(n_asked) > 1 else ""
+        return f"{sentence}: n_examples = {n_examples} instead of {run.n_examples}{per_set}."
     # Some of the added rows become shots, and are not asked.
     n_added = math.ceil(n_further / (1 - share_of("shot")))
     names = ", ".join(map(_display_name, n_asked.index))
@@ -204,7 +240,7 @@ def _sentences_without_shots(examples: pd.DataFrame) -> list[str]:
         if not (splits == "shot").any():
             sentences.append(
                 f"{_display_name(name)}: no row fell into the pool of shots, so that nothing of "
-                "it is asked with solved examples. By hash one row in six does: of 17 more, one "
-                "does 95 times in 100."
+                "it is asked with solved examples. A hash puts one row in six there: of 17 "
+                "more rows, at least one falls there with a probability of 95 %."
             )
     return sentences

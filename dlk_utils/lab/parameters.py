@@ -25,7 +25,7 @@ from typing import Any
 from dlk_utils.errors import ModelError, ParameterError
 from dlk_utils.extract.draws import SCOPES
 from dlk_utils.extract.dropout import DEFAULT_P
-from dlk_utils.models.loading import device_of
+from dlk_utils.models.loading import DTYPES, device_of
 from dlk_utils.questions.examples import names_of_same_file
 from dlk_utils.questions.own_files import SUFFIXES
 from dlk_utils.questions.styles import STYLES
@@ -578,6 +578,9 @@ _PARAMETERS = (
 
 TABLE = {parameter.name: parameter for parameter in _PARAMETERS}
 """Every parameter of a notebook, by name."""
+
+DTYPE = Parameter("dtype", "auto", one_of("auto", *DTYPES), "of the weights and the states")
+"""A parameter of `Run` that no notebook has."""
 
 COMMON = (
     "model",

@@ -41,7 +41,7 @@ from dlk_utils.extract.stages import (
 )
 from dlk_utils.extract.store import is_complete, read_rows
 from dlk_utils.lab.cache import Cache, as_json
-from dlk_utils.lab.parameters import read_parameters
+from dlk_utils.lab.parameters import DTYPE, read_parameters
 from dlk_utils.models import configuration
 from dlk_utils.models.loading import ModelSpec, load_config, load_spec, load_tokenizer, resolve
 from dlk_utils.models.sites import layer_numbers
@@ -118,6 +118,7 @@ class Run:
     def __post_init__(self):
         for name, value in read_parameters(asdict(self)).items():
             object.__setattr__(self, name, value)
+        DTYPE.read(self.dtype)
         if self.engine == "ray" and self.device != "auto":
             raise ParameterError(
                 "device: expected 'auto' with engine 'ray', where each worker takes a device of "

@@ -113,7 +113,10 @@ def gap_sentence(gap: Mapping[str, float]) -> str:
 
 def shots_help_sentence(levels: pd.DataFrame) -> str:
     """Say whether truthful shots are the better prompt, from `knowledge_levels`."""
-    with_shots, without = levels.right_with_shots.mean(), levels.right_without.mean()
+    readable = levels.dropna(subset=["right_with_shots", "right_without"])
+    if readable.empty:
+        return "no example has an answer that can be read both with truthful shots and without."
+    with_shots, without = readable.right_with_shots.mean(), readable.right_without.mean()
     helps = "shots are the better prompt here."
     luck = "shots are no better prompt here, and what is right only with them is right by luck."
     return (

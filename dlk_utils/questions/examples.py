@@ -98,12 +98,14 @@ def load_examples(
                 "a data set before it has them": n_taken[name],
             }
             left_out = "".join(
-                f"; {n} more were left out, because {reason}" for reason, n in reasons.items() if n
+                f"; left out: {n}, because {reason}" for reason, n in reasons.items() if n
             )
+            both = " of both labels" if source_rows.label.nunique() == 2 else ""
+            counts = queries.label.value_counts()
+            got = ", ".join(f"{n} of label {label}" for label, n in counts.items()) or "none"
             raise DataError(
-                f"{Path(name).name}: expected examples of both labels outside the shot pool, got "
-                f"of each label {queries.label.value_counts().to_dict()}{left_out}; add rows, or "
-                "take another data set"
+                f"{Path(name).name}: expected examples{both} outside the shot pool, got "
+                f"{got}{left_out}; add rows, or take another data set"
             )
         parts.append(_balanced(queries, n_examples))
         parts.append(_balanced(rows[rows.split == "shot"], n_pool))

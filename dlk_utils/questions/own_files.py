@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -194,7 +195,9 @@ def _check_texts(path: Path, column: pd.Series) -> None:
         if not isinstance(value, str):
             got = "nothing" if value is None else f"{type(value).__name__} {repr(value)[:60]}"
             raise DataError(f"{where}: expected a text, got {got}")
-        if not value.strip():
+        if "\0" in value:
+            raise DataError(f"{where}: expected a text, got one with a NUL character; take it out")
+        if not _is_visible(value):
             raise DataError(f"{where} is empty: fill it, or take the row out")
         try:
             value.encode()
@@ -203,6 +206,12 @@ def _check_texts(path: Path, column: pd.Series) -> None:
                 f"{where}: expected Unicode text, got half of a surrogate pair at character "
                 f"{error.start + 1}"
             ) from None
+
+
+def _is_visible(text: str) -> bool:
+    """Whether a text has more than blanks, marks of format such as U+200B, and combining marks."""
+    invisible = ("Cc", "Cf", "Mn", "Zl", "Zp", "Zs")
+    return any(unicodedata.category(character) not in invisible for character in text)
 
 
 def _read_labels(path: Path, spellings: pd.Series, kind: str) -> pd.Series:
@@ -257,7 +266,11 @@ def _parse(path: Path, content: bytes) -> _Parsed:
     """Parse the content of a file in the format that its suffix says."""
     if content.startswith(b"version https://git-lfs"):
         raise DataError(f"{path.name}: expected rows, got a pointer of Git LFS; run `git lfs pull`")
-    if path.name.lower().endswith(".gz"):
+    is_gzip = path.name.lower().endswith(".gz")
+    if content.startswith(b"\x1f\x8b") and not is_gzip:
+        remedy = "decompress it" if _has_suffix(path.name, ".parquet") else "add .gz to its name"
+        raise DataError(f"{path.name}: got a file that gzip has compressed; {remedy}")
+    if is_gzip:
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
@@ -286,7 +299,14 @@ def _decode(path: Path, content: bytes) -> tuple[str, list[str]]:
             f"{path.name}: expected UTF-8, got byte {error.object[error.start]:#x} at position "
             f"{error.start}; save the file as UTF-8"
         ) from None
-    return text.removeprefix("\ufeff"), ["UTF-16"] if is_utf_16 else []
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError(
+            f"{path.name}: expected UTF-8, got a NUL character in line {line}, as in a binary "
+            "file, UTF-32, or UTF-16 without a byte-order mark; save the file as UTF-8"
+        )
+    # Some programs write the byte-order mark twice.
+    return text.lstrip("\ufeff"), ["UTF-16"] if is_utf_16 else []
 
 
 def _find_layout(path: Path, names: Sequence[Any]) -> tuple[str, dict[str, int]]:
@@ -300,6 +320,13 @@ def _find_layout(path: Path, names: Sequence[Any]) -> tuple[str, dict[str, int]]
             "rename them there"
         )
     [kind] = kinds
+    further = [name for name in plain if re.fullmatch(r"choice_\d+", name)]
+    further = [name for name in further if name not in _LAYOUTS[kind]]
+    if kind == "question" and further:
+        raise DataError(
+            f"{path.name}: expected two choices, choice_0 and choice_1, got also "
+            f"{listed(further)}; take out all but two choices, or make rows of two choices each"
+        )
     for column in _LAYOUTS[kind]:
         if plain.count(column) > 1:
             raise DataError(

@@ -58,7 +58,10 @@ _QUESTION = "question number 7319"
 _ANSWER = "answer number 7319"
 _NEXT_QUESTION = "next question number 7319"
 
-_ADVICE = "set another tokenizer.chat_template, or use another model"
+_ADVICE = (
+    "set another tokenizer.chat_template (in a folder: the file chat_template.jinja), or use "
+    "another model"
+)
 
 
 @dataclass(frozen=True)
@@ -277,7 +280,7 @@ def _try_template(
         errors.append(
             TemplateError(
                 f"{name}: expected a chat template that writes questions, and answers that were "
-                f"given, of {contents} it leaves out {left_out}; {_ADVICE}"
+                f"given, of {contents} it leaves out or changes {left_out}; {_ADVICE}"
             )
         )
     # Report the failure with plain texts, which is what the caller gave.

@@ -139,6 +139,13 @@ def test_a_form_of_question_that_is_hardly_ever_answered_is_not_read_at_all():
     assert list(answers.readable) == [False, False, False, True]
 
 
+def test_the_gate_says_how_often_choice_1_is_answered_of_the_readable_answers():
+    rows = pd.DataFrame([row(f"e{i}", "truth", True, label=i % 2) for i in range(8)])
+    rows["readable"] = rows.answer == 1
+    assert knowledge_gate(rows).says_choice_1[0] == 1
+    assert np.isnan(knowledge_gate(rows.assign(readable=False)).says_choice_1[0])
+
+
 class Numbers:
     """A tokenizer that writes token ids as numbers."""
 
@@ -351,6 +358,7 @@ def test_rows_without_a_readable_twin_do_not_count_in_lie_rates():
 
 def test_a_model_whose_answers_cannot_be_read_has_an_empty_table_of_lie_rates():
     rates = lie_rates(labelled(unreadable(example("a"), "truth", "lie", "known")))
+    assert rates.attrs["too_few_rows"].startswith("no row told to lie is readable")
     assert rates.empty and list(rates.columns) == LIE_RATE_COLUMNS
 
 

@@ -206,6 +206,18 @@ def test_too_few_rows_are_refused_in_one_sentence_with_counts_and_remedy():
     )
 
 
+def test_where_no_row_has_a_class_more_examples_are_not_advised():
+    for rows, absent in (
+        (make_rows(60).assign(y=1), "class 0"),
+        (make_rows(60).head(0), "class 0 or 1"),
+    ):
+        with pytest.raises(TooFewRows) as refusal:
+            make_task(rows, "truth", TRUTH)
+        assert str(refusal.value).endswith(
+            f"(rows of class 0 and 1); no split has a row of {absent}."
+        )
+
+
 @pytest.mark.parametrize("target, in_all", [("truth", 15), ("lie", 15), ("pair", 10)])
 def test_the_least_rows_of_train_are_what_the_probes_of_the_target_need(target, in_all):
     least = least_rows(target)

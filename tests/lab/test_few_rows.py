@@ -3,7 +3,14 @@
 import pandas as pd
 import pytest
 
-from dlk_utils.lab.few_rows import TOO_FEW, claim, conclusions, missing_rows, show_missing
+from dlk_utils.lab.few_rows import (
+    TOO_FEW,
+    claim,
+    conclusions,
+    missing_rows,
+    show_missing,
+    skipped_lines,
+)
 from dlk_utils.lab.run import Run
 
 SPLITS = ("train", "train", "train", "test", "test", "validation")
@@ -78,6 +85,24 @@ def test_one_label_is_named_with_how_many_of_the_other_it_takes():
     [one] = missing_rows(a_run(60, labels=(1,)))
     assert one.startswith("d: all 60 examples have the label 1.")
     assert one.endswith("as many of label 0: add 60.")
+
+
+def test_where_more_rows_do_not_help_the_page_gives_the_real_reason_once(capsys):
+    for options, reason in (
+        ({"readable": False}, "no answer of the model is readable"),
+        ({"labels": (1,)}, "a data set has examples of one label only"),
+    ):
+        missing = show_missing(a_run(60, **options))
+        printed = capsys.readouterr().out
+        end = conclusions(["* one"], missing)
+        assert printed.lower().startswith(f"{reason}: this page claims nothing.")
+        assert claim("it lies", missing) == reason and f"**Nothing is claimed**: {reason}." in end
+        assert "oo few rows" not in printed + end
+        assert skipped_lines(["a: too few", "b: too few"], missing) == [
+            f"skipped: 2 tasks, as {reason}"
+        ]
+    assert skipped_lines(["a: too few"], missing_rows(a_run(12))) == ["skipped: a: too few"]
+    assert skipped_lines(["a: too few"], []) == ["skipped: a: too few"]
 
 
 def test_a_page_without_probes_needs_no_rows_of_the_main_task():

@@ -7,6 +7,7 @@ from notebook_cells import NOTEBOOKS, run_cells
 from tiny_models import checkpoint_that_knows_nothing
 from transformers import AutoModelForCausalLM
 
+from dlk_utils.lab.few_rows import NOTHING_READABLE, ONE_LABEL, TOO_FEW
 from dlk_utils.questions.ids import near_duplicate_key, split_of
 
 pytestmark = pytest.mark.slow
@@ -26,6 +27,8 @@ PARAMETERS = {
     "10_headlines": DRAWS | {"plain": ""},
 }
 """The notebooks of a model and its data; 00 asks its own organism."""
+REASONS = {"no readable answer": NOTHING_READABLE, "one class": ONE_LABEL}
+"""Why a run claims nothing, where that is not `TOO_FEW`."""
 ENOUGH_TO_FIT = ("one data set", "twelve examples")
 """Runs whose rows are enough to fit probes, but too few to claim anything of their scores."""
 
@@ -115,8 +118,9 @@ def test_every_notebook_ends_well_says_what_is_missing_and_claims_nothing(
         if notebook < "05" and request.node.callspec.id in ENOUGH_TO_FIT:
             continue
         [set_up] = [cell for cell in shown.cells if cell.startswith("dlk_utils ")]
-        assert "Too few rows for a claim: this page claims nothing.\n- " in set_up, notebook
+        reason = REASONS.get(request.node.callspec.id, TOO_FEW)
+        heading = reason[0].upper() + reason[1:]
+        assert f"{heading}: this page claims nothing.\n- " in set_up, notebook
         assert shown.cells[-1].endswith(
-            "* **Nothing is claimed**: too few rows for a claim. The first lines of this page say "
-            "what it takes."
+            f"* **Nothing is claimed**: {reason}. The first lines of this page say what it takes."
         ), notebook

@@ -163,6 +163,13 @@ def test_an_error_says_what_to_do_about_a_name():
     assert "no file 'missing.csv' in the working folder" in refusal_of("datasets", "missing.csv")
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "torch.float16"])
+def test_a_run_refuses_an_unknown_dtype_with_its_other_parameters(dtype):
+    with pytest.raises(ParameterError, match="dtype: expected"):
+        Run(dtype=dtype)
+    assert Run(dtype="float16").dtype == "float16"
+
+
 def test_names_of_other_alphabets_are_taken():
     name = "ভাষা\u200d، 東京\u3000модель"
     assert read_parameters({"model": name, "runs_dir": name}) == {"model": name, "runs_dir": name}

@@ -179,7 +179,7 @@ def test_what_an_organism_was_trained_on_is_left_out_of_an_own_file_and_counted(
     assert not set(examples.text) & set(texts) and len(examples) == 60
     assert examples.attrs["dropped_trained_on"] == {path: 6}
     only_trained = claims_csv(tmp_path / "all.csv", trained_claims)
-    with pytest.raises(DataError, match="6 more were left out, because an organism was trained on"):
+    with pytest.raises(DataError, match="left out: 6, because an organism was trained on"):
         load_examples(only_trained, 10)
 
 
@@ -191,7 +191,7 @@ def test_what_an_earlier_data_set_has_is_counted_and_not_asked_twice(tmp_path):
     assert examples.example_id.is_unique
     assert examples.dataset.value_counts().to_dict() == {one: 60, two: 60}
     assert examples.attrs["dropped_in_another"] == {one: 0, two: 60}
-    with pytest.raises(DataError, match="60 more were left out, because a data set before it"):
+    with pytest.raises(DataError, match="got none; left out: 60, because a data set before it"):
         load_examples([one, claims_csv(tmp_path / "three.csv")], 1000)
 
 
