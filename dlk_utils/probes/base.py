@@ -178,16 +178,16 @@ class Probe(BaseEstimator):
         Raises
         ------
         DataError
-            If X has another number of axes, or y does not hold what is needed to learn from it: one
-            number for each row.
+            If X has another number of axes, or y does not hold what is needed to learn from it.
         """
         states = X if isinstance(X, TrainingStates) else TrainingStates(self._as_batch(X))
         labels = as_doubles(y).to(states.X.device)
         n_rows = states.X.shape[1]
-        if list(labels.shape) != [n_rows]:
+        # Rankers of several draws take a value for each draw of a row.
+        if len(labels) != n_rows:
             raise DataError(
-                f"{type(self).__name__}: expected y [n] with a value for each of {n_rows} rows of "
-                f"X, got the shape {list(labels.shape)}"
+                f"{type(self).__name__}: expected y with a value for each of {n_rows} rows of X, "
+                f"got the shape {list(labels.shape)}"
             )
         self._fit(states, labels, **columns)
         self.n_features_in_ = states.X.shape[-1]
