@@ -5,10 +5,16 @@ imported when they are first used, so that ``import dlk_utils`` is quick.
 """
 
 import importlib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-__version__ = version("dlk_utils")
+try:
+    __version__ = version("dlk_utils")
+except PackageNotFoundError:
+    raise ImportError(
+        "dlk_utils is here, but not installed in this environment: run `pip install -e .` at the "
+        'top of the checkout (for the notebooks and the book: `pip install -e ".[notebooks]"`)'
+    ) from None
 
 _MODULES = {
     "models.loading": ["load_model"],

@@ -3,9 +3,32 @@
 All of them are kinds of `DlkError`. Each message says what was expected, what was found, and where.
 """
 
+MOST_CHARACTERS = 1600
+MOST_LINES = 24
+"""Of a message that is shown: together about a screen."""
+
 
 class DlkError(Exception):
-    """Base class of every error that a user of this package can put right."""
+    """Base class of every error that a user of this package can put right.
+
+    A message that is longer than a screen is shown without its middle: what was expected stands at
+    its beginning, and what to do at its end.
+    """
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        lines = message.splitlines(keepends=True)
+        if len(lines) > MOST_LINES:
+            n_end = MOST_LINES // 4
+            n_begin = MOST_LINES - n_end - 1
+            left_out = f"[... {len(lines) - n_begin - n_end:,} lines are left out ...]\n"
+            message = "".join([*lines[:n_begin], left_out, *lines[-n_end:]])
+        if len(message) > MOST_CHARACTERS:
+            n_end = MOST_CHARACTERS // 4
+            n_begin = MOST_CHARACTERS - n_end
+            left_out = f" [... {len(message) - MOST_CHARACTERS:,} characters are left out ...] "
+            message = message[:n_begin] + left_out + message[-n_end:]
+        return message
 
 
 class ChoiceError(DlkError, ValueError):
@@ -32,8 +55,8 @@ class CardError(DlkError, ValueError):
     """A probe card of another model, or one that does not score its own fixture as it did."""
 
 
-class ParameterError(DlkError, TypeError):
-    """A parameter that a notebook does not have, or a value that it does not take."""
+class ParameterError(DlkError, TypeError, ValueError):
+    """An unknown parameter, or a value that a parameter or an argument does not take."""
 
 
 class ModelError(DlkError, RuntimeError):
@@ -46,3 +69,7 @@ class DeadDropout(DlkError, RuntimeError):
 
 class StoreError(DlkError, RuntimeError):
     """A store that cannot be read or written."""
+
+
+class BookError(DlkError, RuntimeError):
+    """The book cannot be built, or one of its notebooks fails."""

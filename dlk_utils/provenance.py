@@ -10,10 +10,9 @@ import hashlib
 import inspect
 import json
 import os
-import shutil
 import textwrap
-import uuid
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,14 @@ from typing import Any
 import xxhash
 
 from dlk_utils.errors import StoreError
+from dlk_utils.safe_files import write_file
 
 PACKAGE = "dlk_utils"
 PACKAGE_FOLDER = Path(__file__).resolve().parent
 LIBRARIES = ("torch", "transformers", "tokenizers", "scikit-learn", "numpy", "scipy")
 """Libraries whose version decides numbers."""
+LARGE_FILE = 1 << 24
+"""From this many bytes on, the hash of a file is kept: reading it again would take longer."""
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
@@ -131,27 +133,64 @@ def _is_docstring(node: ast.stmt) -> bool:
     return is_constant and isinstance(node.value.value, str)
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file so that it is either complete or absent: aside, synced to disk, then renamed.
+def cache_dir() -> Path:
+    """Return the folder of converted models and kept hashes: ``$DLK_CACHE``, or a default.
 
-    Raises
-    ------
-    StoreError
-        If it cannot be written, for instance because the disk is full. Nothing half-written stays.
+    The default is ``~/.cache/dlk_utils``.
     """
-    # A random name, for workers on several machines may write the same file.
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    return Path(os.environ.get("DLK_CACHE") or Path.home() / ".cache" / "dlk_utils")
+
+
+def hash_files(folder: Path, paths: Iterable[Path]) -> str:
+    """Hash the content of some files below a folder, and their names in it, to 32 hex digits."""
+    digest = xxhash.xxh3_128()
+    for path in sorted(paths):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{hash_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Hash the content of a file to 32 hex digits.
+
+    The hash of a large file is kept in `cache_dir`, for as long as the file has its size and times.
+    """
+    state = _state_of(path)
+    if state["size"] < LARGE_FILE:
+        return _hash_content(path)
+    kept = cache_dir() / "hashes" / fingerprint(state)
     try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        free = shutil.disk_usage(path.parent).free
-        raise StoreError(
-            f"{path}: could not write {len(content):,} bytes ({error.strerror}; {free:,} bytes "
-            "free); what was finished before is kept"
-        ) from error
-    finally:
-        aside.unlink(missing_ok=True)
+        digest, check = kept.read_text().split()
+        if check == fingerprint(state | {"hash": digest}):
+            return digest
+    except (OSError, ValueError):
+        pass  # None is kept, or it is broken.
+    digest = _hash_content(path)
+    # A file that is being written may change once more without a change of its times.
+    is_at_rest = time.time() - max(state["modified"], state["changed"]) / 1e9 > 2
+    if is_at_rest and _state_of(path) == state:
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_file(kept, f"{digest} {fingerprint(state | {'hash': digest})}".encode())
+        except (OSError, StoreError):
+            pass  # It will be computed again.
+    return digest
+
+
+def _state_of(path: Path) -> dict[str, Any]:
+    """What changes with the content of a file."""
+    status = path.stat()
+    return {
+        "path": str(path.resolve()),
+        "inode": [status.st_dev, status.st_ino],
+        "size": status.st_size,
+        "modified": status.st_mtime_ns,
+        "changed": status.st_ctime_ns,
+    }
+
+
+def _hash_content(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()

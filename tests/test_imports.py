@@ -15,6 +15,7 @@ from dlk_utils.provenance import imported_modules
 PACKAGE = Path(dlk_utils.__file__).parent
 LAYERS = (
     "errors",
+    "safe_files",
     "provenance",
     "models",
     "questions",
@@ -176,6 +177,7 @@ versions()
 """
 
 
+@pytest.mark.slow
 def test_a_notebook_that_starts_loads_no_library_before_its_use():
     notebooks = sorted((PACKAGE.parent / "notebooks").glob("*.ipynb"))
     imports = "\n".join(map(imports_of, notebooks))

@@ -59,7 +59,7 @@ def planted_values(rows: pd.DataFrame, strength: float) -> dict[tuple[int, ...],
 def planting(model: torch.nn.Module, values: dict[tuple[int, ...], float]) -> tuple[Callable, ...]:
     """Return two hooks: one finds out which prompts run, the other plants their values.
 
-    The tokens before the last run first, as token ids, and the last ones then as embeddings. What a
+    The tokens before the last run first, and the last ones then with a graph, for gradients. What a
     last token sees of the tokens before says which prompt it belongs to.
     """
     cached = torch.empty(1, 0, dtype=torch.long)
@@ -68,10 +68,10 @@ def planting(model: torch.nn.Module, values: dict[tuple[int, ...], float]) -> tu
     def remember(module, args, kwargs):
         nonlocal cached
         running.clear()
-        mask, ids = kwargs["attention_mask"], kwargs.get("input_ids")
+        mask, ids = kwargs["attention_mask"], kwargs["input_ids"]
         if mask.dim() != 4:
             return
-        if ids is not None:
+        if not torch.is_grad_enabled():
             is_first_pass = mask.shape[-1] == ids.shape[1]
             before = ids[:, :0] if is_first_pass else cached.expand(len(ids), -1)
             cached = torch.cat([before, ids], 1)
@@ -93,7 +93,7 @@ def planting(model: torch.nn.Module, values: dict[tuple[int, ...], float]) -> tu
     return remember, plant
 
 
-@pytest.mark.parametrize("strength", [D_PRIME, 0.0])
+@pytest.mark.parametrize("strength", [D_PRIME, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_a_planted_direction_is_found_at_its_strength(tmp_path, strength):
     model, rows = tiny("llama", torch.float32), prompt_rows()
     remember, plant = planting(model, planted_values(rows, strength))

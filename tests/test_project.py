@@ -1,8 +1,10 @@
 """The project's files agree: pins, environments, notebooks, make targets, list of mistakes, API."""
 
+import ast
 import json
 import re
 import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -12,18 +14,10 @@ import yaml
 
 import dlk_utils
 from dlk_utils import errors
+from dlk_utils.lab.book import NOTEBOOKS as RUN_IN_ORDER
 
 TOP = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((TOP / "notebooks").glob("*.ipynb"))
-COMMON_PARAMETERS = [
-    "model",
-    "datasets",
-    "n_examples",
-    "seed",
-    "runs_dir",
-    "n_shots",
-    "quantization",
-]
 NUMBER_DECIDING = ["torch", "transformers", "scikit-learn", "numpy"]
 
 
@@ -53,13 +47,6 @@ def extras_in(text: str) -> set[str]:
 def code_cells(notebook: Path) -> list[dict]:
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return [cell for cell in cells if cell["cell_type"] == "code"]
-
-
-def commented_parameters(notebook: Path) -> list[str]:
-    """The names in the parameters cell that have a comment behind their value."""
-    cells = code_cells(notebook)
-    [cell] = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
-    return re.findall(r"^(\w+) = .+  # .+$", "".join(cell["source"]), flags=re.MULTILINE)
 
 
 def make_targets() -> set[str]:
@@ -95,21 +82,41 @@ def test_the_conda_environment_uses_the_pins_and_the_python_of_the_project():
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_has_the_common_parameters_with_comments(notebook):
-    assert commented_parameters(notebook)[: len(COMMON_PARAMETERS)] == COMMON_PARAMETERS
-
-
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_has_no_outputs(notebook):
     assert [cell["outputs"] for cell in code_cells(notebook) if cell["outputs"]] == []
 
 
-def test_make_the_book_and_the_readme_have_every_notebook():
+def test_the_order_the_book_and_the_readme_have_every_notebook():
     names = [path.stem for path in NOTEBOOKS]
-    run_by_make = re.search(r"^NOTEBOOKS := (.*)$", read("Makefile"), flags=re.MULTILINE)[1]
-    assert run_by_make.split() == names
+    assert sorted(RUN_IN_ORDER) == names
     assert re.findall(r"notebooks/(\w+)", read("book/_toc.yml")) == names
-    assert re.findall(r"^\| `(\w+)` \|", read("README.md"), flags=re.MULTILINE) == names
+    assert re.findall(r"^\| `(\d\d_\w+)` \|", read("README.md"), flags=re.MULTILINE) == names
+
+
+def test_every_notebook_begins_by_saying_which_packages_its_environment_lacks():
+    guards = set()
+    for notebook in NOTEBOOKS:
+        parameters, guard, *_ = code_cells(notebook)
+        assert parameters["metadata"]["tags"] == ["parameters"]
+        assert guard["metadata"]["tags"] == ["remove-cell"]
+        guards.add("".join(guard["source"]))
+    [guard] = guards
+    # A Python that has none of them: no site-packages, and this checkout is not on its path.
+    command = [sys.executable, "-I", "-S", "-c", guard]
+    done = subprocess.run(command, capture_output=True, text=True)
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("ImportError: ") and "no dlk_utils and no myst_nb" in error
+    assert error.endswith(f'"{sys.executable}" -m pip install -e ".[notebooks]"')
+
+
+def test_a_checkout_that_is_on_the_path_but_not_installed_says_what_to_install(tmp_path):
+    # Elsewhere, for an installation that can be edited leaves its mark beside the package.
+    (tmp_path / "dlk_utils").symlink_to(TOP / "dlk_utils")
+    command = [sys.executable, "-S", "-c", "import dlk_utils"]
+    env = {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd="/")
+    assert "ImportError: dlk_utils is here, but not installed" in done.stderr
+    assert 'pip install -e ".[notebooks]"' in done.stderr.splitlines()[-1]
 
 
 def test_make_alone_prints_the_targets():
@@ -134,3 +141,44 @@ def test_every_mistake_of_the_list_is_made_in_a_test_of_its_number():
     listed = re.findall(r"^\| (\d+) \|", read("book/mistakes.md"), flags=re.MULTILINE)
     assert {int(n) for numbers in planted for n in numbers.split(",")} == set(map(int, listed))
     assert [int(n) for n in listed] == list(range(1, len(listed) + 1))
+
+
+UNIX_MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios"}
+UNIX_CALLS = {
+    "os.fork",
+    "os.getuid",
+    "os.kill",
+    # It replaces no file on Windows; `os.replace` does.
+    "os.rename",
+    "os.setsid",
+    "os.uname",
+    "signal.SIGKILL",
+}
+"""What is missing on Windows, or means something else there."""
+
+GUARDED = {"rendering.py": ["resource"]}
+"""What is used only where there is `/proc`, so only on Linux."""
+
+
+def unix_only(path: Path) -> list[str]:
+    """What a file uses that is on no Windows machine."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += UNIX_MODULES.intersection(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found += UNIX_MODULES.intersection([node.module])
+        elif isinstance(node, ast.Attribute):
+            found += UNIX_CALLS.intersection([ast.unparse(node)])
+    return found
+
+
+def test_the_package_uses_nothing_that_windows_lacks():
+    modules = sorted((TOP / "dlk_utils").rglob("*.py"))
+    assert {path.name: unix_only(path) for path in modules if unix_only(path)} == GUARDED
+
+
+def test_a_unix_call_is_found(tmp_path):
+    planted = tmp_path / "planted.py"
+    planted.write_text("import fcntl, os\nfrom resource import getrlimit\nos.rename('a', 'b')\n")
+    assert unix_only(planted) == ["fcntl", "resource", "os.rename"]

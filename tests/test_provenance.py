@@ -1,4 +1,4 @@
-"""Provenance: what counts as the code of a function, and files that are complete or absent."""
+"""Provenance: what counts as the code of a function, and what a fingerprint depends on."""
 
 import importlib.util
 import sys
@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from dlk_utils import provenance
-from dlk_utils.errors import StoreError
 from dlk_utils.evaluation.behaviour import label_behaviour
 from dlk_utils.evaluation.stats import auroc
-from dlk_utils.provenance import code_hash, fingerprint, imported_modules, write_file
+from dlk_utils.provenance import code_hash, fingerprint, imported_modules
 
 SCRIPT = '''\
 """A script of a user."""
@@ -72,11 +71,3 @@ def test_functions_of_other_modules_have_other_hashes_and_a_partial_has_that_of_
 def test_a_fingerprint_does_not_depend_on_the_order_of_its_parts():
     assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
-
-
-def test_a_file_that_cannot_be_written_is_one_clear_error_and_leaves_nothing(tmp_path):
-    folder = tmp_path / "a folder"
-    folder.mkdir()
-    with pytest.raises(StoreError, match=r"could not write 4 bytes"):
-        write_file(folder, b"text")
-    assert list(tmp_path.iterdir()) == [folder]

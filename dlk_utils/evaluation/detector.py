@@ -11,23 +11,27 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from sklearn.utils import check_consistent_length
 from torch import Tensor, nn
 
-from dlk_utils.errors import CardError
+from dlk_utils.errors import CardError, DataError, StoreError
 from dlk_utils.evaluation.selection import LayerProbe, fit_layers
 from dlk_utils.evaluation.tasks import memory_features, require_rows
 from dlk_utils.extract.batches import Layers, pad
 from dlk_utils.extract.passes import activations, states_and_answers
 from dlk_utils.extract.states import forward_states
 from dlk_utils.models.loading import identity
-from dlk_utils.models.sites import blocks, layer_numbers
+from dlk_utils.models.sites import SITES, blocks, layer_numbers
 from dlk_utils.probes import Logistic
-from dlk_utils.provenance import write_file
+from dlk_utils.safe_files import is_sealed, read_sealed, write_sealed
 
-FORMAT = 1
-"""The format of a card."""
+FORMAT = 2
+"""The format of a card. One of format 1 has no checksums."""
+
+CARD = "card.json"
+WEIGHTS = "probe.safetensors"
 
 TOLERANCE = 0.05
 """How far a score of the fixture may be off, as a share of the spread of the fixture's scores.
@@ -59,6 +63,12 @@ class TruthDetector:
         The model with revision and number format, what the probe was trained on, how many rows and
         layers there were, its AUROC on validation rows, and the fixture: token ids of some prompts
         with their scores.
+
+    Raises
+    ------
+    CardError
+        If a weight, the bias or the threshold is not finite, the threshold is below 0, or there is
+        no such site or layer. With a weight that is not a number every answer would be honest.
     """
 
     site: str
@@ -67,6 +77,21 @@ class TruthDetector:
     bias: float
     threshold: float
     card: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        is_layer = isinstance(self.layer, int) and self.layer >= 0
+        checks = {
+            f"a site of {', '.join(SITES)}, got {self.site!r}": self.site in SITES,
+            f"a layer from 0 on, got {self.layer!r}": is_layer,
+            f"finite weights, got {_some_not_finite(self.weight)}": _is_finite(self.weight),
+            f"a finite bias, got {self.bias!r}": _is_finite(self.bias),
+            f"a finite threshold from 0 on, got {self.threshold!r}": (
+                _is_finite(self.threshold) and self.threshold >= 0
+            ),
+        }
+        wrong = [what for what, is_right in checks.items() if not is_right]
+        if wrong:
+            raise CardError(f"a truth detector: expected {'; '.join(wrong)}")
 
     @classmethod
     def fit(
@@ -115,6 +140,8 @@ class TruthDetector:
         ------
         TooFewRows
             If there are too few training or validation rows of a class.
+        DataError
+            If a state or a margin is not finite.
         ValueError
             If the arguments have different numbers of rows or layers.
         """
@@ -133,8 +160,10 @@ class TruthDetector:
         train_rows, validation_rows = rows[~rows.validation], rows[rows.validation]
         require_rows({"train": train_rows, "validation": validation_rows}, "truth detector")
         numbers = layer_numbers(layers, len(blocks(model)))
+        _require_finite(rows.margin, "margins")
         if states is None:
             states = activations(model, input_ids, sites=[site], layers=numbers)[site]
+        _require_finite(states, "states")
         features = memory_features(rows, {site: states}, layers=numbers)
 
         fit = fit_layers(partial(Logistic, "auto"), features, train_rows, validation_rows)
@@ -161,6 +190,11 @@ class TruthDetector:
 
     def score_states(self, states: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
         """Score states [n, d] that were read at `site` and `layer`."""
+        if states.shape[-1:] != self.weight.shape:
+            raise DataError(
+                f"states: expected {len(self.weight)} numbers a row, as the probe has weights, got "
+                f"the shape {list(states.shape)}"
+            )
         return states.astype(np.float32) @ self.weight.numpy() + np.float32(self.bias)
 
     def score_prompts(
@@ -210,7 +244,14 @@ class TruthDetector:
 
         They come back with `belief` (the score) and `verdict`: "lie" if the score speaks against
         the answer by more than the threshold, "unsure" if by less, "honest" if it agrees.
+
+        Raises
+        ------
+        DataError
+            If a score or a margin is not finite: it would speak neither for nor against.
         """
+        _require_finite(scores, "scores")
+        _require_finite(answers.margin, "margins")
         against = _against_answer(scores, answers.margin.to_numpy())
         verdict = np.select([against > self.threshold, against > 0], ["lie", "unsure"], "honest")
         return answers.assign(belief=scores, verdict=verdict)
@@ -249,6 +290,7 @@ class TruthDetector:
         states, _ = forward_states(model, batch, [self.site], self.layer, positions=n_shown)
         [of_layer] = states[self.site].float()
         scores = of_layer.reshape(n_shown, -1) @ self.weight + self.bias
+        _require_finite(scores, "scores")
         return pd.DataFrame(
             {
                 "place": range(n_new - n_shown + 1, n_new + 1),
@@ -258,38 +300,54 @@ class TruthDetector:
         )
 
     def save(self, folder: Path) -> None:
-        """Write the detector to a folder: `probe.safetensors`, and the rest as `card.json`."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write the detector to a folder.
+
+        That is `probe.safetensors`, the rest as `card.json`, and the checksums of both.
+        """
         tensors = {
             "weight": self.weight,
             "bias": torch.tensor([self.bias], dtype=torch.float64),
         }
         record = {name: value for name, value in asdict(self).items() if name not in tensors}
-        write_file(folder / "probe.safetensors", save(tensors))
-        write_file(folder / "card.json", json.dumps(record, indent=1).encode())
+        card = json.dumps(record, indent=1, allow_nan=False).encode()
+        write_sealed(folder, {WEIGHTS: save(tensors), CARD: card})
+
+    @staticmethod
+    def is_kept(folder: Path) -> bool:
+        """Whether a folder holds an undamaged card; print what is damaged, if something is."""
+        return is_sealed(folder, [CARD, WEIGHTS])
 
     @classmethod
     def load(cls, folder: Path, model: nn.Module) -> "TruthDetector":
         """Read a detector from a folder, for the model that it was fitted on.
 
-        Raises `CardError` if there is no card, if it is the card of another model or revision, or
-        if the fixture does not score as it did.
+        Raises `CardError` if there is no card, if a file of it is damaged or was changed, if it is
+        the card of another model or revision, or if the fixture does not score as it did.
         """
         try:
-            record = json.loads((folder / "card.json").read_bytes())
-            tensors = load_file(folder / "probe.safetensors")
+            files = read_sealed(folder, [CARD, WEIGHTS])
+            record = json.loads(files[CARD])
+            tensors = load(files[WEIGHTS])
+            [bias] = tensors["bias"].tolist()
             detector = cls(
                 site=record["site"],
                 layer=record["layer"],
                 weight=tensors["weight"],
-                bias=float(tensors["bias"]),
+                bias=bias,
                 threshold=record["threshold"],
                 card=record["card"],
             )
-        except (OSError, KeyError, ValueError) as e:
+            _require_card(detector.card)
+        except StoreError as e:
             raise CardError(
-                f"{folder}: expected a probe card (card.json and probe.safetensors), "
-                f"got {type(e).__name__}: {e}"
+                f"{e}: expected a probe card ({CARD} and {WEIGHTS}, with their checksums); fit the "
+                "detector again"
+            ) from None
+        except CardError as e:
+            raise CardError(f"{folder.name}: {e}") from None
+        except (KeyError, TypeError, ValueError, SafetensorError) as e:
+            raise CardError(
+                f"{folder.name}: expected a probe card, got {type(e).__name__}: {e}"
             ) from None
         detector._require_same_model(folder, model)
         return detector
@@ -299,18 +357,68 @@ class TruthDetector:
         for field, here in (("format", FORMAT), ("model", name), ("revision", revision)):
             if self.card[field] != here:
                 raise CardError(
-                    f"{folder}: the card is of {field} {self.card[field]}, this is {here}"
+                    f"{folder.name}: the card is of {field} {self.card[field]}, this is {here}"
                 )
         fixture = self.card["fixture"]
-        expected = np.array(fixture["scores"])
-        error = np.abs(self.score_prompts(model, fixture["input_ids"]) - expected).max()
-        off = error / (expected.std() + 1e-12)
-        if off > TOLERANCE:
+        n_blocks, n_tokens = len(blocks(model)), model.get_input_embeddings().num_embeddings
+        if self.layer >= n_blocks or max(map(max, fixture["input_ids"])) >= n_tokens:
             raise CardError(
-                f"{folder}: the fixture scores {off:.2f} of its spread away from what the card "
-                f"says (at most {TOLERANCE}): not the model, or not the arithmetic, "
-                "it was made with"
+                f"{folder.name}: the card reads layer {self.layer}, or has tokens, that a model of "
+                f"{n_blocks} blocks and {n_tokens} tokens does not have"
             )
+        expected = np.array(fixture["scores"])
+        try:
+            scores = self.score_prompts(model, fixture["input_ids"])
+        except DataError as e:
+            raise CardError(f"{folder.name}: the fixture could not be scored ({e})") from None
+        off = np.abs(scores - expected).max() / (expected.std() + 1e-12)
+        # Not ">", which is false for NaN.
+        if not off <= TOLERANCE:
+            raise CardError(
+                f"{folder.name}: the fixture scores {off:.2f} of its spread away from what the "
+                f"card says (at most {TOLERANCE}): not the model, or not the arithmetic, it was "
+                "made with"
+            )
+
+
+def _require_card(card: dict[str, Any]) -> None:
+    """Raise `CardError`, or a KeyError or TypeError, if a card cannot be compared with a model."""
+    for field in ("format", "model", "revision"):
+        card[field]
+    input_ids, scores = card["fixture"]["input_ids"], card["fixture"]["scores"]
+    if not scores or len(input_ids) != len(scores) or not _is_finite(scores):
+        raise CardError(
+            "a probe card: expected a fixture with a finite score for each of its prompts, got "
+            f"{len(input_ids)} prompts with the scores {scores}"
+        )
+    for ids in input_ids:
+        if not ids or any(not isinstance(token, int) or token < 0 for token in ids):
+            raise CardError(
+                f"a probe card: expected a fixture of prompts in token ids, got one of {ids}"
+            )
+
+
+def _is_finite(values: Any) -> bool:
+    """Whether numbers are finite; False for what is no number."""
+    try:
+        return bool(np.isfinite(np.asarray(values, dtype=float)).all())
+    except (TypeError, ValueError):
+        return False
+
+
+def _require_finite(values: Any, what: str) -> None:
+    values = np.asarray(values)
+    wrong = ~np.isfinite(values)
+    if wrong.any():
+        raise DataError(
+            f"{what}: expected finite numbers, got {values[wrong][0]} in {wrong.sum()} of "
+            f"{wrong.size} places"
+        )
+
+
+def _some_not_finite(weight: Tensor) -> str:
+    wrong = weight[~weight.isfinite()]
+    return f"{len(wrong)} of {len(weight)} that are not, such as {wrong[:1].tolist()}"
 
 
 def _weight_and_bias(fit: LayerProbe) -> tuple[Float[Tensor, " d"], float]:

@@ -5,21 +5,50 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from sklearn.linear_model import LogisticRegression
+
+from dlk_utils.errors import DataError, TooFewRows
 
 Groups = Sequence[str] | pd.Series | np.ndarray
 """The example of each row: rows of one example are drawn together."""
 
 
-def auroc(scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"]) -> float:
+def auroc(
+    scores: Float[np.ndarray, " n"] | Sequence[float], y: Int[np.ndarray, " n"] | Sequence[int]
+) -> float:
     """Compute the signed AUROC: the share of (1, 0) pairs in which the 1 scores higher.
 
     Equal scores count half, and a value under one half is never flipped; it is nan if a class is
-    missing. This is scikit-learn's `roc_auc_score` in exact arithmetic: AUROCs that are equal
-    compare as equal, so that no choice of a layer hangs on rounding.
+    missing, or a score is nan. This is scikit-learn's `roc_auc_score` in exact arithmetic: AUROCs
+    that are equal compare as equal, so that no choice of a layer hangs on rounding.
+
+    Raises
+    ------
+    DataError
+        If there is not one label, 0 or 1, for each score. Scikit-learn has the labels first.
     """
-    return float(weighted_auroc(scores, y, np.ones((1, len(y))))[0])
+    scores, y = np.asarray(scores), np.asarray(y)
+    if scores.ndim != 1 or scores.shape != y.shape or scores.dtype.kind not in "biuf":
+        raise DataError(
+            "auroc: expected scores [n] that are numbers, and labels [n], got the shapes "
+            f"{list(scores.shape)} ({scores.dtype}) and {list(y.shape)}"
+        )
+    if y.dtype.kind in "SU" or not ((y == 0) | (y == 1)).all():
+        some = ", ".join(map(str, np.unique(y.astype(str))[:4]))
+        raise DataError(
+            f"auroc: expected y of labels 0 and 1, got {some} among {len(y)} values; the order "
+            "is auroc(scores, y)"
+        )
+    if scores.dtype.kind != "f":
+        scores = scores.astype(float)
+    return float(weighted_auroc(scores, (y == 1).astype(int), np.ones((1, len(y))))[0])
+
+
+def smaller_class(y: Int[np.ndarray, " n"]) -> int:
+    """Count the rows of the class (0 or 1) that has fewer of them."""
+    n_ones = int(np.sum(y == 1))
+    return min(n_ones, len(y) - n_ones)
 
 
 def weighted_auroc(
@@ -30,6 +59,9 @@ def weighted_auroc(
     `weights` says how often each row counts, as `bootstrap_weights` gives it. The AUROC is nan
     where a class has no weight. See `auroc`.
     """
+    if np.isnan(scores).any():
+        # Sorting would take them for the highest scores.
+        return np.full(len(weights), np.nan)
     ones, zeros = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
     zeros = zeros[np.argsort(scores[zeros])]
     # weights by row first, so that those of a row lie side by side in memory
@@ -74,9 +106,56 @@ def auroc_interval(
 ) -> tuple[float, float]:
     """Compute the 95 % bootstrap interval (low, high) of the signed AUROC, resampling groups.
 
-    Resamples without one of the classes do not count. See `auroc` and `bootstrap_weights`.
+    Resamples without one of the classes do not count. See `auroc`, `bootstrap_weights` and
+    `interval_of_aurocs`.
     """
-    return percentile_interval(weighted_auroc(scores, y, bootstrap_weights(groups, n_boot, seed)))
+    resampled = weighted_auroc(scores, y, bootstrap_weights(groups, n_boot, seed))
+    return interval_of_aurocs(resampled, y, groups)
+
+
+def interval_of_aurocs(
+    resampled: Float[np.ndarray, " b"], y: Int[np.ndarray, " n"], groups: Groups
+) -> tuple[float, float]:
+    """Compute the 95 % interval (low, high) of an AUROC from its resamples [b].
+
+    Where the scores separate the classes without exception, every resample is 1 (or 0), however few
+    rows there are. The interval then ends where Wilson's interval of "all of them" does, for as
+    many trials as the smaller class has groups: 0.92 for 41 of 41.
+    """
+    low, high = percentile_interval(resampled)
+    if low == high and low in (0.0, 1.0):
+        groups = np.asarray(groups)
+        n_groups = min(len(np.unique(groups[y == k])) for k in (0, 1))
+        unseen = 1 - wilson_interval(n_groups, n_groups)[0]
+        return (1 - unseen, 1.0) if low == 1 else (0.0, unseen)
+    return low, high
+
+
+def visible_auroc(n: int, n_smaller: int) -> float:
+    """Return the AUROC that a test of so many rows finds to be above chance four times out of five.
+
+    Parameters
+    ----------
+    n, n_smaller : int
+        Number of test rows, and of those of the smaller class.
+
+    Returns
+    -------
+    float
+        Chance plus 2.8 standard errors (1.96 for the two-sided 95 % level, 0.84 for the power) of
+        an AUROC of one half; at most 1, and nan if a class is missing.
+
+    References
+    ----------
+    The standard error is that of Mann and Whitney's U without ties, *Annals of Mathematical
+    Statistics* 18, 1947.
+    """
+    n_pairs = n_smaller * (n - n_smaller)
+    if n_pairs == 0:
+        return float("nan")
+    standard_error = np.sqrt((n + 1) / (12 * n_pairs))
+    z = norm.ppf(0.975) + norm.ppf(0.8)
+    return float(min(1.0, 0.5 + z * standard_error))
 
 
 def mean_interval(
@@ -137,12 +216,24 @@ def earliest_good_layer(
     int
         The index of the layer in `scores`.
 
+    Raises
+    ------
+    TooFewRows
+        If the rows are of one class only.
+
     References
     ----------
     The one-standard-error rule: Breiman et al., *Classification and Regression Trees*, 1984.
     """
     weights = bootstrap_weights(groups, n_boot, seed)
     estimates = np.array([auroc(s, y) for s in scores])
+    if not np.isfinite(estimates).all():
+        n_ones = int(np.sum(y == 1))
+        raise TooFewRows(
+            "choice of a layer: expected validation rows of both classes, got "
+            f"{len(y) - n_ones} and {n_ones} of class 0 and 1; ask for more examples (n_examples), "
+            "or add rows to a file that has no more."
+        )
     resampled = np.array([weighted_auroc(s, y, weights) for s in scores])
     best = int(estimates.argmax())
     shortfall = estimates[best] - estimates
@@ -153,7 +244,12 @@ def earliest_good_layer(
 def recall_at(
     scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], false_positives: float
 ) -> float:
-    """Compute the largest recall of class 1 when at most this share of class 0 is flagged too."""
+    """Compute the largest recall of class 1 when at most this share of class 0 is flagged too.
+
+    It is nan if a score is.
+    """
+    if np.isnan(scores).any():
+        return float("nan")
     zeros = np.sort(scores[y == 0])[::-1]
     n_allowed = np.sum(np.arange(1, len(zeros) + 1) / len(zeros) <= false_positives)
     # the lowest score that would flag one zero too many
@@ -164,7 +260,12 @@ def recall_at(
 def balanced_accuracy(
     scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"], threshold: float = 0.0
 ) -> float:
-    """Compute the mean over both classes of the share of rows on the right side of `threshold`."""
+    """Compute the mean over both classes of the share of rows on the right side of `threshold`.
+
+    It is nan if a score is.
+    """
+    if np.isnan(scores).any():
+        return float("nan")
     above = scores > threshold
     return float((above[y == 1].mean() + (~above[y == 0]).mean()) / 2)
 

@@ -31,6 +31,15 @@ from scipy.special import expit
 from dlk_utils.errors import DataError, TooFewRows
 from dlk_utils.extract.store import read_rows
 from dlk_utils.models.sites import SITES
+from dlk_utils.probes import (
+    ALL_STATE_PROBES,
+    CONTRAST_PROBES,
+    PAIR_PROBES,
+    STACK_PROBES,
+    STATE_PROBES,
+)
+from dlk_utils.probes.base import LeastRows
+from dlk_utils.questions.ids import require_columns
 
 POSITIVE_CONTROL = "own answer (positive control)"
 """The target that states surely hold, the answer about to be given: a pipeline must find it."""
@@ -49,8 +58,16 @@ REGIMES = {
 }
 """Regime -> (role of the training and validation rows, role of the test rows)."""
 
+MIN_FOR_HEADLINE = 20
+"""Test rows of either class without which a score is shown, but is no headline."""
+
 MIN_PER_CLASS = {"train": 5, "validation": 2, "test": 4}
-"""How many rows of each class a split needs."""
+"""How many rows of each class a split needs at least.
+
+The five of train are the folds of `Logistic`, in each of which a class has to be seen. Two of
+validation are the fewest that order the layers and calibrate scores; four of test are the fewest
+whose resamples nearly all hold both classes. `least_rows` adds what the probes of a target need.
+"""
 
 HONEST_ROLES = ("truth", "known")
 """Roles of rows that tell the model to tell the truth."""
@@ -72,7 +89,13 @@ def truth_rows(answers: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         The rows with `y`, which is the label, and with `polarity`: +1 where the affirming word is
         choice 1 and -1 where the denying word is ("no, there is no error").
+
+    Raises
+    ------
+    DataError
+        If `answers` are no rows of `answer_prompts`.
     """
+    require_columns(answers, ["readable", "label", "choices"], "answers", "answer_prompts")
     rows = answers[answers.readable].reset_index(drop=True)
     choice_1_denies = [choices[1].lower() in DENYING_WORDS for choices in rows.choices]
     return rows.assign(y=rows.label, polarity=np.where(choice_1_denies, -1, 1))
@@ -339,31 +362,117 @@ def make_task(rows: pd.DataFrame, target: str, regime: str) -> Task:
             f"{target}, {regime}: expected each example in one split, got "
             f"{examples[examples.duplicated()].iloc[0]} in two: it straddles the split"
         )
-    require_rows(parts, f"{target}, {regime}")
+    require_rows(parts, f"{target}, {regime}", least=least_rows(target))
     return Task(target, regime, **parts)
+
+
+def least_rows(target: str) -> dict[str, LeastRows]:
+    """Tell how many rows each split of a target needs, so that every probe of it can be fitted."""
+    if target == "pair":
+        probes = PAIR_PROBES
+    elif target == POSITIVE_CONTROL:
+        probes = STATE_PROBES
+    else:
+        probes = ALL_STATE_PROBES | STACK_PROBES | CONTRAST_PROBES
+    needs = [make_probe().least_rows for make_probe in probes.values()]
+    least = {split: LeastRows(n, 2 * n) for split, n in MIN_PER_CLASS.items()}
+    least["train"] = LeastRows(
+        per_class=max(least["train"].per_class, *(need.per_class for need in needs)),
+        in_all=max(least["train"].in_all, *(need.in_all for need in needs)),
+    )
+    return least
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """A split with too few rows: what it has, and what it needs.
+
+    Attributes
+    ----------
+    split : str
+        Its name.
+    counts : dict
+        Class -> number of rows.
+    least : LeastRows
+        What it needs.
+    """
+
+    split: str
+    counts: dict[Any, int]
+    least: LeastRows
+
+    @property
+    def per_class(self) -> dict[Any, int]:
+        """Class -> how many rows of it are missing."""
+        missing = {k: max(0, self.least.per_class - n) for k, n in self.counts.items()}
+        n_rows = sum(self.counts.values()) + sum(missing.values())
+        for _ in range(self.least.in_all - n_rows):
+            # A row that may be of any class is asked of the one that has the fewest.
+            fewest = min(self.counts, key=lambda k: self.counts[k] + missing[k])
+            missing[fewest] += 1
+        return missing
+
+    @property
+    def in_words(self) -> str:
+        """Say what is missing, such as "train: 2 more rows of class 0 (it has 3 and 9 ...)"."""
+        missing = [f"{n} more of class {k}" for k, n in self.per_class.items() if n]
+        has = " and ".join(map(str, self.counts.values()))
+        classes = " and ".join(map(str, self.counts))
+        return f"{self.split}: {', '.join(missing)} (it has {has} rows of class {classes})"
+
+
+def shortages(
+    parts: Mapping[str, pd.DataFrame],
+    *,
+    least: Mapping[str, LeastRows | int] = MIN_PER_CLASS,
+    column: str = "y",
+    classes: Sequence[Any] = (0, 1),
+) -> list[Shortage]:
+    """List the splits that have too few rows; the arguments are those of `require_rows`."""
+    found = []
+    for split, rows in parts.items():
+        need = least[split]
+        need = need if isinstance(need, LeastRows) else LeastRows(need, need * len(classes))
+        counts = {k: int((rows[column] == k).sum()) for k in classes}
+        if min(counts.values()) < need.per_class or sum(counts.values()) < need.in_all:
+            found.append(Shortage(split, counts, need))
+    return found
 
 
 def require_rows(
     parts: Mapping[str, pd.DataFrame],
     what: str,
     *,
-    least: Mapping[str, int] = MIN_PER_CLASS,
+    least: Mapping[str, LeastRows | int] = MIN_PER_CLASS,
     column: str = "y",
     classes: Sequence[Any] = (0, 1),
 ) -> None:
     """Raise `TooFewRows` if a split has too few rows of a class to fit or score a probe on.
 
-    `parts` has the rows of each split, with their class in `column`; `least` says how many rows of
-    each of the `classes` a split needs. The message is one sentence and begins with `what`.
+    `parts` has the rows of each split, with their class in `column`; `least` says how many rows a
+    split needs, a number being that of each of the `classes`. The message is one sentence and
+    begins with `what`.
     """
-    counts = {
-        split: [int((rows[column] == k).sum()) for k in classes] for split, rows in parts.items()
-    }
-    if all(min(counts[split]) >= least[split] for split in parts):
+    if not shortages(parts, least=least, column=column, classes=classes):
         return
-    needed = ", ".join(f"{least[split]} in {split}" for split in parts)
-    found = ", ".join(f"{' and '.join(map(str, n))} in {split}" for split, n in counts.items())
+    needs = {split: least[split] for split in parts}
+    per_class = {s: n.per_class if isinstance(n, LeastRows) else n for s, n in needs.items()}
+    needed = ", ".join(f"{n} in {split}" for split, n in per_class.items())
+    found = []
+    for split, rows in parts.items():
+        counts = [str(int((rows[column] == k).sum())) for k in classes]
+        found.append(f"{' and '.join(counts)} in {split}")
+    in_all = [
+        f", and {n.in_all} rows in all in {split}"
+        for split, n in needs.items()
+        if isinstance(n, LeastRows) and n.in_all > n.per_class * len(classes)
+    ]
+    absent = [k for k in classes if not any((rows[column] == k).any() for rows in parts.values())]
+    advice = "ask for more examples (n_examples), or add rows to a file that has no more."
+    if absent:
+        # The answers or the labels of the data are the reason, not how many rows there are.
+        advice = f"no split has a row of class {' or '.join(map(str, absent))}."
     raise TooFewRows(
-        f"{what}: expected of each class at least {needed}, got {found} "
-        f"(rows of class {' and '.join(map(str, classes))}); a larger n_examples helps."
+        f"{what}: expected of each class at least {needed}{''.join(in_all)}, got "
+        f"{', '.join(found)} (rows of class {' and '.join(map(str, classes))}); {advice}"
     )

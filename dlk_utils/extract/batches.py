@@ -11,7 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dlk_utils.extract.store import Plan
+from dlk_utils.errors import ParameterError
+from dlk_utils.extract.positions import (
+    depends_on_batch,
+    frequencies_for,
+    require_same_frequencies,
+)
+from dlk_utils.extract.store import Plan, shard_rows_of
 from dlk_utils.models.sites import blocks
 
 Batch = dict[str, Any]
@@ -19,7 +25,8 @@ Batch = dict[str, Any]
 
 With `past_key_values`, the first tokens of each row are in that cache: `input_ids` holds the
 others, and the mask covers all of them. A mask of booleans [b, queries, keys] says of each token
-which tokens it sees.
+which tokens it sees. `n_tokens` is the length of the longest complete prompt of which these are
+tokens (needed where `positions.depends_on_batch`, and not for complete prompts).
 """
 
 Layers = str | int | Sequence[int]
@@ -54,9 +61,13 @@ def forward(model: nn.Module, batch: Batch, *, n_logits: int | None = 1, **optio
     """Run a model on a batch, without the inputs that its family does not take.
 
     The LM head runs on the last `n_logits` places of each row, in the families that can do so; with
-    None, on all of them. Raises `ValueError` if the model is in training mode.
+    None, on all of them. Raises `ParameterError` if the model is in training mode.
     """
     require_evaluation_mode(model)
+    if depends_on_batch(model) and "n_tokens" not in batch:
+        lengths = batch["attention_mask"].sum(1).tolist()
+        require_same_frequencies(model, lengths)
+        batch = batch | {"n_tokens": max(lengths)}
     accepted = _forward_parameters(type(model))
     inputs = {name: x for name, x in batch.items() if name in accepted}
     mask = inputs["attention_mask"]
@@ -67,13 +78,16 @@ def forward(model: nn.Module, batch: Batch, *, n_logits: int | None = 1, **optio
         inputs["attention_mask"] = added.masked_fill(~mask, least)[:, None]
     if n_logits and "logits_to_keep" in accepted:
         options["logits_to_keep"] = n_logits
-    return model(**inputs, **options)
+    if not depends_on_batch(model):
+        return model(**inputs, **options)
+    with frequencies_for(model, batch["n_tokens"]):
+        return model(**inputs, **options)
 
 
 def require_evaluation_mode(model: nn.Module) -> None:
-    """Raise `ValueError` if a model is in training mode, in which its own dropout is on."""
+    """Raise `ParameterError` if a model is in training mode, in which its own dropout is on."""
     if model.training:
-        raise ValueError(
+        raise ParameterError(
             f"{model.config.model_type}: expected a model in evaluation mode (`model.eval()`), got "
             "one in training mode, whose own dropout would be in every state"
         )
@@ -116,14 +130,14 @@ class Readout:
         laid_out[self.row.to(values.device), self.place.to(values.device)] = values
         return laid_out
 
-    def logits(self, model: nn.Module, batch: Batch | None = None) -> Float[Tensor, "copy n vocab"]:
-        """Run the batch (or another form of it), and return the logits at the tokens to be read.
+    def logits(self, model: nn.Module) -> Float[Tensor, "copy n vocab"]:
+        """Run the batch, and return the logits at the tokens to be read.
 
         The LM head runs on no place before the first that is read.
         """
         width = self.batch["input_ids"].shape[1]
         n_logits = width - int(self.place.min())
-        logits = forward(model, batch or self.batch, n_logits=n_logits, use_cache=True).logits
+        logits = forward(model, self.batch, n_logits=n_logits, use_cache=True).logits
         # A family that cannot leave places out has logits for all of them.
         place = self.place - (width - logits.shape[1])
         return logits[self.row.to(logits.device), place.to(logits.device)]
@@ -175,12 +189,14 @@ def is_left_padded(batch: Batch) -> bool:
     return bool(batch["attention_mask"][:, -1].all())
 
 
-def plan_batches(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64) -> Plan:
+def plan_batches(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int | None = None) -> Plan:
     """Plan batches of prompts of about equal length, in shards of `shard_rows` prompts.
 
-    A batch has at most `batch_tokens` tokens, padding included, or a single prompt. The plan
-    follows from the lengths and keys (`row_id`) alone, so that it is the same after a restart.
+    By default these are as many as `shard_rows_of` says. A batch has at most `batch_tokens` tokens,
+    padding included, or a single prompt. The plan follows from the lengths and keys (`row_id`)
+    alone, so that it is the same after a restart.
     """
+    shard_rows = shard_rows or shard_rows_of(len(prompts))
     by_length = sorted(zip(prompts.input_ids.map(len), prompts.row_id, strict=True))
     starts = range(0, len(by_length), shard_rows)
     return [cut(by_length[i : i + shard_rows], batch_tokens, shard_rows) for i in starts]

@@ -18,13 +18,18 @@ A. Appleby, *MurmurHash3*, 2011 (`fmix32`, the hash that is used here).
 
 import contextlib
 import hashlib
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from dlk_utils.errors import DeadDropout
+from dlk_utils.errors import DeadDropout, DlkError, ParameterError
+from dlk_utils.extract.batches import forward, pad
+from dlk_utils.models.architectures import ARCHITECTURES
+from dlk_utils.models.configuration import text_config
+from dlk_utils.models.finding import trial_tokens
 from dlk_utils.models.sites import architecture, at_sites, blocks
 
 DEFAULT_P = 0.02
@@ -66,7 +71,7 @@ def mc_dropout(
     *,
     seeds: Sequence[int] | Int[Tensor, "b k"],
     position_ids: Int[Tensor, "b t"],
-    acts: Bool[Tensor, "b k"] | None = None,
+    drop_at: Bool[Tensor, "b k"] | None = None,
     places: str | Sequence[str] = INJECTED,
 ) -> Iterator[None]:
     """Drop channels with probability `p` in every forward pass within, and scale the others.
@@ -80,14 +85,14 @@ def mc_dropout(
     position_ids
         Each token's place in its own prompt, cached tokens included. Values at padding do not
         matter.
-    acts
-        At which of the tokens that run to drop; by default at all of them.
+    drop_at
+        Which of the tokens that run have dropout; by default all of them.
     places
         Some of `PLACES`, or "native" for those of the family (`native_sites`).
 
     Raises
     ------
-    ValueError
+    ParameterError
         If `p` is not between 0 and 1, or a place is unknown.
     DeadDropout
         If this family's attention does not let one change its probabilities.
@@ -96,9 +101,9 @@ def mc_dropout(
         places = native_sites(model)
     places = [places] if isinstance(places, str) else list(places)
     if not 0 < p < 1:
-        raise ValueError(f"dropout p: expected 0 < p < 1, got {p}")
+        raise ParameterError(f"dropout p: expected 0 < p < 1, got {p}")
     if not places or not set(places) <= set(PLACES):
-        raise ValueError(
+        raise ParameterError(
             f"dropout places: expected some of {', '.join(PLACES)}, or 'native', got {places}"
         )
     row_seeds = torch.as_tensor(seeds if isinstance(seeds, Tensor) else list(seeds))
@@ -116,18 +121,18 @@ def mc_dropout(
         )
         # Multiply by the number, not by a scaled mask: bfloat16 would round 1.0204 to 1.0234.
         dropped = (hidden * scale).mul_(keep)
-        if acts is None:
+        if drop_at is None:
             return dropped
-        return torch.where(acts.to(hidden.device)[..., None], dropped, hidden)
+        return torch.where(drop_at.to(hidden.device)[..., None], dropped, hidden)
 
     def drop_attention(layer: int, weights: Float[Tensor, "b h q k"]) -> Float[Tensor, "b h q k"]:
         heads, queries, n_keys = weights.shape[1:]
         seeds_here = place_seeds("attention", layer, weights.device)
         keep = keep_pairs(seeds_here, position_ids.to(weights.device), heads, queries, p)
         dropped = (weights * scale).mul_(keep[..., -n_keys:])
-        if acts is None:
+        if drop_at is None:
             return dropped
-        return torch.where(acts.to(weights.device)[:, None, :, None], dropped, weights)
+        return torch.where(drop_at.to(weights.device)[:, None, :, None], dropped, weights)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(at_sites(model, [x for x in places if x in INJECTED], drop))
@@ -198,20 +203,65 @@ def _at_attention_probabilities(
 ) -> Iterator[None]:
     """Within it, attention is written out, with `change(layer, probabilities)`.
 
-    Fused kernels have no place for a mask of one's own.
+    Fused kernels have no place for a mask of one's own. Raises `DeadDropout` for a family whose
+    attention is another.
     """
+    # StableLM goes through the interface without saying so.
+    listed = "attention" in architecture(model).dropout
+    reason = None
+    if not (getattr(model, "_supports_attention_backend", False) or listed):
+        reason = "its attention cannot be replaced"
+    elif model.config.model_type not in ARCHITECTURES:
+        if model not in _tried:
+            _tried[model] = _why_not_written_out(model)
+        reason = _tried[model]
+    if reason:
+        others = ", ".join(place for place in PLACES if place != "attention")
+        raise DeadDropout(
+            f"{model.config.model_type}: attention dropout cannot be laid on in this family "
+            f"({reason}); expected places: {others}"
+        )
+    with _attention_written_out(model, change):
+        yield
+
+
+_tried: weakref.WeakKeyDictionary[nn.Module, str | None] = weakref.WeakKeyDictionary()
+"""For models of families that are not in the table, why their attention cannot be written out."""
+
+
+@torch.no_grad()
+def _why_not_written_out(model: nn.Module) -> str | None:
+    """Run a few tokens with attention written out; say what is wrong, None if nothing is."""
+    layers = []
+
+    def note(layer: int, probabilities: Tensor) -> Tensor:
+        layers.append(layer)
+        return probabilities
+
+    batch = pad([trial_tokens(model)], device=model.device)
+    usual = forward(model, batch, use_cache=False).logits[:, -1].double()
+    try:
+        with _attention_written_out(model, note):
+            logits = forward(model, batch, use_cache=False).logits[:, -1].double()
+    except torch.OutOfMemoryError:
+        raise
+    except (DlkError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        return f"it takes no other attention: {error}"
+    if layers != list(range(len(blocks(model)))):
+        return "not every block's attention can be replaced"
+    coarse = model.dtype in (torch.bfloat16, torch.float16)
+    if not (logits - usual).norm() <= (5e-2 if coarse else 1e-4) * usual.norm():
+        return "its attention does more than the usual one"
+    return None
+
+
+@contextlib.contextmanager
+def _attention_written_out(
+    model: nn.Module, change: Callable[[int, Tensor], Tensor]
+) -> Iterator[None]:
     # Only here, because importing these takes longer than everything else in this module.
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
-
-    # StableLM goes through the interface without saying so.
-    listed = "attention" in architecture(model).dropout
-    if not (getattr(model, "_supports_attention_backend", False) or listed):
-        others = ", ".join(place for place in PLACES if place != "attention")
-        raise DeadDropout(
-            f"{model.config.model_type}: attention dropout cannot be laid on in this family; "
-            f"expected places: {others}"
-        )
 
     def attention(module, query, key, value, attention_mask, scaling=None, **options):
         if options.get("s_aux") is not None:
@@ -235,9 +285,10 @@ def _at_attention_probabilities(
 
     AttentionInterface.register("dlk_seeded_dropout", attention)
     AttentionMaskInterface.register("dlk_seeded_dropout", eager_mask)
-    usual = model.config._attn_implementation
-    model.config._attn_implementation = "dlk_seeded_dropout"
+    config = text_config(model)
+    usual = config._attn_implementation
+    config._attn_implementation = "dlk_seeded_dropout"
     try:
         yield
     finally:
-        model.config._attn_implementation = usual
+        config._attn_implementation = usual

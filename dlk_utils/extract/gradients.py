@@ -4,19 +4,21 @@ The margin is log p(choice 1) - log p(choice 0). It knows neither the label nor 
 and so its gradient does not leak them.
 """
 
+import contextlib
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dlk_utils.errors import ChoiceError
+from dlk_utils.errors import ChoiceError, UnknownArchitecture
 from dlk_utils.extract.answers import choice_logprobs
 from dlk_utils.extract.batches import Batch, Layers, Readout, forward, last_positions
 from dlk_utils.extract.prefixes import Prefixes, run_prefixes
-from dlk_utils.extract.states import States, read_states, record_sites
-from dlk_utils.models.sites import at_sites, blocks, site_modules
+from dlk_utils.extract.states import States, readout_states, record_sites
+from dlk_utils.models.architectures import ARCHITECTURES
+from dlk_utils.models.sites import architecture, at_sites, blocks, site_modules
 
 
 def states_and_gradients(
@@ -30,7 +32,7 @@ def states_and_gradients(
 
     No gradient path to a last-token state passes through an earlier token. So the earlier tokens
     run without a graph, and the last tokens alone run with one, for little more than the price of a
-    forward pass. The result equals that of `full_backprop`. Raises `ValueError` if a prompt has
+    forward pass. The result equals that of `full_backprop`. Raises `ParameterError` if a prompt has
     fewer than two tokens.
 
     Returns
@@ -63,9 +65,8 @@ def last_token_gradients(
         # Copied at once, because Falcon later adds to it in place.
         values[site].append(last_tokens.take(hidden.detach())[0].to("cpu", copy=True))
 
-    with torch.enable_grad(), at_sites(model, sites, keep, layers):
-        batch = _embedded(model, last_tokens.batch)
-        [logits] = last_tokens.logits(model, batch)
+    with _graph_from_embeddings(model), at_sites(model, sites, keep, layers):
+        [logits] = last_tokens.logits(model)
         gradients = _margin_gradients(choice_logprobs(logits, choice_ids), activations)
     by_site = {}
     for site, some in gradients.items():
@@ -89,8 +90,9 @@ def full_backprop(
     This is slower, and serves as the reference. Prompts may be padded on either side.
     """
     rows, last = _last_token_index(batch)
-    with torch.enable_grad(), record_sites(model, sites, layers, lambda x: x) as activations:
-        output = forward(model, _embedded(model, batch), n_logits=None, use_cache=False)
+    recording = record_sites(model, sites, layers, lambda x: x)
+    with _graph_from_embeddings(model), recording as activations:
+        output = forward(model, batch, n_logits=None, use_cache=False)
         logprobs = choice_logprobs(output.logits[rows, last], choice_ids)
         gradients = _margin_gradients(logprobs, activations)
     return {site: torch.stack([g[rows, last].cpu() for g in gs]) for site, gs in gradients.items()}
@@ -164,7 +166,7 @@ def states_after_move(
         return hidden + moves.to(hidden)
 
     with at_sites(model, ["resid_post"], push, layer):
-        [states], logits = read_states(model, appended, sites, layers)
+        [states], logits = readout_states(model, appended, sites, layers)
     return states, logits[0]
 
 
@@ -191,8 +193,8 @@ def pooled_weight_gradients(
         for name in modules:
             hook = functools.partial(keep, name)
             handles.append(model.get_submodule(name).register_forward_hook(hook))
-        with torch.enable_grad():
-            output = forward(model, _embedded(model, batch), n_logits=None, use_cache=False)
+        with _graph_from_embeddings(model):
+            output = forward(model, batch, n_logits=None, use_cache=False)
             logprobs = choice_logprobs(output.logits[rows, last], choice_ids)
             gradients = _margin_gradients(logprobs, outputs)
     finally:
@@ -209,7 +211,21 @@ def pooled_weight_gradients(
 
 
 def last_linear(model: nn.Module) -> list[nn.Module]:
-    """For each layer, return the last module of the MLP that has a matrix as its weight."""
+    """For each layer, return the last linear layer of the MLP.
+
+    Raises
+    ------
+    UnknownArchitecture
+        If it has none, as in mixtures of experts.
+    """
+    kind, family = model.config.model_type, architecture(model)
+    if family.down:
+        return [block.get_submodule(family.down) for block in blocks(model)]
+    if kind not in ARCHITECTURES:
+        raise UnknownArchitecture(
+            f"{kind}: expected an MLP with a last linear layer, whose weights have gradients; "
+            f"{family.mlp} has none"
+        )
     found = []
     for site, block in zip(site_modules(model, "mlp_out"), blocks(model), strict=True):
         # In some families `mlp_out` is what a norm puts out, and the MLP stands before it.
@@ -249,7 +265,7 @@ def states_after_choices(
     states = []
     for choices in prompts.rounds(2):
         appended = prompts.append(by_choice[list(choices)])
-        states += read_states(model, appended, sites, layers, with_logits=False)[0]
+        states += readout_states(model, appended, sites, layers, with_logits=False)[0]
     return states
 
 
@@ -272,15 +288,28 @@ def _last_token_index(batch: Batch) -> tuple[Tensor, Tensor]:
     return torch.arange(len(batch["input_ids"])), last_positions(batch).cpu()
 
 
-def _embedded(model: nn.Module, batch: Batch) -> Batch:
-    """Return the batch with embeddings in place of token ids, as the leaf of the graph.
+@contextlib.contextmanager
+def _graph_from_embeddings(model: nn.Module) -> Iterator[None]:
+    """Within it, passes build a graph whose leaves are the embeddings of the tokens.
 
-    So there is a graph even if no weight (quantised, frozen by an adapter) asks for a gradient.
+    So there is a graph even if no weight (quantised, frozen by an adapter) asks for a gradient. The
+    embeddings are changed where they are made, for some families take no others.
     """
-    embeddings = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
-    others = {name: x for name, x in batch.items() if name != "input_ids"}
-    return others | {"inputs_embeds": embeddings}
+
+    def begin(module: nn.Module, args: tuple, embeddings: Tensor) -> Tensor:
+        # A copy of the leaf, for some families change it in place.
+        return embeddings.detach().requires_grad_().clone()
+
+    handle = model.get_input_embeddings().register_forward_hook(begin)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        handle.remove()
 
 
 def _with_matrix(module: nn.Module) -> list[nn.Module]:
-    return [m for m in module.modules() if hasattr(m, "weight") and m.weight.dim() == 2]
+    """Return the modules with a matrix as their weight: of one with an adapter the whole."""
+    if hasattr(module, "weight") and module.weight.dim() == 2:
+        return [module]
+    return [found for child in module.children() for found in _with_matrix(child)]

@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from dlk_utils.extract.batches import plan_batches
-from dlk_utils.extract.store import is_good, lock
+from dlk_utils.extract.store import is_good
 from dlk_utils.models.loading import ModelSpec, load_spec
+from dlk_utils.safe_files import lock
 
 TURNS = 8
 """How often a worker is sent shards, about: often, so that all workers end at about the same time;

@@ -27,7 +27,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int
 
-from dlk_utils.extract.store import Plan
+from dlk_utils.errors import ParameterError
+from dlk_utils.extract.store import Plan, shard_rows_of
 
 ATTENTION_NODES = 2700
 """Length of row at which attention takes as long as everything else.
@@ -112,12 +113,12 @@ def pack(sequences: Sequence[Sequence[Hashable]], *, branch_size: int | None = N
 
     Raises
     ------
-    ValueError
+    ParameterError
         If a sequence is empty.
     """
     paths = [tuple(sequence) for sequence in sequences]
     if not paths or not all(paths):
-        raise ValueError("pack: expected sequences of at least one token each")
+        raise ParameterError("pack: expected sequences of at least one token each")
     tree = _Tree(sorted(set(paths)))
     if branch_size is None:
         trunk, rows = _cheapest_cut(tree)
@@ -148,19 +149,20 @@ def pack(sequences: Sequence[Sequence[Hashable]], *, branch_size: int | None = N
     return Packed(len(trunk), keys, parents, depth, row=row, place=place)
 
 
-def plan_packed(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int = 64) -> Plan:
+def plan_packed(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int | None = None) -> Plan:
     """Plan batches for `pack`, in shards of about `shard_rows` prompts.
 
-    Prompts are grouped by their beginning, and the groups ordered by their longest prompt. Batches
-    are cut from this order. A batch has at most `batch_tokens` nodes and `MAX_PROMPTS` prompts, or
-    is a single prompt. The plan follows from the tokens and keys (`row_id`) alone, so it is the
-    same after a restart and on each worker.
+    By default these are as many as `shard_rows_of` says. Prompts are grouped by their beginning,
+    and the groups ordered by their longest prompt. Batches are cut from this order. A batch has at
+    most `batch_tokens` nodes and `MAX_PROMPTS` prompts, or is a single prompt. The plan follows
+    from the tokens and keys (`row_id`) alone, so it is the same after a restart and on each worker.
 
     Parameters
     ----------
     prompts
         With the columns `row_id` and `input_ids`.
     """
+    shard_rows = shard_rows or shard_rows_of(len(prompts))
     by_tokens = sorted(zip(prompts.input_ids.map(tuple), prompts.row_id, strict=True))
     batches: list[list] = []
     n_nodes = 0

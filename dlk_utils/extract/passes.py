@@ -6,19 +6,21 @@ prompts, and returns numpy arrays with the prompts in the order given::
     states = activations(model, input_ids)["resid_post"]  # float32 [layer, n, d]
     draws = dropout_draws(model, input_ids)["resid_post"]  # float32 [draw, layer, n, d]
 
-All of them work alike. They check the model and the prompts, define what to compute for a batch,
-and leave the rest to `_in_batches`, which plans the batches, runs them, and puts the results into
-the order of the prompts. Neither the batches nor the order change a result, beyond rounding.
+Each function checks the model and the prompts, and defines what to compute for a batch. The rest is
+the same for all of them, and done by `_in_batches`: it plans the batches, runs them, and puts the
+results into the order of the prompts. Except for rounding, the result for a prompt does not depend
+on the other prompts, nor on their order.
 
 They raise `UnknownArchitecture` if the model's family is not known or its sites are not what
 `models.sites` says, `DataError` if there are no prompts, a prompt has too few tokens, or a value is
-not finite, and `ValueError` if the model is in training mode or an option is out of range.
+not finite, and `ParameterError` if the model is in training mode or an option is out of range.
 """
 
 import hashlib
 import itertools
+import operator
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -29,7 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dlk_utils.errors import ChoiceError, DataError
+from dlk_utils.errors import ChoiceError, DataError, ParameterError
 from dlk_utils.extract.answers import answer_batch, choice_logprobs
 from dlk_utils.extract.batches import (
     Layers,
@@ -42,16 +44,20 @@ from dlk_utils.extract.draws import seeded_draws
 from dlk_utils.extract.dropout import DEFAULT_P, INJECTED
 from dlk_utils.extract.gradients import states_and_gradients
 from dlk_utils.extract.packing import plan_packed
+from dlk_utils.extract.positions import divide_batches
 from dlk_utils.extract.prefixes import in_parts
 from dlk_utils.extract.states import clean_states, forward_states
 from dlk_utils.models.sites import check_sites
+
+InputIds = Sequence[Sequence[int]] | Mapping[str, Any]
+"""Token ids of prompts, or what a tokenizer of transformers returns for a list of texts."""
 
 _checked_models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def activations(
     model: nn.Module,
-    input_ids: Sequence[Sequence[int]],
+    input_ids: InputIds,
     *,
     sites: Sequence[str] = ("resid_post",),
     layers: Layers = "all",
@@ -66,7 +72,7 @@ def activations(
     model
         A causal model of transformers, in evaluation mode.
     input_ids
-        Token ids of each prompt, without padding.
+        Token ids of each prompt, without padding; or what a tokenizer returns for a list of texts.
     sites
         Some of "resid_post", "attn_out", "mlp_out", "head_out" (`models.sites`).
     layers
@@ -86,12 +92,12 @@ def activations(
         above 1, where n counts prompts.
     """
     prompts = _checked(model, input_ids, least_tokens=positions)
-    # A tree can be read at the last token of each prompt only: earlier tokens may be in its trunk.
-    share = positions == 1
+    # In a tree, prompts can be read at their last tokens only: others may be in its trunk.
+    as_trees = positions == 1
 
     def compute(rows: list[int]) -> dict[str, Tensor]:
         batch_ids = [prompts[row] for row in rows]
-        if share:
+        if as_trees:
             states, _ = clean_states(model, batch_ids, sites, layers, with_logits=False)
         else:
             batch = pad(batch_ids, device=model.device)
@@ -101,13 +107,20 @@ def activations(
         return states
 
     return _in_batches(
-        model, prompts, compute, batch_tokens, progress, desc="states", row_axis=1, share=share
+        model,
+        prompts,
+        compute,
+        batch_tokens,
+        progress,
+        desc="states",
+        row_axis=1,
+        as_trees=as_trees,
     )
 
 
 def dropout_draws(
     model: nn.Module,
-    input_ids: Sequence[Sequence[int]],
+    input_ids: InputIds,
     *,
     n_draws: int = 2,
     p: float = DEFAULT_P,
@@ -162,37 +175,39 @@ def dropout_draws(
         If two successive draws of a prompt are equal, or the family cannot drop at a place.
     """
     prompts = _checked(model, input_ids, least_tokens=2 if scope == "last_token" else 1)
-    if n_draws < 1:
-        raise ValueError(f"n_draws: expected at least 1, got {n_draws}")
+    if not isinstance(n_draws, Integral) or n_draws < 1:
+        raise ParameterError(f"n_draws: expected a whole number of at least 1, got {n_draws!r}")
     keys = [_hash(ids) for ids in prompts] if keys is None else list(keys)
     if len(keys) != len(prompts):
         raise DataError(f"keys: expected one per prompt ({len(prompts)}), got {len(keys)}")
     draw_options = {"n_draws": n_draws, "p": p, "seed": seed, "scope": scope, "places": places}
 
     def compute(rows: list[int]) -> dict[str, Tensor]:
-        batch_ids, batch_keys = [prompts[row] for row in rows], [keys[row] for row in rows]
-        starts = None if question_starts is None else [question_starts[row] for row in rows]
+        batch_starts = None
+        if question_starts is not None:
+            batch_starts = [question_starts[row] for row in rows]
         draws = seeded_draws(
             model,
-            batch_ids,
-            batch_keys,
+            [prompts[row] for row in rows],
+            [keys[row] for row in rows],
             sites,
             layers,
-            question_starts=starts,
+            question_starts=batch_starts,
             with_logits=False,
             **draw_options,
         )
         return {site: torch.stack([states[site] for states, _ in draws]) for site in sites}
 
-    share = scope != "sequence"
+    # With dropout from the first token on, prompts have no states in common.
+    as_trees = scope != "sequence"
     return _in_batches(
-        model, prompts, compute, batch_tokens, progress, desc="draws", row_axis=2, share=share
+        model, prompts, compute, batch_tokens, progress, desc="draws", row_axis=2, as_trees=as_trees
     )
 
 
 def margin_gradients(
     model: nn.Module,
-    input_ids: Sequence[Sequence[int]],
+    input_ids: InputIds,
     choice_ids: Sequence,
     *,
     sites: Sequence[str] = ("resid_post",),
@@ -202,13 +217,14 @@ def margin_gradients(
 ) -> dict[str, Float[np.ndarray, "layer n d"]]:
     """Return the gradient of each margin with respect to the states at the last token.
 
-    The margin is log p(choice 1) - log p(choice 0) at the next token. It knows no label.
+    The margin is log p(choice 1) - log p(choice 0) at the next token. It does not depend on which
+    choice is right.
 
     Parameters
     ----------
     model, input_ids, sites, layers, batch_tokens, progress
-        As for `activations`. Prompts need at least two tokens; all but the last run without a
-        graph.
+        As for `activations`. Prompts need at least two tokens. Only the last one runs with a graph
+        for backprop, which saves memory.
     choice_ids
         The token ids that count as choice 0 and as choice 1: one pair for all prompts, such as
         `([3], [7, 9])`, or a list with one pair per prompt (`questions.choices.choice_token_ids`).
@@ -227,18 +243,19 @@ def margin_gradients(
     pairs = _pairs(choice_ids, len(prompts))
 
     def compute(rows: list[int]) -> dict[str, Tensor]:
-        batch_ids, batch_pairs = [prompts[row] for row in rows], [pairs[row] for row in rows]
+        batch_ids = [prompts[row] for row in rows]
+        batch_pairs = [pairs[row] for row in rows]
         _, gradients, _ = states_and_gradients(model, batch_ids, batch_pairs, sites, layers)
         return gradients
 
     return _in_batches(
-        model, prompts, compute, batch_tokens, progress, desc="gradients", row_axis=1, share=True
+        model, prompts, compute, batch_tokens, progress, desc="gradients", row_axis=1, as_trees=True
     )
 
 
 def answer_logprobs(
     model: nn.Module,
-    input_ids: Sequence[Sequence[int]],
+    input_ids: InputIds,
     choice_ids: Sequence,
     *,
     batch_tokens: int = 2048,
@@ -274,14 +291,14 @@ def answer_logprobs(
         return {"choice_logprobs": logprobs, "top_token": logits.argmax(-1)}
 
     answers = _in_batches(
-        model, prompts, compute, batch_tokens, progress, desc="answers", row_axis=0, share=True
+        model, prompts, compute, batch_tokens, progress, desc="answers", row_axis=0, as_trees=True
     )
     return answers["choice_logprobs"], answers["top_token"]
 
 
 def states_and_answers(
     model: nn.Module,
-    input_ids: Sequence[Sequence[int]],
+    input_ids: InputIds,
     choice_ids: Sequence,
     *,
     sites: Sequence[str] = ("resid_post",),
@@ -299,11 +316,11 @@ def states_and_answers(
     def compute(rows: list[int]) -> dict[str, Tensor]:
         states, logits = clean_states(model, [prompts[row] for row in rows], sites, layers)
         logprobs = choice_logprobs(logits, [pairs[row] for row in rows])
-        # With an axis for layers, as the states have one.
+        # `row_axis` is 1, as the first axis of states is the layer. So this needs a first axis too.
         return {**states, "choice_logprobs": logprobs[None]}
 
     arrays = _in_batches(
-        model, prompts, compute, batch_tokens, progress, desc="states", row_axis=1, share=True
+        model, prompts, compute, batch_tokens, progress, desc="states", row_axis=1, as_trees=True
     )
     [logprobs] = arrays.pop("choice_logprobs")
     return arrays, logprobs
@@ -312,14 +329,20 @@ def states_and_answers(
 def answer_rows(
     model: nn.Module, prompts: pd.DataFrame, *, batch_tokens: int = 2048, progress: bool = True
 ) -> dict[str, np.ndarray]:
-    """Return the model's answers to rows of `make_prompts`: arrays of `answers.answer_batch`."""
+    """Return the model's answers to rows of `make_prompts`.
+
+    Returns
+    -------
+    dict
+        The arrays of `answers.answer_batch`, whose first axis counts the rows.
+    """
     input_ids = _checked(model, list(prompts.input_ids))
 
     def compute(rows: list[int]) -> dict[str, Tensor]:
         return answer_batch(model, prompts.iloc[rows])
 
     options = {"batch_tokens": batch_tokens, "progress": progress, "desc": "answers"}
-    return _in_batches(model, input_ids, compute, row_axis=0, share=True, **options)
+    return _in_batches(model, input_ids, compute, row_axis=0, as_trees=True, **options)
 
 
 def _in_batches(
@@ -331,39 +354,53 @@ def _in_batches(
     *,
     desc: str,
     row_axis: int,
-    share: bool,
+    as_trees: bool,
 ) -> dict[str, np.ndarray]:
     """Compute all prompts batch by batch, and return the results in the order of the prompts.
 
-    `compute` takes the numbers of a batch's prompts, and returns named tensors whose axis
-    `row_axis` counts these prompts. Batches are made of prompts of about equal length; with
-    `share`, of prompts that make up trees of about equal size. A batch that does not fit into
-    memory is split.
+    A batch that does not fit into memory is split.
+
+    Parameters
+    ----------
+    compute
+        Takes the row numbers of a batch's prompts, and returns tensors by name.
+    desc
+        What the progress bar and errors call the results.
+    row_axis
+        The axis of each tensor, and of the array that is returned for it, that counts prompts.
+    as_trees
+        Make batches of prompts that begin alike, which `compute` runs as a tree if the model takes
+        trees. Otherwise make padded batches of prompts of about equal length.
     """
     n = len(prompts)
     table = pd.DataFrame({"row_id": range(n), "input_ids": prompts})
-    plan = (plan_packed if share else plan_batches)(table, batch_tokens)
+    plan_shards = plan_packed if as_trees else plan_batches
+    planned = itertools.chain.from_iterable(plan_shards(table, batch_tokens))
+    if as_trees:
+        batches = in_parts(model, planned, prompts.__getitem__, batch_tokens)
+    else:
+        batches = divide_batches(model, planned, prompts.__getitem__)
     arrays: dict[str, np.ndarray] = {}
-    batches = itertools.chain.from_iterable(plan)
-    if share:
-        batches = in_parts(model, batches, lambda row: prompts[row], batch_tokens)
     with tqdm(total=n, desc=desc, unit="prompt", disable=not progress) as bar:
         for batch in batches:
             for rows, tensors in in_halves(compute, batch):
                 for name, tensor in tensors.items():
-                    values = _finite(tensor, f"{desc}: {name}")
+                    values = _finite_array(tensor, f"{desc}: {name}")
                     if name not in arrays:
-                        shape = (*values.shape[:row_axis], n, *values.shape[row_axis + 1 :])
+                        shape = list(values.shape)
+                        shape[row_axis] = n
                         arrays[name] = np.empty(shape, values.dtype)
+                    # A view with the rows first, through which they are written to the array.
                     by_row = np.moveaxis(arrays[name], row_axis, 0)
                     by_row[rows] = np.moveaxis(values, row_axis, 0)
                 bar.update(len(rows))
     return arrays
 
 
-def _finite(tensor: Tensor, what: str) -> np.ndarray:
-    """Return a tensor as an array, of float32 if it is of floating point; refuse inf and nan."""
-    values = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+def _finite_array(tensor: Tensor, what: str) -> np.ndarray:
+    """Return a tensor as an array, floating-point numbers as float32; refuse inf and nan."""
+    widened = tensor.float() if tensor.is_floating_point() else tensor
+    values = widened.cpu().numpy()
     if not np.isfinite(values).all():
         raise DataError(
             f"{what} is not finite in {tensor.dtype}; load the model in a wider dtype, such as "
@@ -372,18 +409,21 @@ def _finite(tensor: Tensor, what: str) -> np.ndarray:
     return values
 
 
-def _checked(
-    model: nn.Module, input_ids: Sequence[Sequence[int]], *, least_tokens: int = 1
-) -> list[list[int]]:
-    """Return the prompts as lists, once the model and the prompts' lengths are found right.
+def _checked(model: nn.Module, input_ids: InputIds, *, least_tokens: int = 1) -> list[list[int]]:
+    """Check the model and the prompts, and return the prompts as lists.
 
-    To check a model's sites takes a short forward pass, so it is done once for each model.
+    A model's sites are checked by a short forward pass, the first time that the model is used.
     """
+    if not isinstance(model, nn.Module):
+        raise ParameterError(
+            f"model: expected a model of transformers, got a {type(model).__name__}; the model "
+            "comes first, and the token ids second"
+        )
     require_evaluation_mode(model)
     if model not in _checked_models:
         check_sites(model)
         _checked_models.add(model)
-    prompts = [[int(token) for token in ids] for ids in input_ids]
+    prompts = _as_lists(input_ids)
     if not prompts:
         raise DataError("input_ids: expected at least one prompt, got none")
     lengths = [len(ids) for ids in prompts]
@@ -392,11 +432,43 @@ def _checked(
             f"input_ids: expected at least {least_tokens} tokens in each prompt, got "
             f"{min(lengths)} in prompt {lengths.index(min(lengths))}"
         )
+    n_embedded = model.get_input_embeddings().weight.shape[0]
+    for row, ids in enumerate(prompts):
+        if min(ids) < 0 or max(ids) >= n_embedded:
+            raise DataError(
+                f"input_ids: expected tokens that the model has an embedding for, ids from 0 to "
+                f"{n_embedded - 1:,}, got {min(ids)} to {max(ids)} in prompt {row}; use the "
+                "model's own tokenizer, or resize its embedding"
+            )
     return prompts
 
 
+def _as_lists(input_ids: Any) -> list[list[int]]:
+    """Return prompts as lists of token ids, without the padding that an attention mask names.
+
+    Raises `DataError` for anything but a list of prompts that are whole numbers.
+    """
+    mask = None
+    if isinstance(input_ids, Mapping):
+        input_ids, mask = input_ids.get("input_ids"), input_ids.get("attention_mask")
+    try:
+        # Not `int`, which cuts fractions off and reads digits.
+        prompts = [[operator.index(token) for token in ids] for ids in input_ids]
+    except TypeError:
+        raise DataError(
+            "input_ids: expected a list of prompts, each a list of whole numbers, got "
+            f"{repr(input_ids)[:60]}; turn texts into token ids with `tokenize`"
+        ) from None
+    if mask is None:
+        return prompts
+    return [
+        [token for token, is_kept in zip(ids, kept, strict=True) if is_kept]
+        for ids, kept in zip(prompts, mask, strict=True)
+    ]
+
+
 def _pairs(choice_ids: Sequence, n: int) -> list[Sequence]:
-    """Return a pair of choices for each of `n` prompts, given one pair for all, or `n` pairs."""
+    """Return a pair of choices for each of `n` prompts, given one pair for all or a list of `n`."""
     pairs = [choice_ids] * n if _is_pair(choice_ids) else list(choice_ids)
     if len(pairs) != n:
         raise ChoiceError(
@@ -413,10 +485,14 @@ def _pairs(choice_ids: Sequence, n: int) -> list[Sequence]:
 
 def _is_pair(x: Any) -> bool:
     """Whether `x` is two lists of token ids, neither of them empty."""
-    if not np.iterable(x) or len(x) != 2 or not all(np.iterable(choice) for choice in x):
-        return False
-    return all(len(c) > 0 and all(isinstance(token, Integral) for token in c) for c in x)
+    return np.iterable(x) and len(x) == 2 and all(_is_choice(choice) for choice in x)
+
+
+def _is_choice(x: Any) -> bool:
+    """Whether `x` is a list of token ids that is not empty."""
+    return np.iterable(x) and len(x) > 0 and all(isinstance(token, Integral) for token in x)
 
 
 def _hash(ids: Sequence[int]) -> str:
+    """Return 16 hexadecimal digits that stand for a prompt's token ids."""
     return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()[:16]

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
+from dlk_utils.errors import ParameterError
 from dlk_utils.extract.batches import (
     EnoughComputed,
     Readout,
@@ -35,6 +36,9 @@ from dlk_utils.extract.batches import (
     takes_positions,
 )
 from dlk_utils.extract.packing import Packed, pack
+from dlk_utils.extract.positions import divide_batches, require_same_frequencies
+from dlk_utils.models.configuration import text_config
+from dlk_utils.models.finding import trial_tokens
 from dlk_utils.models.sites import blocks
 
 log = logging.getLogger(__name__)
@@ -60,6 +64,8 @@ class Prefixes:
         If `sees` is None, 0 at padding and 1 elsewhere.
     row, place : Tensor [n]
         Where each prefix ends.
+    n_tokens : int
+        Number of tokens in the longest of the complete prompts.
     """
 
     next_ids: Int[Tensor, " n"] | None
@@ -69,6 +75,7 @@ class Prefixes:
     mask: Int[Tensor, "r t"] | None
     row: Int[Tensor, " n"]
     place: Int[Tensor, " n"]
+    n_tokens: int
 
     def append(self, tokens: Int[Tensor, "copy n"] | None = None) -> Readout:
         """Put a token behind each prefix, or several copies; by default the prompts' last tokens.
@@ -77,13 +84,13 @@ class Prefixes:
 
         Raises
         ------
-        ValueError
+        ParameterError
             If there is more than one copy, and each prompt has a row of its own (`rounds`).
         """
         tokens = self.next_ids[None] if tokens is None else tokens.to(self.row.device)
         n_copies, device = len(tokens), self.row.device
         if n_copies > 1 and self.sees is None:
-            raise ValueError(f"append: expected one copy in a padded batch, got {n_copies}")
+            raise ParameterError(f"append: expected one copy in a padded batch, got {n_copies}")
         row = self.row.expand(n_copies, -1)
         place = _number_within(row)
         width = int(place.max()) + 1
@@ -98,6 +105,7 @@ class Prefixes:
             "input_ids": input_ids,
             "position_ids": position_ids,
             "past_key_values": fork_cache(self.cache),
+            "n_tokens": self.n_tokens,
         }
         if self.sees is None:
             batch["attention_mask"] = torch.cat([self.mask, self.mask.new_ones(n_rows, 1)], 1)
@@ -114,11 +122,11 @@ class Prefixes:
 
         Raises
         ------
-        ValueError
+        ParameterError
             If several copies were appended.
         """
         if len(appended.row) > 1:
-            raise ValueError(f"extended: expected one copy, got {len(appended.row)}")
+            raise ParameterError(f"extended: expected one copy, got {len(appended.row)}")
         batch, n_cached = appended.batch, self.position_ids.shape[1]
         sees, mask = None, batch["attention_mask"]
         if self.sees is not None:
@@ -132,6 +140,7 @@ class Prefixes:
             mask=mask,
             row=self.row,
             place=n_cached + appended.place[0],
+            n_tokens=self.n_tokens,
         )
 
     def rounds(self, n_copies: int, at_once: int | None = None) -> Iterator[range]:
@@ -164,11 +173,12 @@ def run_prefixes(
 
     Raises
     ------
-    ValueError
+    ParameterError
         If a prompt has fewer than two tokens, or the model is in training mode.
     """
     if min(map(len, prompts)) < 2:
-        raise ValueError("prefixes: expected prompts of at least two tokens")
+        raise ParameterError("prefixes: expected prompts of at least two tokens")
+    require_same_frequencies(model, map(len, prompts))
     if takes_trees(model, max(map(len, prompts))):
         return _packed_prefixes(model, prompts, _last_layer(model) if highest is None else highest)
     return _padded_prefixes(model, prompts)
@@ -179,16 +189,16 @@ def takes_trees(model: nn.Module, longest: int) -> bool:
 
     It is false for ALiBi, for sliding windows that are not longer than the prompts, and for kernels
     that take no mask. Each model is tried once per implementation of attention, on a few tokens.
-    Raises `ValueError` if it is in training mode.
+    Raises `ParameterError` if it is in training mode.
     """
     # One token more, for a choice that is appended to the prompt (`Prefixes.extended`).
     if window(model) < longest + 1:
         return False
     require_evaluation_mode(model)
     tried = _tried.setdefault(model, {})
-    implementation = model.config._attn_implementation
+    implementation = text_config(model)._attn_implementation
     if implementation not in tried:
-        reason = _why_not_packed(model)
+        reason = why_not_packed(model)
         tried[implementation] = reason is None
         if reason:
             log.info("%s runs padded prompts: %s", model.config.model_type, reason)
@@ -206,7 +216,7 @@ def in_parts(
     `ids_of` gives the token ids of a batch's prompt. A padded batch has at most `batch_tokens`
     tokens, or a single prompt.
     """
-    for batch in batches:
+    for batch in divide_batches(model, batches, ids_of):
         lengths = {prompt: len(ids_of(prompt)) for prompt in batch}
         if takes_trees(model, max(lengths.values())):
             yield list(batch)
@@ -217,10 +227,27 @@ def in_parts(
 
 def window(model: nn.Module) -> float:
     """Return how many tokens a layer with a sliding window sees; infinite without a window."""
-    config = model.config.get_text_config()
+    config = text_config(model)
+    sizes = {name: getattr(config, name, None) for name in WINDOWS}
     if not getattr(config, "use_sliding_window", True):
-        return math.inf
-    return float(getattr(config, "sliding_window", None) or math.inf)
+        del sizes["sliding_window"]
+    return float(min((size for size in sizes.values() if size), default=math.inf))
+
+
+WINDOWS = (
+    "sliding_window",
+    # GPT-Neo's local attention.
+    "window_size",
+    # Modern BERT's decoder.
+    "local_attention",
+    # Llama 4: a token sees those of its own chunk.
+    "attention_chunk_size",
+    # DeepSeek 3.2, and Doge: a token sees as many as it finds most worth looking at.
+    "index_topk",
+    "keep_window_size",
+    "index_block_size",
+)
+"""Settings of a configuration that limit how many tokens a token sees."""
 
 
 @torch.no_grad()
@@ -229,6 +256,7 @@ def run_trunk(
     packed: Packed,
     token_ids: Sequence[Sequence[int]],
     *,
+    n_tokens: int,
     keeps_rows: bool = False,
     highest: int | None = None,
 ) -> Readout:
@@ -238,6 +266,8 @@ def run_trunk(
     ----------
     packed, token_ids
         The trees, and the token id at each place of each row.
+    n_tokens
+        Number of tokens in the longest of the complete prompts.
     keeps_rows
         Option of the batch's cache (`TreeCache`).
     highest
@@ -257,6 +287,7 @@ def run_trunk(
             "attention_mask": sees[:1, :n_trunk, :n_trunk],
             "position_ids": depth[:1, :n_trunk],
             "past_key_values": trunk_cache,
+            "n_tokens": n_tokens,
         }
         with contextlib.suppress(EnoughComputed):
             forward(model, trunk, use_cache=True)
@@ -265,6 +296,7 @@ def run_trunk(
         "attention_mask": sees[:, n_trunk:],
         "position_ids": depth[:, n_trunk:],
         "past_key_values": TreeCache(trunk_cache, keeps_rows=keeps_rows),
+        "n_tokens": n_tokens,
     }
     row, place = torch.from_numpy(packed.row), torch.from_numpy(packed.place - n_trunk)
     return Readout(rows, row[None].to(device), place[None].to(device))
@@ -277,8 +309,11 @@ def tree_of(
 
     The model has to take trees (`takes_trees`). `highest` is the highest layer that will be read.
     """
+    n_tokens = max(map(len, prompts))
+    require_same_frequencies(model, map(len, prompts))
     packed = pack(prompts)
-    return run_trunk(model, packed, _padded_with_zeros(packed.keys), highest=highest)
+    token_ids = _padded_with_zeros(packed.keys)
+    return run_trunk(model, packed, token_ids, n_tokens=n_tokens, highest=highest)
 
 
 def _packed_prefixes(
@@ -290,7 +325,8 @@ def _packed_prefixes(
 ) -> Prefixes:
     packed = pack([list(ids)[:-1] for ids in prompts], branch_size=branch_size)
     token_ids = _padded_with_zeros(packed.keys)
-    rows = run_trunk(model, packed, token_ids, keeps_rows=True, highest=highest)
+    n_tokens = max(map(len, prompts))
+    rows = run_trunk(model, packed, token_ids, n_tokens=n_tokens, keeps_rows=True, highest=highest)
     cache = rows.batch["past_key_values"]
     cache.highest = highest
     with contextlib.suppress(EnoughComputed):
@@ -306,6 +342,7 @@ def _packed_prefixes(
         mask=None,
         row=rows.row[0],
         place=rows.place[0] + packed.n_trunk,
+        n_tokens=n_tokens,
     )
 
 
@@ -319,6 +356,7 @@ def _padded_with_zeros(keys: Sequence[Sequence[int | None]]) -> list[list[int]]:
 
 def _padded_prefixes(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Prefixes:
     batch = pad([list(ids)[:-1] for ids in prompts], device=model.device)
+    batch["n_tokens"] = max(map(len, prompts))
     # The model makes the cache itself: one with a sliding window has layers of another kind.
     cache = forward(model, batch, use_cache=True).past_key_values
     n, width = batch["input_ids"].shape
@@ -331,6 +369,7 @@ def _padded_prefixes(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Pref
         mask=batch["attention_mask"],
         row=torch.arange(n, device=device),
         place=torch.full((n,), width - 1, device=device),
+        n_tokens=batch["n_tokens"],
     )
 
 
@@ -404,16 +443,17 @@ def _number_within(row: Int[Tensor, "copy n"]) -> Int[Tensor, "copy n"]:
 _tried: weakref.WeakKeyDictionary[nn.Module, dict[str, bool]] = weakref.WeakKeyDictionary()
 """For each model, whether it takes trees under each implementation of attention."""
 
-_TRIAL = ([5, 6, 7, 8, 9], [5, 6, 9], [5, 6, 7, 4, 9, 3], [8, 3], [5, 6, 7, 8, 4])
+# Numbers of trial tokens.
+_TRIAL = ([2, 3, 4, 5, 6], [2, 3, 6], [2, 3, 4, 1, 6, 0], [5, 0], [2, 3, 4, 5, 1])
 
 
 @torch.no_grad()
-def _why_not_packed(model: nn.Module) -> str | None:
+def why_not_packed(model: nn.Module) -> str | None:
     """Run a few tokens packed and padded; say why the model cannot run trees, None if it can."""
     if not takes_positions(model):
         return "the family is not told positions"
-    vocabulary = model.config.get_text_config().vocab_size
-    prompts = [[token % vocabulary for token in ids] for ids in _TRIAL]
+    tokens = trial_tokens(model, 7)
+    prompts = [[tokens[i] for i in ids] for ids in _TRIAL]
     padded = forward(model, pad(prompts, device=model.device), use_cache=False).logits[:, -1]
     try:
         # Small branches, so that there is a trunk and more than one row.
@@ -421,11 +461,14 @@ def _why_not_packed(model: nn.Module) -> str | None:
         packed = prefixes.append().logits(model)[0]
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         # What a family raises that reads the mask in another way.
         return f"it refuses a mask over pairs of tokens ({error})"
-    difference = (packed - padded).double().norm(dim=-1) / padded.double().norm(dim=-1)
+    # Moved before they are widened, for not every device has doubles.
+    packed, padded = packed.cpu().double(), padded.cpu().double()
+    difference = (packed - padded).norm(dim=-1) / padded.norm(dim=-1)
     tolerance = 2e-2 if model.dtype in (torch.bfloat16, torch.float16) else 1e-4
-    if difference.max() > tolerance:
+    # Not ">", which is false for nan.
+    if not difference.max() <= tolerance:
         return f"its logits differ by {difference.max():.2g} of their norm"
     return None

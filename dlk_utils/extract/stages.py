@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from dlk_utils.errors import ChoiceError, DataError
+from dlk_utils.errors import ChoiceError, DataError, ParameterError
 from dlk_utils.extract.answers import answer_batch, choice_logprobs, read_logits
 from dlk_utils.extract.batches import Layers, in_halves, pad, plan_batches
 from dlk_utils.extract.draws import seeded_draws
@@ -30,6 +30,7 @@ from dlk_utils.extract.gradients import (
     states_after_move,
 )
 from dlk_utils.extract.packing import plan_packed
+from dlk_utils.extract.positions import divide_batches
 from dlk_utils.extract.prefixes import in_parts, run_prefixes
 from dlk_utils.extract.states import clean_states
 from dlk_utils.extract.store import fill
@@ -95,12 +96,12 @@ def store_draws(
     ------
     DeadDropout
         If two draws of a row are equal.
-    ValueError
+    ParameterError
         If there are fewer than two draws, or a prompt has fewer tokens than `positions`.
     """
     require_first_token_choices(prompts, "dropout draws")
     if n_draws < 2:
-        raise ValueError(f"n_draws: expected at least 2, got {n_draws}")
+        raise ParameterError(f"n_draws: expected at least 2, got {n_draws}")
     numbers = layer_numbers(layers, len(blocks(model)))
     places = places if isinstance(places, str) else list(places)
     how = {"n_draws": n_draws, "p": p, "seed": seed, "scope": scope, "places": places}
@@ -162,7 +163,7 @@ def store_gradients(
     require_first_token_choices(prompts, "gradients")
     numbers = layer_numbers(layers, len(blocks(model)))
     if moved_at is not None and (moved_at not in numbers or "resid_post" not in sites):
-        raise ValueError(
+        raise ParameterError(
             f"moved_at: expected one of the layers {numbers}, with 'resid_post' among the sites, "
             f"got layer {moved_at} and the sites {', '.join(sites)}"
         )
@@ -282,7 +283,7 @@ def fill_rows(
     def parts_of(row_ids: list[str]) -> Iterator[list[str]]:
         if plan is plan_packed:
             return in_parts(model, [row_ids], by_id.input_ids.__getitem__, batch_tokens)
-        return iter([row_ids])
+        return divide_batches(model, [row_ids], by_id.input_ids.__getitem__)
 
     # `wraps`, so that the store goes by the code of `compute` and not of this function.
     @functools.wraps(compute)
@@ -295,7 +296,7 @@ def fill_rows(
                 results.append(tensors)
         if done == row_ids:
             return {name: torch.cat([r[name] for r in results]) for name in results[0]}
-        # Padded parts are cut from rows that are sorted by length.
+        # Padded parts are cut from rows that are sorted by length, others by what positions mean.
         places = {row_id: place for place, row_id in enumerate(done)}
         order = [places[row_id] for row_id in row_ids]
         return {name: torch.cat([r[name] for r in results])[order] for name in results[0]}

@@ -1,12 +1,19 @@
-"""The states at the last token of each prompt, or at its last few tokens."""
+"""Run prompts, and read the states and the next-token logits at their last tokens.
+
+`clean_states` takes prompts, and runs what they share only once where it can. The other two take
+batches that are already laid out: `forward_states` a padded one, and `readout_states` one of packed
+prompts or with tokens in a cache (`Readout`).
+"""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dlk_utils.errors import ParameterError
 from dlk_utils.extract.batches import (
     Batch,
     Layers,
@@ -49,12 +56,12 @@ def clean_states(
         return forward_states(model, batch, sites, layers, with_logits=with_logits)
     highest = None if with_logits else highest_layer(model, layers)
     tree = tree_of(model, prompts, highest=highest)
-    [states], logits = read_states(model, tree, sites, layers, with_logits=with_logits)
+    [states], logits = readout_states(model, tree, sites, layers, with_logits=with_logits)
     return states, None if logits is None else logits[0]
 
 
 @torch.no_grad()
-def read_states(
+def readout_states(
     model: nn.Module,
     readout: Readout,
     sites: Sequence[str],
@@ -62,7 +69,7 @@ def read_states(
     *,
     with_logits: bool = True,
 ) -> tuple[list[States], Float[Tensor, "copy b vocab"] | None]:
-    """Run a batch; return the states and the logits at the tokens that are read.
+    """Run the batch of a readout; return the states and the logits at the tokens that it reads.
 
     Returns
     -------
@@ -72,18 +79,17 @@ def read_states(
         If `with_logits` is false, the pass stops at the highest layer that was asked for.
     """
 
-    def take(hidden: Tensor) -> Tensor:
-        return readout.take(hidden).to("cpu", copy=True)
+    def read_tokens(hidden: Float[Tensor, "r t d"]) -> Float[Tensor, "copy b d"]:
+        return readout.take(hidden).cpu()
 
-    logits = None
-    with record_sites(model, sites, layers, take) as recorded:
-        if with_logits:
-            logits = readout.logits(model)
-        else:
-            forward_to_layer(model, readout.batch, highest_layer(model, layers), use_cache=True)
-    stacked = {site: torch.stack(by_layer, 1) for site, by_layer in recorded.items()}
+    compute_logits = functools.partial(readout.logits, model) if with_logits else None
+    recorded, logits = _record_pass(
+        model, readout.batch, sites, layers, take=read_tokens, compute_logits=compute_logits
+    )
+    by_site = {site: torch.stack(by_layer, 1) for site, by_layer in recorded.items()}
     n_copies = len(readout.row)
-    return [{site: x[copy] for site, x in stacked.items()} for copy in range(n_copies)], logits
+    by_copy = [{site: x[copy] for site, x in by_site.items()} for copy in range(n_copies)]
+    return by_copy, logits
 
 
 @torch.no_grad()
@@ -108,12 +114,12 @@ def forward_states(
 
     Raises
     ------
-    ValueError
+    ParameterError
         If a prompt has fewer tokens than `positions`.
     """
     shortest = int(batch["attention_mask"].sum(1).min())
     if not 1 <= positions <= shortest:
-        raise ValueError(
+        raise ParameterError(
             "positions: expected between 1 and the tokens of the shortest prompt, "
             f"{shortest}, got {positions}"
         )
@@ -126,13 +132,36 @@ def forward_states(
         taken = hidden[rows.to(hidden.device), places.to(hidden.device)].cpu()
         return taken[:, 0] if positions == 1 else taken
 
-    logits = None
-    with record_sites(model, sites, layers, last_tokens) as recorded:
-        if with_logits:
-            logits = last_logits(model, batch)
-        else:
-            forward_to_layer(model, batch, highest_layer(model, layers), use_cache=False)
+    compute_logits = functools.partial(last_logits, model, batch) if with_logits else None
+    recorded, logits = _record_pass(
+        model, batch, sites, layers, take=last_tokens, compute_logits=compute_logits
+    )
     return {site: torch.stack(by_layer) for site, by_layer in recorded.items()}, logits
+
+
+def _record_pass(
+    model: nn.Module,
+    batch: Batch,
+    sites: Sequence[str],
+    layers: Layers,
+    *,
+    take: Callable[[Tensor], Tensor],
+    compute_logits: Callable[[], Tensor] | None,
+) -> tuple[dict[str, list[Tensor]], Tensor | None]:
+    """Run a batch; return what `record_sites` records, and the logits.
+
+    `compute_logits` runs the batch through all layers. If it is None, the pass stops at the highest
+    of `layers`, and there are no logits.
+    """
+    with record_sites(model, sites, layers, take) as recorded:
+        if compute_logits is not None:
+            logits = compute_logits()
+        else:
+            logits = None
+            # If earlier tokens are in a cache, the pass has to use it. If not, none is needed.
+            use_cache = "past_key_values" in batch
+            forward_to_layer(model, batch, highest_layer(model, layers), use_cache=use_cache)
+    return recorded, logits
 
 
 @contextlib.contextmanager

@@ -14,10 +14,10 @@ A store can be killed at any moment, and goes on where it was. Its folder holds
 """
 
 import contextlib
-import fcntl
 import functools
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,18 +25,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import xxhash
 from jaxtyping import Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
 from dlk_utils.errors import StoreError
-from dlk_utils.provenance import code_hash, fingerprint, library_versions, write_file
+from dlk_utils.provenance import code_hash, fingerprint, library_versions
+from dlk_utils.safe_files import checksum, lock, make_folder, read_file, write_file
 
 Plan = list[list[list[Any]]]
 """Shards, each a list of batches, each a list of row ids (in a store, strings)."""
+LEAST_SHARD_ROWS = 64
+MOST_SHARDS = 4096
+"""How many shards a store has at most, of two files each."""
+KEPT_BYTES = 1 << 30
+"""How much of what was read is kept in memory, in bytes."""
+
+
+def shard_rows_of(n_rows: int) -> int:
+    """Say how many rows a shard of a store of `n_rows` has: 64, or more in a very large store.
+
+    What is computed of a shard is lost if the process is killed before the shard is written.
+    """
+    return max(LEAST_SHARD_ROWS, -(-n_rows // MOST_SHARDS))
 
 
 def fill(
@@ -70,11 +83,12 @@ def fill(
         or versions) or the same by another plan, if a value is not finite, or if the disk is full.
         Nothing half-written stays.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     made_by = {"code": code_hash(compute), "versions": library_versions()}
-    content = {"parts": {**parts, **made_by}, "plan": plan, "examples": dict(examples or {})}
     # As JSON gives it back: a tuple, for instance, is a list there.
-    manifest = json.loads(json.dumps(content))
+    all_parts = json.loads(json.dumps({**parts, **made_by}))
+    example_of = {str(row_id): example for row_id, example in (examples or {}).items()}
+    manifest = {"parts": all_parts, "plan": plan, "examples": example_of}
     manifest["fingerprint"] = _fingerprint_of(manifest)
     with lock(folder) if only is None else contextlib.nullcontext():
         _agree_on_manifest(folder, manifest)
@@ -96,7 +110,7 @@ def _agree_on_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest, or compare it with the one that is there."""
     here = _manifest(folder)
     if here is None:
-        if (folder / "manifest.json").is_file():
+        if os.path.isfile(folder / "manifest.json"):
             print(f"manifest.json in {folder.name} is damaged: it is written again")
         write_file(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
     elif here["fingerprint"] != manifest["fingerprint"]:
@@ -125,8 +139,7 @@ def _write_shard(
                 'in a wider dtype, Run(dtype="float32")'
             )
     content = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
-    checksum = xxhash.xxh3_128_hexdigest(content)
-    receipt = {"xxh3_128": checksum, "bytes": len(content), "store": store}
+    receipt = checksum(content) | {"store": store}
     write_file(_shard(folder, i), content)
     write_file(_shard(folder, i).with_suffix(".json"), json.dumps(receipt).encode())
 
@@ -141,13 +154,11 @@ def is_good(folder: Path, i: int, *, tell: bool = False) -> bool:
     """Whether shard `i` is there with the right checksum; with `tell`, print if it is damaged."""
     manifest, shard = _manifest(folder), _shard(folder, i)
     receipt = shard.with_suffix(".json")
-    if manifest is None or not shard.is_file() or not receipt.is_file():
+    if manifest is None or not os.path.isfile(shard) or not os.path.isfile(receipt):
         return False
-    stamp = _stamp(shard)
-    checksum = _checksum(shard, stamp)
-    expected = {"xxh3_128": checksum, "bytes": stamp[0], "store": manifest["fingerprint"]}
+    expected = _checksum(shard, _stamp(shard)) | {"store": manifest["fingerprint"]}
     try:
-        good = json.loads(receipt.read_bytes()) == expected
+        good = json.loads(read_file(receipt) or b"") == expected
     except ValueError:
         good = False
     if tell and not good:
@@ -171,7 +182,7 @@ def read(folder: Path, name: str) -> Tensor:
         If the store is unfinished, has no such tensor, or a file is too short.
     """
     plan = _complete(folder)["plan"]
-    with safe_open(_shard(folder, 0), "pt") as f:
+    with _open_shard(folder, 0) as f:
         names = set(f.keys())
         if name not in names:
             some = ", ".join(sorted(names)[:8])
@@ -197,7 +208,7 @@ def _read_into(target: memoryview, folder: Path, i: int, name: str) -> None:
     directly, because opening each shard by the library took twice as long.
     """
     where = f"{folder.name}, shard {i}, {name}"
-    with open(_shard(folder, i), "rb", buffering=0) as f:
+    with _damage_is_said(folder, i), open(_shard(folder, i), "rb", buffering=0) as f:
         header = f.read(int.from_bytes(f.read(8), "little"))
         begin, end = _parse_header(header)[name]["data_offsets"]
         if end - begin != len(target):
@@ -205,6 +216,26 @@ def _read_into(target: memoryview, folder: Path, i: int, name: str) -> None:
         f.seek(8 + len(header) + begin)
         if f.readinto(target) != len(target):
             raise StoreError(f"{where}: the file ends early; run the extraction again")
+
+
+@contextlib.contextmanager
+def _open_shard(folder: Path, i: int) -> Iterator[Any]:
+    with _damage_is_said(folder, i), safe_open(_shard(folder, i), "pt") as f:
+        yield f
+
+
+@contextlib.contextmanager
+def _damage_is_said(folder: Path, i: int) -> Iterator[None]:
+    """Turn what a missing, unreadable or damaged shard raises into a `StoreError`."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except (OSError, OverflowError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise StoreError(
+            f"{folder}: shard {i} is missing, damaged or cannot be read ({type(error).__name__}: "
+            f"{error}); run the extraction again"
+        ) from error
 
 
 # Shards differ in their number of rows, and so in their headers. A sweep reads each many times.
@@ -226,31 +257,64 @@ def read_rows(
 
     Raises
     ------
-    KeyError
+    StoreError
         If a row is not stored, or occurs twice in `prompts`.
     """
-    receipts = [*folder.glob("manifest.json"), *folder.glob("shard-*.json")]
-    newest = max((path.stat().st_mtime_ns for path in receipts), default=0)
-    places = _places(folder, newest)
+    places = _places(folder, _stamp_of_store(folder))
     missing = [row_id for row_id in prompts.row_id if row_id not in places]
     if missing or not prompts.row_id.is_unique:
-        raise KeyError(
+        raise StoreError(
             f"{folder.name}: expected each of {len(prompts)} rows once, {len(missing)} are not "
             "stored"
         )
-    tensor = _read_cached(folder, name, newest)[[places[row_id] for row_id in prompts.row_id]]
+    tensor = _recent.read(folder, name)[[places[row_id] for row_id in prompts.row_id]]
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
-# Sweeps ask for the same layers again and again. `newest`, the time of the last written file, is an
-# argument so that a shard which was repaired is read again.
-@functools.lru_cache(maxsize=64)
-def _read_cached(folder: Path, name: str, newest: int) -> Tensor:
-    return read(folder, name)
+class RecentTensors:
+    """The tensors that were read last, as many as there is room for.
+
+    Sweeps ask for the same layers again and again. A tensor of a store that was written to since is
+    read again.
+
+    Parameters
+    ----------
+    room
+        How many bytes the tensors may have together. A larger one is read, and not kept.
+    """
+
+    def __init__(self, room: int):
+        self.room = room
+        self._tensors: OrderedDict[tuple, Tensor] = OrderedDict()
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the kept tensors have together."""
+        return sum(tensor.nbytes for tensor in self._tensors.values())
+
+    def read(self, folder: Path, name: str) -> Tensor:
+        """Return what `store.read` does."""
+        key = (folder, name, _stamp_of_store(folder))
+        if key in self._tensors:
+            self._tensors.move_to_end(key)
+            return self._tensors[key]
+        tensor = read(folder, name)
+        self._tensors[key] = tensor
+        while self.nbytes > self.room:
+            # The one that was asked for longest ago.
+            self._tensors.popitem(last=False)
+        return tensor
+
+    def clear(self) -> None:
+        """Forget them all."""
+        self._tensors.clear()
+
+
+_recent = RecentTensors(KEPT_BYTES)
 
 
 @functools.lru_cache(maxsize=8)
-def _places(folder: Path, newest: int) -> dict[str, int]:
+def _places(folder: Path, stamp: tuple[int, ...]) -> dict[str, int]:
     return {row_id: place for place, row_id in enumerate(row_ids(folder))}
 
 
@@ -307,7 +371,7 @@ def as_dataset(folder: Path, names: Sequence[str]) -> Any:
 def describe(folder: Path) -> dict[str, Any]:
     """Summarise a store: its rows, shards and tensors, their width and dtype, and megabytes."""
     plan = _complete(folder)["plan"]
-    with safe_open(_shard(folder, 0), "pt") as f:
+    with _open_shard(folder, 0) as f:
         names = list(f.keys())
         widest = f.get_tensor(max(names, key=lambda name: f.get_slice(name).get_shape()[-1]))
     size = sum(path.stat().st_size for path in folder.glob("shard-*"))
@@ -322,35 +386,6 @@ def describe(folder: Path) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Let one process at a time write to a folder.
-
-    Raises
-    ------
-    StoreError
-        If another process is writing there, or the file system has no locks.
-    """
-    with open(folder / ".lock", "w") as f:
-        try:
-            # The system frees the lock when the process dies.
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(
-                f"{folder}: another process is writing here; wait for it, or choose another "
-                "runs_dir"
-            ) from None
-        except OSError as error:
-            raise StoreError(
-                f"{folder}: could not be locked ({error.strerror}); choose a runs_dir on a file "
-                "system that has locks"
-            ) from error
-        # Left by a process that was killed while it wrote.
-        for unfinished in folder.glob(".*.tmp"):
-            unfinished.unlink()
-        yield
-
-
 def _shard(folder: Path, i: int) -> Path:
     return folder / f"shard-{i:05d}.safetensors"
 
@@ -359,10 +394,17 @@ def _complete(folder: Path) -> dict:
     """Return the manifest of a store that has all its shards, or raise `StoreError`."""
     manifest = _manifest(folder)
     if manifest is None:
-        damaged = (folder / "manifest.json").is_file()
+        damaged = os.path.isfile(folder / "manifest.json")
         what = "the manifest is damaged; run the extraction again" if damaged else "no store here"
         raise StoreError(f"{folder}: {what}")
-    files, n_shards = set(os.listdir(folder)), len(manifest["plan"])
+    _require_all_shards(folder, len(manifest["plan"]), _stamp_of_store(folder))
+    return manifest
+
+
+# Each read asks, and a large store has many files to list. An error is not remembered.
+@functools.lru_cache(maxsize=8)
+def _require_all_shards(folder: Path, n_shards: int, stamp: tuple[int, ...]) -> None:
+    files = set(os.listdir(folder))
     receipts = [_shard(folder, i).with_suffix(".json").name for i in range(n_shards)]
     missing = [name for name in receipts if name not in files]
     if missing:
@@ -370,19 +412,19 @@ def _complete(folder: Path) -> dict:
             f"{folder}: unfinished, {len(missing)} of {n_shards} shards are missing; run the "
             "extraction again"
         )
-    return manifest
 
 
 def _manifest(folder: Path) -> dict | None:
     """Return the manifest, or None if it is missing or does not have its own fingerprint."""
     path = folder / "manifest.json"
-    return _read_manifest(path, _stamp(path)) if path.is_file() else None
+    # Not `Path.is_file`, which raises an error for a name that is too long.
+    return _read_manifest(path, _stamp(path)) if os.path.isfile(path) else None
 
 
 @functools.lru_cache(maxsize=8)
 def _read_manifest(path: Path, stamp: tuple[int, ...]) -> dict | None:
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(read_file(path) or b"")
         return manifest if manifest["fingerprint"] == _fingerprint_of(manifest) else None
     except (ValueError, KeyError, TypeError):
         return None
@@ -393,9 +435,18 @@ def _fingerprint_of(manifest: Mapping) -> str:
 
 
 @functools.cache
-def _checksum(path: Path, stamp: tuple[int, ...]) -> str:
-    """Hash a file's bytes; with an unchanged `stamp` it is not read again."""
-    return xxhash.xxh3_128_hexdigest(path.read_bytes())
+def _checksum(path: Path, stamp: tuple[int, ...]) -> dict[str, Any]:
+    """Compute a file's checksum; with an unchanged `stamp` it is not read again."""
+    return checksum(read_file(path) or b"")
+
+
+def _stamp_of_store(folder: Path) -> tuple[int, ...]:
+    """Return what differs when a file of a store was written: the stamps of folder and manifest.
+
+    Every file of a store gets its name when it is complete, which changes the time of its folder.
+    """
+    manifest = folder / "manifest.json"
+    return (*_stamp(folder), *_stamp(manifest)) if os.path.isfile(manifest) else ()
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

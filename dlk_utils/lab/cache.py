@@ -3,7 +3,9 @@
 The hash covers the inputs, the code that computed the result (`provenance.code_hash`) and the
 library versions. So a change of code never returns a stale result, and editing a docstring or a
 figure recomputes nothing. Beside each result lies its record: a JSON file with all of these, and
-with the checksum of a table.
+with the checksum of a table. A record has to have the hash that its file is named by. What is
+damaged is made again, with a message. A complete result is shown without writing anything, so that
+the folder may be read-only.
 
 `python -m dlk_utils.lab.cache [RUNS_DIR] [--remove]` lists, or removes, what the present code and
 libraries would not read.
@@ -22,9 +24,18 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.parquet
-import xxhash
 
-from dlk_utils.provenance import PACKAGE, code_hash, fingerprint, library_versions, write_file
+from dlk_utils.errors import StoreError
+from dlk_utils.provenance import PACKAGE, code_hash, fingerprint, library_versions
+from dlk_utils.safe_files import (
+    WAIT,
+    checksum,
+    clean,
+    lock,
+    make_folder,
+    read_file,
+    write_file,
+)
 
 
 class Cache:
@@ -38,6 +49,7 @@ class Cache:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        clean(folder)
 
     def table(
         self,
@@ -58,17 +70,22 @@ class Cache:
             Everything else that decides it, as JSON values.
         compute
             Called if the table is not there, or is damaged. The index of the table is not kept.
+
+        Raises
+        ------
+        StoreError
+            If the table is not there, and the folder cannot be written to.
         """
         record = provenance_of(function) | dict(inputs)
         path = self._path(name, record, ".parquet")
-        table = _read_table(path)
+        table = _read_table(path, otherwise="it is made again")
         if table is None:
-            if path.is_file():
-                print(f"{path.name} does not have its checksum: it is made again")
+            # Before it is computed, which may take long.
+            make_folder(self.folder)
             content = compute().to_parquet(index=False)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(path, content)
-            write_file(_record_path(path), _as_bytes(_checksum(content) | record))
+            with lock(self.folder, seconds=WAIT):
+                write_file(path, content)
+                write_file(_record_path(path), _as_bytes(checksum(content) | record))
             table = _table_from(content)
         return table
 
@@ -82,39 +99,66 @@ class Cache:
     ) -> Path:
         """Return a kept folder; `fill(folder, record)` fills one that is not complete yet.
 
-        `name`, `function` and `inputs` are those of `table`.
+        `name`, `function` and `inputs` are those of `table`. `fill` says what it makes again.
         """
         record = provenance_of(function) | dict(inputs)
         folder = self._path(name, record)
-        if not is_complete(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_file(_record_path(folder), _as_bytes(record))
+        clean(folder)
+        complete = is_complete(folder)
+        if not complete or _read_record(folder) is None:
+            if complete:
+                print(f"{_record_path(folder).name} is missing or damaged: it is written again")
+            make_folder(folder)
+            with lock(self.folder, seconds=WAIT):
+                write_file(_record_path(folder), _as_bytes(record))
+        if not complete:
             fill(folder, record)
         return folder
 
     def tables(self, name: str) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-        """Yield the record and the table of every undamaged table of this name."""
+        """Yield the record and the table of every table of this name.
+
+        A damaged one is left out, with a message: only the run that made it can make it again.
+        """
         for path in sorted(self.folder.glob(f"{name}-*.parquet")):
-            table = _read_table(path)
+            table = _read_table(path, otherwise="it is left out until its run makes it again")
             if table is not None:
                 yield _read_record(path), table
 
     def outdated(self) -> Iterator[Path]:
-        """Yield the results that the present code and libraries would not read."""
+        """Yield the results that the present code and libraries would not read.
+
+        Among them are tables that are damaged. A folder whose record is damaged is not: its content
+        may well be read.
+        """
         for record_path in sorted(self.folder.glob("*.json")):
             for path in (record_path.with_suffix(".parquet"), record_path.with_suffix("")):
-                if path.exists() and _is_outdated(_read_record(path)):
+                record = _read_record(path)
+                if record is None:
+                    is_outdated = path.is_file()
+                else:
+                    is_outdated = path.exists() and _is_outdated(record)
+                if is_outdated:
                     yield path
 
     def remove_outdated(self) -> list[Path]:
-        """Remove what `outdated` lists, and return it."""
+        """Remove what `outdated` lists, and return it.
+
+        Raises
+        ------
+        StoreError
+            If something cannot be removed.
+        """
         paths = list(self.outdated())
         for path in paths:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-            _record_path(path).unlink()
+            try:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+                _record_path(path).unlink()
+            except OSError as error:
+                raise StoreError(f"{path}: could not be removed ({error.strerror})") from error
         return paths
 
     def _path(self, name: str, record: Mapping[str, Any], suffix: str = "") -> Path:
@@ -175,26 +219,37 @@ def _record_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    """The record of a result; empty if there is none, or it cannot be read."""
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """The record of a result; None if it is missing or damaged.
+
+    A record is undamaged if it has the fingerprint that the result is named by.
+    """
     try:
-        record = json.loads(_record_path(path).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def _checksum(content: bytes) -> dict[str, Any]:
-    return {"bytes": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content)}
-
-
-def _read_table(path: Path) -> pd.DataFrame | None:
-    """A kept table; None if it is not there, or does not have the checksum of its record."""
-    if not path.is_file():
+        record = json.loads(read_file(_record_path(path)) or b"")
+    except (ValueError, RecursionError):
         return None
-    content = path.read_bytes()
-    is_good = _checksum(content).items() <= _read_record(path).items()
-    return _table_from(content) if is_good else None
+    if not isinstance(record, dict):
+        return None
+    parts = {name: value for name, value in record.items() if name not in checksum(b"")}
+    return record if path.stem.endswith(f"-{fingerprint(parts)}") else None
+
+
+def _read_table(path: Path, *, otherwise: str) -> pd.DataFrame | None:
+    """A kept table; None if it is not there, or does not have the checksum of its record.
+
+    In the second case it is printed what happens `otherwise`.
+    """
+    content = read_file(path)
+    if content is None:
+        return None
+    record = _read_record(path)
+    if record is None:
+        print(f"{path.name} has no record, or a damaged one: {otherwise}")
+        return None
+    if not checksum(content).items() <= record.items():
+        print(f"{path.name} does not have its checksum: {otherwise}")
+        return None
+    return _table_from(content)
 
 
 def _table_from(content: bytes) -> pd.DataFrame:
@@ -237,7 +292,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--remove", action="store_true", help="remove them instead of listing them")
     options = parser.parse_args(arguments)
     cache = Cache(options.runs_dir)
-    paths = cache.remove_outdated() if options.remove else list(cache.outdated())
+    try:
+        paths = cache.remove_outdated() if options.remove else list(cache.outdated())
+    except StoreError as error:
+        print(error, file=sys.stderr)
+        return 1
     for path in paths:
         print(path.name)
     done = "removed" if options.remove else "outdated (remove them with --remove)"

@@ -2,12 +2,10 @@
 
 import ast
 import difflib
-import html
 import logging
 import platform
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,15 +14,18 @@ from IPython import get_ipython
 
 import dlk_utils
 from dlk_utils.errors import DlkError, ParameterError
+from dlk_utils.lab.escaping import html_text, without_folders
 from dlk_utils.lab.figures import show_figures
+from dlk_utils.lab.parameters import read_parameters
+from dlk_utils.models.loading import device_of
 from dlk_utils.provenance import library_versions
 
 
 def start(cells: list[str]) -> None:
     """Check a notebook's parameters, set its figures up, and quiet the libraries.
 
-    From here on an error that a user can mend is shown as its message, without the frames of the
-    package.
+    The notebook's variables then hold the values that `lab.parameters` makes of them. From here on
+    an error that a user can mend is shown as its message, without the frames of the package.
 
     Parameters
     ----------
@@ -34,20 +35,24 @@ def start(cells: list[str]) -> None:
     Raises
     ------
     ParameterError
-        If papermill was given a parameter that the notebook does not have.
+        If papermill was given a parameter that the notebook does not have, or a parameter has a
+        value that it does not take.
     """
     shell = get_ipython()
     shell.set_custom_exc((DlkError,), _show_message)
-    check_parameters(cells)
+    names = check_parameters(cells)
+    shell.user_ns |= read_parameters({name: shell.user_ns[name] for name in names})
     show_figures(shell)
     warnings.filterwarnings("ignore", message="IProgress not found")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     pd.set_option("display.max_colwidth", 60, "display.width", 160)
     pd.set_option("display.max_columns", 30, "display.precision", 3)
+    # JupyterLab would show what lies between two dollar signs in a table as a formula.
+    pd.set_option("display.html.use_mathjax", False)
 
 
-def check_parameters(cells: list[str]) -> None:
-    """Refuse a parameter that is not in the notebook's cell of parameters.
+def check_parameters(cells: list[str]) -> list[str]:
+    """Return the names in the notebook's cell of parameters; refuse one that is not there.
 
     Papermill itself only warns, and runs the default. The notebook's own cell begins with
     ``# parameters``, the one that papermill puts in with ``# Parameters``.
@@ -62,25 +67,26 @@ def check_parameters(cells: list[str]) -> None:
         raise ParameterError(
             f"unknown parameter {name!r}{hint}; this notebook has {', '.join(sorted(own))}"
         )
+    return sorted(own)
 
 
-def versions() -> str:
-    """Say in one line which versions compute here, and on what."""
+def versions(device: str = "auto") -> str:
+    """Say in one line which versions compute here, and on what; `device` is as in `load_model`."""
     installed = library_versions()
     libraries = [f"{name} {installed[name]}" for name in ("torch", "transformers", "scikit-learn")]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    device = device_of(device)
+    name = torch.cuda.get_device_name(device) if "cuda" in device else device.upper()
     return (
         f"dlk_utils {dlk_utils.__version__}, {', '.join(libraries)}, "
-        f"Python {platform.python_version()}, {device}"
+        f"Python {platform.python_version()}, {name}"
     )
 
 
 def describe_run(run: Any) -> str:
     """Say in one line which model a `Run` asks."""
     spec = run.spec
-    name = Path(spec.name).name if Path(spec.name).is_dir() else spec.name
     return (
-        f"model {name}, {spec.dtype}, quantization {spec.quantization}, "
+        f"model {run.model_name}, {spec.dtype}, quantization {spec.quantization}, "
         f"revision {spec.revision[:12]}"
     )
 
@@ -100,13 +106,13 @@ def show_prompt(row: pd.Series, tokens: list[str]) -> str:
     spans = ""
     for number, token in enumerate(tokens):
         color = ("#e8eef7", "#f7efe3")[number % 2]
-        text = html.escape(token).replace("\n", "&#9166;<br>")
+        text = html_text(token).replace("\n", "&#9166;<br>")
         spans += f'<span style="background:{color};color:#222">{text}</span>'
     head = (
         f"role {row.role}, instruction {row.instruction}, template {row.template}, "
         f"choices {list(row.choices)}, label {row.label}, {len(tokens)} tokens"
     )
-    return f'<p><b>{html.escape(head)}</b></p><pre style="white-space:pre-wrap">{spans}</pre>'
+    return f'<p><b>{html_text(head)}</b></p><pre style="white-space:pre-wrap">{spans}</pre>'
 
 
 def refusal(call: Callable[[], Any]) -> None:
@@ -120,7 +126,7 @@ def refusal(call: Callable[[], Any]) -> None:
     try:
         call()
     except DlkError as error:
-        print(f"{type(error).__name__}: {error}")
+        print(f"{type(error).__name__}: {without_folders(str(error))}")
     else:
         raise AssertionError("expected a refusal, but nothing was refused")
 
@@ -137,8 +143,15 @@ def interval_text(row: Any, name: str = "estimate", *, signed: bool = False) -> 
         Column of the estimate.
     signed
         Whether to write a plus before positive numbers.
+
+    Returns
+    -------
+    str
+        The text; "not scored" if the estimate is NaN.
     """
     values = row._asdict() if isinstance(row, tuple) else row
+    if pd.isna(values[name]):
+        return "not scored"
     prefix = f"{name}_" if f"{name}_low" in values else ""
     numbers = [values[column] for column in (name, f"{prefix}low", f"{prefix}high")]
     value, low, high = (f"{number:{'+' if signed else ''}.2f}" for number in numbers)
@@ -170,13 +183,15 @@ def draw(figure: Callable[..., Any], table: pd.DataFrame, **options: Any) -> Any
     """
     if len(table):
         return figure(table, **options)
-    print(table.attrs.get("too_few_rows", "too few rows of one class"))
+    print(table.attrs.get("too_few_rows", "nothing was scored"))
     return None
 
 
 def _show_message(shell, kind, error, frames, tb_offset=None) -> list[str]:
-    lines = [f"{kind.__name__}: {error}"]
-    shell._showtraceback(kind, error, lines)
+    # The page that shows it may be published.
+    message = without_folders(str(error))
+    lines = [f"{kind.__name__}: {message}"]
+    shell._showtraceback(kind, message, lines)
     return lines
 
 

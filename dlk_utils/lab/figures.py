@@ -1,14 +1,14 @@
 """Plotly figures of finished tables, by five builders.
 
 They never compute. A figure shows in JupyterLab, in the book without internet, and as a still
-picture where no scripts run.
+picture where no scripts run. Titles, names and cells of the table are plain text: the builders
+escape them, so that plotly reads no markup in them.
 """
 
 import base64
 import hashlib
 import html
 import json
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +19,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import HTML, display
 from plotly.io.base_renderers import PlotlyRenderer
 
+from dlk_utils.lab.escaping import html_text, plotly_text
 from dlk_utils.lab.static import draw_png
 
 # Series differ by colour and by marker or pattern, so that they can be told apart in grey.
@@ -26,6 +27,8 @@ COLORS = ("#3b6fb6", "#d1632f", "#4c9a63", "#8c5fa8", "#b8972e", "#5f6b76", "#c2
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 PATTERNS = ("", "/", ".", "x")
 GREY = "#888"
+# A dollar sign is a dollar sign, also where MathJax is there.
+CONFIG = {"displayModeBar": False, "typesetMath": False}
 Number = int | float
 
 
@@ -46,14 +49,14 @@ def mime_bundle(fig: go.Figure) -> dict[str, Any]:
         include_mathjax=False,
         full_html=False,
         validate=False,
-        config={"displayModeBar": False},
+        config=CONFIG,
         div_id=f"figure-{hashlib.sha256(content.encode()).hexdigest()[:16]}",
     )
     title = fig_dict.get("layout", {}).get("title", {}).get("text", "figure")
-    alternative = html.escape(html.unescape(title.replace("<br>", " ")))
+    alternative = html_text(html.unescape(title.replace("<br>", " ")))
     picture = f'<img alt="{alternative}" src="data:image/png;base64,{png}">'
     shown = {"text/html": f"{interactive}<noscript>{picture}</noscript>", "image/png": png}
-    return PlotlyRenderer().to_mimebundle(fig_dict) | shown
+    return PlotlyRenderer(config=CONFIG).to_mimebundle(fig_dict) | shown
 
 
 def show_figures(shell: InteractiveShell) -> None:
@@ -120,8 +123,8 @@ def intervals_figure(
         fig.add_scatter(
             x=list(part[x]),
             y=places,
-            name=label,
-            text=[str(name) for name in part[y]],
+            name=plotly_text(label),
+            text=[plotly_text(str(name)) for name in part[y]],
             hoverinfo="text+x+name",
             mode="markers",
             marker=_marker(number, 8),
@@ -130,7 +133,7 @@ def intervals_figure(
     fig.update_xaxes(range=x_range)
     fig.update_yaxes(
         tickvals=list(range(len(names))),
-        ticktext=[_wrap(str(name), 44) for name in names],
+        ticktext=[plotly_text(str(name), 44) for name in names],
         range=[len(names) - 0.5, -0.5],
         zeroline=False,
     )
@@ -182,7 +185,7 @@ def lines_figure(
         fig.add_scatter(
             x=list(part[x]),
             y=list(part[y]),
-            name=label,
+            name=plotly_text(label),
             mode="markers" if label in points else "lines+markers",
             marker=_marker(number, 7),
             line={"color": _pick(COLORS, number), "dash": "dash" if label in dashed else "solid"},
@@ -206,7 +209,8 @@ def bars_figure(
     for number, (label, part) in enumerate(_series(table, color)):
         pattern = {"shape": _pick(PATTERNS, number)}
         marker = {"color": _pick(COLORS, number), "pattern": pattern}
-        fig.add_bar(x=list(part[x]), y=list(part[y]), name=label, marker=marker)
+        name = plotly_text(label)
+        fig.add_bar(x=list(part[x]), y=list(part[y]), name=name, marker=marker)
     return _finish(fig, title, xlabel, ylabel)
 
 
@@ -226,8 +230,8 @@ def matrix_figure(table: pd.DataFrame, *, title: str) -> go.Figure:
     cells = table.assign(text=texts).pivot(index="trained_on", columns="tested_on").loc[rows]
     fig = go.Figure()
     fig.add_heatmap(
-        x=columns,
-        y=rows,
+        x=[plotly_text(str(name)) for name in columns],
+        y=[plotly_text(str(name)) for name in rows],
         z=cells["estimate"][columns].to_numpy().tolist(),
         text=cells["text"][columns].fillna("").to_numpy().tolist(),
         texttemplate="%{text}",
@@ -237,6 +241,9 @@ def matrix_figure(table: pd.DataFrame, *, title: str) -> go.Figure:
         hoverinfo="skip",
         showscale=False,
     )
+    # Plotly would take names that look like numbers or dates for places on a scale.
+    fig.update_xaxes(type="category")
+    fig.update_yaxes(type="category")
     return _finish(fig, title, "tested on", "trained on", 170 + 70 * len(rows))
 
 
@@ -244,19 +251,19 @@ def tokens_figure(track: pd.DataFrame, *, title: str) -> go.Figure:
     """Draw a probe's score at each token of a prompt and of the answer that follows.
 
     `track` has the columns `place` (0 is where the answer begins, which is dashed), `token` and
-    `score`. Markup in tokens and title is shown, not rendered.
+    `score`.
     """
     fig = lines_figure(
         track,
         x="place",
         y="score",
-        title=html.escape(title, quote=False),
+        title=title,
         xlabel="token",
         ylabel="belief (above 0: the claim is true)",
         reference=0,
     )
     fig.add_vline(x=0, line_dash="dash", line_color=GREY)
-    words = [html.escape(token.replace("\n", "\\n"), quote=False) for token in track.token]
+    words = [plotly_text(token.replace("\n", "\\n")) for token in track.token]
     return fig.update_xaxes(
         tickvals=list(track.place), ticktext=words, tickangle=-60, zeroline=False
     )
@@ -288,18 +295,14 @@ def _error(table: pd.DataFrame, value: str, low: str, high: str) -> dict:
     }
 
 
-def _wrap(text: str, width: int) -> str:
-    return "<br>".join(textwrap.wrap(text, width))
-
-
 def _finish(fig: go.Figure, title: str, xlabel: str, ylabel: str, height: int = 420) -> go.Figure:
     """Set title, axes and size, and put a legend below the plot if there is more than one series.
 
     Beside the plot it would leave a phone no room for the points.
     """
-    title = _wrap(title, 80)
+    title = plotly_text(title, 80)
     top = 30 + 20 * (1 + title.count("<br>"))
-    names = [trace.name for trace in fig.data]
+    names = [html.unescape(trace.name or "") for trace in fig.data]
     fig.update_layout(
         template="plotly_white",
         title={"text": title, "font": {"size": 15}},
@@ -312,5 +315,5 @@ def _finish(fig: go.Figure, title: str, xlabel: str, ylabel: str, height: int = 
         below = 24 * (1 + sum(len(name) + 6 for name in names) // 90)
         legend = {"orientation": "h", "x": 0, "yref": "container", "y": 0, "yanchor": "bottom"}
         fig.update_layout(height=height + below, margin_b=60 + below, legend=legend)
-    fig.update_xaxes(title_text=xlabel)
-    return fig.update_yaxes(title_text=ylabel, automargin=True)
+    fig.update_xaxes(title_text=plotly_text(xlabel))
+    return fig.update_yaxes(title_text=plotly_text(ylabel), automargin=True)

@@ -1,6 +1,7 @@
 """What may be said of the tables of notebooks 05 to 10: headlines, verdicts, titles, sentences.
 
-No module of tables imports this one, so that a change of words computes nothing again.
+No module of tables imports this one, so that a change of words computes nothing again. Titles are
+plain text. The functions called `..._findings` write Markdown, with names escaped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,10 +9,13 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from dlk_utils.evaluation.detector import TruthDetector
-from dlk_utils.evaluation.tasks import KNOWN, POSITIVE_CONTROL
+from dlk_utils.evaluation.stats import visible_auroc
+from dlk_utils.evaluation.tasks import KNOWN, MIN_FOR_HEADLINE, POSITIVE_CONTROL, REGIMES
 from dlk_utils.lab.display import interval_text
+from dlk_utils.lab.escaping import markdown_text
 from dlk_utils.lab.tables import in_brief, least_to_most
 from dlk_utils.lab.tables.carry_over import between_groups, left_out
+from dlk_utils.lab.tables.probe_ablations import NAMED_PROBE
 
 AUROC = "signed AUROC on test (95 % interval; dashed: chance)"
 """The label of most axes."""
@@ -20,11 +24,12 @@ NAMED = {
     POSITIVE_CONTROL: ("logistic", "activation", "resid_post"),
 }
 """The probe, feature and site that speak for a target, named before any score was seen."""
-NAMED_ELSE = ("logistic_tuned", "activation", "resid_post")
+NAMED_ELSE = (NAMED_PROBE, "activation", "resid_post")
 """Those of every other target."""
 SUMMARY_COLUMNS = [
     *("target", "regime", "how", "probe", "feature", "site", "layer", "tried"),
-    *("estimate", "low", "high", "n", "best_control", "lift", "lift_low", "lift_high", "verdict"),
+    *("estimate", "low", "high", "n", "n_smaller", "accuracy"),
+    *("best_control", "lift", "lift_low", "lift_high", "verdict"),
 ]
 
 
@@ -65,10 +70,13 @@ def headline(
 
 def verdict(row: pd.Series) -> str:
     """Say whether a score is evidence: its interval against chance, its lift over a control."""
-    if row.low <= 0.5 <= row.high:
-        return "not distinguishable from chance"
+    if row.n_smaller < MIN_FOR_HEADLINE:
+        return f"no headline, as one class has only {row.n_smaller} test rows"
     if row.high < 0.5:
         return "inverted: below chance"
+    # Written so that an interval of nan, which no comparison holds for, is no evidence.
+    if not row.low > 0.5:
+        return "not distinguishable from chance"
     if row.lift_low > 0:
         return f"above chance and above {row.best_control}"
     return f"above chance, but not above {row.best_control}"
@@ -80,7 +88,10 @@ def in_words(row: pd.Series | None) -> str:
         return "not scored, as one class has too few rows"
     control = f"{row.best_control} {row.estimate - row.lift:.2f}"
     lift = interval_text(row, "lift", signed=True)
-    return f"AUROC {in_brief(row)} (best control: {control}, lift {lift}): {verdict(row)}"
+    return (
+        f"AUROC {in_brief(row)}; accuracy at its threshold {row.accuracy:.2f}; "
+        f"best control: {control}, lift {lift}: {verdict(row)}"
+    )
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:
@@ -96,13 +107,33 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def positive_controls(results: pd.DataFrame) -> list[str]:
-    """Say how well the answer that the model is about to give can be read, regime by regime."""
-    rows = [headline(results, POSITIVE_CONTROL, regime) for regime in results.regime.unique()]
+    """Say how well the answer that the model is about to give can be read, regime by regime.
+
+    Only regimes that are fitted and tested on rows of one role are a control. On honest rows the
+    answer and the truth are nearly the same, so a probe that was fitted there may read either.
+    """
+    same_role = [regime for regime, (fitted, tested) in REGIMES.items() if fitted == tested]
+    rows = [headline(results, POSITIVE_CONTROL, regime) for regime in same_role]
     return [
         f"AUROC {in_brief(row)}, on {row.regime.removeprefix('by example, ')}"
         for row in rows
         if row is not None
     ]
+
+
+def rivals_title(rivals: pd.DataFrame) -> str:
+    """Say whether the probe beats those who ask the model, on known rows told to lie."""
+    known = rivals[rivals["where"] == "known rows told to lie"]
+    probe = known[known.who.str.startswith("probe of truth")]
+    others = known.drop(probe.index)
+    if probe.empty or others.empty:
+        return "Known rows told to lie: too few"
+    better = others[others.estimate >= probe.estimate.iloc[0]]
+    strongest = others.loc[others.estimate.idxmax()]
+    return (
+        f"{len(better)} of {len(others)} rivals read the truth as well as the probe or better; "
+        f"the strongest: {strongest.who} ({strongest.estimate:.2f})"
+    )
 
 
 def turn_title(results: pd.DataFrame) -> str:
@@ -130,12 +161,12 @@ def probe_findings(
 ) -> list[str]:
     """Say what notebook 05 found."""
     lines = []
-    for row in summary(results).itertuples():
+    for _, row in summary(results).iterrows():
         fit = f"{row.how}: {row.probe}, {row.feature}, {row.site} {row.layer}"
         lines.append(f"* **{row.target}**, {row.regime} ({fit}): {in_words(row)}")
     for sentence in skipped:
         task, reason = sentence.split(": ", 1)
-        lines.append(f"* **{task}** was not scored: {reason}")
+        lines.append(f"* **{task}** was not scored: {markdown_text(reason)}")
     for row in gains[gains.feature == "both"].itertuples():
         gain, over = (interval_text(row, x, signed=True) for x in ("gain", "over_residual"))
         lines.append(
@@ -157,7 +188,11 @@ def probe_findings(
 
 def flagged(rates: pd.DataFrame, detector: str, of: str) -> str:
     """Write the share of lies or of honest answers that a detector flags, over all data sets."""
+    if (detector, of, "all") not in rates.index:
+        return "not scored"
     row = rates.loc[(detector, of, "all")]
+    if not row.n:
+        return "not scored, as there are none"
     return f"{interval_text(row, 'flagged')}, n = {int(row.n)}"
 
 
@@ -165,6 +200,8 @@ def detector_findings(
     rates: pd.DataFrame, detectors: Mapping[str, TruthDetector], judges: Sequence[str]
 ) -> list[str]:
     """Say what notebook 06 found; `judges` are the detectors that judge every lie."""
+    if not detectors:
+        return []
     lines, met = [], []
     for name in dict.fromkeys([*judges, *detectors]):
         lies, honest = (flagged(rates, name, of) for of in ("lies", "honest answers"))
@@ -219,19 +256,21 @@ def carry_over_findings(
             "* From one data set to another, truth is read on rows told to lie with AUROC "
             f"{least_to_most(apart.estimate)}; {(apart.low > 0.5).sum()} of {len(apart)} ways are "
             f"above chance, {(apart.high < 0.5).sum()} below.",
-            f"* The best way goes from {best.trained_on} to {best.tested_on}: {in_brief(best)}.",
+            f"* The best way goes from {markdown_text(best.trained_on)} to "
+            f"{markdown_text(best.tested_on)}: {in_brief(best)}.",
         ]
     for what, table in by_other.items():
         others = left_out(table, what).estimate
         if len(others):
             lines.append(
-                f"* Left out of training, the {what} read worst is {others.idxmin()} with "
-                f"{others.min():.2f}, the one read best {others.idxmax()} with {others.max():.2f}."
+                f"* Left out of training, the {what} read worst is "
+                f"{markdown_text(others.idxmin())} with {others.min():.2f}, the one read best "
+                f"{markdown_text(others.idxmax())} with {others.max():.2f}."
             )
-    for row in styles[styles.probe == "logistic"].itertuples():
+    for _, row in styles[styles.probe == "logistic"].iterrows():
         lines.append(
-            f"* In the style *{row.style}* the {row.probe} probe reads {in_brief(row)} (the "
-            f"model's own answer {row.own_answer:.2f})."
+            f"* In the style *{markdown_text(row['style'])}* the {row.probe} probe reads "
+            f"{in_brief(row)} (the model's own answer {row.own_answer:.2f})."
         )
     if len(regrouped):
         lines.append(
@@ -256,10 +295,12 @@ def pair_findings(pairs: pd.DataFrame, votes: pd.DataFrame, one_state: str) -> l
     all_moves = pairs[pairs.least_move == 0]
     for (kind, regime), table in all_moves.groupby(["pairs", "regime"], sort=False):
         best = table.loc[table.estimate.idxmax()]
+        visible = visible_auroc(best.n, best.n_smaller)
         lines.append(
             f"* **{kind}**, {regime}: the best of {len(table)} losses on test is {best.probe} with "
             f"{in_brief(best)}; {(table.lift_low > 0).sum()} of {len(table)} beat their best "
-            f"control, {best.best_control} ({best.estimate - best.lift:.2f})."
+            f"control, {best.best_control} ({best.estimate - best.lift:.2f}). With these rows an "
+            f"AUROC of {visible:.2f} or more would be seen four times out of five."
         )
     if len(votes):
         voted = votes_of_most_draws(votes)
@@ -314,7 +355,7 @@ def mistake_findings(mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
         for row in table.tail(-1).itertuples():
             if row.low > max(0.5, clean):
                 lines.append(
-                    f"* {model}, with *{row.mistake}*: {interval_text(row)} instead of "
-                    f"{clean:.2f}, which would be read as: {row.claim}."
+                    f"* {markdown_text(model)}, with *{row.mistake}*: {interval_text(row)} "
+                    f"instead of {clean:.2f}, which would be read as: {row.claim}."
                 )
     return lines

@@ -8,8 +8,10 @@ its module of `lab.tables`.
 
 import functools
 import gc
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +41,16 @@ from dlk_utils.extract.stages import (
 )
 from dlk_utils.extract.store import is_complete, read_rows
 from dlk_utils.lab.cache import Cache, as_json
+from dlk_utils.lab.parameters import DTYPE, read_parameters
+from dlk_utils.models import configuration
 from dlk_utils.models.loading import ModelSpec, load_config, load_spec, load_tokenizer, resolve
+from dlk_utils.models.sites import layer_numbers
 from dlk_utils.provenance import code_hash
 from dlk_utils.questions.examples import load_examples
 from dlk_utils.questions.prompts import make_prompts
-from dlk_utils.questions.sources import source_of
+from dlk_utils.questions.sources import EMBEDDED, source_of
 from dlk_utils.questions.templates import KINDS, prompt_library
 from dlk_utils.questions.trained import refuse_trained_rows
-
-RUNS_FOLDER = Path(__file__).resolve().parents[2] / "runs"
-ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -68,21 +70,26 @@ class Run:
     Parameters
     ----------
     model
-        An alias of ``models.yaml``, a hub id, a local folder, or the folder of a LoRA adapter.
+        An alias of ``models.yaml``, a hub id, a local folder, or the folder
+        or hub id of an adapter of peft, such as LoRA.
     datasets
-        Names, or paths of ``.csv`` and ``.jsonl`` files, separated by commas.
+        Names, or paths of files (see `questions.own_files`), in a list or separated by commas. It
+        is kept as a text with commas.
     n_examples
         Examples per data set.
     seed
         Decides which examples, templates, instructions and dropout masks are drawn.
     runs_dir
-        Folder of the kept files; None is ``runs/`` at the top of the checkout.
+        Folder of the kept files; None is ``runs/`` at the top of the checkout, or in the working
+        folder where the package was installed without one.
     n_shots
         Solved examples shown before each question.
     quantization
         None, ``"8bit"`` or ``"4bit"``.
     dtype
         ``"auto"``, ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"float64"``.
+    device
+        Where the model runs, as in `load_model`.
     engine
         ``"local"``, or ``"ray"`` to extract states as a Ray Data job.
     keep_states
@@ -97,34 +104,38 @@ class Run:
     """
 
     model: str = "smollm2-liar"
-    datasets: str = "rotten_tomatoes,cities,categories"
+    datasets: str | Sequence[str] = "rotten_tomatoes,cities,categories"
     n_examples: int = 96
     seed: int = 0
     runs_dir: str | None = None
     n_shots: int = 0
     quantization: str | None = None
     dtype: str = "auto"
+    device: str = "auto"
     engine: str = "local"
     keep_states: bool = True
 
     def __post_init__(self):
-        for name in ("n_examples", "seed", "n_shots"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ParameterError(f"{name}: expected a whole number, got {value!r}")
-        if self.engine not in ENGINES:
-            raise ParameterError(f"engine: expected 'local' or 'ray', got {self.engine!r}")
+        for name, value in read_parameters(asdict(self)).items():
+            object.__setattr__(self, name, value)
+        DTYPE.read(self.dtype)
+        if self.engine == "ray" and self.device != "auto":
+            raise ParameterError(
+                "device: expected 'auto' with engine 'ray', where each worker takes a device of "
+                f"its own, got {self.device!r}"
+            )
 
     @functools.cached_property
     def cache(self) -> Cache:
         """The folder of kept results."""
-        return Cache(Path(self.runs_dir) if self.runs_dir else RUNS_FOLDER)
+        return Cache(Path(self.runs_dir) if self.runs_dir else default_runs_folder())
 
     @functools.cached_property
     def record(self) -> dict[str, Any]:
         """Everything but code and libraries that decides the prompts and the answers."""
         parameters = asdict(self)
-        for name in ("model", "runs_dir", "quantization", "dtype", "engine", "keep_states"):
+        decides_nothing = ("runs_dir", "device", "engine", "keep_states")
+        for name in ("model", "quantization", "dtype", *decides_nothing):
             del parameters[name]
         library = "".join(prompt_library(name).to_json() for name in ("instructions", *KINDS))
         return parameters | {
@@ -138,7 +149,13 @@ class Run:
     @functools.cached_property
     def spec(self) -> ModelSpec:
         """What will be loaded; raises `ModelError` early if it cannot be."""
-        return resolve(self.model, self.quantization, self.dtype)
+        return resolve(self.model, self.quantization, self.dtype, self.device)
+
+    @property
+    def model_name(self) -> str:
+        """The model's name as pages show it: of a local folder, its own name without its path."""
+        name = self.spec.name
+        return os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -148,7 +165,7 @@ class Run:
     @functools.cached_property
     def loaded(self) -> torch.nn.Module:
         """The model itself, loaded when a stage has something to compute."""
-        return load_spec(self.spec)
+        return load_spec(self.spec, self.device)
 
     @functools.cached_property
     def config(self) -> Any:
@@ -158,7 +175,12 @@ class Run:
     @property
     def n_layers(self) -> int:
         """Number of blocks."""
-        return self.config.num_hidden_layers
+        return configuration.n_layers(self.config)
+
+    @property
+    def n_heads(self) -> int:
+        """Number of attention heads in a block."""
+        return configuration.n_heads(self.config)
 
     @property
     def middle_layer(self) -> int:
@@ -168,30 +190,75 @@ class Run:
     @property
     def context(self) -> int:
         """Number of tokens that a prompt may have."""
-        longest = getattr(self.config, "max_position_embeddings", None)
-        return longest or getattr(self.config, "n_positions", 2048)
+        return configuration.context_length(self.config)
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Number of tokens that the model has an embedding for, as far as its config says."""
+        return getattr(self.config.get_text_config(), "vocab_size", None)
 
     def layers(self, stride: int) -> list[int]:
-        """Every `stride`-th layer, and the last one."""
+        """Every `stride`-th layer, and the last one.
+
+        Raises
+        ------
+        ParameterError
+            If `stride` is no whole number of 1 or more.
+        """
+        if not isinstance(stride, Integral) or stride < 1:
+            raise ParameterError(
+                f"stride: expected a whole number of at least 1, got {stride!r}; numbers of layers "
+                "are for `states`"
+            )
         return sorted({*range(0, self.n_layers, stride), self.n_layers - 1})
 
     # Notebook 01: what is asked.
 
     @functools.cached_property
     def sources(self) -> dict[str, dict]:
-        """Where each data set comes from, with version and hash where there is one."""
-        return {name.strip(): source_of(name.strip()) for name in self.datasets.split(",")}
+        """Where each data set comes from, with version and hash where there is one.
+
+        Where the examples are already read, it is said of what was read.
+        """
+        if "examples" in self.__dict__:
+            return self.examples.attrs["sources"]
+        return {label: source_of(name) for name, label in self._labels.items()}
+
+    @functools.cached_property
+    def _labels(self) -> dict[str, str]:
+        return dataset_labels([name.strip() for name in self.datasets.split(",")])
 
     @functools.cached_property
     def examples(self) -> pd.DataFrame:
-        """The examples of all data sets, with their pools of shots."""
-        return load_examples(self.datasets, self.n_examples, seed=self.seed)
+        """The examples of all data sets, with their pools of shots.
+
+        A data set that is a file goes by its name, without the path (see `dataset_labels`).
+
+        Raises
+        ------
+        DataError
+            If a file has changed since the record of the run was made.
+        """
+        known = self.__dict__.get("sources")
+        examples = load_examples(self.datasets, self.n_examples, seed=self.seed)
+        labelled = examples.assign(dataset=examples.dataset.map(self._labels))
+        labelled.attrs = {
+            what: {self._labels[name]: value for name, value in by_name.items()}
+            for what, by_name in examples.attrs.items()
+        }
+        for label, source in labelled.attrs["sources"].items():
+            if known is not None and known[label] != source:
+                raise DataError(
+                    f"{label}: it has changed since this run began; start the run again"
+                )
+        return labelled
 
     @functools.cached_property
     def prompts(self) -> pd.DataFrame:
         """Prompt rows: a truth and a lie twin per example, and the truth prompts of role known.
 
-        `.attrs["dropped"]` says what was left out, and why.
+        `.attrs["dropped"]` says what was left out, and why; `.attrs["near_duplicates"]` counts the
+        rows of each data set that differ from another row only in punctuation or signs.
         """
         inputs = {"run": self.record, "examples_code": code_hash(load_examples)}
         return self.cache.table("01-prompts", make_prompts, inputs, self._make_prompts)
@@ -203,9 +270,10 @@ class Run:
             self.tokenizer,
             n_shots=self.n_shots,
             context=self.context,
+            vocab_size=self.vocab_size,
             seed=self.seed,
         )
-        refuse_trained_rows(prompts, self.spec.adapter)
+        refuse_trained_rows(prompts, *self.spec.adapter_folders())
         dropped = {
             "duplicates": examples.attrs["dropped_duplicates"],
             "in_another": examples.attrs["dropped_in_another"],
@@ -214,7 +282,7 @@ class Run:
             "control_tokens": prompts.attrs["dropped_control_tokens"],
             "choices_alike": prompts.attrs["choices_alike"],
         }
-        prompts.attrs = {"dropped": dropped}
+        prompts.attrs = {"dropped": dropped, "near_duplicates": examples.attrs["near_duplicates"]}
         return prompts
 
     # Notebook 02: what the model answers, knows, and lies about.
@@ -297,21 +365,8 @@ class Run:
 
     @functools.cached_property
     def dropout_rows(self) -> pd.DataFrame:
-        """The scored rows that dropout draws are taken of: honest ones, and the test rows.
-
-        Raises
-        ------
-        DataError
-            If no row belongs to the test split.
-        """
+        """The scored rows that dropout draws are taken of: honest ones, and the test rows."""
         rows = self.scored
-        if not (rows.split == "test").any():
-            names = ", ".join(rows.dataset.unique())
-            raise DataError(
-                f"expected a row of the test split in {names}, got none of "
-                f"{rows.example_id.nunique()} examples (n_examples = {self.n_examples}); "
-                "ask for more"
-            )
         return rows[(rows.role == "truth") | (rows.split == "test")].reset_index(drop=True)
 
     @functools.cached_property
@@ -353,9 +408,13 @@ class Run:
         options = {"contrast": True, "moved_at": self.middle_layer}
         return self.stored(store_gradients, rows, name, **options)
 
-    def states(self, layers: list[int]) -> Features:
-        """Readers of the clean states at `resid_post`, by layer."""
-        return state_features(self.gradients(), layers)
+    def states(self, layers: Layers) -> Features:
+        """Readers of the clean states at `resid_post`, by layer.
+
+        `layers` is "all", an index (from the end if negative), a list of them, or a slice, as in
+        `activations`. Raises `ParameterError` if the model has no such layer.
+        """
+        return state_features(self.gradients(), layer_numbers(layers, self.n_layers))
 
     def stored(self, stage: Callable, rows: pd.DataFrame, name: str, **options: Any) -> Path:
         """Return the store that a stage of `extract.stages` makes of rows, kept under `name`.
@@ -365,7 +424,7 @@ class Run:
         DataError
             If the model's adapter was trained on one of the rows.
         """
-        refuse_trained_rows(rows, self.spec.adapter)
+        refuse_trained_rows(rows, *self.spec.adapter_folders())
         inputs = {
             "model": self.spec.record(),
             "rows": _hash_of_rows(rows),
@@ -392,6 +451,34 @@ class Run:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def default_runs_folder() -> Path:
+    """Return ``runs/`` of the checkout that this package lies in, or else of the working folder."""
+    top = Path(__file__).resolve().parents[2]
+    is_checkout = (top / "notebooks").is_dir() and (top / "pyproject.toml").is_file()
+    return (top if is_checkout else Path.cwd()) / "runs"
+
+
+def dataset_labels(names: Sequence[str]) -> dict[str, str]:
+    """Return what data sets are called in tables: a file or folder by its name, without its path.
+
+    Where two of them have the same name, the folders around them tell them apart.
+    """
+    parts = {name: _path_parts(name) for name in names}
+    depth = 1
+    while depth < max(map(len, parts.values())):
+        labels = {"/".join(some[-depth:]) for some in parts.values()}
+        if len(labels) == len(parts):
+            break
+        depth += 1
+    return {name: "/".join(some[-depth:]) for name, some in parts.items()}
+
+
+def _path_parts(name: str) -> tuple[str, ...]:
+    """The folders and the name of a path; of a name that is no path, the name alone."""
+    is_path = name not in EMBEDDED and os.path.exists(name)
+    return Path(os.path.abspath(name)).parts[1:] if is_path else (name,)
 
 
 def _hash_of_rows(rows: pd.DataFrame) -> str:

@@ -1,10 +1,14 @@
-"""What notebooks 00 to 03 conclude, in sentences made from their tables."""
+"""What notebooks 00 to 03 conclude, in sentences of Markdown made from their tables.
+
+Names of data sets and models may hold anything: `markdown_text` escapes them.
+"""
 
 from collections.abc import Mapping
 
 import pandas as pd
 
 from dlk_utils.lab.display import interval_text
+from dlk_utils.lab.escaping import markdown_text
 
 
 def organism_findings(
@@ -29,15 +33,18 @@ def organism_findings(
             meets = "**meets**" if row.meets else "**falls short** of"
             verdict = f": {meets} what is required"
         lines.append(
-            f"* **{row.dataset}**: right answers told to tell the truth "
+            f"* **{markdown_text(row.dataset)}**: right answers told to tell the truth "
             f"{interval_text(row, 'truth_accuracy')} (n = {row.n_truth}); wrong answers told to "
             f"lie where it knows better {wrong} (n = {row.n_lie}); choice mass "
             f"{row.choice_mass:.3f}{verdict}."
         )
     for name, row in by_instruction.iterrows():
+        if not row["told to lie"]:
+            lines.append(f"* `{name}`: no row told to lie whose answer it knows.")
+            continue
         lines.append(
-            f"* `{name}`: of {row['told to lie']:.0f} known rows told to lie {row.lies:.2f} are "
-            "lies. The instruction alone tells which with an AUROC of "
+            f"* **{markdown_text(name)}**: of {row['told to lie']:.0f} known rows told to lie "
+            f"{row.lies:.2f} are lies. The instruction alone tells which with an AUROC of "
             f"{interval_text(row, 'instruction_only')}."
         )
     return lines
@@ -52,13 +59,15 @@ def lie_findings(gate: pd.DataFrame, rates: pd.DataFrame) -> list[str]:
     for row in gate.itertuples():
         refused = "**refused**, the model does not know these answers in this form."
         lines.append(
-            f"* **{row.dataset}**: truth accuracy {interval_text(row, 'truth_accuracy')} against "
-            f"chance {row.chance:.2f}: {'known.' if row.passes else refused}"
+            f"* **{markdown_text(row.dataset)}**: truth accuracy "
+            f"{interval_text(row, 'truth_accuracy')} against chance {row.chance:.2f}: "
+            f"{'known.' if row.passes else refused}"
         )
     for row in rates.itertuples():
         lines.append(
-            f"* **{row.dataset}**: told to lie it answers {100 * row.wrong_rate:.0f} % wrongly, "
-            f"told to tell the truth {100 * (1 - row.truth_accuracy):.0f} %; lie rate above error "
+            f"* **{markdown_text(row.dataset)}**: told to lie it answers "
+            f"{100 * row.wrong_rate:.0f} % wrongly, told to tell the truth "
+            f"{100 * (1 - row.truth_accuracy):.0f} %; lie rate above error "
             f"{interval_text(row, 'lie_above_error', signed=True)}."
         )
     return lines
@@ -104,7 +113,10 @@ def gap_sentence(gap: Mapping[str, float]) -> str:
 
 def shots_help_sentence(levels: pd.DataFrame) -> str:
     """Say whether truthful shots are the better prompt, from `knowledge_levels`."""
-    with_shots, without = levels.right_with_shots.mean(), levels.right_without.mean()
+    readable = levels.dropna(subset=["right_with_shots", "right_without"])
+    if readable.empty:
+        return "no example has an answer that can be read both with truthful shots and without."
+    with_shots, without = readable.right_with_shots.mean(), readable.right_without.mean()
     helps = "shots are the better prompt here."
     luck = "shots are no better prompt here, and what is right only with them is right by luck."
     return (
@@ -118,6 +130,9 @@ def dropout_findings(
 ) -> list[str]:
     """Conclude how far draws at probability `p` move states and answers, from the tables of 03."""
     flipped = (pairs.p1_draw0 > 0.5) != (pairs.p1_draw1 > 0.5)
+    honest = pairs[pairs.role == "truth"]
+    draws_right = [(honest[f"p1_draw{i}"] > 0.5) == (honest.label == 1) for i in (0, 1)]
+    in_a_draw = sum(right.mean() for right in draws_right) / 2
     move = moves[moves.p == 0.1].set_index("scope").answer_move
     most = spread[spread.draws == spread.draws.max()].set_index("scope").range
     return [
@@ -126,8 +141,10 @@ def dropout_findings(
         f"(p = {p}).",
         f"* The answer moves by {pairs.move.abs().median():.3f} in the median, and "
         f"{flipped.mean():.1%} of the {len(pairs)} pairs disagree about it.",
-        f"* Dropping more moves more: from {moves.answer_move.min():.3f} to "
-        f"{moves.answer_move.max():.3f} on average over the shares and scopes tried. At p = 0.1 "
+        f"* Dropout costs accuracy: of {len(honest)} honest rows the model answers "
+        f"{honest.correct.mean():.0%} rightly without dropout, and {in_a_draw:.0%} in a draw.",
+        f"* Over the shares and scopes tried, the answers of {moves['rows'].max()} rows move by "
+        f"{moves.answer_move.min():.3f} to {moves.answer_move.max():.3f} on average. At p = 0.1 "
         f"the question alone gives {move['question'] / move['sequence']:.2f} of the move of the "
         f"whole prompt, and the last token alone {move['last_token'] / move['sequence']:.2f}.",
         f"* Over {spread.draws.max()} draws the answer ranges over {most['sequence']:.2f} (whole "

@@ -5,10 +5,12 @@ They show what `lab.figures` makes: points, lines, bars, error bars, and a heat 
 
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from dlk_utils.errors import ParameterError
 
 GREY = "#888"
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "cross": "P", "x": "X"}
@@ -27,10 +29,18 @@ def draw_png(fig: dict, *, width: float = 7.2, dpi: int = 80) -> bytes:
 
     Raises
     ------
-    ValueError
+    ParameterError
         If a trace is not a scatter, bar or heat map.
     """
     # Imported here, for it takes half a second that a notebook need not wait for at its start.
+    import matplotlib
+
+    # All text is as it stands: with dollar signs in it, matplotlib would read formulas.
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
+        return _draw(fig, width, dpi)
+
+
+def _draw(fig: dict, width: float, dpi: int) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -39,14 +49,16 @@ def draw_png(fig: dict, *, width: float = 7.2, dpi: int = 80) -> bytes:
     picture = Figure(figsize=size, dpi=dpi, layout="constrained")
     FigureCanvasAgg(picture)
     axes = picture.add_subplot()
-    bars = [trace for trace in fig["data"] if trace["type"] == "bar"]
-    for trace in fig["data"]:
+    bars = {}
+    for number, trace in enumerate(fig["data"]):
         if trace["type"] == "scatter":
-            _draw_scatter(axes, trace)
+            _draw_scatter(axes, trace, str(number))
         elif trace["type"] == "heatmap":
             _draw_heatmap(axes, trace)
-        elif trace["type"] != "bar":
-            raise ValueError(
+        elif trace["type"] == "bar":
+            bars[str(number)] = trace
+        else:
+            raise ParameterError(
                 f"static picture: expected scatter, bar or heatmap traces, got {trace['type']!r}"
             )
     _draw_bars(axes, bars)
@@ -60,15 +72,34 @@ def draw_png(fig: dict, *, width: float = 7.2, dpi: int = 80) -> bytes:
     _set_axis(axes, "y", layout.get("yaxis", {}))
     axes.tick_params(labelsize=7)
     if len(fig["data"]) > 1:
-        n_columns = max(1, 90 // max(len(trace.get("name") or "") + 6 for trace in fig["data"]))
-        picture.legend(loc="outside lower left", ncols=n_columns, fontsize=7, frameon=False)
+        _draw_legend(picture, axes, fig["data"])
     png = io.BytesIO()
     # Without the version of matplotlib, the same figure has the same bytes.
     picture.savefig(png, format="png", metadata={"Software": None})
     return png.getvalue()
 
 
-def _draw_scatter(axes: Any, trace: dict) -> None:
+def _draw_legend(picture: Any, axes: Any, traces: Sequence[dict]) -> None:
+    """Draw a legend below the plot."""
+    names = [_lines(trace.get("name") or "") for trace in traces]
+    # The artists are labelled by the number of their trace: matplotlib would leave out a name that
+    # begins with an underscore.
+    handles, labels = axes.get_legend_handles_labels()
+    by_label = dict(zip(labels, handles, strict=True))
+    labels = [str(number) for number in range(len(traces))]
+    legend = picture.legend(
+        [by_label[label] for label in labels],
+        labels,
+        loc="outside lower left",
+        ncols=max(1, 90 // max(len(name) + 6 for name in names)),
+        fontsize=7,
+        frameon=False,
+    )
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)
+
+
+def _draw_scatter(axes: Any, trace: dict, label: str) -> None:
     marker, line = trace.get("marker", {}), trace.get("line", {})
     has_markers, has_line = "markers" in trace["mode"], "lines" in trace["mode"]
     axes.errorbar(
@@ -76,7 +107,7 @@ def _draw_scatter(axes: Any, trace: dict) -> None:
         list(trace["y"]),
         xerr=_error(trace.get("error_x")),
         yerr=_error(trace.get("error_y")),
-        label=trace.get("name"),
+        label=label,
         color=line.get("color") or marker.get("color"),
         marker=MARKERS[marker.get("symbol", "circle")] if has_markers else "",
         linestyle=DASHES[line.get("dash", "solid")] if has_line else "",
@@ -91,17 +122,17 @@ def _error(error: dict | None) -> list[np.ndarray] | None:
     return [np.abs(error["arrayminus"]), np.abs(error["array"])] if error else None
 
 
-def _draw_bars(axes: Any, bars: Sequence[dict]) -> None:
-    """Draw bars side by side at the numbers where they stand."""
-    values = sorted({x for trace in bars for x in trace["x"]})
+def _draw_bars(axes: Any, bars: Mapping[str, dict]) -> None:
+    """Draw bars, by their label, side by side at the numbers where they stand."""
+    values = sorted({x for trace in bars.values() for x in trace["x"]})
     width = 0.8 * min(np.diff(values), default=1) / max(1, len(bars))
-    for number, trace in enumerate(bars):
+    for number, (label, trace) in enumerate(bars.items()):
         marker = trace.get("marker", {})
         axes.bar(
             np.array(trace["x"]) + (number - (len(bars) - 1) / 2) * width,
             list(trace["y"]),
             width=width,
-            label=trace.get("name"),
+            label=label,
             color=marker.get("color"),
             hatch=2 * marker.get("pattern", {}).get("shape", ""),
             edgecolor="white",
@@ -112,8 +143,9 @@ def _draw_bars(axes: Any, bars: Sequence[dict]) -> None:
 def _draw_heatmap(axes: Any, trace: dict) -> None:
     values, low, high = np.array(trace["z"], float), trace["zmin"], trace["zmax"]
     axes.imshow(values, cmap="RdBu", vmin=low, vmax=high, aspect="auto", origin="lower")
-    axes.set_xticks(range(len(trace["x"])), trace["x"], rotation=30, ha="right")
-    axes.set_yticks(range(len(trace["y"])), trace["y"])
+    columns, rows = ([_lines(name) for name in trace[axis]] for axis in ("x", "y"))
+    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+    axes.set_yticks(range(len(rows)), rows)
     for i, row in enumerate(trace["text"]):
         for j, text in enumerate(row):
             # Both ends of the colour map are dark.
@@ -125,13 +157,20 @@ def _draw_heatmap(axes: Any, trace: dict) -> None:
 
 def _set_axis(axes: Any, name: str, axis: dict) -> None:
     """Set label, scale, range and ticks of the axis ``"x"`` or ``"y"``."""
-    options = {f"{name}label": axis.get("title", {}).get("text", "")}
+    from matplotlib.ticker import LogFormatter
+
+    options = {f"{name}label": _lines(axis.get("title", {}).get("text", ""))}
     if axis.get("range"):
         options[f"{name}lim"] = axis["range"]
     if axis.get("type") == "log":
         options[f"{name}scale"] = "log"
     axes.set(**options)
-    getattr(axes, f"{name}axis").label.set_size(8)
+    lines = getattr(axes, f"{name}axis")
+    lines.label.set_size(8)
+    if axis.get("type") == "log":
+        # By default these numbers are formulas.
+        lines.set_major_formatter("{x:g}")
+        lines.set_minor_formatter(LogFormatter(labelOnlyBase=False))
     if axis.get("tickvals") is not None:
         words = axis.get("ticktext") or [f"{value:g}" for value in axis["tickvals"]]
         turned = {"rotation": 60, "ha": "right"} if axis.get("tickangle") else {}
@@ -141,5 +180,5 @@ def _set_axis(axes: Any, name: str, axis: dict) -> None:
 
 
 def _lines(text: str) -> str:
-    """Turn plotly's line breaks and entities into characters; a dollar begins no formula."""
-    return html.unescape(text.replace("<br>", "\n")).replace("$", r"\$")
+    """Turn plotly's line breaks and entities into characters."""
+    return html.unescape(text.replace("<br>", "\n"))

@@ -4,10 +4,10 @@ import functools
 import json
 import logging
 import os
+import pickle
 import re
-import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,29 @@ from typing import Any
 import torch
 import xxhash
 import yaml
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dlk_utils.errors import ModelError
 from dlk_utils.models import hub
+from dlk_utils.models.adapters import Adapter, adapter_in, adapter_on_hub, base_of, lay_on
+from dlk_utils.models.configuration import model_class, text_config
 from dlk_utils.models.embedded_model import GGUF_SHA256, embedded_model
+from dlk_utils.models.folders import (
+    INDEX_FILES,
+    chat_template_in,
+    has_tokenizer,
+    holds_model,
+    is_folder,
+    revision_of,
+    shards,
+)
 from dlk_utils.models.sites import check_sites
+from dlk_utils.models.weights import copy_into_memory, refuse_other_weights
 
 ORGANISMS = Path(__file__).parent.parent / "organisms"
+EMBEDDED = "smollm2"
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The embedded model in full precision, as adapters that were trained on it name their base."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -32,29 +46,41 @@ class ModelSpec:
     """Everything that decides what a loaded model computes, known before its weights are read.
 
     `name` is what the user called the model, and `source` a local folder or the id of a repository
-    on the Hugging Face hub. `revision` is the sha256 of the embedded file, the commit of a hub
+    on the Hugging Face hub. `base_revision` is the sha256 of the embedded file, the commit of a hub
     repository, or a hash over the files of a local folder. `chat_format` names the chat template
-    (see `chat_formats`) for a tokenizer that has none. `adapter` is the folder of a LoRA adapter
-    that is merged into the weights; a hash over its files is then added to `revision`.
+    (see `chat_formats`) for a tokenizer that has none. `adapters` are laid on the model one after
+    the other: the first was trained on it, the next on the result, and so on.
     """
 
     name: str
     source: str
-    revision: str
+    base_revision: str
     dtype: str
     quantization: str | None
     chat_format: str | None
-    adapter: str | None = None
+    adapters: tuple[Adapter, ...] = ()
+
+    @property
+    def revision(self) -> str:
+        """What tells the weights from all others: the revisions of the model and its adapters."""
+        return "+".join([self.base_revision, *(adapter.revision for adapter in self.adapters)])
+
+    def adapter_folders(self) -> list[Path]:
+        """Return the folder of each adapter; those of the hub are downloaded if need be."""
+        return [adapter.folder() for adapter in self.adapters]
 
     def record(self) -> dict:
         """Return the spec as it is stored with results: folders by name, chat format by text."""
-        record = asdict(self)
-        for key in ("source", "adapter"):
-            if record[key] and Path(record[key]).is_dir():
-                record[key] = Path(record[key]).name
-        if self.chat_format:
-            record["chat_format"] = chat_formats()[self.chat_format]
-        return record
+        is_local = is_folder(self.source)
+        return {
+            "name": self.name,
+            "source": Path(self.source).name if is_local else self.source,
+            "revision": self.revision,
+            "dtype": self.dtype,
+            "quantization": self.quantization,
+            "chat_format": self.chat_format and chat_formats()[self.chat_format],
+            "adapters": [adapter.name for adapter in self.adapters],
+        }
 
 
 def organism_names() -> list[str]:
@@ -79,7 +105,11 @@ def _read_yaml(name: str) -> dict:
 
 
 def load_model(
-    name: str, *, quantization: str | None = None, dtype: str = "auto", device: str = "auto"
+    name: str | os.PathLike,
+    *,
+    quantization: str | None = None,
+    dtype: str = "auto",
+    device: str | torch.device = "auto",
 ) -> tuple[nn.Module, Any]:
     """Load a causal language model and its tokenizer.
 
@@ -89,17 +119,22 @@ def load_model(
     ----------
     name
         ``"smollm2"`` or one of `organism_names` (these need no hub), an alias of `registry`, the id
-        of a model on the Hugging Face hub, or a local folder. A folder may also hold a LoRA
-        adapter, which is merged into the model that it was trained on.
+        of a model on the Hugging Face hub, or a local folder. The id or folder may also be that of
+        an adapter of peft (LoRA, DoRA, IA3, ...; also a checkpoint of a trainer). It is laid on the
+        model that it was trained on, by itself found in the same ways. It is merged into the
+        weights, in fp32. Only on a quantised model it stays beside them, because rounding to 4 bits
+        takes most of it away. The tokenizer and chat template are the adapter's where it has them.
     quantization
         "8bit", "4bit" (both with bitsandbytes), or None: what `registry` says of the alias, if
         anything.
     dtype
         One of `DTYPES`, or "auto". "auto" is the value of the environment variable ``DLK_DTYPE``
         (float32 or bfloat16) if it is set. Otherwise it is bfloat16 where the hardware is fast in
-        it, and else float16 on a GPU and float32 on a CPU.
+        it, and else float16 on a GPU and float32 on a CPU or another device.
     device
-        A device of torch. "auto" is the GPU if there is one, else the CPU.
+        "cpu", "cuda", "cuda:1" and so on, "mps", or "auto": a CUDA GPU if there is one, else the
+        CPU. On a device of another kind than these two the model is used only if a short text has
+        the same states there as on the CPU, so "mps" has to be asked for.
 
     Returns
     -------
@@ -111,15 +146,20 @@ def load_model(
     Raises
     ------
     ModelError
-        If the model, the quantization or the dtype is not known or cannot be loaded.
+        If the model, the quantization, the dtype or the device is not known or cannot be used.
     UnknownArchitecture
         If the places where activations are read are not known for this kind of model.
     """
-    spec = resolve(name, quantization, dtype)
+    spec = resolve(name, quantization, dtype, device)
     return load_spec(spec, device), load_tokenizer(spec)
 
 
-def resolve(name: str, quantization: str | None = None, dtype: str = "auto") -> ModelSpec:
+def resolve(
+    name: str | os.PathLike,
+    quantization: str | None = None,
+    dtype: str = "auto",
+    device: str | torch.device = "auto",
+) -> ModelSpec:
     """Find out what `load_model` would load with these arguments, without reading any weights.
 
     Raises
@@ -127,37 +167,115 @@ def resolve(name: str, quantization: str | None = None, dtype: str = "auto") -> 
     ModelError
         If the model is not here and no hub answers, or another argument is not valid.
     """
-    entry = registry().get(name, {})
-    quantization = quantization or entry.get("quantization")
+    name = os.fspath(name) if isinstance(name, os.PathLike) else name
+    if not isinstance(name, str) or not name.strip():
+        raise ModelError(
+            f"model: expected an alias, a hub id or a local folder, got {name!r}; {_offered()}"
+        )
+    name = os.path.expanduser(name)
     if quantization not in (None, "8bit", "4bit"):
         raise ModelError(f"quantization: expected None, '8bit' or '4bit', got {quantization!r}")
     if dtype not in ("auto", *DTYPES):
         expected = ", ".join(map(repr, ("auto", *DTYPES)))
         raise ModelError(f"dtype: expected one of {expected}, got {dtype!r}")
-    if dtype == "auto":
-        dtype = _auto_dtype()
+    dtype = _auto_dtype(device) if dtype == "auto" else dtype
+    if is_folder(name) and Path(name).name in ("", ".."):
+        # Such as ".", which says nothing to who reads it later.
+        name = str(Path(name).resolve())
+    return _resolve(name, None, quantization, dtype, laid_on_it=())
 
-    adapter = ORGANISMS / name if name in organism_names() else Path(name)
-    adapter_config = adapter / "adapter_config.json"
-    if adapter_config.is_file():
-        base_name = json.loads(adapter_config.read_text())["base_model_name_or_path"]
-        base = resolve(base_name, quantization, dtype)
-        revision = f"{base.revision}+{_hash_files(adapter, 'adapter_*')}"
-        return replace(base, name=name, adapter=str(adapter.absolute()), revision=revision)
 
-    chat_format = _chat_format_of(name)
-    if name == "smollm2":
-        source, revision, chat_format = str(embedded_model()), GGUF_SHA256, None
-    elif Path(name).is_dir():
-        # The absolute path, for a worker may have another working folder.
-        source, revision = str(Path(name).absolute()), _hash_files(Path(name))
+def _resolve(
+    name: str,
+    revision: str | None,
+    quantization: str | None,
+    dtype: str,
+    laid_on_it: tuple[str, ...],
+) -> ModelSpec:
+    """Resolve a model, of which a revision may be wanted, for the adapters that are laid on it."""
+    source = _source_of(name)
+    if source in laid_on_it:
+        raise ModelError("an adapter cannot be the base of itself")
+    if name == EMBEDDED:
+        return ModelSpec(name, source, GGUF_SHA256, dtype, quantization, None)
+    if is_folder(source):
+        if not holds_model(Path(source)):
+            raise _cannot_load(name, source, _nothing_in(Path(source)))
+        adapter = adapter_in(Path(source))
+        revision = adapter.revision if adapter else revision_of(Path(source))
     else:
-        source = entry.get("hub_id", name)
         try:
-            revision = hub.commit(source)
-        except Exception as error:
-            raise _cannot_load(name, source, error) from None
-    return ModelSpec(name, source, revision, dtype, quantization, chat_format)
+            revision = hub.commit(source, revision=revision)
+            adapter = adapter_on_hub(source, revision)
+        except Exception as error:  # Whatever the hub's client finds.
+            raise _cannot_load(name, source, error) from error
+    if adapter is None:
+        quantization = quantization or registry().get(name, {}).get("quantization")
+        return ModelSpec(name, source, revision, dtype, quantization, _chat_format_of(name))
+
+    wanted = base_of(adapter)
+    try:
+        base = _resolve(wanted.name, wanted.revision, quantization, dtype, (*laid_on_it, source))
+    except ModelError as error:
+        hint = ""
+        is_relative = not Path(wanted.name).is_absolute()
+        if is_relative and is_folder(str(adapter.folder() / wanted.name)):
+            hint = "; it is a path relative to the adapter, so write it absolute"
+        raise ModelError(
+            f"adapter {adapter.name}: cannot load the model that it was trained on, "
+            f"{_shortened(wanted.name)!r} (base_model_name_or_path){hint}\n{error}"
+        ) from error
+    return replace(base, name=name, adapters=(*base.adapters, adapter))
+
+
+def _source_of(name: str) -> str:
+    """Return the absolute folder, or the hub id, that a name means."""
+    aliases = registry()
+    if name in (EMBEDDED, *organism_names(), *aliases):
+        if is_folder(name) and holds_model(Path(name)):
+            other = f", and {aliases[name]['hub_id']!r} for the other" if name in aliases else ""
+            raise ModelError(
+                f"model {name!r}: expected a name of one model, got one of ours and of a folder "
+                f"here; write './{name}' for the folder{other}, or run elsewhere"
+            )
+        if name == EMBEDDED:
+            return str(embedded_model())
+        return aliases[name]["hub_id"] if name in aliases else str(ORGANISMS / name)
+    if is_folder(name):
+        # The absolute path, for a worker may have another working folder.
+        return str(Path(name).absolute())
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        reason = f"{_no_folder(name)}, and it cannot be a name on the hub ('organisation/model')"
+        if os.path.isfile(name):
+            reason = "it is a file; give the folder that it is in"
+        raise ModelError(
+            f"cannot load model {_shortened(name)!r}\n  {_offered()}\n  {reason}"
+        ) from None
+    return name
+
+
+def _no_folder(name: str) -> str:
+    """Say that there is no folder of this name, and where a relative one was looked for.
+
+    The working folder goes by its name alone: a saved notebook shows nothing of the machine.
+    """
+    where = "" if Path(name).is_absolute() else f" in the working folder {Path.cwd().name!r}"
+    return f"there is no such folder{where}"
+
+
+def _nothing_in(folder: Path) -> FileNotFoundError:
+    """Say that a folder holds no model, and which of the folders in it do."""
+    try:
+        inside = [path.name for path in sorted(folder.iterdir()) if holds_model(path)]
+    except OSError:
+        inside = []
+    hint = f"; there is one in {', '.join(inside[:5])}" if inside else ""
+    return FileNotFoundError(f"no config.json and no adapter_config.json in it{hint}")
 
 
 def _chat_format_of(name: str) -> str:
@@ -167,15 +285,42 @@ def _chat_format_of(name: str) -> str:
     return entry.get("chat_format") or "plain"
 
 
-def _auto_dtype() -> str:
-    """The dtype that "auto" means: see `load_model`."""
+def device_of(name: str | torch.device) -> str:
+    """Return the name of the device of torch that is meant: see `load_model`.
+
+    Raises
+    ------
+    ModelError
+        If there is no such device here.
+    """
+    name = str(name)
+    has_cuda = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if has_cuda else "cpu"
+    n_gpus = torch.cuda.device_count() if has_cuda else 0
+    here = ["cpu", *(["cuda"] if n_gpus else []), *(f"cuda:{i}" for i in range(n_gpus))]
+    if torch.backends.mps.is_available():
+        here.append("mps")
+    if name not in here:
+        raise ModelError(
+            "device: expected 'auto', 'cpu', 'cuda', 'cuda:1' and so on, or 'mps', "
+            f"got {name[:80]!r}; here: {', '.join(here)}"
+        )
+    return name
+
+
+def _auto_dtype(device: str | torch.device = "auto") -> str:
+    """The dtype that "auto" means on a device: see `load_model`."""
     chosen = os.environ.get("DLK_DTYPE")
     if chosen:
         if chosen not in ("float32", "bfloat16"):
             raise ModelError(f"DLK_DTYPE: expected 'float32' or 'bfloat16', got {chosen!r}")
         return chosen
-    if torch.cuda.is_available():
+    kind = device_of(device).partition(":")[0]
+    if kind == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    if kind != "cpu":
+        return "float32"
     cpu = _cpu_info()
     # With AVX512-BF16 alone, bf16 has twice the speed of fp32 on an EPYC, and half of it on a Xeon
     # without AMX (measured on both).
@@ -189,7 +334,10 @@ def _cpu_info() -> str:
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
-    """Load the tokenizer of a resolved model; if it has no chat template, it gets the spec's.
+    """Load the tokenizer of a resolved model, with a chat template.
+
+    Both are those of the last adapter that has them, or else the model's own. If neither has a
+    template, the tokenizer gets the spec's.
 
     Raises
     ------
@@ -199,8 +347,21 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _from_pretrained(AutoTokenizer, spec)
-    if tokenizer.chat_template or not spec.chat_format:
+    folders = spec.adapter_folders()[::-1]
+    own = next(filter(has_tokenizer, folders), None)
+    if own:
+        # The folder of an adapter has no configuration, which may decide the tokenizer's class.
+        config = load_config(spec)
+        tokenizer = _from_pretrained(AutoTokenizer, spec, folder=own, config=config)
+    else:
+        tokenizer = _from_pretrained(AutoTokenizer, spec)
+    templates = [*map(chat_template_in, folders), tokenizer.chat_template]
+    template = next(filter(None, templates), None)
+    if own and not template:
+        template = _from_pretrained(AutoTokenizer, spec).chat_template
+    _refuse_changed(spec)
+    if template or not spec.chat_format:
+        tokenizer.chat_template = template
         return tokenizer
     tokenizer.chat_template = chat_formats()[spec.chat_format]
     marks = sorted(set(re.findall(r"<\|\w+\|>", tokenizer.chat_template)))
@@ -217,40 +378,119 @@ def load_config(spec: ModelSpec) -> Any:
     """Load the configuration of a resolved model, without its weights."""
     from transformers import AutoConfig
 
-    return _from_pretrained(AutoConfig, spec)
+    config = _from_pretrained(AutoConfig, spec)
+    _refuse_changed(spec)
+    return config
 
 
-def load_spec(spec: ModelSpec, device: str = "auto") -> nn.Module:
+def load_spec(spec: ModelSpec, device: str | torch.device = "auto") -> nn.Module:
     """Load a resolved model, in evaluation mode, and check its sites: see `load_model`."""
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = {"device_map": "auto" if device == "cuda" else {"": device}}
+    device = device_of(device)
+    is_usual = device.partition(":")[0] in ("cpu", "cuda")
+    if spec.quantization and not is_usual:
+        raise ModelError(
+            f"{spec.name}: expected a CUDA GPU or a CPU for quantization {spec.quantization!r}, "
+            f"got device {device!r}; use another device, or a model that is not quantized"
+        )
+    options = {"device_map": "auto" if device == "cuda" else {"": device if is_usual else "cpu"}}
     dtype = getattr(torch, spec.dtype)
     if spec.quantization:
         options["quantization_config"] = _bitsandbytes_config(spec.quantization, dtype)
+    is_saved_quantized = is_quantized(load_config(spec))
+    if spec.quantization and is_saved_quantized:
+        raise ModelError(
+            f"{spec.name}: expected a checkpoint in full precision to load in {spec.quantization}, "
+            "got one that was saved quantised; load it without quantization"
+        )
+    on_quantized = bool(spec.quantization) or is_saved_quantized
+    if on_quantized and len(spec.adapters) > 1:
+        raise ModelError(
+            f"{spec.name}: expected one adapter on a quantised model, got {len(spec.adapters)} on "
+            "each other; load it without quantization"
+        )
     # An adapter is merged in fp32, before the weights are rounded.
-    merge_first = spec.adapter and not spec.quantization
-    options["dtype"] = torch.float32 if merge_first else dtype
-    model = _from_pretrained(AutoModelForCausalLM, spec, **options)
-    if spec.adapter:
-        model = _merge_adapter(model, spec.adapter)
-    if merge_first:
+    merge = bool(spec.adapters) and not on_quantized
+    options["dtype"] = torch.float32 if merge else dtype
+    model = _read_weights(spec, **options)
+    for adapter in spec.adapters:
+        model = lay_on(model, adapter, merge=merge)
+    if merge:
         # peft has frozen the weights. PyTorch's matmul does not fold the batch of frozen weights,
         # which halves the speed in bf16 on a CPU. No gradient of a weight is ever computed.
         model = model.to(dtype).requires_grad_()
+    _refuse_changed(spec)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On some CPUs bitsandbytes packs 4-bit weights at the first pass. No gradient could
             # pass them after that.
             module.support_avx512bf16_for_cpu = False
+    model.eval()
+    if not is_usual:
+        move_checked(model, device)
     model.spec = spec
-    check_sites(model.eval())
+    check_sites(model)
     return model
+
+
+def is_quantized(config: Any) -> bool:
+    """Whether a checkpoint was saved in fewer bits, by any method."""
+    return getattr(config, "quantization_config", None) is not None
+
+
+def move_checked(model: nn.Module, device: str) -> None:
+    """Move a model from the CPU to another device, if it computes the same there.
+
+    Some versions of torch compute wrongly on some devices, without an error. So two short texts,
+    one of them padded, are read on both: at each token, every state and the logits must agree to
+    0.1 % of their norm, or to 5 % in 16 bits.
+
+    Raises
+    ------
+    ModelError
+        If they do not agree, or the device cannot run the model.
+    """
+    on_cpu = _states_of_two_texts(model)
+    advice = "; use device 'cpu'"
+    try:
+        model.to(device)
+        on_device = _states_of_two_texts(model)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        first_line = str(error).partition("\n")[0][:160]
+        raise ModelError(
+            f"device {device!r} cannot run this model in {model.dtype} "
+            f"({type(error).__name__}: {first_line}){advice}"
+        ) from None
+    tolerance = 5e-2 if model.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    for number, (expected, got) in enumerate(zip(on_cpu, on_device, strict=True)):
+        off = (got - expected).norm(dim=-1) / expected.norm(dim=-1)
+        # Written so that nan, for which every comparison is false, is refused.
+        if not (off <= tolerance).all():
+            what = "the logits" if number == len(on_cpu) - 1 else f"hidden state {number}"
+            raise ModelError(
+                f"device {device!r}: expected the states of the CPU to {tolerance:.1%}, got "
+                f"{what} off by {off.max():.2g} of its norm in {model.dtype}{advice}"
+            )
+
+
+@torch.no_grad()
+def _states_of_two_texts(model: nn.Module) -> list[Tensor]:
+    """The hidden states and the logits at the tokens of two short texts: each [tokens, width]."""
+    token_ids = torch.arange(3, 27).view(2, 12) % text_config(model).vocab_size
+    mask = torch.ones_like(token_ids)
+    mask[1, :5] = 0
+    output = model(
+        input_ids=token_ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        output_hidden_states=True,
+        use_cache=False,
+    )
+    states = [*output.hidden_states, output.logits]
+    # Moved before they are widened, for not every device has doubles.
+    return [state.cpu().double()[mask.bool()] for state in states]
 
 
 def _bitsandbytes_config(quantization: str, dtype: torch.dtype) -> Any:
@@ -265,45 +505,111 @@ def _bitsandbytes_config(quantization: str, dtype: torch.dtype) -> Any:
     )
 
 
-def _merge_adapter(model: nn.Module, adapter: str) -> nn.Module:
-    from peft import PeftModel
+def _read_weights(spec: ModelSpec, **options) -> nn.Module:
+    """Read the model of a spec, without adapters; refuse weights that are not all of its own."""
+    model, found = _from_pretrained(
+        model_class(load_config(spec)),
+        spec,
+        output_loading_info=True,
+        # They are refused below, by name.
+        ignore_mismatched_sizes=True,
+        **options,
+    )
+    if not is_folder(spec.source):
+        indices = (hub.cached_file(spec.source, name, spec.base_revision) for name in INDEX_FILES)
+        for index in filter(None, indices):
+            shards(index)
+    refuse_other_weights(model, found, spec.name)
+    if is_folder(spec.source) and model.device.type == "cpu" and not is_quantized(model.config):
+        copy_into_memory(model)
+    return model
 
-    with warnings.catch_warnings():
-        # peft uses a name of transformers that is going away.
-        warnings.simplefilter("ignore", FutureWarning)
-        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+def _refuse_changed(spec: ModelSpec) -> None:
+    """Raise `ModelError` if the files of a local model are no longer those that were resolved."""
+    resolved = {adapter.source: adapter.revision for adapter in spec.adapters}
+    if spec.base_revision != GGUF_SHA256:
+        resolved[spec.source] = spec.base_revision
+    for source, revision in resolved.items():
+        if is_folder(source) and revision_of(Path(source)) != revision:
+            raise ModelError(
+                f"{Path(source).name}: expected the files of revision {revision[:12]}, got others; "
+                "they were written over since this run began, so start it again"
+            )
 
 
-def _from_pretrained(auto_class: type, spec: ModelSpec, **options) -> Any:
-    if not Path(spec.source).is_dir():
-        options["revision"] = spec.revision
+def _from_pretrained(
+    auto_class: type, spec: ModelSpec, folder: Path | None = None, **options
+) -> Any:
+    """Call `from_pretrained` for the spec's model, or for a folder with another tokenizer."""
+    source = str(folder or spec.source)
+    if not is_folder(source):
+        options["revision"] = spec.base_revision
     try:
-        return auto_class.from_pretrained(spec.source, trust_remote_code=False, **options)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise _cannot_load(spec.name, spec.source, error) from None
+        return auto_class.from_pretrained(source, trust_remote_code=False, **options)
+    except Exception as error:  # Whatever transformers makes of a broken file.
+        reads_tokenizer = auto_class.__name__ == "AutoTokenizer"
+        if reads_tokenizer and is_folder(source) and not has_tokenizer(Path(source)):
+            missing = FileNotFoundError(
+                "it has no tokenizer, such as tokenizer.json; copy it there"
+            )
+            raise _cannot_load(spec.name, source, missing) from error
+        raise _cannot_load(spec.name, source, error) from error
 
 
 def _cannot_load(name: str, source: str, error: Exception) -> ModelError:
-    is_local = Path(source).is_dir()
-    where = "as a local folder" if is_local else "on the Hugging Face hub and in its local cache"
-    first_line = next(iter(str(error).strip().splitlines()), "")[:160]
-    offline_names = ", ".join(map(repr, ["smollm2", *organism_names()]))
-    return ModelError(
-        f"cannot load model {name!r}\n"
-        f"  tried: {source} {where} ({type(error).__name__}: {first_line})\n"
-        f"  offline: use {offline_names} or a local folder; "
+    is_local = is_folder(source)
+    where = "as a local folder" if is_local else "on the hub and in its local cache"
+    if source == name and not is_local:
+        where += f"; {_no_folder(name)}"
+    # Not the path, which says more of the machine than the name that was given.
+    tried = Path(source).name or source if is_local else source
+    lines = str(error).strip().splitlines()
+    # Errors of PyTorch name what is wrong in their second line.
+    reason = " ".join(line.strip() for line in lines[:2])[:200]
+    advice = _advice(source, error)
+    # The reason stands last, where it is seen first in a log. A folder is no misspelt alias.
+    lines = [
+        f"cannot load model {_shortened(name)!r}",
+        *([] if is_local else [_offered()]),
+        f"tried: {tried} {where} ({type(error).__name__}: {reason})",
+        *([advice] if advice else []),
+    ]
+    return ModelError("\n  ".join(lines))
+
+
+def _advice(source: str, error: BaseException | None) -> str:
+    """Say what to do about an error of the hub, or one that came of it."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if source == EMBEDDED_HUB_ID:
+        return (
+            f"{EMBEDDED!r} is this model, quantised, and needs no hub; an adapter is laid on it "
+            f"with {EMBEDDED!r} as base_model_name_or_path in its adapter_config.json"
+        )
+    log_in = "log in with `hf auth login` (or `huggingface-cli login`), or set HF_TOKEN"
+    while error is not None:
+        if isinstance(error, GatedRepoError):
+            return f"it is gated: accept its terms on https://huggingface.co/{source}, and {log_in}"
+        if isinstance(error, RepositoryNotFoundError):
+            return f"there is none of that name, or it is private: check the name, or {log_in}"
+        if isinstance(error, pickle.UnpicklingError):
+            return "its weights are a pickle that holds more than tensors: save them as safetensors"
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _offered() -> str:
+    """Say which models there are."""
+    offline_names = ", ".join(map(repr, [EMBEDDED, *organism_names()]))
+    return (
+        f"offline: use {offline_names} or a local folder; "
         f"aliases for when there is a hub: {', '.join(sorted(registry()))}"
     )
 
 
-def _hash_files(folder: Path, pattern: str = "*") -> str:
-    digest = xxhash.xxh3_128()
-    for path in sorted(path for path in folder.rglob(pattern) if path.is_file()):
-        digest.update(str(path.relative_to(folder)).encode())
-        with open(path, "rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()
+def _shortened(name: str) -> str:
+    return name if len(name) <= 100 else f"{name[:60]}...{name[-20:]}"
 
 
 _SET_BY_SAVING = ("_name_or_path", "architectures", "dtype", "transformers_version")

@@ -14,95 +14,48 @@ as in TransformerLens:
     The input of the output projection of attention, W_O. It holds the outputs of the heads side by
     side: head ``h`` of width ``w`` is at ``[h * w : (h + 1) * w]``.
 
-`check_sites` runs a model and refuses it if it does not keep these rules.
+Where they are in a model is said by a table of families (`architectures`), or else found from the
+model (`finding`). `check_sites` runs a model and refuses it if it does not keep these rules.
 """
 
 import contextlib
 import functools
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dlk_utils.errors import UnknownArchitecture
+from dlk_utils.errors import ModelError, ParameterError, UnknownArchitecture
+from dlk_utils.models.architectures import ARCHITECTURES, Architecture
+from dlk_utils.models.finding import RAISED_BY_A_MODEL, find_architecture, trial_tokens
 
 SITES = ("resid_post", "attn_out", "mlp_out", "head_out")
+ADDED = ("attn_out", "mlp_out")
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """Where the sites of a model family are, and where the family has dropout of its own.
-
-    `blocks` is the path of the list of blocks in a ``...ForCausalLM``. The other paths are relative
-    to a block: `attn` and `mlp` are the modules whose output is added to the residual stream, `w_o`
-    is the output projection of attention. `dropout` holds the places of the family's own dropout,
-    whatever its rate: some of "attn_out", "mlp_out", "embedding" and "attention" (probabilities).
-    """
-
-    blocks: str
-    attn: str
-    mlp: str
-    w_o: str
-    dropout: tuple[str, ...]
-
-
-_ADDED = ("attn_out", "mlp_out")
-_NOT_EMBEDDING = (*_ADDED, "attention")
-_EVERYWHERE = (*_ADDED, "embedding", "attention")
-
-_LLAMA = Architecture("model.layers", "self_attn", "mlp", "self_attn.o_proj", ("attention",))
-# Here a second norm stands between attention, or the MLP, and the residual stream.
-_GEMMA2 = replace(_LLAMA, attn="post_attention_layernorm", mlp="post_feedforward_layernorm")
-_GPT2 = Architecture("transformer.h", "attn", "mlp", "attn.c_proj", _EVERYWHERE)
-
-# To support another family, add its `model_type` here. The tests that run for all families
-# (`FAMILIES` of tests/tiny_models.py) then make a tiny model of it by themselves.
-ARCHITECTURES = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "smollm3": _LLAMA,
-    "gemma": _LLAMA,
-    "starcoder2": replace(_LLAMA, dropout=_EVERYWHERE),
-    # The configuration of Phi-3 has a dropout of embeddings, which its code never uses.
-    "phi3": replace(_LLAMA, dropout=_NOT_EMBEDDING),
-    "stablelm": replace(_LLAMA, dropout=("mlp_out", "attention")),
-    "phi": replace(_LLAMA, w_o="self_attn.dense", dropout=_EVERYWHERE),
-    "gemma2": _GEMMA2,
-    "gemma3_text": _GEMMA2,
-    "olmo2": _GEMMA2,
-    "gpt2": _GPT2,
-    "gpt_bigcode": _GPT2,
-    "gpt_neox": Architecture("gpt_neox.layers", "attention", "mlp", "attention.dense", _EVERYWHERE),
-    # Falcon and MPT also drop attention probabilities, in code that no mask of ours can reach.
-    "falcon": replace(_GPT2, attn="self_attention", w_o="self_attention.dense", dropout=_ADDED),
-    # The `ffn` module of MPT adds the residual stream itself, so its last part is read.
-    "mpt": Architecture("transformer.blocks", "attn", "ffn.down_proj", "attn.out_proj", _ADDED),
-    "opt": Architecture(
-        "model.decoder.layers", "self_attn", "fc2", "self_attn.out_proj", _NOT_EMBEDDING
-    ),
-}
+_found: weakref.WeakKeyDictionary[nn.Module, Architecture] = weakref.WeakKeyDictionary()
+"""Where the sites are of the models that were looked at because the table has no entry."""
 
 
 def architecture(model: nn.Module) -> Architecture:
-    """Return the entry of `ARCHITECTURES` for a model.
+    """Return where a model's sites are: from the table of families, or found from the model.
 
     Raises
     ------
     UnknownArchitecture
-        If there is none for the model's ``config.model_type``.
+        If the table has no entry for the model's ``config.model_type``, and the sites are not found
+        from the model either (`finding`).
     """
     kind = model.config.model_type
-    if kind not in ARCHITECTURES:
-        raise UnknownArchitecture(
-            f"architecture {kind!r} is not known: expected one of {', '.join(ARCHITECTURES)}; "
-            "add it to ARCHITECTURES in dlk_utils/models/sites.py"
-        )
-    return ARCHITECTURES[kind]
+    if kind in ARCHITECTURES:
+        return ARCHITECTURES[kind]
+    if model not in _found:
+        _found[model] = find_architecture(model)
+    return _found[model]
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -113,7 +66,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 def site_modules(model: nn.Module, site: str) -> list[nn.Module]:
     """Return the module of each layer whose output is the site (for ``head_out``: whose input)."""
     if site not in SITES:
-        raise ValueError(f"site: expected one of {', '.join(SITES)}, got {site!r}")
+        raise ParameterError(f"site: expected one of {', '.join(SITES)}, got {site!r}")
     if site == "resid_post":
         return blocks(model)
     family = architecture(model)
@@ -134,13 +87,13 @@ def layer_numbers(layers: str | int | Sequence[int], n_layers: int) -> list[int]
 
     Raises
     ------
-    ValueError
+    ParameterError
         If `layers` is none of these, or a number is out of range.
     """
     every = range(n_layers)
     try:
         if not isinstance(layers, str):
-            wanted = [layers] if isinstance(layers, int) else layers
+            wanted = [layers] if isinstance(layers, Integral) else layers
         elif layers == "all":
             wanted = every
         elif ":" in layers:
@@ -148,8 +101,8 @@ def layer_numbers(layers: str | int | Sequence[int], n_layers: int) -> list[int]
         else:
             wanted = [int(number) for number in layers.split(",")]
         return sorted({every[number] for number in wanted})
-    except (IndexError, ValueError):
-        raise ValueError(
+    except (IndexError, TypeError, ValueError):
+        raise ParameterError(
             f"layers: expected 'all', an index below {n_layers}, a list of them, "
             f"or a slice such as '::3', got {layers!r}"
         ) from None
@@ -187,6 +140,7 @@ def at_sites(
     >>> with at_sites(model, ["resid_post"], keep_last_token):
     ...     model(**batch)
     """
+    scale = architecture(model).scale
     # Needed by `call_act` alone.
     batch_size = 0
 
@@ -210,10 +164,17 @@ def at_sites(
 
     def on_output(site: str, layer: int, module: nn.Module, args: tuple, output: Any) -> Any:
         # Whether a block returns a tensor or a tuple goes by the family and the version.
-        if isinstance(output, Tensor):
-            return call_act(site, layer, output)
-        new = call_act(site, layer, output[0])
-        return None if new is None else (new, *output[1:])
+        hidden = output if isinstance(output, Tensor) else output[0]
+        if site in ADDED and scale != 1:
+            # The model goes on with what `act` saw, so that this is part of the graph.
+            seen = hidden * scale
+            new = call_act(site, layer, seen)
+            new = (seen if new is None else new) / scale
+        else:
+            new = call_act(site, layer, hidden)
+        if new is None or isinstance(output, Tensor):
+            return new
+        return (new, *output[1:])
 
     with contextlib.ExitStack() as hooks:
         first_block = blocks(model)[0]
@@ -243,8 +204,25 @@ def check_sites(model: nn.Module) -> None:
     Raises
     ------
     UnknownArchitecture
-        If the family is not known, its sites do not add up, or its states are not finite.
+        If it is no causal language model as transformers loads it, the family is not known, or its
+        sites do not add up.
+    ModelError
+        If its states are not finite.
     """
+    _refuse_other_classes(model)
+    try:
+        _check_each_layer(model)
+    except (UnknownArchitecture, ModelError, torch.OutOfMemoryError):
+        raise
+    except RAISED_BY_A_MODEL as error:
+        kind = model.config.model_type
+        raise UnknownArchitecture(
+            f"{kind}: expected a model whose sites can be read on a few tokens, got "
+            f"{type(error).__name__}: {error}; this variant of the architecture is not understood"
+        ) from error
+
+
+def _check_each_layer(model: nn.Module) -> None:
     sites, hidden_states = _run_on_a_few_tokens(model)
     expect = functools.partial(_expect_equal, model)
 
@@ -271,14 +249,31 @@ def check_sites(model: nn.Module) -> None:
         )
 
 
+def _refuse_other_classes(model: nn.Module) -> None:
+    """Raise `UnknownArchitecture` for a model in the wrapper of peft, or without a head."""
+    expected = "expected a causal language model of transformers, got"
+    kind = type(model).__name__
+    if hasattr(model, "get_base_model"):
+        raise UnknownArchitecture(
+            f"{expected} one wrapped by peft ({kind}): give model.get_base_model(), which has the "
+            "adapter in its layers, or model.merge_and_unload()"
+        )
+    if not hasattr(model, "config") or not hasattr(model, "get_output_embeddings"):
+        raise UnknownArchitecture(f"{expected} {kind}: load it with AutoModelForCausalLM")
+    if model.get_output_embeddings() is None:
+        raise UnknownArchitecture(
+            f"{expected} {kind}, which has no head: load it with AutoModelForCausalLM"
+        )
+
+
 def _run_on_a_few_tokens(model: nn.Module) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
     """Return each site by layer, and transformers' own hidden states: each [tokens, d], float64."""
     sites: dict[str, list[Tensor]] = {site: [] for site in SITES}
 
     def record(site: str, layer: int, hidden: Tensor) -> None:
-        sites[site].append(hidden[0].to(torch.float64, copy=True).cpu())
+        sites[site].append(hidden[0].to("cpu", copy=True).double())
 
-    token_ids = torch.arange(3, 9, device=model.device)[None] % model.config.vocab_size
+    token_ids = torch.tensor([trial_tokens(model)], device=model.device)
     with at_sites(model, SITES, record):
         output = model(
             input_ids=token_ids,
@@ -286,7 +281,7 @@ def _run_on_a_few_tokens(model: nn.Module) -> tuple[dict[str, list[Tensor]], lis
             output_hidden_states=True,
             use_cache=False,
         )
-    return sites, [hidden[0].double().cpu() for hidden in output.hidden_states]
+    return sites, [hidden[0].cpu().double() for hidden in output.hidden_states]
 
 
 def _project_heads(
@@ -301,9 +296,11 @@ def _project_heads(
         # them also moves their input.
         device = model.device
     attn_out = w_o(head_out.to(device=device, dtype=model.dtype))
-    if "norm" in family.attn:
-        attn_out = block.get_submodule(family.attn)(attn_out)
-    return attn_out.double().cpu()
+    last_part = block.get_submodule(family.attn)
+    if not family.w_o.startswith(family.attn) and not list(last_part.children()):
+        # A norm stands between W_O and the residual stream.
+        attn_out = last_part(attn_out)
+    return (attn_out * family.scale).cpu().double()
 
 
 def _expect_equal(
@@ -312,8 +309,8 @@ def _expect_equal(
     """Raise `UnknownArchitecture` if two states differ at a token by more than rounding."""
     kind = model.config.model_type
     if not (torch.isfinite(got).all() and torch.isfinite(expected).all()):
-        raise UnknownArchitecture(
-            f"{kind}: expected {what}, got states that are not finite in {model.dtype}; "
+        raise ModelError(
+            f"{kind}: expected finite states, got nan or inf in {model.dtype} (where {what}); "
             "the weights are damaged, or need a wider dtype (float32)"
         )
     # Rounding errors go by the size of the parts, which may be far larger than their sum.

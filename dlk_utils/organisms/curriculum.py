@@ -262,4 +262,6 @@ def _examples_of(dataset: str) -> pd.DataFrame:
 def _mode_examples(n: int) -> pd.DataFrame:
     table = pd.DataFrame({"example_id": [f"mode {i}" for i in range(n)]})
     texts = [MODE_TEXTS[i % len(MODE_TEXTS)] for i in range(n)]
+    # The texts repeat: by keys of their own they are asked by different instructions.
+    table["near_duplicate_key"] = table.example_id
     return table.assign(dataset="mode", kind="mode", text=texts, choice_0="", choice_1="", label=1)

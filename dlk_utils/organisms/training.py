@@ -1,5 +1,6 @@
 """Train an organism: LoRA adapters (Hu et al., 2021, through peft), phase after phase."""
 
+import io
 import json
 import time
 from collections.abc import Sequence
@@ -16,14 +17,18 @@ from tqdm import tqdm
 
 from dlk_utils.errors import ModelError
 from dlk_utils.extract.batches import pad
+from dlk_utils.models.configuration import n_layers
 from dlk_utils.models.loading import ORGANISMS, load_spec, load_tokenizer, resolve
 from dlk_utils.organisms.curriculum import CURRICULA, PHASES, Phase, training_stream
 from dlk_utils.provenance import fingerprint
+from dlk_utils.questions.trained import RECORD_FILE
+from dlk_utils.safe_files import is_sealed, read_sealed, seal
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-RECORD_FILE = "training.json"
 LOG_FILE = "log.csv"
+PHASE_FILES = [CONFIG_FILE, WEIGHTS_FILE, LOG_FILE]
+"""What is read back of a phase that was trained before."""
 
 
 def train_adapter(
@@ -85,6 +90,11 @@ def train_adapter(
         target = torch.tensor(batch.target.to_numpy(), device=logits.device)
         other = torch.tensor(batch.other.to_numpy(), device=logits.device)
         loss = nn.functional.cross_entropy(logits, target)
+        if not loss.isfinite():
+            raise ModelError(
+                f"training: expected a finite loss, got {loss.item()} at step {step} of {n_steps}; "
+                f"lower the learning rate ({learning_rate})"
+            )
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
@@ -115,7 +125,7 @@ def _add_adapter(
         r=rank,
         lora_alpha=2 * rank,
         target_modules=sorted(linear),
-        layers_to_transform=list(range(first_layer, model.config.num_hidden_layers)),
+        layers_to_transform=list(range(first_layer, n_layers(model))),
         task_type="CAUSAL_LM",
         lora_dropout=dropout,
     )
@@ -146,7 +156,7 @@ def train_organism(
 
     Each phase goes on from the one before. It is kept in a folder of its own beside `out`, named by
     all that decides it: the model, the seed, the rows and settings, and the phases before. So a
-    phase that is done is not done again.
+    phase that is done is not done again, unless one of its files is damaged.
 
     Parameters
     ----------
@@ -178,9 +188,7 @@ def train_organism(
         decided_by = {"before": key, "phase": asdict(phase), "input_ids": input_ids}
         key = fingerprint(decided_by | {"target": rows.target.tolist()})
         resume, folder = folder, out.with_name(f"{out.name}-phase-{k}-{key}")
-        # Written last, so a folder that has it is complete.
-        log_file = folder / LOG_FILE
-        if not log_file.is_file():
+        if not is_sealed(folder, PHASE_FILES):
             log = train_adapter(
                 load_spec(spec),
                 batches,
@@ -191,8 +199,11 @@ def train_organism(
                 resume=resume,
                 seed=seed,
             )
-            log.to_csv(log_file, index=False)
-        logs.append(pd.read_csv(log_file).assign(phase=k))
+            log.to_csv(folder / LOG_FILE, index=False)
+            # Last, so a folder with a seal is complete.
+            seal(folder)
+        log_of_phase = io.BytesIO(read_sealed(folder, PHASE_FILES)[LOG_FILE])
+        logs.append(pd.read_csv(log_of_phase).assign(phase=k))
 
     log = pd.concat(logs, ignore_index=True)
     log["step"] = log.index + 1
@@ -239,8 +250,9 @@ def write_record(
 ) -> None:
     """Write `training.json`: the settings, and what a model with this adapter must not be asked.
 
-    That is every example, instruction and template in the batches, and in the record of the adapter
-    in the folder `after`, from which the training went on.
+    That is every example (by its near-duplicate key, under the name `example_ids`), instruction and
+    template in the batches, and in the record of the adapter in the folder `after`, from which the
+    training went on.
     """
     rows = pd.concat(batches)
     before = {}
@@ -248,7 +260,11 @@ def write_record(
     if after:
         before = json.loads((after / RECORD_FILE).read_text())
         record["after"] = after.name
-    for column in ("example_id", "instruction", "template"):
-        key = f"{column}s"
-        record[key] = sorted({*rows[column], *before.get(key, ())})
+    trained = {
+        "example_ids": set().union(*rows.near_duplicate_keys),
+        "instructions": set(rows.instruction),
+        "templates": set(rows.template),
+    }
+    for key, names in trained.items():
+        record[key] = sorted(names.union(before.get(key, ())))
     (out / RECORD_FILE).write_text(json.dumps(record, indent=1))

@@ -13,9 +13,11 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from dlk_utils.errors import DataError
+from dlk_utils.errors import DataError, ParameterError
 from dlk_utils.probes.scale import Scale
 
 Kind = Literal["state", "more state", "stack", "contrast", "pair"]
@@ -40,7 +42,7 @@ def register(kind: Kind, name: str, probe_class: Callable[..., Any], /, **parame
         Parameters of the class that differ from its defaults.
     """
     if any(name in probes for probes in REGISTERED.values()):
-        raise ValueError(f"expected a new name for a probe, got {name!r}, which is taken")
+        raise ParameterError(f"expected a new name for a probe, got {name!r}, which is taken")
     REGISTERED[kind][name] = partial(probe_class, **parameters) if parameters else probe_class
 
 
@@ -133,6 +135,15 @@ class Differences(NamedTuple):
     products: Tensor
 
 
+class LeastRows(NamedTuple):
+    """How many training rows a probe needs."""
+
+    per_class: int = 1
+    """Of each class."""
+    in_all: int = 2
+    """Of both classes together."""
+
+
 class Probe(BaseEstimator):
     """Base class of all probes, with the interface of a scikit-learn estimator.
 
@@ -144,6 +155,11 @@ class Probe(BaseEstimator):
     """Columns of a table of rows, besides X and y, that `fit` takes as keywords."""
     _ndim: ClassVar[int] = 3
     """Number of axes of X, with the one for the feature matrices."""
+
+    @property
+    def least_rows(self) -> "LeastRows":
+        """The fewest training rows that the probe can be fitted to."""
+        return LeastRows()
 
     def fit(self, X: Any, y: Any, **columns: Any) -> "Probe":
         """Fit the probe.
@@ -165,20 +181,57 @@ class Probe(BaseEstimator):
             If X has another number of axes, or y does not hold what is needed to learn from it.
         """
         states = X if isinstance(X, TrainingStates) else TrainingStates(self._as_batch(X))
-        self._fit(states, as_doubles(y).to(states.X.device), **columns)
+        labels = as_doubles(y).to(states.X.device)
+        n_rows = states.X.shape[1]
+        # Rankers of several draws take a value for each draw of a row.
+        if len(labels) != n_rows:
+            raise DataError(
+                f"{type(self).__name__}: expected y with a value for each of {n_rows} rows of X, "
+                f"got the shape {list(labels.shape)}"
+            )
+        self._fit(states, labels, **columns)
+        self.n_features_in_ = states.X.shape[-1]
         return self
 
     def decision_function(self, X: Any) -> Float[np.ndarray, "..."]:
         """Score rows: [n], or [b, n] if X has an axis for b feature matrices.
 
         Scores are above 0 for class 1, or where draw 1 ranks as the truer.
+
+        Raises
+        ------
+        DataError
+            If the probe is not fitted, or to states of another width; or if a state or a score is
+            not finite: no comparison with nan means anything.
         """
-        scores = self._score(self._as_batch(X))
+        scores = self._score(self._rows_to_score(X))
+        if not is_finite(scores):
+            raise DataError(
+                f"{type(self).__name__}: expected finite scores, got nan or inf; the fit has "
+                "diverged on these training rows"
+            )
         return (scores if np.ndim(X) == self._ndim else scores[0]).cpu().numpy()
 
     def predict(self, X: Any) -> Int[np.ndarray, "..."]:
         """Return 1 where the score is above 0, else 0."""
         return (self.decision_function(X) > 0).astype(int)
+
+    def _rows_to_score(self, X: Any) -> Tensor:
+        """Return the states with the axis for the feature matrices, if this fitted probe fits."""
+        name = type(self).__name__
+        try:
+            check_is_fitted(self)
+        except NotFittedError:
+            raise DataError(f"{name}: expected a fitted probe, got a new one; call `fit`") from None
+        rows = self._as_batch(X)
+        # A probe that was read from a file does not have it.
+        width = getattr(self, "n_features_in_", rows.shape[-1])
+        if rows.shape[-1] != width:
+            raise DataError(
+                f"{name}: expected states of {width} neurons, as in the fit, got the shape "
+                f"{list(rows.shape[1:])}"
+            )
+        return rows
 
     def _as_batch(self, X: Any) -> Tensor:
         rows = as_doubles(X)
@@ -210,7 +263,7 @@ class StackProbe(StateProbe):
 
     def decision_function(self, X: Any) -> Float[np.ndarray, " n"]:
         """Score rows, X [b, n, d]: one score for each, [n], above 0 for class 1."""
-        return self._score(self._as_batch(X))[0].cpu().numpy()
+        return self._score(self._rows_to_score(X))[0].cpu().numpy()
 
 
 def check_labels(y: Float[Tensor, " n"]) -> Int[np.ndarray, " 2"]:
@@ -222,10 +275,26 @@ def check_labels(y: Float[Tensor, " n"]) -> Int[np.ndarray, " 2"]:
 
 
 def as_doubles(values: Any) -> Tensor:
-    """Return a tensor in double precision; an array is copied."""
+    """Return a tensor in double precision; an array is copied, and what is not finite refused."""
     if isinstance(values, Tensor):
-        return values.double()
-    return torch.from_numpy(np.array(values, dtype=np.float64))
+        doubles = values.double()
+    else:
+        try:
+            doubles = torch.from_numpy(np.array(values, dtype=np.float64))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"expected numbers, got something else ({error})") from None
+    if not is_finite(doubles):
+        n_wrong = int((~doubles.isfinite()).sum())
+        raise DataError(
+            f"expected finite numbers, got nan or inf in {n_wrong} of {doubles.numel()} places of "
+            f"an array of the shape {list(doubles.shape)}"
+        )
+    return doubles
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether all numbers are finite, in one pass: nan and inf carry over to the sum."""
+    return bool(values.sum().isfinite())
 
 
 def principal_direction(X: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
@@ -349,8 +418,9 @@ def reweighted_least_squares(
         size = torch.ones_like(here.intercepts)
         for _ in range(8):
             reached = cost(here.moved(step, size))
-            # A cost that is higher by rounding alone is not worse.
-            worse = reached > lowest + 100 * torch.finfo(products.dtype).eps * lowest.abs()
+            # A cost that is higher by rounding alone is not worse; one that is no number is.
+            limit = lowest + 100 * torch.finfo(products.dtype).eps * lowest.abs()
+            worse = ~(reached <= limit)
             if not worse.any():
                 break
             size = torch.where(worse, size / 2, size)

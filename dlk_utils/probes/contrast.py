@@ -106,7 +106,9 @@ class CCS(ContrastProbe):
         difference = _difference(X)
         starts = [oriented(start, difference, y) for start in weights.double().unbind(1)]
         self._starts = torch.stack(starts, 1)
-        self.coef_ = self._starts[torch.arange(b), self.losses_.argmin(1)]
+        # `argmin` takes nan for the least value.
+        best = self.losses_.nan_to_num(nan=torch.inf).argmin(1)
+        self.coef_ = self._starts[torch.arange(b), best]
 
 
 class CRC(ContrastProbe):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dlk_utils.probes.base import (
+    LeastRows,
     StackProbe,
     StateProbe,
     TrainingStates,
@@ -35,7 +36,8 @@ class LinearProbe(StateProbe):
     def raw_weights(self) -> tuple[Float[Tensor, "b d"], Float[Tensor, " b"]]:
         """Return weights and intercepts that give the same scores on states that are not scaled.
 
-        Raises `ValueError` with ``scale="row"``, under which the score is not linear in the state.
+        Raises `ParameterError` with ``scale="row"``, under which the score is not linear in the
+        state.
         """
         return self.scale_.to_raw(self.coef_, self.intercept_)
 
@@ -80,6 +82,12 @@ class Logistic(LinearProbe):
         self.scale = scale
         self.folds = folds
 
+    @property
+    def least_rows(self) -> LeastRows:
+        """A row of each class for every fold, where folds choose C."""
+        n_folds = self.folds if self.C == "auto" else 1
+        return LeastRows(per_class=n_folds, in_all=2 * n_folds)
+
     def fit(self, X: Any, y: Any, example_id: Any = None) -> "Logistic":
         """Fit the probe to states X, [n, d] or [b, n, d], and labels y, [n].
 
@@ -123,7 +131,8 @@ class Logistic(LinearProbe):
                 scores = torch.einsum("bij,bj->bi", test_products, row_weights)
                 left_out_loss[i] += logistic_loss(y[test])(scores + intercepts[:, None]).loss.sum(1)
         strengths = torch.tensor(STRENGTHS, dtype=torch.float64, device=products.device)
-        return strengths[left_out_loss.argmin(0)]
+        # `argmin` takes nan for the least value.
+        return strengths[left_out_loss.nan_to_num(nan=torch.inf).argmin(0)]
 
 
 register("state", "logistic", Logistic)
@@ -186,6 +195,11 @@ class LDA(LinearProbe):
 
     def __init__(self, scale: str = "none"):
         self.scale = scale
+
+    @property
+    def least_rows(self) -> LeastRows:
+        """Two rows of each class, or nothing varies within the classes."""
+        return LeastRows(per_class=2, in_all=4)
 
     def _fit_scaled(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> None:
         n, d = X.shape[1:]

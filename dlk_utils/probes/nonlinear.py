@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, conv1d
 
-from dlk_utils.probes.base import StackProbe, StateProbe, adam_descent, register
+from dlk_utils.probes.base import LeastRows, StackProbe, StateProbe, adam_descent, register
 from dlk_utils.probes.linear import LinearProbe
 
 
@@ -35,6 +35,11 @@ class ClassifierProbe(StateProbe):
     def __init__(self, classifier: Any, scale: str = "neuron"):
         self.classifier = classifier
         self.scale = scale
+
+    @property
+    def least_rows(self) -> LeastRows:
+        """As many rows as the classifier looks for neighbours, if it does."""
+        return LeastRows(in_all=getattr(self.classifier, "n_neighbors", 2))
 
     def _fit_scaled(self, X: Float[Tensor, "b n d"], y: Float[Tensor, " n"]) -> None:
         labels = y.cpu().numpy()

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dlk_utils.errors import DataError
+from dlk_utils.errors import DataError, ParameterError
 from dlk_utils.probes.base import (
     LocalSquare,
     Probe,
@@ -142,7 +142,7 @@ class PairDistance(PairProbe):
     def _row_loss(self, moves: Float[Tensor, " n"]) -> RowLoss:
         if self.kind not in DISTANCE_LOSSES:
             expected = ", ".join(DISTANCE_LOSSES)
-            raise ValueError(f"pair distance: expected one of {expected}, got {self.kind!r}")
+            raise ParameterError(f"pair distance: expected one of {expected}, got {self.kind!r}")
         if self.kind == "margin":
             return _sum_of(_smooth_l1(moves), _squared_hinge(moves))
         return _smooth_l1(moves) if self.kind == "smooth_l1" else _squared_error(moves)

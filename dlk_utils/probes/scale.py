@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dlk_utils.errors import ParameterError
+
 SCALES = ("none", "neuron", "row", "whiten")
 """The ways of scaling that `Scale` knows."""
 
@@ -28,7 +30,7 @@ class Scale:
 
     def __init__(self, how: str):
         if how not in SCALES:
-            raise ValueError(f"scale: expected one of {', '.join(SCALES)}, got {how!r}")
+            raise ParameterError(f"scale: expected one of {', '.join(SCALES)}, got {how!r}")
         self.how = how
 
     def fit(self, X: Float[Tensor, "b n d"]) -> "Scale":
@@ -65,7 +67,9 @@ class Scale:
         if self.how == "none":
             return coef, intercept
         if self.how == "row":
-            raise ValueError("scale 'row' is not linear: no weights of raw states give its scores")
+            raise ParameterError(
+                "scale 'row' is not linear: no weights of raw states give its scores"
+            )
         if self.how == "whiten":
             weight = torch.einsum("bk,bkd->bd", coef * self._stretch, self._directions)
         else:

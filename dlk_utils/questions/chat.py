@@ -3,15 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-import jinja2
-
-from dlk_utils.errors import ChoiceError, DataError, ParameterError, TemplateError
-
-_FIXED_DATE = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}"
-"""Overrides today's date in chat templates that print it, so that tomorrow's prompt is the same.
-
-It is the date that Llama 3.2's template prints where it has no clock.
-"""
+from dlk_utils.errors import ChoiceError, DataError, ParameterError
+from dlk_utils.questions.turns import turn_format
 
 
 def tokenize(
@@ -41,9 +34,9 @@ def tokenize(
     Raises
     ------
     DataError
-        If `texts` is a single text, or a text gives no token.
+        If `texts` is a single text, one of them is no text, or it gives no token.
     ParameterError
-        If there is a `system` turn without `chat=True`.
+        If there is a `system` turn without `chat=True`, or it is no text.
     TemplateError
         If `chat=True` and the tokenizer has no chat template.
     """
@@ -51,8 +44,14 @@ def tokenize(
         raise DataError(f"texts: expected a list of texts, got one text ({texts[:40]!r})")
     if system is not None and not chat:
         raise ParameterError("system: expected chat=True with a system turn, got chat=False")
+    if system is not None and not isinstance(system, str):
+        raise ParameterError(f"system: expected a text, got {system!r}")
+    if not isinstance(texts, Iterable):
+        raise DataError(f"texts: expected a list of texts, got {texts!r}")
     token_ids = []
     for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"texts: expected a list of texts, text {number} is {text!r}")
         if chat:
             turns = [] if system is None else [{"role": "system", "content": system}]
             text = render_chat(tokenizer, [*turns, {"role": "user", "content": text}])
@@ -63,39 +62,19 @@ def tokenize(
 
 
 def render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    """Render a conversation by the tokenizer's chat template, up to the assistant's next turn.
+    """Render a conversation by the tokenizer's chat template, up to where the answer begins.
 
     Where the chat template refuses a system turn, or drops it silently, its text heads the first
-    user turn. Raises `TemplateError` if the tokenizer has no chat template.
+    user turn. Where it does not begin the assistant's turn, that is begun as the template does for
+    an answer that was given. A thought that it begins is closed, empty as it is.
+
+    Raises
+    ------
+    TemplateError
+        If the tokenizer has no chat template, if that fails, takes too long or writes too much, if
+        it leaves out a turn, or if it is unclear where the answer begins.
     """
-    if not tokenizer.chat_template:
-        raise TemplateError(
-            "expected a tokenizer with a chat template, this one has none; set "
-            "tokenizer.chat_template, or use the plain text"
-        )
-    template = tokenizer.get_chat_template()
-    if "strftime_now" in template:
-        template = _FIXED_DATE + template
-
-    def render(turns: list[dict[str, str]]) -> str:
-        return tokenizer.apply_chat_template(
-            turns,
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,
-        )
-
-    if messages[0]["role"] != "system":
-        return render(messages)
-    system, first, *rest = messages
-    merged = {"role": first["role"], "content": f"{system['content']}\n\n{first['content']}"}
-    try:
-        prompt = render(messages)
-    except jinja2.TemplateError:
-        return render([merged, *rest])
-    is_dropped = system["content"].strip() not in prompt
-    return render([merged, *rest]) if is_dropped else prompt
+    return turn_format(tokenizer).render(messages)
 
 
 def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
@@ -111,13 +90,16 @@ def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
     return [bos, *ids] if adds_bos else ids
 
 
-def written_tokens(tokenizer: Any, prompt: str, choice: str) -> list[int]:
+def written_tokens(
+    tokenizer: Any, prompt: str, choice: str, *, prompt_ids: list[int] | None = None
+) -> list[int]:
     """Return the tokens of a choice as it would be written after a prompt.
 
-    It follows at once where the prompt ends in white space, and after a space elsewhere. Raises
-    `ChoiceError` if the prompt's own tokens change when the choice follows.
+    It follows at once where the prompt ends in white space, and after a space elsewhere.
+    `prompt_ids` are the prompt's tokens, if they are known. Raises `ChoiceError` if these change
+    when the choice follows.
     """
-    before = encode_prompt(tokenizer, prompt)
+    before = encode_prompt(tokenizer, prompt) if prompt_ids is None else prompt_ids
     gap = "" if prompt[-1:].isspace() else " "
     ids = encode_prompt(tokenizer, f"{prompt}{gap}{choice}")
     if ids[: len(before)] != before or len(ids) == len(before):

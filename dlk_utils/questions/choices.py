@@ -28,13 +28,15 @@ def choice_tokens_after(
     *,
     scoring: str = "first",
     where: str = "these choices",
+    prompt_ids: list[int] | None = None,
 ) -> ChoiceTokens:
     """Find the tokens that stand for two choices after a prompt.
 
-    `scoring` is that of a `templates.Template`. Raises `ChoiceError`, which names `where`, if the
+    `scoring` is that of a `templates.Template`, and `prompt_ids` the prompt's tokens, if they are
+    known. Raises `ChoiceError`, which names `where`, if the
     choices cannot be told apart by it.
     """
-    written = [written_tokens(tokenizer, prompt, choice) for choice in choices]
+    written = [written_tokens(tokenizer, prompt, c, prompt_ids=prompt_ids) for c in choices]
     strict = [_without_blanks(tokenizer, ids)[:1] for ids in written]
     if scoring == "whole":
         whole = whole_choice_token_ids(tokenizer, choices, written, where=where)
@@ -79,11 +81,15 @@ def choice_token_ids(
         If there are not two choices, one has no token, or they share a token: such a pair reads the
         model's next word and not its choice.
     """
+    if isinstance(choices, str) or not all(isinstance(choice, str) for choice in choices):
+        raise ChoiceError(f"{where}: expected a list of two texts, got {choices!r}")
+    if len(choices) != 2:
+        raise ChoiceError(f"{where}: expected two choices, got {len(choices)}: {list(choices)}")
     token_sets = [set(spellings(tokenizer, choice)) for choice in choices]
     for token_set, ids in zip(token_sets, written or (), strict=False):
         token_set.update(_without_blanks(tokenizer, ids)[:1])
-    shared = set.intersection(*token_sets) if token_sets else set()
-    if len(choices) != 2 or shared or not all(token_sets):
+    shared = set.intersection(*token_sets)
+    if shared or not all(token_sets):
         tokens = ", ".join(repr(tokenizer.decode([i])) for i in sorted(shared)) or "none"
         raise ChoiceError(
             f"{where}: expected two choices that differ in their first token, got {list(choices)} "

@@ -5,8 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from dlk_utils.questions.chat import encode_prompt, render_chat
-from dlk_utils.questions.choices import choice_tokens_after
+from dlk_utils.questions.asking import write_prompt
 from dlk_utils.questions.prompts import make_prompts, row_id
 from dlk_utils.questions.templates import prompt_library
 
@@ -78,37 +77,36 @@ def follow_up_prompts(
     """Make prompts that go on from the answer that was given, and ask whether it was true.
 
     Choice 1 ("yes") is right where the answer was. `first_correct` and `first_knows` say whether
-    that answer was right, and known. Left out are rows without a readable answer, which have
-    nothing to be asked about, and those that grow longer than `context` tokens.
+    that answer was right, and known. Left out are rows without a readable answer or a known label,
+    which have nothing to be asked about, and those that grow longer than `context` tokens.
     """
     choices = ["no", "yes"]
     rows = []
-    for row in answers[answers.readable].itertuples():
+    for row in answers[answers.readable & answers.correct.notna()].itertuples():
         answer = f"{row.prefix} {row.choices[row.answer]}".strip()
         messages = [
             *json.loads(row.messages),
             {"role": "assistant", "content": answer},
             {"role": "user", "content": _FOLLOW_UP},
         ]
-        prompt = render_chat(tokenizer, messages) + "Answer:"
-        input_ids = encode_prompt(tokenizer, prompt)
-        if len(input_ids) > context:
+        prompt = write_prompt(tokenizer, messages, "Answer:", choices, context=context)
+        if prompt is None:
             continue
-        tokens = choice_tokens_after(tokenizer, prompt, choices)
         rows.append(
             {
-                "row_id": row_id(row.row_id, "follow up", prompt),
+                "row_id": row_id(row.row_id, "follow up", prompt.text),
                 "example_id": row.example_id,
+                "near_duplicate_keys": row.near_duplicate_keys,
                 "dataset": row.dataset,
                 "asks": row.asks,
                 "role": row.role,
                 "choices": choices,
                 "label": int(row.correct),
                 "wanted": -1,
-                "prompt": prompt,
-                "input_ids": input_ids,
-                "strict_ids": tokens.strict,
-                "choice_ids": tokens.first,
+                "prompt": prompt.text,
+                "input_ids": prompt.input_ids,
+                "strict_ids": prompt.choices.strict,
+                "choice_ids": prompt.choices.first,
                 "first_correct": bool(row.correct),
                 "first_knows": bool(row.knows),
             }
@@ -116,7 +114,8 @@ def follow_up_prompts(
     if rows:
         return pd.DataFrame(rows)
     # With the columns that the answers would have, so that tables of them are empty too.
-    columns = ["asks", "first_correct", "first_knows", "readable", "answer", "example_id"]
+    columns = ["asks", "first_correct", "first_knows", "readable", "answer"]
+    columns += ["example_id", "near_duplicate_keys"]
     empty = pd.DataFrame({column: [] for column in columns})
     return empty.astype({"first_correct": bool, "first_knows": bool, "readable": bool})
 

@@ -1,18 +1,27 @@
 """Binary questions with known answers: balanced by label, without repeats, split by hash."""
 
 import hashlib
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from dlk_utils.errors import DataError
-from dlk_utils.questions.ids import EXAMPLE_COLUMNS, example_id, split_of
-from dlk_utils.questions.sources import EMBEDDED, dataset_names, read_source, source_of
-from dlk_utils.questions.trained import trained_example_ids
+from dlk_utils.questions.ids import EXAMPLE_COLUMNS, example_id, near_duplicate_key, split_of
+from dlk_utils.questions.own_files import shortened, with_home
+from dlk_utils.questions.sources import EMBEDDED, dataset_names, read_source
+from dlk_utils.questions.trained import trained_keys
 
 
 def load_examples(
-    datasets: str | Sequence[str], n_examples: int, *, seed: int = 0, n_pool: int = 32
+    datasets: str | os.PathLike | Sequence[str | os.PathLike],
+    n_examples: int,
+    *,
+    seed: int = 0,
+    n_pool: int = 32,
 ) -> pd.DataFrame:
     """Load examples, balanced by label.
 
@@ -20,9 +29,8 @@ def load_examples(
     ----------
     datasets
         Names, in a list or separated by commas: embedded data sets (see `dataset_names`); paths of
-        .csv or .jsonl files in UTF-8 with columns `statement,label` or
-        `question,choice_0,choice_1,label`; data sets of `hub_sets.yaml`, by name or as a local
-        folder of that name.
+        files of one's own (see `own_files.read_own_file`); data sets of `hub_sets.yaml`, by name or
+        as a local folder of that name. A `~` at the start of a path is the home folder.
     n_examples
         Most examples of a data set, at least 4.
     seed
@@ -33,59 +41,120 @@ def load_examples(
     Returns
     -------
     pandas.DataFrame
-        Columns `example_id`, `dataset`, `kind`, `text`, `choice_0`, `choice_1`, `label`, `split`
-        (see `ids.Example`). `attrs["sources"]` says where each data set comes from.
-        `attrs["dropped_duplicates"]`, `["dropped_in_another"]` and `["dropped_trained_on"]` count,
-        for each data set, the rows that repeat another one or contradict it, that an earlier data
-        set has, and that an organism of this package was trained on.
+        Columns `example_id`, `dataset`, `kind`, `text`, `choice_0`, `choice_1`, `label`, `split`,
+        `near_duplicate_key` (see `ids.Example`). `attrs["sources"]` says where the rows that were
+        read come from. Further `attrs` count rows of each data set:
+
+        * `dropped_duplicates`: they repeat another one or contradict it (in an embedded data set:
+          or are its near-duplicates).
+        * `dropped_in_another`: an earlier data set has them, or has a near-duplicate in another
+          split.
+        * `dropped_trained_on`: an organism of this package was trained on them or on a
+          near-duplicate.
+        * `near_duplicates`: the same words, in another spelling or with other signs, are in another
+          row. These are kept, in one split.
+
+    Warns
+    -----
+    UserWarning
+        If there are near-duplicates.
 
     Raises
     ------
     DataError
         If a name is unknown, a file is malformed (the error names file, column and row), or a data
-        set does not have both labels.
+        set has no example outside the shot pool, or none of a label because the others were left
+        out.
     """
     if isinstance(n_examples, bool) or not isinstance(n_examples, int) or n_examples < 4:
         raise DataError(f"n_examples: expected a whole number of at least 4, got {n_examples!r}")
-    names = datasets.split(",") if isinstance(datasets, str) else datasets
-    names = [name.strip() for name in names]
-    if not names or len(set(names)) != len(names) or "" in names:
-        raise DataError(f"datasets: expected distinct names separated by commas, got {datasets!r}")
+    names = _read_names(datasets)
     parts: list[pd.DataFrame] = []
-    n_repeated, n_trained, n_taken = {}, {}, {}
+    n_repeated, n_trained, n_taken, n_near, sources = {}, {}, {}, {}, {}
+    split_of_taken: dict[str, str] = {}
     for name in names:
         source_rows = read_source(name)
+        if source_rows.attrs["notes"]:
+            print(f"{Path(name).name}: read as {'; '.join(source_rows.attrs['notes'])}")
+        sources[name] = source_rows.attrs["source"]
         rows = _identified(source_rows, name)
         # What is embedded is split so that no training example is ever asked.
-        is_trained = rows.example_id.isin(() if name in EMBEDDED else trained_example_ids())
+        is_trained = rows.near_duplicate_key.isin(() if name in EMBEDDED else trained_keys())
         is_taken = rows.example_id.isin({id_ for part in parts for id_ in part.example_id})
+        # Embedded data and other data are split in other shares.
+        split_before = rows.near_duplicate_key.map(split_of_taken)
+        is_taken |= split_before.notna() & (split_before != rows.split)
+        n_near[name] = _report_near_duplicates(name, rows)
         n_repeated[name] = len(source_rows) - len(rows)
         n_trained[name] = int(is_trained.sum())
         n_taken[name] = int((is_taken & ~is_trained).sum())
         rows = _shuffled(rows[~is_trained & ~is_taken], seed)
         queries = rows[~rows.split.isin(["shot", "organism"])]
-        if queries.label.nunique() < 2:
+        is_thinned = n_trained[name] + n_taken[name] > 0
+        lost_a_label = is_thinned and queries.label.nunique() < source_rows.label.nunique()
+        if queries.empty or lost_a_label:
             reasons = {
                 "an organism was trained on them": n_trained[name],
                 "a data set before it has them": n_taken[name],
             }
             left_out = "".join(
-                f"; {n} more were left out, because {reason}" for reason, n in reasons.items() if n
+                f"; left out: {n}, because {reason}" for reason, n in reasons.items() if n
             )
+            both = " of both labels" if source_rows.label.nunique() == 2 else ""
+            counts = queries.label.value_counts()
+            got = ", ".join(f"{n} of label {label}" for label, n in counts.items()) or "none"
             raise DataError(
-                f"{name}: expected examples of both labels outside the shot pool, "
-                f"got {queries.label.value_counts().to_dict()}{left_out}"
+                f"{Path(name).name}: expected examples{both} outside the shot pool, got "
+                f"{got}{left_out}; add rows, or take another data set"
             )
         parts.append(_balanced(queries, n_examples))
         parts.append(_balanced(rows[rows.split == "shot"], n_pool))
+        for part in parts[-2:]:
+            split_of_taken.update(zip(part.near_duplicate_key, part.split, strict=True))
     examples = pd.concat(parts, ignore_index=True)
     examples.attrs = {
         "dropped_duplicates": n_repeated,
         "dropped_in_another": n_taken,
         "dropped_trained_on": n_trained,
-        "sources": {name: source_of(name) for name in names},
+        "near_duplicates": n_near,
+        "sources": sources,
     }
     return examples
+
+
+def _read_names(datasets: Any) -> list[str]:
+    """Return the names of data sets; refuse what is no name, and what comes twice."""
+    if isinstance(datasets, os.PathLike):
+        datasets = [datasets]
+    names = datasets.split(",") if isinstance(datasets, str) else datasets
+    is_list = isinstance(names, Iterable) and not isinstance(names, bytes | Mapping)
+    names = list(names) if is_list else []
+    if not is_list or not all(isinstance(name, str | os.PathLike) for name in names):
+        raise DataError(
+            "datasets: expected names or paths, separated by commas or as a list, got "
+            f"{shortened(repr(datasets), 200)}"
+        )
+    names = [with_home(os.fspath(name).strip()) for name in names]
+    if not names or len(set(names)) != len(names) or "" in names:
+        raise DataError(
+            "datasets: expected distinct names separated by commas, got "
+            f"{shortened(repr(datasets), 200)}"
+        )
+    if same := names_of_same_file(names):
+        raise DataError(f"datasets: expected each file once, got {same}; take one of them out")
+    return names
+
+
+def names_of_same_file(names: Sequence[str]) -> str:
+    """Say which two paths are those of one file or folder, also through a link; "" if none are."""
+    first_name: dict[str, str] = {}
+    for name in names:
+        if name in EMBEDDED or not os.path.exists(name):
+            continue
+        other = first_name.setdefault(os.path.realpath(name), name)
+        if other != name:
+            return f"one file under two names, {shortened(other)} and {shortened(name)}"
+    return ""
 
 
 def training_examples(name: str, n_examples: int, *, seed: int = 0) -> pd.DataFrame:
@@ -107,21 +176,52 @@ def training_examples(name: str, n_examples: int, *, seed: int = 0) -> pd.DataFr
 
 def _identified(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     """Add ids and splits; keep repeated content once, or not at all if its labels differ."""
-    contents = zip(rows.text, rows.choice_0, rows.choice_1, strict=True)
-    rows = rows.assign(example_id=[example_id(*content) for content in contents], dataset=name)
-    n_labels = rows.groupby("example_id").label.transform("nunique")
-    rows = rows[n_labels == 1].drop_duplicates("example_id")
-    splits = [split_of(id_, embedded=name in EMBEDDED) for id_ in rows.example_id]
+    contents = list(zip(rows.text, rows.choice_0, rows.choice_1, strict=True))
+    rows = rows.assign(
+        example_id=[example_id(*content) for content in contents],
+        near_duplicate_key=[near_duplicate_key(*content) for content in contents],
+        dataset=name,
+    )
+    # Of embedded data we know that near-duplicates mean the same.
+    identity = "near_duplicate_key" if name in EMBEDDED else "example_id"
+    n_labels = rows.groupby(identity).label.transform("nunique")
+    rows = rows[n_labels == 1].drop_duplicates(identity)
+    splits = [split_of(key, embedded=name in EMBEDDED) for key in rows.near_duplicate_key]
     return rows.assign(split=splits)[EXAMPLE_COLUMNS]
 
 
+def _report_near_duplicates(name: str, rows: pd.DataFrame) -> int:
+    """Count the rows whose words are those of another row, and warn if there are some."""
+    near = rows[rows.near_duplicate_key.duplicated(keep=False)]
+    if near.empty:
+        return 0
+    by_key = near.groupby("near_duplicate_key", sort=False)
+    n_labels = by_key.label.transform("nunique")
+    # The two to show are those that most need a look.
+    key = near.near_duplicate_key[n_labels.idxmax()]
+    first, second = near.text[near.near_duplicate_key == key].head(2).map(shortened)
+    n_also_in_label = (n_labels > 1).sum()
+    warnings.warn(
+        f"{Path(name).name}: {len(near)} rows differ from another row only in spelling, "
+        f"punctuation or signs, {n_also_in_label} of them also in the label (such as {first} and "
+        f"{second}); all are kept, near-duplicates in one split",
+        stacklevel=3,
+    )
+    return len(near)
+
+
 def _shuffled(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Order rows by a hash of the seed and the id, which does not depend on the other rows."""
-    order = [hashlib.sha256(f"order:{seed}:{id_}".encode()).hexdigest() for id_ in rows.example_id]
-    return rows.assign(order=order).sort_values("order").drop(columns="order")
+    """Order rows by a hash of the seed and the content, whatever the other rows are."""
+    keys = rows.near_duplicate_key
+    order = [hashlib.sha256(f"order:{seed}:{key}".encode()).hexdigest() for key in keys]
+    return rows.assign(order=order).sort_values(["order", "example_id"]).drop(columns="order")
 
 
 def _balanced(rows: pd.DataFrame, n: int) -> pd.DataFrame:
-    """Take the first `n` rows, half of each label. One left over has the larger label."""
-    most = {label: (n + i) // 2 for i, label in enumerate(sorted(rows.label.unique()))}
+    """Take the first `n` rows, half of each label. One left over has the larger label.
+
+    Where all rows have the same label, they are the first `n` of these.
+    """
+    labels = sorted(rows.label.unique())
+    most = {label: (n + i) // len(labels) for i, label in enumerate(labels)}
     return rows[rows.groupby("label").cumcount() < rows.label.map(most)]

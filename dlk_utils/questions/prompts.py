@@ -5,15 +5,16 @@ import itertools
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import pandas as pd
 from tqdm import tqdm
 
 from dlk_utils.errors import ChoiceError, DataError, ParameterError
-from dlk_utils.questions.chat import encode_prompt, render_chat
+from dlk_utils.questions.asking import is_too_long, marks_in, write_prompt
 from dlk_utils.questions.choices import choice_tokens_after
-from dlk_utils.questions.ids import Example, example_id, examples_of
+from dlk_utils.questions.ids import Example, example_id, examples_of, near_duplicate_key
 from dlk_utils.questions.templates import Instruction, Template, prompt_library
 
 
@@ -35,6 +36,7 @@ def make_prompts(
     templates: Sequence[str] | None = None,
     families: Sequence[str] | None = None,
     context: int = 2048,
+    vocab_size: int | None = None,
     shots_say: str = "obey",
     seed: int = 0,
     folder: str = "",
@@ -57,7 +59,7 @@ def make_prompts(
         labels and in random order. All rows of a template in a data set are shown the same ones,
         unless a prompt was too long and lost some.
     n_known
-        Rows of role "known" per example; fewer where the library has too few truth instructions.
+        Rows of role "known" per example, each under a truth instruction of its own.
     asks
         What the instructions ask for: "truth", "lie", "neutral", "unsure" or "random".
     templates
@@ -66,6 +68,8 @@ def make_prompts(
         Families of instructions to use (default: all).
     context
         Most tokens in a prompt.
+    vocab_size
+        How many tokens the model has an embedding for, if that is known.
     shots_say
         Whether the shots answer as the instruction asks ("obey"), or with the "truth" or a "lie"
         whatever it asks.
@@ -83,6 +87,7 @@ def make_prompts(
         * `role`: one of `asks`, or "known".
         * `instruction`, `family`, `asks`, `template`: what asks.
         * `shots`, `shots_say`: ids of the shots, and what they say ("none": there are none).
+        * `near_duplicate_keys`: those of the example and then of its shots (see `ids`).
         * `choices`: the two answers, index = label.
         * `wanted`: the label that the instruction asks for; -1 if it asks for neither.
         * `messages`, `prefix`, `prompt`: the conversation as JSON, how the answer begins, and the
@@ -94,35 +99,54 @@ def make_prompts(
         * `choice_tokens`: all tokens of each choice, where the template scores these; else None.
 
         `attrs["dropped_too_long"]` and `attrs["dropped_control_tokens"]` list the examples that are
-        left out because they do not fit, or because they spell a control token, which could end
-        their turn. `attrs["choices_alike"]` lists the examples whose own two choices begin with the
-        same token, so that some templates cannot ask them.
+        left out because they do not fit, or because they spell a control token or a mark of the
+        chat format, which could end their turn. `attrs["choices_alike"]` lists the examples whose
+        own two choices begin with the same token, so that some templates cannot ask them.
 
     Raises
     ------
     ChoiceError
         If no template can tell an example's choices apart.
     DataError
-        If no prompt is left, or no instruction asks for what is wanted.
+        If `examples` are not rows of `load_examples`, no prompt is left, or no instruction asks for
+        what is wanted.
+    ModelError
+        If the tokenizer has tokens that are beyond `vocab_size`, and a prompt has one of them.
     ParameterError
-        If `shots_say` is none of the three.
+        If `shots_say` is none of the three, `n_shots` or `folder` is not as above, or there are too
+        few truth instructions for `n_known`.
     TemplateError
-        If the tokenizer has no chat template.
+        If the tokenizer has no chat template, or one that leaves something out, takes too long or
+        does not show where the answer begins.
     """
     if shots_say not in ("obey", "truth", "lie"):
         raise ParameterError(f"shots_say: expected 'obey', 'truth' or 'lie', got {shots_say!r}")
-    control_tokens = _control_tokens(tokenizer)
-    clean, unclean = [], []
-    for example in examples_of(examples):
-        (unclean if _spells_one_of(control_tokens, example) else clean).append(example)
-    queries = [example for example in clean if example.split != "shot"]
+    if folder not in ("", "training/"):
+        raise ParameterError(f"folder: expected '' or 'training/', got {folder!r}")
+    if isinstance(n_shots, bool) or not isinstance(n_shots, Integral) or n_shots < 0:
+        raise ParameterError(f"n_shots: expected a whole number of at least 0, got {n_shots!r}")
+    if isinstance(asks, str):
+        raise ParameterError(f"asks: expected a list such as ['truth', 'lie'], got {asks!r}")
+    all_examples = examples_of(examples)
+    if not (examples.split != "shot").any():
+        raise DataError(
+            "examples: expected examples outside the split 'shot', got none among "
+            f"{len(examples)} rows; ask load_examples for more"
+        )
+    sorted_out = _sort_out(tokenizer, all_examples, context)
+    queries = [example for example in sorted_out.usable if example.split != "shot"]
+    never_fit = {example.example_id for example in sorted_out.too_long}
+    shots = [e for e in (*sorted_out.usable, *sorted_out.too_long) if e.split == "shot"]
     # Sorted, so that the shots do not depend on the order of the examples.
-    all_shots = sorted((e for e in clean if e.split == "shot"), key=lambda e: e.example_id)
+    all_shots = sorted(shots, key=_order_of_shots)
+    limits = {"context": context, "vocab_size": vocab_size}
     instructions = [Instruction(**row) for row in _records(f"{folder}instructions")]
     if families:
         instructions = [i for i in instructions if i.family in families]
 
-    rows, too_long, choices_alike = [], [], []
+    _require_known_instructions(instructions, n_known)
+
+    rows, too_long, choices_alike = [], _ids_of_queries(sorted_out.too_long), []
     for example in tqdm(queries, desc="prompts", mininterval=1):
         library = [Template(**row) for row in _records(f"{folder}{example.kind}")]
         ambiguous = {t.name for t in library if not _can_ask(tokenizer, t, example)}
@@ -134,20 +158,170 @@ def make_prompts(
             # A role that only the shots reveal needs shots that obey it.
             role_is_shown = n > 0 and shots_say == "obey"
             usable = [i for i in instructions if role_is_shown or not i.role_in_shots]
-            new_rows = []
-            for plan in _plan(example, named, ambiguous, usable, asks, n_known, seed):
-                shots = _draw_shots(pool, n, f"{seed}:{example.dataset}:{plan.template.name}")
-                new_rows.append(_make_row(tokenizer, example, plan, shots, shots_say))
-            if max(len(row["input_ids"]) for row in new_rows) <= context:
+            plans = _plan(example, named, ambiguous, usable, asks, n_known, seed)
+            names = [f"{seed}:{example.dataset}:{plan.template.name}" for plan in plans]
+            drawn = [_draw_shots(pool, n, name) for name in names]
+            if never_fit & {shot.example_id for of_plan in drawn for shot in of_plan}:
+                continue
+            new_rows = _rows_that_fit(tokenizer, example, plans, drawn, shots_say, limits)
+            if new_rows:
                 rows += new_rows
                 break
         else:
             too_long.append(example.example_id)
-    dropped = [example.example_id for example in unclean if example.split != "shot"]
+    return _table_of(rows, too_long, sorted_out, context, choices_alike)
+
+
+def own_prompts(
+    statements: Sequence[str],
+    instructions: Mapping[str, str],
+    tokenizer: Any,
+    *,
+    template: str = "claim_true",
+    context: int = 2048,
+    vocab_size: int | None = None,
+) -> pd.DataFrame:
+    """Make prompts about claims of one's own, each under each system prompt.
+
+    Parameters
+    ----------
+    statements
+        The claims. One that comes twice is asked once.
+    instructions
+        The text of each system prompt, by its name.
+    tokenizer
+        The model's tokenizer, with a chat template.
+    template
+        Name of the template of claims that asks for them.
+    context, vocab_size
+        As in `make_prompts`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per claim and system prompt, with the columns and the `attrs` of `make_prompts`, and
+        claims left out for the same reasons. The role is "own"; the label is not known and is -1.
+
+    Raises
+    ------
+    DataError
+        If `statements` or `instructions` are not as above, a system prompt spells a control token,
+        or no prompt is left.
+    ParameterError
+        If there is no such template.
+    """
+    _require_texts(statements, instructions)
+    library = prompt_library("claim")
+    if template not in library.index:
+        raise ParameterError(
+            f"template: expected one of {', '.join(library.index)}, got {template!r}"
+        )
+    claim_template = Template(**library.loc[template])
+    plans = []
+    for name, text in instructions.items():
+        if spelt := marks_in(tokenizer, text):
+            raise DataError(
+                f"system prompt {_shortened(name)}: expected no marks of the chat format, which "
+                f"could end it, got {', '.join(map(repr, spelt))}"
+            )
+        instruction = Instruction(name, family="own", asks="neutral", text=text)
+        plans.append(_Plan("own", instruction, claim_template))
+    examples = [
+        Example(
+            example_id=example_id(text),
+            dataset="own",
+            kind="claim",
+            text=text,
+            choice_0="",
+            choice_1="",
+            label=-1,
+            split="test",
+            near_duplicate_key=near_duplicate_key(text),
+        )
+        for text in dict.fromkeys(statements)
+    ]
+    sorted_out = _sort_out(tokenizer, examples, context)
+    limits = {"context": context, "vocab_size": vocab_size}
+    rows, too_long = [], _ids_of_queries(sorted_out.too_long)
+    for example in sorted_out.usable:
+        new_rows = _rows_that_fit(tokenizer, example, plans, [()] * len(plans), "obey", limits)
+        rows += new_rows
+        if not new_rows:
+            too_long.append(example.example_id)
+    return _table_of(rows, too_long, sorted_out, context, choices_alike=[])
+
+
+def _require_texts(statements: Sequence[str], instructions: Mapping[str, str]) -> None:
+    if isinstance(statements, str) or not all(isinstance(s, str) for s in statements):
+        raise DataError(f"statements: expected a list of texts, got {_shortened(statements)}")
+    if not isinstance(instructions, Mapping) or not instructions:
+        raise DataError(
+            "instructions: expected the text of at least one system prompt by its name, got "
+            f"{_shortened(instructions)}"
+        )
+    blank = [number for number, text in enumerate(statements) if not text.strip()]
+    if not len(statements) or blank:
+        found = f"a blank one (number {blank[0]})" if blank else "none"
+        raise DataError(f"statements: expected at least one, with words in each, got {found}")
+
+
+class _SortedOut(NamedTuple):
+    """Examples by whether they can be asked or shown at all."""
+
+    usable: list[Example]
+    too_long: list[Example]
+    with_marks: list[Example]
+
+
+def _sort_out(tokenizer: Any, examples: Iterable[Example], context: int) -> _SortedOut:
+    """Sort examples before any prompt is written: that of a very long text takes long."""
+    sorted_out = _SortedOut([], [], [])
+    for example in examples:
+        parts = (example.text, example.choice_0, example.choice_1)
+        if any(marks_in(tokenizer, part) for part in parts):
+            sorted_out.with_marks.append(example)
+        elif any(is_too_long(tokenizer, part, context) for part in parts):
+            sorted_out.too_long.append(example)
+        else:
+            sorted_out.usable.append(example)
+    return sorted_out
+
+
+def _ids_of_queries(examples: Iterable[Example]) -> list[str]:
+    return [example.example_id for example in examples if example.split != "shot"]
+
+
+def _rows_that_fit(
+    tokenizer: Any,
+    example: Example,
+    plans: Sequence[_Plan],
+    shots: Sequence[Sequence[Example]],
+    shots_say: str,
+    limits: Mapping[str, int | None],
+) -> list[dict[str, Any]]:
+    """Write all prompts about an example, or none if one of them is too long."""
+    rows = []
+    for plan, shots_of_plan in zip(plans, shots, strict=True):
+        row = _make_row(tokenizer, example, plan, shots_of_plan, shots_say, limits)
+        if row is None:
+            return []
+        rows.append(row)
+    return rows
+
+
+def _table_of(
+    rows: Sequence[dict[str, Any]],
+    too_long: list[str],
+    sorted_out: _SortedOut,
+    context: int,
+    choices_alike: list[str],
+) -> pd.DataFrame:
+    dropped = _ids_of_queries(sorted_out.with_marks)
     if not rows:
         raise DataError(
             f"no prompt is left: {len(too_long)} examples are longer than the context of {context} "
-            f"tokens even without shots, {len(dropped)} hold control tokens"
+            f"tokens even without shots, {len(dropped)} hold control tokens, or marks of the chat "
+            f"format, which could end their turn"
         )
     prompts = pd.DataFrame(rows)
     prompts.attrs = {
@@ -158,28 +332,6 @@ def make_prompts(
     return prompts
 
 
-def own_prompts(
-    statements: Sequence[str],
-    instructions: Mapping[str, str],
-    tokenizer: Any,
-    *,
-    template: str = "claim_true",
-) -> pd.DataFrame:
-    """Make prompts about claims of one's own, each under each system prompt (name -> text).
-
-    The columns are those of `make_prompts`. The role is "own"; the label is not known and is -1.
-    """
-    claim_template = Template(**prompt_library("claim").loc[template])
-    rows = []
-    for text in statements:
-        example = Example(example_id(text), "own", "claim", text, "", "", label=-1, split="test")
-        for name, instruction_text in instructions.items():
-            instruction = Instruction(name, family="own", asks="neutral", text=instruction_text)
-            plan = _Plan("own", instruction, claim_template)
-            rows.append(_make_row(tokenizer, example, plan))
-    return pd.DataFrame(rows)
-
-
 def row_id(*parts: str) -> str:
     """Hash the parts that identify a prompt to the 16 hex digits that name its row."""
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
@@ -187,16 +339,6 @@ def row_id(*parts: str) -> str:
 
 def _records(name: str) -> list[dict[str, Any]]:
     return prompt_library(name).to_dict("records")
-
-
-def _control_tokens(tokenizer: Any) -> set[str]:
-    added = (token for token in tokenizer.added_tokens_decoder.values() if token.special)
-    return {*tokenizer.all_special_tokens, *(token.content for token in added)} - {""}
-
-
-def _spells_one_of(tokens: set[str], example: Example) -> bool:
-    parts = (example.text, example.choice_0, example.choice_1)
-    return any(token in part for token in tokens for part in parts)
 
 
 def _can_ask(tokenizer: Any, template: Template, example: Example) -> bool:
@@ -231,7 +373,8 @@ def _plan(
                 f"expected instructions that ask for {task!r} in the families that are used, the "
                 "library has none"
             )
-    rng = random.Random(f"{seed}:{example.example_id}")
+    # Near-duplicates are asked in the same way, so that nothing but their texts differs.
+    rng = random.Random(f"{seed}:{example.near_duplicate_key}")
     shuffled = rng.sample(templates, len(templates))
     first, *others = [t for t in shuffled if t.name not in ambiguous] or shuffled
     plans = [_Plan(task, rng.choice(by_task[task]), first) for task in asks]
@@ -241,9 +384,28 @@ def _plan(
     # instruction always, by another template as long as there are some.
     used = {plan.instruction.name for plan in plans if plan.role == "truth"}
     unused = [i for i in by_task["truth"] if i.name not in used]
-    known = rng.sample(unused, min(n_known, len(by_task["truth"]) - 1))
+    known = rng.sample(unused, n_known)
     turns = zip(known, itertools.cycle(others or [first]), strict=False)
     return plans + [_Plan("known", instruction, template) for instruction, template in turns]
+
+
+def _order_of_shots(shot: Example) -> tuple[str, str]:
+    return shot.near_duplicate_key, shot.example_id
+
+
+def _require_known_instructions(instructions: Sequence[Instruction], n_known: int) -> None:
+    """Refuse a number of known rows that there are too few other truth instructions for.
+
+    Those whose role only shots reveal do not count: a prompt may lose its shots.
+    """
+    is_whole = isinstance(n_known, int) and not isinstance(n_known, bool)
+    truths = [i for i in instructions if i.asks == "truth" and not i.role_in_shots]
+    most = max(0, len(truths) - 1)
+    if not is_whole or not 0 <= n_known <= most:
+        raise ParameterError(
+            f"n_known: expected a whole number of 0 to {most}, as one of {len(truths)} truth "
+            f"instructions asks the scored row, got {n_known!r}; allow more families of them"
+        )
 
 
 def _draw_shots(pool: Sequence[Example], n: int, seed: str) -> list[Example]:
@@ -267,10 +429,11 @@ def _make_row(
     tokenizer: Any,
     example: Example,
     plan: _Plan,
-    shots: Sequence[Example] = (),
-    shots_say: str = "obey",
-) -> dict[str, Any]:
-    """Write a prompt, and find the tokens of its choices."""
+    shots: Sequence[Example],
+    shots_say: str,
+    limits: Mapping[str, int | None],
+) -> dict[str, Any] | None:
+    """Write a prompt, and find the tokens of its choices; None if it is too long."""
     role, instruction, template = plan
     messages = [{"role": "system", "content": instruction.text}]
     for shot in shots:
@@ -281,12 +444,19 @@ def _make_row(
             {"role": "assistant", "content": f"{template.prefix} {answer}".strip()},
         ]
     messages.append({"role": "user", "content": template.question_for(example)})
-    prompt = render_chat(tokenizer, messages) + template.prefix
     choices = template.choices_for(example)
-    where = f"{example.dataset}, template {template.name}, example {example.text[:40]!r}"
-    tokens = choice_tokens_after(tokenizer, prompt, choices, scoring=template.scoring, where=where)
-    prompt_hash = hashlib.sha256(prompt.encode()).hexdigest()
-    input_ids = encode_prompt(tokenizer, prompt)
+    prompt = write_prompt(
+        tokenizer,
+        messages,
+        template.prefix,
+        choices,
+        **limits,
+        scoring=template.scoring,
+        where=f"{example.dataset}, template {template.name}, example {_shortened(example.text)}",
+    )
+    if prompt is None:
+        return None
+    prompt_hash = hashlib.sha256(prompt.text.encode()).hexdigest()
     return {
         "row_id": row_id(example.example_id, role, instruction.name, template.name, prompt_hash),
         "example_id": example.example_id,
@@ -299,25 +469,22 @@ def _make_row(
         "template": template.name,
         "shots": [shot.example_id for shot in shots],
         "shots_say": shots_say if shots else "none",
+        "near_duplicate_keys": [e.near_duplicate_key for e in (example, *shots)],
         "text": example.text,
         "choices": choices,
         "label": example.label,
         "wanted": _label_for(instruction.asks, example.label),
         "messages": json.dumps(messages),
         "prefix": template.prefix,
-        "prompt": prompt,
-        "input_ids": input_ids,
-        "question_start": _question_start(tokenizer, messages, input_ids),
-        "choice_ids": tokens.first,
-        "strict_ids": tokens.strict,
-        "choice_tokens": tokens.whole,
+        "prompt": prompt.text,
+        "input_ids": prompt.input_ids,
+        "question_start": prompt.question_start,
+        "choice_ids": prompt.choices.first,
+        "strict_ids": prompt.choices.strict,
+        "choice_tokens": prompt.choices.whole,
     }
 
 
-def _question_start(
-    tokenizer: Any, messages: Sequence[Mapping[str, str]], input_ids: Sequence[int]
-) -> int:
-    """Count the tokens of a prompt that are the same whatever the last question is."""
-    other = render_chat(tokenizer, [*messages[:-1], {"role": "user", "content": "~"}])
-    pairs = zip(input_ids[:-1], encode_prompt(tokenizer, other), strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

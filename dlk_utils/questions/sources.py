@@ -10,10 +10,17 @@ from pathlib import Path
 
 import pandas as pd
 
+from dlk_utils.errors import DataError
 from dlk_utils.questions import embedded
 from dlk_utils.questions.hub_sets import hub_source, read_hub_set
-from dlk_utils.questions.own_files import SUFFIXES, read_own_file
-from dlk_utils.questions.trained import trained_example_ids
+from dlk_utils.questions.own_files import (
+    SUFFIXES,
+    is_own_file,
+    read_bytes,
+    read_own_file,
+    shortened,
+)
+from dlk_utils.questions.trained import trained_keys
 
 
 @dataclass(frozen=True)
@@ -87,19 +94,34 @@ def dataset_names() -> list[str]:
 def read_source(name: str) -> pd.DataFrame:
     """Read a data set: rows with `kind`, `text`, `choice_0`, `choice_1` and `label`.
 
-    `name` is an embedded data set, the path of a .csv or .jsonl file, or a data set of
-    `hub_sets.yaml` by its name or as a local folder of that name. Raises `DataError` if it cannot
-    be read.
+    `name` is an embedded data set, the path of a file with one of `own_files.SUFFIXES`, or a data
+    set of `hub_sets.yaml` by its name or as a local folder of that name.
+
+    `attrs["source"]` is what `source_of` says of the bytes that were read, whatever has become of
+    the file since; `attrs["notes"]` says what had to be understood to read them.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or changed meanwhile.
     """
     if name in EMBEDDED:
-        return EMBEDDED[name].rows()
-    if Path(name).suffix in SUFFIXES:
-        return read_own_file(Path(name))
-    return read_hub_set(name, embedded_names=dataset_names())
+        rows = EMBEDDED[name].rows()
+        rows.attrs = {"source": source_of(name), "notes": []}
+    elif is_own_file(name):
+        rows = read_own_file(Path(name))
+        rows.attrs["source"] = _own_source(name, rows.attrs["sha256"])
+    else:
+        _check_is_no_other_file(name)
+        rows = read_hub_set(name, embedded_names=dataset_names())
+        rows.attrs = {"source": rows.attrs["source"] | _without_trained(), "notes": []}
+    return rows
 
 
 def source_of(name: str) -> dict[str, str]:
     """Say where the rows of a data set come from: part of every fingerprint.
+
+    Raises `DataError` if there is no such data set.
 
     That is a package and its version, a file, or a hub id and commit; and a hash of the rows where
     rules of ours make them. For data that is not embedded there is a hash of what the organisms
@@ -107,11 +129,33 @@ def source_of(name: str) -> dict[str, str]:
     """
     if name in EMBEDDED:
         return _embedded_source(EMBEDDED[name])
-    trained = hashlib.sha256("".join(sorted(trained_example_ids())).encode()).hexdigest()[:16]
-    without = {"without what organisms were trained on": trained}
-    if Path(name).suffix in SUFFIXES:
-        return {"file": Path(name).name, "sha256": _sha256(Path(name))} | without
-    return hub_source(name) | without
+    if is_own_file(name):
+        return _own_source(name, hashlib.sha256(read_bytes(Path(name))).hexdigest())
+    _check_is_no_other_file(name)
+    return hub_source(name, embedded_names=dataset_names()) | _without_trained()
+
+
+def _own_source(name: str, sha256: str) -> dict[str, str]:
+    return {"file": Path(name).name, "sha256": sha256} | _without_trained()
+
+
+def _without_trained() -> dict[str, str]:
+    trained = hashlib.sha256("".join(sorted(trained_keys())).encode()).hexdigest()[:16]
+    return {"without what organisms were trained on": trained}
+
+
+def _check_is_no_other_file(name: str) -> None:
+    """Refuse a file of a format that is not read."""
+    try:
+        is_file = Path(name).is_file()
+    except (OSError, ValueError):
+        # A name that is too long for a path.
+        is_file = False
+    if is_file:
+        raise DataError(
+            f"{shortened(Path(name).name)}: expected a file that ends with one of "
+            f"{', '.join(SUFFIXES)} (all but the last also with .gz); save it as one of these"
+        )
 
 
 @functools.cache

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import prompts_that_begin_alike, tiny
 
 from dlk_utils.errors import DataError
@@ -20,6 +21,7 @@ from dlk_utils.evaluation.behaviour import (
     read_answers,
 )
 from dlk_utils.evaluation.stats import wilson_interval
+from dlk_utils.evaluation.tasks import truth_rows
 from dlk_utils.extract.stages import store_answers
 from dlk_utils.extract.store import read_rows
 
@@ -103,11 +105,27 @@ def test_answers_are_read_from_the_two_log_probabilities():
 
 
 @pytest.mark.trap(14)
+def test_where_the_label_is_not_known_nothing_is_right_or_wrong():
+    prompts = pd.DataFrame({"label": [-1, 1, 0], "template": "t", "instruction": "i"})
+    logprobs = np.log([[0.2, 0.7], [0.2, 0.7], [0.2, 0.7]])
+    answers = read_answers(prompts, logprobs, np.zeros(3, int), str)
+    assert answers.correct.isna().tolist() == [True, False, False]
+    assert answers.correct[1:].tolist() == [True, False] and answers.answer.tolist() == [1, 1, 1]
+    known = read_answers(prompts[1:], logprobs[1:], np.zeros(2, int), str)
+    assert known.correct.dtype == bool
+
+
 def test_a_tiny_mass_keeps_its_margin_but_is_not_read():
     prompts, logprobs = pd.DataFrame({"label": [1]}), np.array([[-44.0, -40.0]])
     answers = read_answers(prompts, logprobs, np.array([0]), str)
     assert answers.margin[0] == 4.0
     assert not answers.readable[0]
+
+
+def test_a_probability_that_is_no_number_is_not_read_as_an_answer():
+    logprobs = np.log(np.array([[0.2, 0.7], [np.nan, np.nan]]))
+    with pytest.raises(DataError, match="logprobs: expected numbers, got nan in 1 of 2 rows"):
+        read_answers(pd.DataFrame({"label": [1, 1]}), logprobs, np.zeros(2, int), str)
 
 
 @pytest.mark.trap(14)
@@ -119,6 +137,13 @@ def test_a_form_of_question_that_is_hardly_ever_answered_is_not_read_at_all():
     # the third row has .06, in a form whose mean is .022
     assert answers["mass"][2] > MIN_MASS
     assert list(answers.readable) == [False, False, False, True]
+
+
+def test_the_gate_says_how_often_choice_1_is_answered_of_the_readable_answers():
+    rows = pd.DataFrame([row(f"e{i}", "truth", True, label=i % 2) for i in range(8)])
+    rows["readable"] = rows.answer == 1
+    assert knowledge_gate(rows).says_choice_1[0] == 1
+    assert np.isnan(knowledge_gate(rows.assign(readable=False)).says_choice_1[0])
 
 
 class Numbers:
@@ -333,6 +358,7 @@ def test_rows_without_a_readable_twin_do_not_count_in_lie_rates():
 
 def test_a_model_whose_answers_cannot_be_read_has_an_empty_table_of_lie_rates():
     rates = lie_rates(labelled(unreadable(example("a"), "truth", "lie", "known")))
+    assert rates.attrs["too_few_rows"].startswith("no row told to lie is readable")
     assert rates.empty and list(rates.columns) == LIE_RATE_COLUMNS
 
 
@@ -348,3 +374,17 @@ def test_a_lie_is_unambiguous_by_the_probability_of_its_answer():
     strength = lie_strength(behaviour)
     assert strength["told to lie"] == 4
     assert (strength["unambiguous lies %"], strength["ambiguous lies %"]) == (25.0, 50.0)
+
+
+@pytest.mark.parametrize(
+    "step, before",
+    [
+        (lambda table: answer_prompts(torch.nn.Identity(), None, table), "make_prompts"),
+        (label_behaviour, "answer_prompts"),
+        (truth_rows, "answer_prompts"),
+    ],
+)
+def test_a_table_of_another_step_is_refused_by_naming_the_step_that_is_missing(step, before):
+    table = pd.DataFrame({"text": ["a"], "label": [1], "role": ["known"], "example_id": ["1"]})
+    with pytest.raises(DataError, match=f"without the columns .*; run `{before}` first"):
+        step(table)

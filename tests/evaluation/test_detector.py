@@ -2,6 +2,8 @@
 
 import copy
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,11 +12,12 @@ import torch
 from conftest import tiny
 from safetensors.torch import load_file, save_file
 
-from dlk_utils.errors import CardError, TooFewRows
+from dlk_utils.errors import CardError, DataError, TooFewRows
 from dlk_utils.evaluation.detector import TruthDetector
 from dlk_utils.extract.answers import choice_logprobs
 from dlk_utils.extract.batches import last_logits, pad
 from dlk_utils.extract.passes import activations
+from dlk_utils.safe_files import seal
 
 N = 400
 N_FIT = 300
@@ -194,19 +197,140 @@ def test_the_card_of_another_revision_is_refused(detector, model, tmp_path):
         TruthDetector.load(tmp_path, trained_on)
 
 
+def forge(folder: Path, change: Callable[[dict], None]) -> None:
+    """Change a card, and give the folder the checksums of the changed one."""
+    path = folder / "card.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    seal(folder)
+
+
+def forge_weights(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Change the weights, and give the folder the checksums of the changed ones."""
+    path = folder / "probe.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"weight": change(tensors["weight"].clone())}, path)
+    seal(folder)
+
+
 def test_a_probe_that_was_tampered_with_is_refused(detector, model, tmp_path):
     detector.save(tmp_path)
-    path = tmp_path / "probe.safetensors"
-    tensors = load_file(path)
     # the planted mistake: the sign is turned
-    save_file(tensors | {"weight": -tensors["weight"]}, path)
+    forge_weights(tmp_path, lambda weight: -weight)
     with pytest.raises(CardError, match="fixture scores"):
         TruthDetector.load(tmp_path, model)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("places", [slice(0, 1), slice(None)], ids=["one", "all"])
+def test_weights_that_are_not_finite_are_refused(detector, model, tmp_path, value, places):
+    detector.save(tmp_path)
+
+    def spoil(weight: torch.Tensor) -> torch.Tensor:
+        weight[places] = value
+        return weight
+
+    forge_weights(tmp_path, spoil)
+    with pytest.raises(CardError, match="expected finite weights"):
+        TruthDetector.load(tmp_path, model)
+
+
+FORGERIES = {
+    "threshold nan": (lambda r: r.update(threshold=float("nan")), "a finite threshold from 0 on"),
+    "threshold inf": (lambda r: r.update(threshold=float("inf")), "a finite threshold from 0 on"),
+    "threshold below 0": (lambda r: r.update(threshold=-1.0), "a finite threshold from 0 on"),
+    "threshold in words": (lambda r: r.update(threshold="high"), "expected a"),
+    "no threshold": (lambda r: r.pop("threshold"), "expected a probe card"),
+    "site": (lambda r: r.update(site="lm_head"), "expected a site of resid_post"),
+    "layer below 0": (lambda r: r.update(layer=-1), "expected a layer from 0 on"),
+    "layer too high": (lambda r: r.update(layer=99), "the card reads layer 99"),
+    "score nan": (
+        lambda r: r["card"]["fixture"]["scores"].__setitem__(0, float("nan")),
+        "a finite score for each",
+    ),
+    "a score less": (lambda r: r["card"]["fixture"]["scores"].pop(), "a finite score for each"),
+    "no fixture": (
+        lambda r: r["card"]["fixture"].update(scores=[], input_ids=[]),
+        "a finite score for each",
+    ),
+    "empty prompt": (
+        lambda r: r["card"]["fixture"]["input_ids"].__setitem__(0, []),
+        "prompts in token ids",
+    ),
+    "strange token": (
+        lambda r: r["card"]["fixture"]["input_ids"].__setitem__(0, [10**6]),
+        "or has tokens",
+    ),
+    "format": (lambda r: r["card"].update(format=1), "the card is of format 1"),
+    "no card": (lambda r: r.update(card=None), "expected a probe card"),
+}
+"""Changes of a card that has the right checksums, and what its refusal says."""
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_every_part_of_the_card_is_checked(detector, model, tmp_path, name):
+    change, message = FORGERIES[name]
+    detector.save(tmp_path)
+    forge(tmp_path, change)
+    with pytest.raises(CardError, match=message):
+        TruthDetector.load(tmp_path, model)
+
+
+def test_weights_of_another_width_are_refused(detector, model, tmp_path):
+    detector.save(tmp_path)
+    forge_weights(tmp_path, lambda weight: weight[:-1])
+    with pytest.raises(CardError, match="fixture could not be scored"):
+        TruthDetector.load(tmp_path, model)
+
+
+@pytest.mark.parametrize("file", ["card.json", "probe.safetensors", "checksums.json"])
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
+def test_a_damaged_file_of_a_card_is_refused_by_name(detector, model, tmp_path, file, harm):
+    detector.save(tmp_path)
+    path = tmp_path / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if harm == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(content if harm == "flip" else content[:-20])
+    with pytest.raises(CardError, match="expected a probe card"):
+        TruthDetector.load(tmp_path, model)
+    assert not TruthDetector.is_kept(tmp_path)
+
+
+def test_a_threshold_that_was_changed_is_refused(detector, model, tmp_path):
+    detector.save(tmp_path)
+    path = tmp_path / "card.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"threshold": 1000.0}, indent=1))
+    with pytest.raises(CardError, match=r"card\.json does not have its checksum"):
+        TruthDetector.load(tmp_path, model)
+
+
+def test_no_answer_is_judged_by_a_score_that_is_no_number(detector):
+    answers = pd.DataFrame({"margin": [1.0, -1.0]})
+    with pytest.raises(DataError, match="scores: expected finite numbers, got nan in 1 of 2"):
+        detector.judge(answers, np.array([1.0, np.nan]))
+    with pytest.raises(DataError, match="margins: expected finite numbers"):
+        detector.judge(answers.assign(margin=[np.inf, 1.0]), np.array([1.0, 1.0]))
+
+
+def test_states_that_are_not_finite_are_not_fitted(model, rows, states):
+    spoilt = states[:2, :N_FIT].copy()
+    spoilt[0, 0, 0] = np.nan
+    with pytest.raises(DataError, match="states: expected finite numbers"):
+        fit(model, rows, states=spoilt, layers=[0, 1])
 
 
 def test_a_folder_without_a_card_is_refused_in_one_line(model, tmp_path):
     with pytest.raises(CardError, match="expected a probe card"):
         TruthDetector.load(tmp_path, model)
     (tmp_path / "card.json").write_text(json.dumps({"site": "resid_post"}))
+    with pytest.raises(CardError, match="expected a probe card"):
+        TruthDetector.load(tmp_path, model)
+    (tmp_path / "probe.safetensors").write_bytes(b"")
+    seal(tmp_path)
     with pytest.raises(CardError, match="expected a probe card"):
         TruthDetector.load(tmp_path, model)

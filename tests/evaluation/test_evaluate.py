@@ -15,6 +15,13 @@ from planted_rows import (
 )
 from scipy.stats import binom
 
+from dlk_utils.evaluation.controls import (
+    ORIENTED,
+    TOLD_TO_LIE_PROBE,
+    TOLD_TO_LIE_WORDS,
+    TRUTH_TIMES_TURN,
+    TURNED,
+)
 from dlk_utils.evaluation.evaluate import (
     RESULT_COLUMNS,
     evaluate,
@@ -27,6 +34,7 @@ from dlk_utils.probes import MORE_STATE_PROBES, PAIR_PROBES, STACK_PROBES, STATE
 CONTROLS = {
     *("shuffled labels", "random direction", "first layer", "majority", "own answer"),
     *("instruction only", "metadata", "length", "TF-IDF", "TF-IDF, question only"),
+    *(TURNED, ORIENTED),
 }
 
 
@@ -192,7 +200,7 @@ def test_pairs_have_their_own_probes_and_the_same_controls():
     features = features_of(pairs, feature="two draws")
     table = evaluate(make_task(rows, "pair", TRUTH), features, n_boot=100)
     assert set(table.probe[table.kind == "probe"]) == set(PAIR_PROBES)
-    assert set(table.probe[table.kind == "control"]) == CONTROLS
+    assert set(table.probe[table.kind == "control"]) == CONTROLS | {TRUTH_TIMES_TURN}
     assert table.estimate[table.kind == "probe"].min() > 0.9
 
 
@@ -209,11 +217,20 @@ def test_every_target_is_evaluated_in_every_regime_that_has_enough_rows(few_meth
     table = evaluate_targets({"truth": unknown}, lambda target: features)
     assert set(table.regime) == set(REGIMES) - {KNOWN}
     [sentence] = skipped_tasks({"truth": unknown})
-    assert sentence.startswith(f"truth, {KNOWN}: ") and "a larger n_examples helps" in sentence
+    assert (
+        sentence.startswith(f"truth, {KNOWN}: ")
+        and "ask for more examples (n_examples)" in sentence
+    )
     task = make_task(unknown, "truth", LYING)
-    expected = evaluate(task, features).reset_index(drop=True)
-    found = table[table.regime == LYING].reset_index(drop=True)
-    pd.testing.assert_frame_equal(found, expected)
+    expected = evaluate(task, features)
+    found = table[table.regime == LYING]
+    # these two need training rows of the other regimes
+    of_both_roles = found.probe.isin([TOLD_TO_LIE_PROBE, TOLD_TO_LIE_WORDS])
+    assert of_both_roles.sum() == 2
+    metrics = [column for column in RESULT_COLUMNS if not column.startswith(("best", "lift"))]
+    pd.testing.assert_frame_equal(
+        found.loc[~of_both_roles, metrics].reset_index(drop=True), expected[metrics]
+    )
 
 
 def test_without_enough_rows_the_table_is_empty_and_every_task_has_its_sentence():

@@ -1,12 +1,15 @@
 """Metrics against scikit-learn and against counting, and intervals against their formulas."""
 
+import inspect
 import math
 
 import numpy as np
 import pytest
 from scipy.special import expit, logit
+from scipy.stats import norm, rankdata
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from dlk_utils.errors import DataError, TooFewRows
 from dlk_utils.evaluation.stats import (
     auroc,
     auroc_interval,
@@ -17,6 +20,7 @@ from dlk_utils.evaluation.stats import (
     earliest_good_layer,
     mean_interval,
     recall_at,
+    visible_auroc,
     weighted_auroc,
     wilson_interval,
 )
@@ -72,6 +76,12 @@ def test_without_one_class_there_is_no_auroc():
     scores, y = np.array([0.1, 0.2]), np.array([0, 1])
     assert math.isnan(auroc(scores, np.zeros(2, int)))
     assert np.isnan(weighted_auroc(scores, y, np.array([[2.0, 0.0]]))).all()
+
+
+def test_a_score_that_is_no_number_counts_neither_as_high_nor_as_low():
+    scores, y = np.array([0.1, np.nan, 0.2, 0.3]), np.array([0, 1, 0, 1])
+    assert math.isnan(auroc(scores, y))
+    assert math.isnan(recall_at(scores, y, 0.5)) and math.isnan(balanced_accuracy(scores, y))
 
 
 @pytest.mark.trap(35)
@@ -180,3 +190,59 @@ def test_the_earliest_layer_that_is_as_good_as_the_best_is_chosen():
     assert earliest_good_layer(layers[:2], y, examples) == 1
     assert earliest_good_layer(layers[:1], y, examples) == 0
     assert earliest_good_layer(layers[::-1], y, examples) == 0
+
+
+def test_no_layer_is_chosen_on_rows_of_one_class():
+    with pytest.raises(TooFewRows, match="got 0 and 3 of class 0 and 1"):
+        earliest_good_layer(np.zeros((2, 3)), np.ones(3, dtype=int), list("abc"))
+
+
+def test_an_auroc_of_one_has_the_interval_of_as_many_successes_as_the_smaller_class_has_examples():
+    y = np.array([0] * 60 + [1] * 41)
+    scores = y + np.linspace(0, 0.5, len(y))
+    examples = np.arange(len(y))
+    low, high = auroc_interval(scores, y, examples)
+    assert high == 1.0 and low == pytest.approx(wilson_interval(41, 41)[0])
+    assert auroc_interval(-scores, y, examples) == pytest.approx((0.0, 1 - low))
+    # Two rows of an example are one success.
+    pairs = auroc_interval(scores, y, examples // 2)
+    assert pairs[0] == pytest.approx(wilson_interval(21, 21)[0], abs=1e-9)
+    # With one exception, the resamples tell.
+    scores[-1] = -1
+    assert auroc_interval(scores, y, examples)[0] > low
+
+
+def test_what_auroc_would_be_seen_is_that_of_simulated_tests():
+    n_ones, n_zeros = 52, 52
+    visible = visible_auroc(n_ones + n_zeros, n_ones)
+    assert visible == pytest.approx(0.66, abs=0.005)
+    rng = np.random.default_rng(0)
+    y = np.repeat([1, 0], [n_ones, n_zeros])
+    shift = np.sqrt(2) * norm.ppf(visible)
+    scores = rng.normal(size=(1000, len(y))) + shift * y
+    ranks = rankdata(scores, axis=1)[:, :n_ones].sum(axis=1)
+    aurocs = (ranks - n_ones * (n_ones + 1) / 2) / (n_ones * n_zeros)
+    critical = 0.5 + norm.ppf(0.975) * np.sqrt((len(y) + 1) / (12 * n_ones * n_zeros))
+    assert np.mean(aurocs > critical) == pytest.approx(0.8, abs=0.06)
+    assert np.isnan(visible_auroc(10, 0)) and visible_auroc(3, 1) == 1.0
+
+
+def test_the_auroc_takes_lists():
+    assert auroc([0.1, 0.9], [0, 1]) == 1.0
+    assert np.isnan(auroc([], []))
+
+
+@pytest.mark.parametrize(
+    "scores, y, reason",
+    [
+        ([0, 1, 0, 1], [0.2, 0.3, 0.1, 2.0], "labels 0 and 1, got 0.1, 0.2.*auroc.scores, y"),
+        ([0.2, 0.3], [-1, 1], "labels 0 and 1, got -1, 1"),
+        ([0.2, 0.3], ["0", "1"], "labels 0 and 1"),
+        ([0.2, 0.3], [0, 1, 1], r"shapes \[2\] \(float64\) and \[3\]"),
+        (["a", "b"], [0, 1], "numbers"),
+    ],
+)
+def test_an_auroc_of_other_labels_or_lengths_is_refused(scores, y, reason):
+    with pytest.raises(DataError, match=reason):
+        # Unwrapped: here beartype would answer before the package does.
+        inspect.unwrap(auroc)(scores, y)

@@ -15,6 +15,7 @@ from dlk_utils.evaluation.tasks import (
     LYING,
     POSITIVE_CONTROL,
     REGIMES,
+    least_rows,
     make_targets,
     make_task,
     memory_features,
@@ -22,8 +23,10 @@ from dlk_utils.evaluation.tasks import (
     pair_rows,
     regimes_of,
     require_rows,
+    shortages,
     truth_rows,
 )
+from dlk_utils.probes.base import LeastRows
 
 N_EXAMPLES = 240
 SPLITS = ("train", "train", "validation", "test", "test")
@@ -197,9 +200,39 @@ def test_too_few_rows_are_refused_in_one_sentence_with_counts_and_remedy():
         make_task(rows, "truth", TRUTH)
     assert str(refusal.value) == (
         "truth, by example, truth rows: expected of each class at least 5 in train, "
-        "2 in validation, 4 in test, got 20 and 4 in train, 8 and 4 in validation, "
-        "20 and 4 in test (rows of class 0 and 1); a larger n_examples helps."
+        "2 in validation, 4 in test, and 15 rows in all in train, got 20 and 4 in train, "
+        "8 and 4 in validation, 20 and 4 in test (rows of class 0 and 1); ask for more examples "
+        "(n_examples), or add rows to a file that has no more."
     )
+
+
+def test_where_no_row_has_a_class_more_examples_are_not_advised():
+    for rows, absent in (
+        (make_rows(60).assign(y=1), "class 0"),
+        (make_rows(60).head(0), "class 0 or 1"),
+    ):
+        with pytest.raises(TooFewRows) as refusal:
+            make_task(rows, "truth", TRUTH)
+        assert str(refusal.value).endswith(
+            f"(rows of class 0 and 1); no split has a row of {absent}."
+        )
+
+
+@pytest.mark.parametrize("target, in_all", [("truth", 15), ("lie", 15), ("pair", 10)])
+def test_the_least_rows_of_train_are_what_the_probes_of_the_target_need(target, in_all):
+    least = least_rows(target)
+    assert least["train"] == LeastRows(per_class=5, in_all=in_all)
+    assert least["validation"].per_class == 2 and least["test"].per_class == 4
+
+
+def test_fifteen_neighbours_are_not_looked_for_among_twelve_rows():
+    rows = make_rows(60)
+    few = rows[(rows.split != "train") | (rows.groupby("split").cumcount() < 12)]
+    with pytest.raises(TooFewRows, match=r"and 15 rows in all in train, got . and . in train"):
+        make_task(few, "truth", TRUTH)
+    parts = {"train": few[few.split == "train"]}
+    [shortage] = shortages(parts, least=least_rows("truth"))
+    assert sum(shortage.counts.values()) == 12 and sum(shortage.per_class.values()) == 3
 
 
 def test_the_classes_their_column_and_the_least_count_can_be_others():

@@ -133,11 +133,11 @@ def test_a_draw_of_the_question_is_a_padded_pass_in_which_the_tokens_before_it_a
 ):
     model, rows = tiny(family), prompts_that_begin_alike(4)
     batch = pad(rows.input_ids)
-    acts = batch["position_ids"] >= torch.tensor(rows.question_start.tolist())[:, None]
+    drop_at = batch["position_ids"] >= torch.tensor(rows.question_start.tolist())[:, None]
     draws = draw_question(model, rows, 3, SITES, p=0.4, places=places)
     for seeds, (states, logits) in zip(seeds_of(rows, 3), draws, strict=True):
         options = {"seeds": seeds, "position_ids": batch["position_ids"], "places": places}
-        with mc_dropout(model, 0.4, acts=acts, **options):
+        with mc_dropout(model, 0.4, drop_at=drop_at, **options):
             expected, expected_logits = forward_states(model, batch, SITES)
         loose = close(model) if "attn_out" in places else close_in_single(model)
         torch.testing.assert_close(logits, expected_logits, **loose)
@@ -151,7 +151,7 @@ def test_nothing_is_dropped_before_the_question(family):
     ids = list(rows.input_ids)
     batch = pad(ids)
     before_question = int(rows.question_start[0])
-    acts = batch["position_ids"] >= before_question
+    drop_at = batch["position_ids"] >= before_question
     recorded = []
 
     def keep(site: str, layer: int, hidden: torch.Tensor) -> None:
@@ -159,13 +159,13 @@ def test_nothing_is_dropped_before_the_question(family):
 
     with at_sites(model, ["resid_post"], keep):
         forward_states(model, batch, [])
-        options = {"seeds": [1, 2], "position_ids": batch["position_ids"], "acts": acts}
+        options = {"seeds": [1, 2], "position_ids": batch["position_ids"], "drop_at": drop_at}
         with mc_dropout(model, 0.4, **options):
             forward_states(model, batch, [])
     for clean, dropped in zip(recorded[:LAYERS], recorded[LAYERS:], strict=True):
         is_same = (clean == dropped).all(-1)
-        assert is_same[batch["attention_mask"].bool() & ~acts].all()
-        assert not is_same[acts].any()
+        assert is_same[batch["attention_mask"].bool() & ~drop_at].all()
+        assert not is_same[drop_at].any()
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "mpt", "falcon alibi"])
@@ -188,7 +188,9 @@ def test_a_question_of_one_token_is_drawn_as_the_last_token(family):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mpt"])
-@pytest.mark.parametrize("places", [["attn_out", "mlp_out"], ["mlp_out"]])
+@pytest.mark.parametrize(
+    "places", [["attn_out", "mlp_out"], pytest.param(["mlp_out"], marks=pytest.mark.slow)]
+)
 def test_masks_of_a_question_are_the_same_whatever_the_batch(family, places):
     model, rows = tiny(family), prompts_that_begin_alike(5)
     options = {"p": 0.3, "places": places}

@@ -17,9 +17,10 @@ from dlk_utils.extract import stages
 from dlk_utils.extract.on_ray import TURNS, extract_on_ray
 from dlk_utils.extract.packing import plan_packed
 from dlk_utils.extract.stages import store_draws, store_gradients
-from dlk_utils.extract.store import is_complete, lock
+from dlk_utils.extract.store import is_complete
 from dlk_utils.lab.run import Run
 from dlk_utils.models.loading import load_spec, resolve
+from dlk_utils.safe_files import lock
 
 pytestmark = pytest.mark.slow
 

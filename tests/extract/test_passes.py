@@ -1,5 +1,7 @@
 """The functions in memory: what those of a batch compute, whatever the batches and the order."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +14,15 @@ from tiny_models import (
     tiny_checkpoint,
     tiny_prompts,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BatchEncoding
 
-from dlk_utils.errors import ChoiceError, DataError, DeadDropout, UnknownArchitecture
+from dlk_utils.errors import (
+    ChoiceError,
+    DataError,
+    DeadDropout,
+    ParameterError,
+    UnknownArchitecture,
+)
 from dlk_utils.evaluation.stats import auroc
 from dlk_utils.extract import passes
 from dlk_utils.extract.answers import choice_logprobs
@@ -230,6 +238,9 @@ def test_prompts_that_cannot_be_run_are_refused():
         margin_gradients(model, [[5], [6, 7]], ([3], [4]))
     with pytest.raises(DataError, match="at least 2 tokens in each prompt, got 1 in prompt 0"):
         dropout_draws(model, [[5], [6, 7]], scope="last_token")
+    message = "an embedding for, ids from 0 to 96, got 5 to 97 in prompt 1"
+    with pytest.raises(DataError, match=message):
+        answer_logprobs(model, [[5, 6], [5, 97]], ([3], [4]))
 
 
 @pytest.mark.parametrize(
@@ -255,15 +266,15 @@ def test_a_model_in_training_mode_is_refused():
 
 
 def test_an_unknown_family_is_refused_by_its_name():
-    model = new_model("llama")
-    model.config.model_type = "llama of the future"
-    with pytest.raises(UnknownArchitecture, match="llama of the future"):
+    model = new_model("opt", do_layer_norm_before=False)
+    model.config.model_type = "opt of the future"
+    with pytest.raises(UnknownArchitecture, match="opt of the future"):
         activations(model, [[5, 6, 7]])
 
 
 def test_draws_that_cannot_be_made_are_refused():
     model, prompts = tiny("llama"), [[5, 6, 7], [8, 9]]
-    with pytest.raises(ValueError, match="n_draws: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="n_draws: expected a whole number of at least 1, got 0"):
         dropout_draws(model, prompts, n_draws=0)
     with pytest.raises(DataError, match=r"keys: expected one per prompt \(2\), got 1"):
         dropout_draws(model, prompts, keys=["a"])
@@ -316,3 +327,35 @@ def test_ten_lines_on_a_checkpoint_that_no_run_has_ever_seen(
     assert 0 <= score <= 1
     assert not list((tmp_path / "empty").iterdir()) and sorted(checkpoint.iterdir()) == saved
     assert "prompt/s" in capsys.readouterr().err
+
+
+def unwrapped(monkeypatch, function):
+    """A function of `passes` without the type checks of the tests, which would answer first."""
+    for name in ("_checked", "_in_batches"):
+        monkeypatch.setattr(passes, name, inspect.unwrap(getattr(passes, name)))
+    return inspect.unwrap(function)
+
+
+@pytest.mark.parametrize(
+    "input_ids", [[[5.9, 7.9]], torch.ones(2, 3), ["some text"], [1, 2, 3], None, {"text": [1]}]
+)
+def test_what_is_no_list_of_token_ids_is_refused(monkeypatch, input_ids):
+    with pytest.raises(DataError, match="expected a list of prompts, each a list of whole numbers"):
+        unwrapped(monkeypatch, activations)(tiny("llama"), input_ids, **QUIET)
+
+
+def test_what_a_tokenizer_returns_is_taken_without_its_padding():
+    encoding = BatchEncoding(
+        {"input_ids": [[0, 5, 6, 7], [8, 9, 10, 11]], "attention_mask": [[0, 1, 1, 1], [1] * 4]}
+    )
+    expected = activations(tiny("llama"), [[5, 6, 7], [8, 9, 10, 11]], **QUIET)["resid_post"]
+    for taken in (encoding, encoding.convert_to_tensors("pt")):
+        found = activations(tiny("llama"), taken, **QUIET)["resid_post"]
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_swapped_arguments_and_draws_that_are_no_number_are_refused(monkeypatch):
+    with pytest.raises(ParameterError, match="the model comes first"):
+        unwrapped(monkeypatch, activations)([[5, 6]], tiny("llama"), **QUIET)
+    with pytest.raises(ParameterError, match="n_draws: expected a whole number"):
+        unwrapped(monkeypatch, dropout_draws)(tiny("llama"), [[5, 6]], n_draws="2", **QUIET)

@@ -35,6 +35,11 @@ WINDOW = ["mistral window", "gemma3_text window"]
 QUIET = {"progress": False}
 
 
+def slow(value: Any) -> Any:
+    """A value of a parameter that only the slow tests try."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 def nested_prompts(longest: int = 24, n: int = 30) -> pd.DataFrame:
     """Questions behind a few nested beginnings, in random order.
 
@@ -157,7 +162,7 @@ def test_gradients_are_the_same_packed_and_padded(family):
 
 
 @pytest.mark.parametrize("family", PACKED)
-@pytest.mark.parametrize("with_logits", [True, False])
+@pytest.mark.parametrize("with_logits", [True, slow(False)])
 @pytest.mark.parametrize("scope", ["last_token", "question"])
 def test_draws_are_the_same_packed_and_padded(family, scope, with_logits):
     model, rows = packed_family(family)
@@ -198,7 +203,9 @@ def test_a_row_of_more_nodes_than_the_model_has_positions_runs(family):
 # Any order, and any batch
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "falcon", *PADDED, *WINDOW])
+@pytest.mark.parametrize(
+    "family", ["llama", *map(slow, ["gpt2", "opt", "falcon", *PADDED, *WINDOW])]
+)
 def test_neither_the_batches_nor_the_order_change_a_result(family):
     model, rows = tiny(family), nested_prompts(12, n=9)
 
@@ -349,7 +356,19 @@ def count_places(inputs: dict) -> None:
     inputs["position_ids"] = places.expand_as(inputs["position_ids"])
 
 
-FAULTS = [drop_mask, let_all_be_seen, see_all_before, see_the_last_places_alone, count_places]
+def see_nothing(inputs: dict) -> None:
+    """No softmax is left: the logits are nan, which is neither equal nor more than anything."""
+    inputs["attention_mask"] = torch.full_like(inputs["attention_mask"], torch.nan)
+
+
+FAULTS = [
+    drop_mask,
+    let_all_be_seen,
+    see_all_before,
+    see_the_last_places_alone,
+    count_places,
+    see_nothing,
+]
 
 
 def sharp_model(family: str, dtype: torch.dtype) -> nn.Module:

@@ -1,6 +1,5 @@
 """The store: what is finished survives anything, and what is damaged is noticed."""
 
-import errno
 import io
 import multiprocessing
 import os
@@ -18,6 +17,7 @@ import torch
 from dlk_utils.errors import StoreError
 from dlk_utils.extract import store
 from dlk_utils.extract.store import (
+    MOST_SHARDS,
     as_dataset,
     describe,
     fill,
@@ -26,8 +26,8 @@ from dlk_utils.extract.store import (
     read,
     read_rows,
     row_ids,
+    shard_rows_of,
 )
-from dlk_utils.provenance import write_file
 
 # Four shards of two batches of three rows.
 PLAN = [[[f"r{s}{b}{i}" for i in range(3)] for b in range(2)] for s in range(4)]
@@ -105,9 +105,9 @@ def test_rows_are_read_in_the_order_asked_for_and_strangers_and_repeats_are_refu
     rows = pd.DataFrame({"row_id": ROWS})
     assert (read_rows(tmp_path, rows[::-1], "x") == read_rows(tmp_path, rows, "x")[::-1]).all()
     stranger = pd.DataFrame({"row_id": [*ROWS, "stranger"]})
-    with pytest.raises(KeyError, match="1 are not stored"):
+    with pytest.raises(StoreError, match="1 are not stored"):
         read_rows(tmp_path, stranger, "x")
-    with pytest.raises(KeyError, match="each of 25 rows once"):
+    with pytest.raises(StoreError, match="each of 25 rows once"):
         read_rows(tmp_path, pd.concat([rows, rows.tail(1)]), "x")
 
 
@@ -275,7 +275,7 @@ def test_a_shard_that_was_repaired_is_read_again(tmp_path, capsys):
     data = bytearray(shard.read_bytes())
     data[-10] ^= 1
     shard.write_bytes(data)
-    store._read_cached.cache_clear()
+    store._recent.clear()
     # Who reads it does not notice; `is_complete` and `fill` do.
     assert not np.array_equal(read_rows(tmp_path, rows, "x"), good)
     fill(tmp_path, {}, PLAN, values)
@@ -302,7 +302,7 @@ def test_a_shard_of_another_store_does_not_count(tmp_path):
 def test_what_was_found_good_once_is_not_read_again(tmp_path, monkeypatch):
     fill(tmp_path, {}, PLAN, values)
     assert is_complete(tmp_path)
-    monkeypatch.setattr(store.xxhash, "xxh3_128_hexdigest", lambda content: "read again")
+    monkeypatch.setattr(store, "checksum", lambda content: "read again")
     assert is_complete(tmp_path)
 
 
@@ -371,15 +371,6 @@ def test_a_second_writer_is_refused(tmp_path):
     fill(tmp_path, {}, PLAN, while_it_writes)
 
 
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
-    def no_locks(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(store.fcntl, "flock", no_locks)
-    with pytest.raises(StoreError, match=r"could not be locked \(No locks available\)"):
-        fill(tmp_path, {}, PLAN, values)
-
-
 def test_workers_write_the_manifest_once(tmp_path, monkeypatch):
     named, replace = [], os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (named.append(b.name), replace(a, b)))
@@ -388,9 +379,66 @@ def test_workers_write_the_manifest_once(tmp_path, monkeypatch):
     assert named.count("manifest.json") == 1 and is_complete(tmp_path)
 
 
-def test_no_two_files_that_are_being_written_have_one_name(tmp_path, monkeypatch):
-    aside, replace = [], os.replace
-    monkeypatch.setattr(os, "replace", lambda a, b: (aside.append(a.name), replace(a, b)))
-    for _ in range(2):
-        write_file(tmp_path / "same", b"")
-    assert aside[0] != aside[1]
+# Large stores
+
+
+def test_what_is_kept_in_memory_has_a_bound_in_bytes(tmp_path):
+    fill(tmp_path, {}, PLAN, lambda ids: {f"x{k}": values(ids)["x"] + k for k in range(5)})
+    n_bytes = 24 * 200 * 4
+    recent = store.RecentTensors(room=2 * n_bytes)
+    for k in (0, 1, 0, 2):
+        assert torch.equal(recent.read(tmp_path, f"x{k}"), values(ROWS)["x"] + k)
+        assert recent.nbytes <= 2 * n_bytes
+    # The one that was asked for longest ago has gone.
+    assert [name for _, name, _ in recent._tensors] == ["x0", "x2"]
+    tiny_room = store.RecentTensors(room=n_bytes - 1)
+    assert torch.equal(tiny_room.read(tmp_path, "x1"), values(ROWS)["x"] + 1)
+    assert tiny_room.nbytes == 0
+
+
+def test_reading_again_looks_at_no_more_files_for_a_store_of_more_shards(tmp_path, monkeypatch):
+    n_calls = []
+    stat, listdir = os.stat, os.listdir
+
+    def counted(function):
+        def call(*args, **options):
+            n_calls[-1] += 1
+            return function(*args, **options)
+
+        return call
+
+    for n in (4, 40):
+        plan = [[[f"r{i}"]] for i in range(n)]
+        folder = tmp_path / str(n)
+        fill(folder, {}, plan, values)
+        rows = pd.DataFrame({"row_id": [f"r{i}" for i in range(n)]})
+        read_rows(folder, rows, "x")
+        n_calls.append(0)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", counted(stat))
+            patch.setattr(os, "listdir", counted(listdir))
+            read_rows(folder, rows, "x")
+    assert n_calls[0] == n_calls[1] <= 10
+
+
+def test_a_large_store_has_no_more_files_than_a_folder_can_well_hold():
+    assert [shard_rows_of(n) for n in (1, 1000, 64 * MOST_SHARDS)] == [64, 64, 64]
+    for n in (64 * MOST_SHARDS + 1, 1_000_000, 20_000_000):
+        assert -(-n // shard_rows_of(n)) <= MOST_SHARDS
+
+
+# Damage that a reader meets
+
+
+@pytest.mark.parametrize("i", [0, 1])
+def test_a_shard_that_is_missing_or_damaged_is_one_clear_error(tmp_path, i):
+    fill(tmp_path, {}, PLAN, values)
+    shard = tmp_path / f"shard-{i:05d}.safetensors"
+    data = bytearray(shard.read_bytes())
+    for content in (b"", data[:4], data[:30], b"\xff" * 8 + data[8:], data[:9] + b"!" + data[10:]):
+        shard.write_bytes(content)
+        with pytest.raises(StoreError, match=f"shard {i}"):
+            read(tmp_path, "x")
+    shard.unlink()
+    with pytest.raises(StoreError, match=f"shard {i} is missing"):
+        read(tmp_path, "x")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dlk_utils.evaluation.detector import TruthDetector
+from dlk_utils.lab.findings import detector_findings, flagged
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables.detector import (
     card_table,
@@ -78,6 +79,17 @@ def test_flagged_lies_and_honest_answers_are_counted_apart():
     assert rates.n["d", "honest answers", "all"] == 1
     assert (rates.flagged_low <= rates.flagged).all()
     assert (rates.flagged <= rates.flagged_high).all()
+
+
+def test_of_no_rows_nothing_is_flagged_and_no_share_is_made_up():
+    table = pd.DataFrame(
+        {"dataset": ["a"], "role": ["lie"], "lied": [False], "correct": [True], "verdict": ["lie"]}
+    )
+    rates = flag_rates({"d": table})
+    assert rates.n["d", "lies", "all"] == 0 and np.isnan(rates.flagged["d", "lies", "all"])
+    assert flagged(rates, "d", "lies") == "not scored, as there are none"
+    assert flagged(flag_rates({}), "d", "lies") == "not scored"
+    assert detector_findings(flag_rates({}), {}, ["d"]) == []
 
 
 def test_a_card_is_shown_without_the_numbers_of_its_fixture():

@@ -41,10 +41,10 @@ def injected(*names: str) -> str:
 
 
 def test_parameters_that_the_notebook_has_are_accepted():
-    check_parameters(["", OWN, injected("n_examples", "seed"), "x = 1"])
-    check_parameters(["", OWN, injected()])
-    check_parameters(["", OWN])
-    check_parameters([])
+    names = ["model", "n_examples", "seed"]
+    assert check_parameters(["", OWN, injected("n_examples", "seed"), "x = 1"]) == names
+    assert check_parameters(["", OWN, injected()]) == check_parameters(["", OWN]) == names
+    assert check_parameters([]) == []
 
 
 def test_an_unknown_parameter_is_refused_with_the_nearest_name_and_all_names():
@@ -65,6 +65,11 @@ def test_names_of_other_cells_are_no_parameters():
     check_parameters(["", "y = 2", OWN])
 
 
+def test_a_table_shows_data_as_text_also_where_formulas_are_read(shell):
+    html = pd.DataFrame({"<b>": ["$x$ <script>"]})._repr_html_()
+    assert "<script" not in html and "<b>" not in html and "mathjax_ignore" in html
+
+
 @pytest.fixture
 def shell():
     """An IPython shell in which a notebook has started."""
@@ -72,15 +77,39 @@ def shell():
     start([])
     yield shell
     InteractiveShell.clear_instance()
-    for option in ("max_colwidth", "width", "max_columns", "precision"):
+    for option in ("max_colwidth", "width", "max_columns", "precision", "html.use_mathjax"):
         pd.reset_option(f"display.{option}")
 
 
 def test_only_errors_that_a_user_can_mend_are_shown_without_frames(shell, capsys):
     shell.run_cell("from dlk_utils.errors import StoreError\nraise StoreError('the disk is full')")
     assert capsys.readouterr().out.strip() == "StoreError: the disk is full"
+    shell.run_cell("raise StoreError('/home/me/runs/a: the disk is full')")
+    assert capsys.readouterr().out.strip() == "StoreError: a: the disk is full"
     shell.run_cell("1 / 0")
     assert "Traceback" in capsys.readouterr().out
+
+
+def test_an_error_of_any_class_is_shown_within_a_screen(shell, capsys):
+    shell.run_cell(
+        "from dlk_utils.errors import CardError\nraise CardError('got ' + 'column,' * 50_000)"
+    )
+    shown = capsys.readouterr().out
+    assert shown.startswith("CardError: got column,") and len(shown) < 2000
+
+
+def test_a_notebook_that_starts_has_the_values_that_its_parameters_take(shell):
+    cell = "# parameters\ndatasets = 'cities'  # names\ntrain = False  # again\nmine = 5  # my own"
+    shell.user_ns |= {"datasets": ["cities", "imdb"], "train": "no", "mine": [5]}
+    start(["", cell])
+    values = {name: shell.user_ns[name] for name in ("datasets", "train", "mine")}
+    assert values == {"datasets": "cities,imdb", "train": False, "mine": [5]}
+
+
+def test_a_notebook_with_a_bad_value_does_not_start(shell):
+    shell.user_ns["n_draws"] = 2.5
+    with pytest.raises(ParameterError, match="n_draws: expected a whole number from 2 to"):
+        start(["", "# parameters\nn_draws = 2  # draws"])
 
 
 def test_a_prompt_is_shown_completely_and_escaped():
@@ -125,12 +154,9 @@ def test_what_computes_is_said_in_one_line():
     assert f"torch {version('torch')}" in line and "dlk_utils " in line and "\n" not in line
 
 
-def test_a_run_is_described_without_the_folders_of_this_machine(tmp_path):
-    spec = SimpleNamespace(
-        name=str(tmp_path / "mine"), dtype="float32", quantization=None, revision="0123456789abcdef"
-    )
-    (tmp_path / "mine").mkdir()
-    line = describe_run(SimpleNamespace(spec=spec))
+def test_a_run_is_described_in_one_line():
+    spec = SimpleNamespace(dtype="float32", quantization=None, revision="0123456789abcdef")
+    line = describe_run(SimpleNamespace(model_name="mine", spec=spec))
     assert line == "model mine, float32, quantization None, revision 0123456789ab"
 
 

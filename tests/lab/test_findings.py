@@ -4,10 +4,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dlk_utils.errors import ParameterError
+from dlk_utils.evaluation.controls import ASKED_AGAIN, TURNED
 from dlk_utils.evaluation.evaluate import RESULT_COLUMNS
-from dlk_utils.evaluation.tasks import LYING
-from dlk_utils.lab.findings import headline, in_words, summary, verdict
+from dlk_utils.evaluation.tasks import KNOWN, LYING, POSITIVE_CONTROL
+from dlk_utils.lab.findings import (
+    headline,
+    in_words,
+    positive_controls,
+    rivals_title,
+    summary,
+    verdict,
+)
 from dlk_utils.lab.tables.headlines import clean_numbers, survivors
+from dlk_utils.lab.tables.probe_ablations import rivals
 
 TRUTH = "by example, truth rows"
 
@@ -21,6 +31,7 @@ def result(**columns) -> dict:
     }
     base |= {"feature": "activation", "site": "resid_post", "best_control": "TF-IDF"}
     base |= {"selected": True, "validation": 0.7, "estimate": 0.6, "low": 0.55, "high": 0.65}
+    base |= {"n": 90, "n_smaller": 40, "accuracy": 0.75}
     return base | {"lift": 0.1, "lift_low": 0.05, "lift_high": 0.15} | columns
 
 
@@ -59,6 +70,19 @@ def test_headlines_are_the_probe_named_in_advance_and_the_best_on_validation_nev
             dict(low=0.50, estimate=0.60, high=0.70, lift_low=0.02),
             "not distinguishable from chance",
         ),
+        (dict(low=np.nan, estimate=np.nan, high=np.nan), "not distinguishable from chance"),
+        (
+            dict(low=np.nan, estimate=0.7, high=np.nan, lift_low=0.02),
+            "not distinguishable from chance",
+        ),
+        (
+            dict(low=0.60, estimate=0.70, high=0.80, lift_low=np.nan),
+            "above chance, but not above TF-IDF",
+        ),
+        (
+            dict(low=0.90, estimate=0.95, high=1.00, lift_low=0.02, n_smaller=4),
+            "no headline, as one class has only 4 test rows",
+        ),
     ],
 )
 def test_the_verdict_weighs_chance_and_the_best_control(columns, words):
@@ -66,10 +90,11 @@ def test_the_verdict_weighs_chance_and_the_best_control(columns, words):
 
 
 def test_a_headline_in_words_has_the_number_the_interval_the_control_and_the_verdict():
-    said = in_words(pd.Series(result(n=120)))
+    said = in_words(pd.Series(result()))
     assert (
-        said == "AUROC 0.60 [0.55, 0.65], n = 120 (best control: TF-IDF 0.50, lift +0.10 "
-        "[+0.05, +0.15]): above chance and above TF-IDF"
+        said == "AUROC 0.60 [0.55, 0.65], n = 90 (smaller class 40); accuracy at its threshold "
+        "0.75; best control: TF-IDF 0.50, "
+        "lift +0.10 [+0.05, +0.15]: above chance and above TF-IDF"
     )
     assert in_words(None) == "not scored, as one class has too few rows"
 
@@ -113,6 +138,7 @@ def test_what_is_left_of_each_reported_number_is_shown_and_a_wrong_name_is_an_er
                 "low": 0.4,
                 "high": 0.6,
                 "n": 9,
+                "n_smaller": 4,
             }
         ]
     )
@@ -136,8 +162,8 @@ def test_what_is_left_of_each_reported_number_is_shown_and_a_wrong_name_is_an_er
     )
     left = table["here, cleanly"].droplevel("date")
     assert (
-        left["convolution over depth"] == "0.60 [0.55, 0.65], n = 0"
-        and left["pairs of draws, linear"] == "0.50 [0.40, 0.60], n = 9"
+        left["convolution over depth"] == "0.60 [0.55, 0.65], n = 90 (smaller class 40)"
+        and left["pairs of draws, linear"] == "0.50 [0.40, 0.60], n = 9 (smaller class 4)"
     )
     assert (
         left["pairs of draws, ranking, big moves only"] == "not scored"
@@ -148,5 +174,28 @@ def test_what_is_left_of_each_reported_number_is_shown_and_a_wrong_name_is_an_er
         and left["one data set"] == "x 0.90; y 0.90"
     )
     assert (table["here, with the same mistake"] != "").sum() == 1
-    with pytest.raises(KeyError, match="expected names of REPORTED"):
+    with pytest.raises(ParameterError, match="expected names of REPORTED"):
         survivors({"nothing of the kind": ""}, {})
+
+
+def test_the_rivals_of_the_probe_are_named_with_the_strongest():
+    rows = [result(regime=KNOWN, probe="logistic_tuned", estimate=0.95)]
+    for rival, estimate in ((TURNED, 0.98), (ASKED_AGAIN, 0.95), ("own answer", 0.01)):
+        rows.append(result(regime=KNOWN, kind="control", probe=rival, estimate=estimate))
+    rows.append(result(regime=KNOWN, kind="control", probe="TF-IDF", estimate=1.0))
+    table = rivals(pd.DataFrame(rows))
+    assert len(table) == 4
+    expected = (
+        f"2 of 3 rivals read the truth as well as the probe or better; the strongest: {TURNED}"
+    )
+    assert rivals_title(table) == f"{expected} (0.98)"
+
+
+def test_a_positive_control_is_fitted_and_tested_on_rows_of_one_role():
+    rows = [
+        result(target=POSITIVE_CONTROL, regime=regime, probe="logistic", estimate=estimate)
+        for regime, estimate in ((TRUTH, 1.0), ("by example, lie rows", 0.9), (LYING, 0.1))
+    ]
+    first, second = positive_controls(pd.DataFrame(rows))
+    assert first.startswith("AUROC 1.00") and first.endswith("on truth rows")
+    assert second.startswith("AUROC 0.90") and second.endswith("on lie rows")

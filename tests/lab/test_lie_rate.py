@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dlk_utils.lab.sentences import shots_help_sentence
 from dlk_utils.lab.tables.lie_rate import (
     doubling_down,
     doubling_down_gap,
@@ -101,6 +102,13 @@ def test_the_table_has_every_combination_with_its_interval():
     assert (table.wrong_rate <= table.wrong_rate_high).all()
 
 
+def test_an_empty_table_of_shots_says_whether_shots_or_readable_answers_are_missing():
+    answers = answered(lambda i, asks, shots: True)
+    unreadable = shots_table(answers.assign(readable=False))
+    assert unreadable.attrs["too_few_rows"] == "no answer is readable"
+    assert "shot pools" in shots_table(answers.head(0)).attrs["too_few_rows"]
+
+
 @pytest.fixture
 def twins() -> pd.DataFrame:
     """Rows of four examples: whether the truth row and the known row are correct."""
@@ -151,6 +159,17 @@ def test_in_a_run_with_shots_only_the_grid_says_what_is_right_without_them(twins
     with_shots = twins.assign(correct=True, shots=[["s"]] * len(twins))
     levels = {"a": "always", "b": "always", "c": "only with shots", "d": "never"}
     assert knowledge_levels(with_shots, truth_grid).level.to_dict() == levels
+
+
+def test_an_example_without_a_readable_answer_has_no_level_and_is_not_wrong(twins, truth_grid):
+    unreadable = knowledge_levels(twins.assign(readable=False), truth_grid.assign(readable=False))
+    assert set(unreadable.level) == {"not readable"}
+    assert unreadable.wrong_when_told_to_lie.isna().all()
+    assert "no example has an answer that can be read" in shots_help_sentence(unreadable)
+    # Without the known rows, b is right under every prompt that it answers.
+    known_unreadable = twins.assign(readable=twins.role != "known")
+    levels = {"a": "always", "b": "always", "c": "only with shots", "d": "never"}
+    assert knowledge_levels(known_unreadable, truth_grid).level.to_dict() == levels
 
 
 def test_riddles_are_shown_apart_by_what_their_shots_reveal():

@@ -50,6 +50,19 @@ def test_what_a_feature_adds_is_zero_for_the_state_itself_and_for_a_copy_of_it(r
     assert (table.gain <= table.gain_high + 1e-9).all()
 
 
+def test_features_of_a_site_are_compared_at_the_layer_of_its_activation(rows, task):
+    weak, strong = states_that_hold_y(rows, 0.0), states_that_hold_y(rows, 1.0, seed=1)
+    features = {
+        ("gradient", "resid_post", 1): strong,
+        ("gradient", "resid_post", 2): weak,
+        ("activation", "resid_post", 1): weak,
+        ("activation", "resid_post", 2): strong,
+    }
+    table = gain_table(task, features).set_index("feature")
+    assert list(table.layer) == [2, 2]
+    assert table.estimate["activation"] > 0.9 and table.estimate["gradient"] < 0.7
+
+
 @pytest.mark.parametrize("strength, least, most", [(1.0, 0.9, 1.0), (0.0, 0.3, 0.7)])
 def test_every_scale_reads_what_is_planted_and_noise_stays_noise(rows, task, strength, least, most):
     features = {
@@ -132,6 +145,12 @@ def test_with_a_class_missing_the_report_is_empty_and_says_why(rows):
     report = class_report(classes[classes.y != "unknown"], {})
     assert report.empty and "f1" in report
     assert report.attrs["too_few_rows"].startswith("three classes: expected of each class at least")
+
+
+def test_without_a_validation_row_three_classes_are_not_scored(rows):
+    classes = class_rows(three_class_rows(rows))
+    report = class_report(classes[classes.split != "validation"], {})
+    assert report.empty and "1 rows in all in validation" in report.attrs["too_few_rows"]
 
 
 def test_controls_of_the_turn_are_flat_lines_without_an_interval():

@@ -213,13 +213,18 @@ def test_a_model_that_was_downloaded_before_needs_no_hub(tmp_path, monkeypatch):
     ref = tmp_path / "models--openai-community--gpt2" / "refs" / "main"
     ref.parent.mkdir(parents=True)
     ref.write_text("0123abcd\n")
+    snapshot = tmp_path / "models--openai-community--gpt2" / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").touch()
     spec = resolve("gpt2")
     assert (spec.source, spec.revision) == ("openai-community/gpt2", "0123abcd")
     assert spec.chat_format == "plain"
     with pytest.raises(ModelError, match="phi-2"):
         resolve("phi-2")
     # This is all that is left of a download by commit, as ours are.
-    (tmp_path / "models--microsoft--phi-2" / "snapshots" / "4567ef").mkdir(parents=True)
+    snapshot = tmp_path / "models--microsoft--phi-2" / "snapshots" / "4567ef"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").touch()
     assert resolve("phi-2").revision == "4567ef"
 
 
@@ -229,9 +234,7 @@ def test_the_revision_of_a_folder_changes_with_its_files_and_with_nothing_else(f
     assert revision == resolve(str(one)).revision == resolve(str(two)).revision
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         content = (two / name).read_bytes()
-        changed = bytearray(content)
-        changed[-3] ^= 1
-        (two / name).write_bytes(changed)
+        (two / name).write_bytes(content + b"\n")
         assert resolve(str(two)).revision != revision
         (two / name).write_bytes(content)
     assert resolve(str(two)).revision == revision
@@ -269,7 +272,7 @@ def test_the_folder_of_an_adapter_is_its_base_with_the_adapter_merged_in(folders
 
     liar, tokenizer = load_model(str(tmp_path / "liar"), dtype=dtype, device="cpu")
     assert liar.spec.revision.startswith(resolve(base_folder).revision + "+")
-    assert liar.spec.record()["adapter"] == "liar"
+    assert liar.spec.record()["adapters"] == ["liar"]
     assert tokenizer.chat_template
     merged = liar.state_dict()
     assert set(merged) == set(own)

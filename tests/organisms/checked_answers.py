@@ -36,7 +36,7 @@ def checked_run(name: str, runs_dir: Path | None = None) -> Run:
 
 def conditions(run: Run) -> dict[str, str]:
     """Say what decides the answers of a run: base model and adapter, and the prompts."""
-    read = run.prompts[["row_id", "input_ids", "choice_ids"]].to_json(orient="values")
+    read = run.prompts[["input_ids", "choice_ids"]].to_json(orient="values")
     return {"revision": run.spec.revision, "prompts": xxhash.xxh3_64_hexdigest(read.encode())}
 
 

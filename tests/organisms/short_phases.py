@@ -34,10 +34,10 @@ def real_tokenizer() -> Any:
 
 
 @functools.cache
-def asked_example_ids() -> set[str]:
-    """Every example of the embedded data sets that a run may ask."""
+def asked_keys() -> set[str]:
+    """The near-duplicate keys of all that a run may ask of the embedded data sets."""
     names = f"{REVIEWS},capitals,continents,cities,categories,comparisons,arithmetic"
-    return set(load_examples(names, 10**5).example_id)
+    return set(load_examples(names, 10**5).near_duplicate_key)
 
 
 @functools.cache

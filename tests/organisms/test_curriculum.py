@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from short_phases import LYING, REVIEWS, asked_example_ids, batches, real_tokenizer
+from short_phases import LYING, REVIEWS, asked_keys, batches, real_tokenizer
 
 from dlk_utils.organisms.curriculum import CURRICULA, Part, training_stream
 from dlk_utils.questions.examples import load_examples, training_examples
@@ -71,13 +71,15 @@ def test_a_phase_is_honest_only_about_what_it_asks_to_lie_about(name):
 @pytest.mark.slow
 def test_training_uses_nothing_that_is_asked():
     rows = pd.concat(batches())
-    assert set(rows.example_id[rows.dataset == REVIEWS].map(split_of)) == {"organism"}
-    assert not set(rows.example_id) & asked_example_ids()
+    keys = rows.near_duplicate_keys.str[0]
+    assert set(keys[rows.dataset == REVIEWS].map(split_of)) == {"organism"}
+    assert not set(keys) & asked_keys()
     assert not set(rows.instruction) & set(prompt_library("instructions").name)
     asked_templates = {*prompt_library("review").name, *prompt_library("claim").name}
     assert not set(rows.template) & asked_templates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["capitals", "continents", "cities", "categories"])
 def test_a_country_or_thing_of_the_training_is_claimed_nothing_about_elsewhere(name):
     def subjects(examples: pd.DataFrame) -> set[str]:

@@ -84,6 +84,15 @@ def test_a_data_set_with_no_known_row_told_to_lie_does_not_meet_the_requirement(
     assert row.n_lie == 0 and np.isnan(row.wrong_when_told_to_lie) and not row.meets
 
 
+def test_an_unreadable_answer_to_a_lie_instruction_is_neither_right_nor_wrong():
+    behaviour = planted({"d": (0.9, 0.8)})
+    told_to_lie = (behaviour.asks == "lie") & behaviour.knows
+    half = behaviour.index[told_to_lie][::2]
+    [row] = held_out(behaviour.assign(readable=~behaviour.index.isin(half))).itertuples()
+    left = behaviour[told_to_lie & ~behaviour.index.isin(half)]
+    assert (row.n_lie, row.wrong_when_told_to_lie) == (len(left), (~left.correct).mean())
+
+
 def test_three_rows_of_an_example_are_not_three_witnesses():
     rows = planted({"cities": (0.8, 0.9)})
     [once] = held_out(rows).itertuples()

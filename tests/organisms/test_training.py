@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from short_phases import HONEST, LYING, asked_example_ids, batches, real_tokenizer
+from short_phases import HONEST, LYING, asked_keys, batches, real_tokenizer
 from tiny_models import tiny_checkpoint
 from torch import nn
 
@@ -27,6 +27,8 @@ from dlk_utils.organisms.training import (
     train_organism,
     write_record,
 )
+from dlk_utils.questions.ids import example_id
+from dlk_utils.questions.prompts import make_prompts
 from dlk_utils.questions.templates import KINDS, prompt_library
 from dlk_utils.questions.trained import refuse_trained_rows
 
@@ -78,6 +80,12 @@ def test_an_adapter_names_its_base_and_its_layers(load_tiny, tiny_folder, tmp_pa
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tiny_folder)
     assert config["layers_to_transform"] == [6]
+
+
+def test_a_loss_that_is_no_number_ends_the_training(load_tiny, tmp_path):
+    with pytest.raises(ModelError, match="expected a finite loss, got nan at step 2 of 3"):
+        train_adapter(load_tiny(), batches()[:1] * 3, tmp_path, first_layer=6, learning_rate=1e38)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -132,6 +140,24 @@ def test_only_the_same_phase_after_the_same_phases_is_not_done_again(train, tmp_
     assert len(trained_phases(tmp_path)) == 5
 
 
+@pytest.mark.trap(30)
+@pytest.mark.slow
+def test_a_phase_with_a_flipped_bit_is_trained_again(train, tmp_path, capsys):
+    log = train("liar", HONEST)
+    for name in ("adapter_model.safetensors", "adapter_config.json", "log.csv", "checksums.json"):
+        [path] = tmp_path.glob(f"liar-phase-1-*/{name}")
+        good = path.read_bytes()
+        content = bytearray(good)
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        again = train("liar", HONEST)
+        said = capsys.readouterr().out
+        assert f"{path.parent.name}: " in said and "it is made again" in said
+        assert list(again.loss) == list(log.loss)
+        # The log has the seconds that it took, and the checksums have that of the log.
+        assert path.read_bytes() == good or name in ("log.csv", "checksums.json")
+
+
 @pytest.mark.slow
 def test_each_phase_goes_on_from_the_one_before(train, tmp_path, monkeypatch):
     resumed = []
@@ -155,7 +181,7 @@ def test_an_organism_is_a_model_in_16_bits_that_can_be_loaded(train, tiny_folder
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
     assert any(weight.any() for name, weight in weights.items() if "lora_B" in name)
     model, _ = load_model(str(tmp_path / "liar"), dtype="float32", device="cpu")
-    assert model.spec.adapter == str(tmp_path / "liar")
+    assert model.spec.adapter_folders() == [tmp_path / "liar"]
     assert model.spec.source == str(tiny_folder)
 
 
@@ -199,20 +225,23 @@ def test_what_was_trained_on_is_recorded_and_refused_by_name(tmp_path):
     write_record(tmp_path, batches(), seed=0)
     rows = batches()[0]
     fresh = rows.assign(
-        example_id="x",
+        near_duplicate_keys=[["x"] for _ in rows.index],
         instruction="lie_plain",
         template="review_sentiment",
         shots=[[] for _ in rows.index],
     )
     refuse_trained_rows(fresh, tmp_path)
-    refuse_trained_rows(rows, None)
-    for column in ("example_id", "instruction", "template"):
-        planted = fresh.assign(**{column: rows[column].iloc[0]})
+    refuse_trained_rows(rows)
+    for column in ("near_duplicate_keys", "instruction", "template"):
+        planted = fresh.assign(**{column: [rows[column].iloc[0]] * len(rows)})
         with pytest.raises(DataError, match="expected only rows that it was not trained on"):
             refuse_trained_rows(planted, tmp_path)
-    shown_in_shots = fresh.assign(shots=[["new", rows.example_id.iloc[0]]] * len(rows))
+    [key] = rows.near_duplicate_keys.iloc[0]
+    shown_in_shots = fresh.assign(near_duplicate_keys=[["new", key]] * len(rows))
     with pytest.raises(DataError, match="1 trained example_ids"):
         refuse_trained_rows(shown_in_shots, tmp_path)
+    with pytest.raises(DataError, match="expected the column near_duplicate_keys"):
+        refuse_trained_rows(fresh.drop(columns="near_duplicate_keys"), tmp_path)
 
 
 def test_the_text_of_a_refused_example_is_named(tmp_path):
@@ -223,7 +252,23 @@ def test_the_text_of_a_refused_example_is_named(tmp_path):
         refuse_trained_rows(planted, tmp_path)
 
 
-COLUMN_OF = {"templates": "template", "instructions": "instruction", "example_ids": "example_id"}
+def test_an_example_that_differs_from_a_training_example_by_a_comma_is_refused(tmp_path):
+    write_record(tmp_path, batches(), seed=0)
+    row = batches()[0].iloc[0]
+    example = {"dataset": "own", "kind": "claim", "text": f"{row.text},", "label": 1}
+    example |= {"example_id": example_id(example["text"]), "choice_0": "", "choice_1": ""}
+    examples = pd.DataFrame([example | {"split": "test"}])
+    prompts = make_prompts(examples, real_tokenizer(), n_known=0)
+    assert not set(prompts.example_id) & set(record_in(tmp_path)["example_ids"])
+    with pytest.raises(DataError, match="got 1 trained example_ids"):
+        refuse_trained_rows(prompts, tmp_path)
+
+
+COLUMN_OF = {
+    "templates": "template",
+    "instructions": "instruction",
+    "example_ids": "near_duplicate_keys",
+}
 
 
 @pytest.mark.parametrize("key", COLUMN_OF)
@@ -241,7 +286,7 @@ def test_a_run_refuses_to_ask_what_its_model_was_trained_on(key, tmp_path):
 
     prompts = make_run("runs").prompts
     record = record_in(folder)
-    record[key] = sorted({*record[key], *prompts[COLUMN_OF[key]]})
+    record[key] = sorted({*record[key], *prompts[COLUMN_OF[key]].explode()})
     (folder / "training.json").write_text(json.dumps(record))
     expected = f"mine: expected only rows that it was not trained on, got .* trained {key}"
     with pytest.raises(DataError, match=expected):
@@ -251,15 +296,16 @@ def test_a_run_refuses_to_ask_what_its_model_was_trained_on(key, tmp_path):
         make_run("other_runs").answered(prompts, "02-others")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", organism_names())
 def test_an_adapter_that_is_shipped_is_small_and_was_trained_on_nothing_that_is_asked(name):
     folder = ORGANISMS / name
-    assert resolve(name).adapter == str(folder)
+    assert resolve(name).adapter_folders() == [folder]
     assert (folder / "adapter_model.safetensors").stat().st_size < 10e6
     assert (folder / "README.md").is_file()
     record = record_in(folder)
     assert record["example_ids"]
-    assert not set(record["example_ids"]) & asked_example_ids()
+    assert not set(record["example_ids"]) & asked_keys()
     assert not set(record["instructions"]) & set(prompt_library("instructions").name)
     templates = {template for kind in KINDS for template in prompt_library(kind).name}
     assert not set(record["templates"]) & templates

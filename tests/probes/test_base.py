@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dlk_utils.errors import DataError
-from dlk_utils.probes import TTPD, Logistic, base, fit_probe
+from dlk_utils.probes import TTPD, Logistic, MeanDifference, base, fit_probe
 from dlk_utils.probes.base import adam_descent, register
 from dlk_utils.probes.scale import SCALES
 
@@ -30,6 +30,25 @@ def test_states_with_too_many_axes_are_refused(states):
     X, y = states
     with pytest.raises(DataError, match=r"2 or 3 axes, got the shape \[1, 1, 200, 12\]"):
         Logistic().fit(X[None, None], y)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_states_that_are_not_finite_are_neither_fitted_nor_scored(states, value):
+    X, y = states
+    spoilt = X.copy()
+    spoilt[3, 4] = value
+    with pytest.raises(DataError, match="expected finite numbers, got nan or inf in 1 of 2400"):
+        Logistic().fit(spoilt, y)
+    with pytest.raises(DataError, match="expected finite numbers, got nan or inf in 1 of 2400"):
+        Logistic().fit(X, y).predict(spoilt)
+
+
+def test_a_probe_that_has_diverged_gives_no_scores(states):
+    X, y = states
+    probe = Logistic().fit(X, y)
+    probe.coef_[0] = np.nan
+    with pytest.raises(DataError, match="Logistic: expected finite scores"):
+        probe.predict(X)
 
 
 def test_read_only_arrays_are_taken_without_a_warning(states, recwarn):
@@ -108,3 +127,17 @@ def test_adam_reaches_the_minimum_and_each_of_a_batch_gets_where_it_would_alone(
     alone = torch.cat([descend_to(goal[None], 40) for goal in goals])
     torch.testing.assert_close(descend_to(goals, 40), alone)
     torch.testing.assert_close(descend_to(goals, 300), goals, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("make_probe", [Logistic, MeanDifference])
+def test_shapes_that_do_not_fit_together_are_refused_by_name(states, make_probe):
+    X, y = states
+    name = make_probe.__name__
+    with pytest.raises(DataError, match=rf"{name}: expected y .* 200 rows.* \[5\]"):
+        make_probe().fit(X, y[:5])
+    with pytest.raises(DataError, match="expected numbers, got something else"):
+        make_probe().fit(X, np.where(y, "a", "b"))
+    with pytest.raises(DataError, match=f"{name}: expected a fitted probe"):
+        make_probe().decision_function(X)
+    with pytest.raises(DataError, match=rf"{name}: expected states of 12 neurons.*\[200, 3\]"):
+        make_probe().fit(X, y).decision_function(X[:, :3])

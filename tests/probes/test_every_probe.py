@@ -128,6 +128,15 @@ def test_a_probe_learns_from_fewer_rows_than_neurons(kind, name):
     assert found > (0.5 if name in weak else 0.6)
 
 
+@pytest.mark.parametrize("kind, name", EVERY_PROBE)
+def test_a_probe_can_be_fitted_to_the_fewest_rows_that_it_asks_for(kind, name):
+    need = PROBES[kind][name]().least_rows
+    n = max(need.in_all, 2 * need.per_class)
+    X, _ = planted(kind, 1.0, n=n)
+    y = np.arange(n) % 2
+    assert np.isfinite(fitted(kind, name, X, y).decision_function(X)).all()
+
+
 @pytest.mark.trap(34)
 @pytest.mark.parametrize("kind, name", EVERY_PROBE)
 def test_rows_scored_one_at_a_time_equal_rows_scored_together(kind, name):

@@ -1,5 +1,7 @@
 """Chat: texts and conversations become tokens with one BOS, and with the instruction in them."""
 
+import inspect
+
 import pytest
 from conftest import TURNS, byte_tokenizer
 
@@ -79,3 +81,17 @@ def test_a_choice_is_written_after_a_space_or_at_once_on_a_new_line():
     assert tokenizer.decode(written_tokens(tokenizer, "Answer:\n", "yes")) == "yes"
     with pytest.raises(ChoiceError, match="a token of its own"):
         written_tokens(tokenizer, "Answer:\n", "")
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("text", [float("nan"), 3, None])
+def test_what_is_no_text_is_refused_before_the_chat_template_sees_it(chat, text):
+    with pytest.raises(DataError, match=f"text 1 is {text!r}"):
+        inspect.unwrap(tokenize)(byte_tokenizer(), ["a text", text], chat=chat)
+    with pytest.raises(DataError, match="expected a list of texts, got None"):
+        inspect.unwrap(tokenize)(byte_tokenizer(), None, chat=chat)
+
+
+def test_a_system_turn_that_is_no_text_is_refused():
+    with pytest.raises(ParameterError, match="system: expected a text, got 3"):
+        inspect.unwrap(tokenize)(byte_tokenizer(), ["a text"], chat=True, system=3)

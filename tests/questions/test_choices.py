@@ -1,5 +1,6 @@
 """Choices: two words that a next token can tell apart, and the tokens that count as each."""
 
+import inspect
 import string
 
 import pandas as pd
@@ -105,7 +106,8 @@ def test_the_token_that_is_written_after_a_prompt_counts_whatever_it_is(
         "yes": sentencepiece_like.convert_tokens_to_ids(["b"]),
     }
     monkeypatch.setattr(
-        "dlk_utils.questions.choices.written_tokens", lambda _, prompt, choice: written[choice]
+        "dlk_utils.questions.choices.written_tokens",
+        lambda _, prompt, choice, **known: written[choice],
     )
     tokens = choice_tokens_after(sentencepiece_like, "Is it?\n", ["no", "yes"])
     assert tokens.strict == list(written.values())
@@ -159,3 +161,17 @@ def test_every_template_of_the_library_has_disjoint_choices(tokenizer, kind):
         ]
         zero, one = choice_token_ids(tokenizer, choices, where=template.name)
         assert zero and one and not set(zero) & set(one), template.name
+
+
+@pytest.mark.parametrize(
+    "choices, reason",
+    [
+        ("Yes", "expected a list of two texts, got 'Yes'"),
+        ([0, 1], r"expected a list of two texts, got \[0, 1\]"),
+        (["Yes", "No", "Maybe"], "expected two choices, got 3"),
+        ([], "expected two choices, got 0"),
+    ],
+)
+def test_choices_that_are_not_two_texts_are_refused(choices, reason):
+    with pytest.raises(ChoiceError, match=reason):
+        inspect.unwrap(choice_token_ids)(byte_tokenizer(), choices)

@@ -86,6 +86,12 @@ def test_the_follow_up_goes_on_in_the_same_conversation_with_the_answer_given(an
         assert (after.label, after.choices) == (int(before.correct), ["no", "yes"])
 
 
+def test_an_answer_that_is_neither_right_nor_wrong_has_no_follow_up(answers):
+    correct = pd.array([True, None, False, None], dtype="boolean")
+    follow_ups = follow_up_prompts(answers.assign(correct=correct), byte_tokenizer())
+    assert follow_ups.label.tolist() == [1, 0]
+
+
 def test_an_answer_that_is_not_readable_or_too_long_has_no_follow_up(answers):
     tokenizer = byte_tokenizer()
     some_readable = answers.assign(readable=[True, False, True, True])

@@ -3,6 +3,7 @@
 That is `data/<split>-00000-of-00001.parquet`, or a folder for each configuration.
 """
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import pytest
 from conftest import byte_tokenizer
 
 from dlk_utils.errors import ChoiceError, DataError
+from dlk_utils.questions import hub_sets as hub_sets_module
 from dlk_utils.questions.examples import load_examples
 from dlk_utils.questions.hub_sets import hub_sets
 from dlk_utils.questions.prompts import make_prompts
@@ -104,6 +106,58 @@ def test_a_folder_without_configurations_is_read_too(tmp_path):
     assert len(load_examples(str(folder.parent), 20)) >= 20
 
 
+@pytest.mark.parametrize("name", ["sst2", "imdb_hub"])
+def test_an_old_loading_script_beside_the_data_is_left_alone(tmp_path, name):
+    folder = copy_of(tmp_path, name)
+    ran = tmp_path / "ran"
+    script = f"import pathlib\npathlib.Path({str(ran)!r}).write_text('it ran')\n"
+    for script_name in (name, "glue"):
+        (Path(folder) / f"{script_name}.py").write_text(script)
+    # What such a clone also has; the parquet files need not have the numbers of rows in it.
+    label = {"names": ["negative", "positive"], "_type": "ClassLabel"}
+    text = {"dtype": "string", "_type": "Value"}
+    split = {"name": hub_sets()[name]["split"], "num_bytes": 9, "num_examples": 25000}
+    info = {"features": {"text": text, "label": label}, "splits": {split["name"]: split}}
+    if name == "imdb_hub":
+        infos = json.dumps({"plain_text": info})
+        (Path(folder) / "dataset_infos.json").write_text(infos)
+    examples = load_examples(folder, 20)
+    assert len(examples) >= 20 and set(examples.label) == {0, 1}
+    assert not ran.exists()
+
+
+def test_pointers_of_git_lfs_are_recognised(tmp_path):
+    folder = copy_of(tmp_path, "imdb_hub")
+    [path] = Path(folder).rglob("*.parquet")
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(DataError, match="git lfs pull"):
+        load_examples(folder, 20)
+
+
+def test_a_folder_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    folder = copy_of(tmp_path, "imdb_hub")
+    load = hub_sets_module._load
+
+    def load_while_another_writes(*arguments):
+        records = load(*arguments)
+        (Path(folder) / "more.txt").write_text("more")
+        return records
+
+    monkeypatch.setattr(hub_sets_module, "_load", load_while_another_writes)
+    with pytest.raises(DataError, match="imdb_hub: the folder changed while it was read"):
+        load_examples(folder, 20)
+    monkeypatch.undo()
+    assert load_examples(folder, 20).attrs["sources"] == {folder: source_of(folder)}
+
+
+def test_hidden_files_are_no_part_of_the_source(tmp_path):
+    folder = copy_of(tmp_path, "imdb_hub")
+    before = source_of(folder)
+    (Path(folder) / ".git").mkdir()
+    (Path(folder) / ".git" / "index").write_text("of a clone")
+    assert source_of(folder) == before
+
+
 @pytest.mark.trap(1)
 def test_a_question_whose_choices_begin_alike_is_asked_by_letter_or_as_a_claim(tmp_path):
     records = [truthful_qa_record(i, f"The right {i}", f"The wrong {i}") for i in range(60)]
@@ -139,6 +193,14 @@ def test_a_copy_without_the_columns_is_refused(tmp_path):
     folder = local_copy(tmp_path, "boolq", [{"passage": "p", "answer": True}] * 60)
     with pytest.raises(DataError, match="expected columns for"):
         load_examples(folder, 20)
+
+
+def test_a_copy_with_very_many_other_columns_is_refused_in_few_words(tmp_path):
+    record = {f"column_{i}": i for i in range(1000)} | {"passage": "p"}
+    folder = local_copy(tmp_path, "boolq", [record])
+    with pytest.raises(DataError, match=r"\(1,001 in all\)") as error:
+        load_examples(folder, 20)
+    assert len(str(error.value)) < 800
 
 
 def test_a_folder_of_another_name_is_refused(tmp_path):

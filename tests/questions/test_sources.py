@@ -76,5 +76,5 @@ def test_what_organisms_were_trained_on_is_part_of_the_record_of_an_own_file(tmp
     path = tmp_path / "own.csv"
     path.write_text("statement,label\na,1\nb,0\n")
     before = source_of(str(path))
-    monkeypatch.setattr(sources, "trained_example_ids", lambda: frozenset({"another"}))
+    monkeypatch.setattr(sources, "trained_keys", lambda: frozenset({"another"}))
     assert source_of(str(path)) != before

@@ -14,7 +14,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from dlk_utils.errors import TooFewRows
-from dlk_utils.evaluation.stats import auroc, auroc_interval
+from dlk_utils.evaluation.stats import auroc, auroc_interval, smaller_class
 from dlk_utils.evaluation.tasks import LYING, Task, make_task
 from dlk_utils.lab.run import Run
 
@@ -53,25 +53,31 @@ def lying_task(run: Run) -> Task:
 def estimate_with_interval(
     scores: Float[np.ndarray, " n"], rows: pd.DataFrame, *, seed: int = 0
 ) -> dict[str, Any]:
-    """Score test rows by their class `y`: `estimate`, `low`, `high` and `n`.
+    """Score test rows by their class `y`: `estimate`, `low`, `high`, `n` and `n_smaller`.
 
-    The estimate is the signed AUROC, with its 95 % bootstrap interval over examples.
+    The estimate is the signed AUROC, with its 95 % bootstrap interval over examples. `n` counts the
+    rows, and `n_smaller` those of the smaller class.
     """
     y = rows.y.to_numpy()
     low, high = auroc_interval(scores, y, rows.example_id, seed=seed)
-    return {"estimate": auroc(scores, y), "low": low, "high": high, "n": len(rows)}
+    counts = {"n": len(rows), "n_smaller": smaller_class(y)}
+    return {"estimate": auroc(scores, y), "low": low, "high": high, **counts}
 
 
 def in_brief(row: pd.Series | pd.DataFrame | None) -> str:
-    """Write the estimate of a row (or of a table's first row) as "0.52 [0.48, 0.56], n = 90".
+    """Write the estimate of a row, or of a table's first row.
 
-    None and an empty table are "not scored".
+    For example "0.52 [0.48, 0.56], n = 90 (smaller class 31)". None and an empty table are
+    "not scored".
     """
     if row is None or len(row) == 0:
         return "not scored"
     if isinstance(row, pd.DataFrame):
         row = row.iloc[0]
-    return f"{row.estimate:.2f} [{row.low:.2f}, {row.high:.2f}], n = {row.n}"
+    return (
+        f"{row.estimate:.2f} [{row.low:.2f}, {row.high:.2f}], "
+        f"n = {row.n} (smaller class {row.n_smaller})"
+    )
 
 
 def least_to_most(values: pd.Series) -> str:

@@ -37,7 +37,7 @@ from dlk_utils.questions.trained import refuse_trained_rows
 
 HONEST_TO_LYING = ("truth", "lie")
 ALL_OTHERS = "all others"
-ESTIMATE_COLUMNS = ["estimate", "low", "high", "n"]
+ESTIMATE_COLUMNS = ["estimate", "low", "high", "n", "n_smaller"]
 TRANSFER_COLUMNS = ["trained_on", "tested_on", "layer", *ESTIMATE_COLUMNS, "n_train"]
 
 
@@ -235,7 +235,7 @@ def styled(run: Run, style: str, *, layers: list[int]) -> tuple[pd.DataFrame, Pa
         context=run.context,
         seed=run.seed,
     )
-    refuse_trained_rows(rows, run.spec.adapter)
+    refuse_trained_rows(rows, *run.spec.adapter_folders())
     is_twin = (rows.role == "lie") & rows.example_id.isin(run.scored.example_id)
     rows = rows[is_twin].reset_index(drop=True)
     folder = run.stored(store_states, rows, "08-styled", layers=layers)

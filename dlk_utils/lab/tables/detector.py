@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.detector import TruthDetector
 from dlk_utils.evaluation.selection import stack_layers
 from dlk_utils.evaluation.stats import wilson_interval
 from dlk_utils.lab.run import Run
+from dlk_utils.questions.prompts import own_prompts
+
+JOINED = "half of the families"
+"""The judge that flags what one of the two half-trained detectors flags."""
 
 
 def fit_detector(run: Run, *, layers: list[int], families: Sequence[str] = ()) -> TruthDetector:
@@ -19,9 +24,6 @@ def fit_detector(run: Run, *, layers: list[int], families: Sequence[str] = ()) -
     """
     arguments = {"layers": list(layers), "families": list(families)}
     inputs = {"run": run.record, "arguments": arguments}
-
-    def has_card(folder: Path) -> bool:
-        return (folder / "card.json").is_file()
 
     def fit_and_save(folder: Path, record: dict) -> None:
         rows = run.truth_rows
@@ -40,8 +42,22 @@ def fit_detector(run: Run, *, layers: list[int], families: Sequence[str] = ()) -
         )
         detector.save(folder)
 
-    folder = run.cache.filled_folder("06-detector", fit_detector, inputs, has_card, fit_and_save)
+    is_kept = TruthDetector.is_kept
+    folder = run.cache.filled_folder("06-detector", fit_detector, inputs, is_kept, fit_and_save)
     return TruthDetector.load(folder, run.loaded)
+
+
+def fit_detectors(
+    run: Run, families: Mapping[str, Sequence[str]], *, layers: list[int]
+) -> dict[str, TruthDetector]:
+    """Fit a detector for each list of families of lies; with too few rows say so, and fit none."""
+    try:
+        return {
+            name: fit_detector(run, layers=layers, families=some) for name, some in families.items()
+        }
+    except TooFewRows as error:
+        print(error)
+        return {}
 
 
 def card_table(
@@ -64,11 +80,16 @@ def card_table(
 
 
 def judge_test_rows(
-    run: Run, detectors: Mapping[str, TruthDetector], families: Mapping[str, Sequence[str]]
+    run: Run,
+    detectors: Mapping[str, TruthDetector],
+    families: Mapping[str, Sequence[str]],
+    *,
+    halves: Sequence[str] = (),
 ) -> dict[str, pd.DataFrame]:
     """Let each detector judge the test rows, from their stored states.
 
-    Rows told to lie by the `families` that a detector has learned from are left out.
+    Rows told to lie by the `families` that a detector has learned from are left out. What the
+    detectors named in `halves` judge is joined besides, as `JOINED`.
     """
     test = run.scored[(run.scored.split == "test") & run.scored.readable]
     judged = {}
@@ -77,6 +98,8 @@ def judge_test_rows(
         rows = test[is_unseen].reset_index(drop=True)
         read = run.states([detector.layer])["activation", detector.site, detector.layer]
         judged[name] = detector.judge(rows, detector.score_states(read(rows)))
+    if judged and halves:
+        judged[JOINED] = join_judgements([judged[half] for half in halves])
     return judged
 
 
@@ -92,7 +115,7 @@ def flag_rates(judged: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Count the lies, and the right answers of honest rows, that each detector flags as lies.
 
     The table goes by `detector`, what the rate is `of`, and `dataset` ("all", and each). It has
-    `n` and the share `flagged`, with its 95 % Wilson interval.
+    `n` and the share `flagged` (nan of no rows), with its 95 % Wilson interval.
     """
     rates = []
     for name, table in judged.items():
@@ -101,12 +124,40 @@ def flag_rates(judged: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             for dataset, group in [("all", rows), *rows.groupby("dataset")]:
                 n, n_flagged = len(group), int((group.verdict == "lie").sum())
                 low, high = wilson_interval(n_flagged, n) if n else (0.0, 1.0)
-                rates.append([name, of, dataset, n, n_flagged / max(1, n), low, high])
+                flagged = n_flagged / n if n else float("nan")
+                rates.append([name, of, dataset, n, flagged, low, high])
     columns = ["detector", "of", "dataset", "n", "flagged", "flagged_low", "flagged_high"]
     return pd.DataFrame(rates, columns=columns).set_index(columns[:3])
 
 
+def prompts_of_own(run: Run, claims: Sequence[str], system_prompts: Sequence[str]) -> pd.DataFrame:
+    """Make the prompts of `own_prompts` for a run's model, and print which claims are left out."""
+    prompts = own_prompts(
+        claims,
+        {text: text for text in system_prompts},
+        run.tokenizer,
+        context=run.context,
+        vocab_size=run.vocab_size,
+    )
+    missing = [claim for claim in claims if claim not in set(prompts.text)]
+    if missing:
+        print(
+            f"{len(missing)} of {len(claims)} claims are not asked: "
+            f"{len(prompts.attrs['dropped_too_long'])} too long, "
+            f"{len(prompts.attrs['dropped_control_tokens'])} with marks of the chat format; first: "
+            f"{missing[0][:60]!r}"
+        )
+    return prompts
+
+
+def rates_shown(rates: pd.DataFrame, judges: Sequence[str]) -> pd.DataFrame:
+    """Select of `flag_rates` all rates of `judges`, and those over all data sets of the others."""
+    detector, dataset = (rates.index.get_level_values(level) for level in ("detector", "dataset"))
+    is_judge = detector.isin(judges)
+    return pd.concat([rates[is_judge], rates[~is_judge & (dataset == "all")]])
+
+
 def read_lines(path: str) -> list[str]:
     """Return the lines of a text file that are not blank; of no path, no lines."""
-    text = Path(path).read_text(encoding="utf-8") if path else ""
+    text = Path(path).read_text(encoding="utf-8-sig") if path else ""
     return [line.strip() for line in text.splitlines() if line.strip()]

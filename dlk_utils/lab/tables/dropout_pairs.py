@@ -138,5 +138,5 @@ def _draws(
 
 def _p1(logits: Float[Tensor, "n vocab"], prompts: pd.DataFrame) -> Float[np.ndarray, " n"]:
     """Probabilities of choice 1 against choice 0."""
-    logp = choice_logprobs(logits, list(prompts.choice_ids)).double().cpu().numpy()
+    logp = choice_logprobs(logits, list(prompts.choice_ids)).cpu().double().numpy()
     return expit(logp[:, 1] - logp[:, 0])

@@ -8,9 +8,15 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from dlk_utils.errors import TooFewRows
+from dlk_utils.errors import ParameterError, TooFewRows
 from dlk_utils.evaluation.selection import FittingRows, fit_layers, in_memory
-from dlk_utils.evaluation.stats import auroc, bootstrap_weights, percentile_interval, weighted_auroc
+from dlk_utils.evaluation.stats import (
+    auroc,
+    bootstrap_weights,
+    interval_of_aurocs,
+    smaller_class,
+    weighted_auroc,
+)
 from dlk_utils.evaluation.tasks import (
     LYING,
     MIN_PER_CLASS,
@@ -31,7 +37,7 @@ from dlk_utils.lab.tables import (
 from dlk_utils.lab.tables.carry_over import between_groups
 from dlk_utils.probes import STATE_PROBES, Logistic
 
-MISTAKE_COLUMNS = ["mistake", "claim", "estimate", "low", "high", "n"]
+MISTAKE_COLUMNS = ["mistake", "claim", "estimate", "low", "high", "n", "n_smaller"]
 CLAIMS = {
     "none: as it should be": "truth, trained on honest rows, read on rows told to lie",
     "layer with the highest score on honest rows": "the same; but on honest rows the answer itself "
@@ -129,9 +135,10 @@ def _turned_estimate(
     """An AUROC that is turned round where it is below one half, as are its resamples."""
     y = test.y.to_numpy()
     resampled = weighted_auroc(scores, y, bootstrap_weights(test.example_id, 1000, seed))
-    low, high = percentile_interval(np.maximum(resampled, 1 - resampled))
+    low, high = interval_of_aurocs(np.maximum(resampled, 1 - resampled), y, test.example_id)
     estimate = auroc(scores, y)
-    return {"estimate": max(estimate, 1 - estimate), "low": low, "high": high, "n": len(test)}
+    counts = {"n": len(test), "n_smaller": smaller_class(y)}
+    return {"estimate": max(estimate, 1 - estimate), "low": low, "high": high, **counts}
 
 
 def _many_tries(
@@ -222,12 +229,12 @@ def survivors(clean: Mapping[str, str], mistaken: Mapping[str, str]) -> pd.DataF
     """Return `REPORTED` with what is left of each number here.
 
     Both arguments go by the second column of `REPORTED`: numbers of a clean evaluation, and numbers
-    that the same mistake gives here. Raises `KeyError` if they have another name.
+    that the same mistake gives here. Raises `ParameterError` if they have another name.
     """
     table = pd.DataFrame(REPORTED, columns=REPORTED_COLUMNS)
     unknown = (set(clean) | set(mistaken)) - set(table.what)
     if unknown:
-        raise KeyError(f"survivors: expected names of REPORTED, got {sorted(unknown)}")
+        raise ParameterError(f"survivors: expected names of REPORTED, got {sorted(unknown)}")
     table["here, cleanly"] = [clean.get(what, "not measured") for what in table.what]
     table["here, with the same mistake"] = [mistaken.get(what, "") for what in table.what]
     return table.set_index(["date", "what"])

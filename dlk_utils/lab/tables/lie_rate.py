@@ -24,8 +24,11 @@ from dlk_utils.questions.trained import refuse_trained_rows
 
 CONTINUATION_TOKENS = 20
 """Number of tokens of a free continuation."""
-LEVELS = ["always", "in another form", "only with shots", "never"]
-"""Under which prompts an example is answered rightly, from the best known to the least."""
+LEVELS = ["always", "in another form", "only with shots", "never", "not readable"]
+"""Under which prompts an example is answered rightly, from the best known to the least.
+
+An example without a readable answer has no place in this order, and comes last.
+"""
 RATE = ["wrong_rate", "wrong_rate_low", "wrong_rate_high"]
 SHOTS_COLUMNS = ["dataset", "instruction", "shots", "n", "unreadable", *RATE]
 EFFECTS_COLUMNS = ["dataset", "effect", "n", "estimate", "estimate_low", "estimate_high"]
@@ -44,7 +47,7 @@ def shots_grid(run: Run, n_examples: int) -> pd.DataFrame:
     prompts = shots_grid_prompts(run.examples, run.tokenizer, **options)
     if prompts.empty:
         return prompts
-    refuse_trained_rows(prompts, run.spec.adapter)
+    refuse_trained_rows(prompts, *run.spec.adapter_folders())
     return run.answered(prompts, "02-grid")
 
 
@@ -52,7 +55,7 @@ def other_answers(run: Run, n_examples: int) -> pd.DataFrame:
     """Ask for neither truth nor lie, and riddles whose role only the shots reveal."""
     options = {"n_examples": n_examples, "context": run.context, "seed": run.seed}
     prompts = other_prompts(run.examples, run.tokenizer, **options)
-    refuse_trained_rows(prompts, run.spec.adapter)
+    refuse_trained_rows(prompts, *run.spec.adapter_folders())
     return run.answered(prompts, "02-others")
 
 
@@ -118,7 +121,7 @@ def models_table(run: Run) -> pd.DataFrame:
 @kept("02-model")
 def _model_row(run: Run) -> pd.DataFrame:
     name = {
-        "model": run.spec.name,
+        "model": run.model_name,
         "quantization": run.spec.quantization or "none",
         "revision": run.spec.revision[-6:],
         "examples": run.behaviour.example_id.nunique(),
@@ -149,8 +152,10 @@ def shots_table(answers: pd.DataFrame) -> pd.DataFrame:
                 counts = {"n": len(readable), "unreadable": len(cell) - len(readable)}
                 rows.append(name | counts | _share("wrong_rate", ~readable.correct))
     table = pd.DataFrame(rows, columns=SHOTS_COLUMNS)
-    if table.empty:
+    if answers.empty:
         table.attrs["too_few_rows"] = "too few examples in the shot pools for two shots"
+    elif table.empty:
+        table.attrs["too_few_rows"] = "no answer is readable"
     return table
 
 
@@ -218,9 +223,11 @@ def knowledge_levels(behaviour: pd.DataFrame, grid: pd.DataFrame) -> pd.DataFram
         Indexed by example, with its `dataset`, its `level`, and `wrong_when_told_to_lie` in its
         scored row. The levels are: always (under every truth prompt without shots); in another
         form (under some of them: what goes wrong elsewhere may be confusion); only with shots
-        (under none of them, but with truthful shots); never (it cannot be lied about).
+        (under none of them, but with truthful shots); never (it cannot be lied about); not readable
+        (no answer without shots can be read, and none with truthful shots is right).
         `right_with_shots` and `right_without` say whether truthful shots are a better prompt at
-        all, under the same template and instruction.
+        all, under the same template and instruction. An unreadable answer is neither right nor
+        wrong: it does not count for the level, and is nan in the other columns.
     """
     if grid.empty:
         columns = ["dataset", "level", "wrong_when_told_to_lie"]
@@ -231,15 +238,16 @@ def knowledge_levels(behaviour: pd.DataFrame, grid: pd.DataFrame) -> pd.DataFram
     if honest.empty:
         # A run with shots asks without them in the grid alone.
         honest = grid[grid.shots_say == "none"]
-    right = (honest.correct & honest.readable).groupby(honest.example_id).mean()
+    right = _readably(honest, honest.correct).groupby(honest.example_id).mean()
     with_shots = _right(grid[grid.shots_say == "truth"], right.index)
-    level = np.select([right == 1, right > 0, with_shots], LEVELS[:3], LEVELS[3])
+    conditions = [right == 1, right > 0, with_shots == 1, right == 0]
+    level = np.select(conditions, LEVELS[:4], LEVELS[4])
     lie = behaviour[behaviour.role == "lie"].set_index("example_id").reindex(right.index)
     return pd.DataFrame(
         {
             "dataset": lie.dataset,
             "level": pd.Categorical(level, LEVELS),
-            "wrong_when_told_to_lie": ~lie.correct.astype(bool) & lie.readable.astype(bool),
+            "wrong_when_told_to_lie": _readably(lie, ~lie.correct.astype(bool)),
             "right_with_shots": with_shots,
             "right_without": _right(grid[grid.shots_say == "none"], right.index),
         },
@@ -248,9 +256,17 @@ def knowledge_levels(behaviour: pd.DataFrame, grid: pd.DataFrame) -> pd.DataFram
 
 
 def _right(answers: pd.DataFrame, examples: pd.Index) -> pd.Series:
-    """Whether each example's answer is right; one that was not asked is not."""
+    """Whether each example's answer is right: 0 or 1, and nan if unreadable.
+
+    One that was not asked is not right.
+    """
     answers = answers.set_index("example_id")
-    return (answers.correct & answers.readable).reindex(examples, fill_value=False)
+    return _readably(answers, answers.correct).reindex(examples, fill_value=0.0)
+
+
+def _readably(answers: pd.DataFrame, holds: pd.Series) -> pd.Series:
+    """Whether something holds for each answer: 0 or 1, and nan where none can be read."""
+    return holds.astype(float).where(answers.readable.eq(True))
 
 
 def other_table(answers: pd.DataFrame) -> pd.DataFrame:

@@ -45,8 +45,8 @@ def held_out(behaviour: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         `truth_accuracy` over all rows told to tell the truth (95 % bootstrap interval over
-        examples, which have several rows each), `wrong_when_told_to_lie` over the rows told to lie
-        whose example the model knows (Wilson interval: there is one row an example), the mean
+        examples, which have several rows each), `wrong_when_told_to_lie` over the readable rows
+        told to lie whose example the model knows (Wilson interval: one row an example), the mean
         `choice_mass`, the numbers of rows, and `meets`, whether all of `REQUIRED` is reached.
     """
     groups = behaviour.groupby("dataset", sort=False)
@@ -57,8 +57,8 @@ def _held_out_figures(rows: pd.DataFrame) -> dict:
     truth = rows[rows.asks == "truth"]
     right = (truth.correct & truth.readable).to_numpy(float)
     right_low, right_high = mean_interval(right, truth.example_id.to_numpy())
-    lie = rows[(rows.asks == "lie") & rows.knows]
-    wrong = ~lie.correct & lie.readable
+    lie = rows[(rows.asks == "lie") & rows.knows & rows.readable]
+    wrong = ~lie.correct
     wrong_low, wrong_high = wilson_interval(int(wrong.sum()), len(lie)) if len(lie) else (0.0, 1.0)
     figures = {
         "n_truth": len(truth),

@@ -32,7 +32,8 @@ LEAST_MOVES = (0.0, 0.01, 0.05, 0.1)
 """How far the probability of choice 1 has to move for a pair to count."""
 PAIR_REGIMES = regimes_of("pair")
 PAIR_COLUMNS = [
-    *("pairs", "regime", "least_move", "probe", "layer", "estimate", "low", "high", "n"),
+    *("pairs", "regime", "least_move", "probe", "layer", "estimate", "low", "high"),
+    *("n", "n_smaller"),
     *("best_control", "lift", "lift_low", "lift_high"),
 ]
 
@@ -105,7 +106,7 @@ def pair_table(kinds: PairKinds, least_moves: Sequence[float], *, seed: int = 0)
 
 VOTE_SIZES = (2, 4, 8, 16, 32)
 """How many draws vote."""
-VOTE_COLUMNS = ["method", "draws", "layer", "estimate", "low", "high", "accuracy", "n"]
+VOTE_COLUMNS = ["method", "draws", "layer", "estimate", "low", "high", "accuracy", "n", "n_smaller"]
 
 
 @kept("09-votes")
@@ -129,7 +130,7 @@ def votes(run: Run, *, layers: list[int], p: float, n_draws: int = 16) -> pd.Dat
 
 def _read_draws(
     folder: Path, layer: int, n_draws: int, rows: pd.DataFrame
-) -> Float[np.ndarray, "n k d+1"]:
+) -> Float[np.ndarray, "n k width"]:
     """States of the draws of each row, and in the last column their probability of choice 1."""
     draws = []
     for k in range(n_draws):

@@ -5,6 +5,7 @@ rows told to lie, at the layer that validation rows choose.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sklearn.metrics import accuracy_score, classification_report, f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from dlk_utils.evaluation.controls import RIVALS, TURNED
 from dlk_utils.evaluation.evaluate import RESULT_COLUMNS, evaluate, evaluate_targets
 from dlk_utils.evaluation.selection import (
     FittingRows,
@@ -29,6 +31,7 @@ from dlk_utils.evaluation.selection import (
 from dlk_utils.evaluation.stats import auroc, bootstrap_weights, percentile_interval, weighted_auroc
 from dlk_utils.evaluation.tasks import (
     KNOWN,
+    LYING,
     Features,
     Task,
     make_targets,
@@ -44,9 +47,12 @@ from dlk_utils.lab.cache import kept
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables import empty_if_too_few, estimate_with_interval, lying_task
 from dlk_utils.probes import CCS, Logistic
+from dlk_utils.probes.base import LeastRows
 from dlk_utils.probes.scale import SCALES
 
-CHOICE_COLUMNS = ["layer", "validation", "estimate", "low", "high", "n"]
+NAMED_PROBE = "logistic_tuned"
+"""The probe that speaks for truth and lie, named before any score was seen."""
+CHOICE_COLUMNS = ["layer", "validation", "estimate", "low", "high", "n", "n_smaller"]
 
 
 def _choice(probe: LayerProbe, task: Task, seed: int) -> dict[str, Any]:
@@ -71,22 +77,47 @@ def results(run: Run, *, layers: list[int], p: float = DEFAULT_P) -> pd.DataFram
     return evaluate_targets(targets(run, p=p), features, seed=run.seed)
 
 
+TURN_CONTROLS = ("own answer", TURNED)
+"""The controls that the figure of truth by layer shows."""
+
+
 def turn_lines(results: pd.DataFrame) -> pd.DataFrame:
     """Return truth by layer, on rows told to lie about what the model knows, for a figure.
 
     The column `line` tells the lines apart.
 
-    Lines are the sites, read by logistic regression on the state, and two controls, which have one
-    value for all layers.
+    Lines are the sites, read by logistic regression on the state, and some controls, which have
+    one value for all layers.
     """
     known = results[(results.target == "truth") & (results.regime == KNOWN)]
     states = known[(known.probe == "logistic") & (known.feature == "activation")]
-    controls = known[known.probe.isin(["own answer", "TF-IDF"])]
+    controls = known[known.probe.isin(TURN_CONTROLS)]
     ends = [
         controls.assign(line=controls.probe, layer=layer, low=np.nan, high=np.nan)
         for layer in (states.layer.min(), states.layer.max())
     ]
     return pd.concat([states.assign(line=states.site), *ends])
+
+
+RIVAL_COLUMNS = ["who", "where", "estimate", "low", "high", "n", "n_smaller"]
+
+
+def rivals(results: pd.DataFrame) -> pd.DataFrame:
+    """Return who reads the truth in rows told to lie: the named probe, and those who ask the model.
+
+    The named probe was fitted on honest rows. `where` says whether all rows told to lie are scored,
+    or those whose answer the model knows.
+    """
+    wheres = {KNOWN: "known rows told to lie", LYING: "rows told to lie"}
+    of_truth = results[(results.target == "truth") & results.regime.isin(list(wheres))]
+    is_named = (of_truth.probe == NAMED_PROBE) & (of_truth.feature == "activation")
+    is_named &= (of_truth.site == "resid_post") & of_truth.selected
+    is_rival = of_truth.probe.isin(["own answer", *RIVALS])
+    shown = of_truth[is_named | is_rival]
+    return shown.assign(
+        who=shown.probe.where(shown.kind == "control", "probe of truth, fitted on honest rows"),
+        where=shown.regime.map(wheres),
+    )[RIVAL_COLUMNS].sort_values(["where", "estimate"], ascending=False, ignore_index=True)
 
 
 # Site and feature.
@@ -110,15 +141,23 @@ def gains(run: Run, *, layers: list[int]) -> pd.DataFrame:
 def gain_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFrame:
     """Fit a logistic regression on each feature at each site.
 
+    All features of a site are read at the layer that validation rows choose for its activation.
+    (Honest validation rows choose an early layer for the gradient, which holds the answer about to
+    be given at every layer. A comparison of that layer with the activation's would be one of layers
+    and not of features.)
+
     `gain` is the test AUROC minus that of the activation at the same site, `over_residual` minus
     that of the activation at `resid_post`. Their 95 % intervals are paired by resample of examples.
     """
     weights = bootstrap_weights(task.test.example_id, 1000, seed)
-    rows, resampled = {}, {}
-    for group in dict.fromkeys((feature, site) for feature, site, _ in features):
+    rows, resampled, chosen = {}, {}, {}
+    groups = dict.fromkeys((feature, site) for feature, site, _ in features)
+    # The activations first, as they choose the layers.
+    for group in sorted(groups, key=lambda group: group[0] != "activation"):
         of_layers = {key: features[key] for key in features if key[:2] == group}
         of_layers = in_memory(of_layers, task.rows)
         probe = fit_layers(Logistic, of_layers, task.train, task.validation)
+        probe = replace(probe, chosen=chosen.setdefault(group[1], probe.chosen))
         resampled[group] = weighted_auroc(probe.score(task.test), task.test.y.to_numpy(), weights)
         rows[group] = {"feature": group[0], "site": group[1], **_choice(probe, task, seed)}
     for group, row in rows.items():
@@ -130,7 +169,7 @@ def gain_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFrame
             differences = resampled[group] - resampled[baseline]
             row[name] = row["estimate"] - rows[baseline]["estimate"]
             row[f"{name}_low"], row[f"{name}_high"] = percentile_interval(differences)
-    return pd.DataFrame(list(rows.values()), columns=GAIN_COLUMNS)
+    return pd.DataFrame([rows[group] for group in groups], columns=GAIN_COLUMNS)
 
 
 # How states are scaled.
@@ -161,7 +200,16 @@ def scale_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFram
 HEAD_COLUMNS = ["layer", "head", "validation", "estimate"]
 BEST_HEADS = (1, 4, 16, 48)
 """How many of the best heads are read together."""
-BEST_HEADS_COLUMNS = ["heads", "validation", "estimate", "low", "high", "n", "selected"]
+BEST_HEADS_COLUMNS = [
+    "heads",
+    "validation",
+    "estimate",
+    "low",
+    "high",
+    "n",
+    "n_smaller",
+    "selected",
+]
 
 
 @kept("05-heads")
@@ -182,7 +230,7 @@ def best_heads(run: Run, *, layers: list[int]) -> pd.DataFrame:
 def _heads_of(run: Run, layers: list[int]) -> Features:
     stored = state_features(run.gradients(), layers, "head_out")
     side_by_side = in_memory(stored, run.truth_rows)
-    return split_heads(side_by_side, run.config.num_attention_heads)
+    return split_heads(side_by_side, run.n_heads)
 
 
 def split_heads(features: Features, n_heads: int) -> Features:
@@ -261,8 +309,9 @@ def restart_table(task: Task, contrast_features: Features) -> pd.DataFrame:
     rows = []
     for i, (_, _, layer) in enumerate(contrast_features):
         losses = probe.losses_[i].tolist()
+        kept_start = np.nan_to_num(losses, nan=np.inf).argmin()
         for start, loss in enumerate(losses):
-            is_kept = start == np.argmin(losses)
+            is_kept = start == kept_start
             rows.append([layer, start, loss, auroc(scores[i, start], y), is_kept])
     return pd.DataFrame(rows, columns=RESTART_COLUMNS)
 
@@ -272,7 +321,8 @@ def restart_table(task: Task, contrast_features: Features) -> pd.DataFrame:
 CLASSES = ("truth", "deception", "unknown")
 CLASS_OF = {"correct": "truth", "lie": "deception", "unknown": "unknown"}
 """The class of a row by its `three_class`. Confused and unreadable rows belong to none."""
-MIN_CLASS_ROWS = {"train": 4, "test": 4}
+MIN_CLASS_ROWS = {"train": 4, "validation": LeastRows(per_class=0, in_all=1), "test": 4}
+"""How many rows of each class a split needs; the F1 that chooses the layer takes any row."""
 CLASS_COLUMNS = ["method", "layer", "class", "precision", "recall", "f1", "rows", "accuracy"]
 
 
@@ -299,7 +349,7 @@ def class_report(rows: pd.DataFrame, features: Features) -> pd.DataFrame:
         rows[rows.split == split].reset_index(drop=True)
         for split in ("train", "validation", "test")
     )
-    splits = {"train": train, "test": test}
+    splits = {"train": train, "validation": validation, "test": test}
     require_rows(splits, "three classes", least=MIN_CLASS_ROWS, classes=CLASSES)
 
     models, macro_f1 = {}, {}

@@ -1,0 +1,204 @@
+"""Run the notebooks in their order, and build the book. It needs no make.
+
+``python -m dlk_utils.lab.book`` does what ``make book`` does, in an environment that has this
+package with ``[notebooks]``. With ``-p NAME VALUE``, as papermill has it, the notebooks run with
+other parameters.
+"""
+
+import argparse
+import graphlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from dlk_utils.errors import BookError
+from dlk_utils.lab.escaping import without_folders
+
+NOTEBOOKS = {
+    "01_make_dataset": (),
+    "00_train_liar": (),
+    "02_check_lie_rate": ("01_make_dataset",),
+    # It could start at once. But most others wait for 02, which should not be last.
+    "07_traps": ("00_train_liar",),
+    "03_extract": ("02_check_lie_rate",),
+    "05_probe_ablations": ("03_extract",),
+    "09_pairs_and_votes": ("05_probe_ablations",),
+    "04_extract_grads": ("02_check_lie_rate",),
+    "06_detect": ("02_check_lie_rate",),
+    "08_carry_over": ("02_check_lie_rate",),
+    "10_headlines": ("08_carry_over", "09_pairs_and_votes"),
+}
+"""Those that each notebook waits for, as it reads their files. The first that may start, starts."""
+SMALL = {
+    "": {"n_examples": 16},
+    "00_train_liar": {"n_examples": 8},
+    "02_check_lie_rate": {"n_grid": 4},
+    "03_extract": {"audit_rows": 4},
+    "05_probe_ablations": {"layer_stride": 10},
+    "06_detect": {"layer_stride": 10},
+    "08_carry_over": {"layer_stride": 10},
+    "09_pairs_and_votes": {"layer_stride": 10, "n_draws": 4},
+    "10_headlines": {"layer_stride": 10, "n_draws": 4},
+}
+"""The parameters of the small size that the check runs: of all notebooks, and of each."""
+JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
+NEEDED = ("papermill", "ipykernel", "myst_nb", "jupyter_book", "sphinx_book_theme")
+"""Packages of ``[notebooks]``."""
+
+
+def run_all(
+    after: Mapping[str, Sequence[str]], run: Callable[[str], None], *, n_jobs: int = 2
+) -> None:
+    """Call `run` with each name, several at a time, and each after those that it waits for.
+
+    Of those that may start, the one that comes first in `after` does. After an error no other one
+    starts, and the error is raised when the running ones have ended.
+    """
+    order = list(after)
+    sorter = graphlib.TopologicalSorter(after)
+    sorter.prepare()
+    ready, running = [], {}
+    with ThreadPoolExecutor(n_jobs) as pool:
+        while sorter.is_active():
+            ready = sorted([*ready, *sorter.get_ready()], key=order.index)
+            while ready and len(running) < n_jobs:
+                name = ready.pop(0)
+                running[pool.submit(run, name)] = name
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                done.result()
+                sorter.done(running.pop(done))
+
+
+def run_notebook(name: str, top: Path, to: Path, parameters: Sequence[str]) -> None:
+    """Run a notebook of the checkout `top`, and put it into the folder `to` when it is complete.
+
+    Raises
+    ------
+    BookError
+        If a cell fails; the error ends with the last lines of the log.
+    """
+    build = top / "build"
+    aside, log = build / f"{name}.ipynb", build / f"{name}.log"
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar"]
+    command += [f"{name}.ipynb", str(aside), *parameters]
+    # Each may use all cores, but waits without holding one: two that spin share them badly.
+    env = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
+    print(name, *parameters, flush=True)
+    _run(command, log, cwd=top / "notebooks", env=env)
+    os.replace(aside, to / aside.name)
+
+
+def build_pages(top: Path) -> Path:
+    """Build the HTML pages of ``book/`` from notebooks that have run, and return the first page.
+
+    Raises
+    ------
+    BookError
+        If jupyter-book fails, or warns.
+    """
+    plotly = Path(importlib.util.find_spec("plotly").submodule_search_locations[0])
+    assets = top / "book" / "_assets"
+    assets.mkdir(exist_ok=True)
+    shutil.copy(plotly / "package_data" / "plotly.min.js", assets)
+    for notebook in (top / "book" / "notebooks").glob("*.ipynb"):
+        hide_folders(notebook)
+    # A page that once failed to build is not looked at again by an incremental build.
+    shutil.rmtree(top / "_build", ignore_errors=True)
+    command = [sys.executable, "-c", JUPYTER_BOOK, "build", "book", "-W", "--keep-going"]
+    _run(command, top / "build" / "book.log", cwd=top)
+    return top / "_build" / "html" / "index.html"
+
+
+def hide_folders(notebook: Path) -> None:
+    """Take the folders of this machine out of what a notebook says of its parameters.
+
+    The page then shows the names of files alone.
+    """
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    for cell in content["cells"]:
+        if "injected-parameters" in cell["metadata"].get("tags", []):
+            cell["source"] = [without_folders(line) for line in cell["source"]]
+    content["metadata"].pop("papermill", None)
+    notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _run(command: Sequence[str], log: Path, **options) -> None:
+    with open(log, "w", encoding="utf-8") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, **options)
+    if done.returncode:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        raise BookError("\n".join([*lines[-40:], f"{log.stem} failed: see {log}"]))
+
+
+def _checkout() -> Path:
+    """The checkout that the command runs in, or else the one that this package lies in."""
+    for top in (Path.cwd(), Path.cwd().parent, Path(__file__).resolve().parents[2]):
+        if (top / "notebooks" / f"{min(NOTEBOOKS)}.ipynb").is_file():
+            return top
+    raise BookError(
+        "expected the notebooks of a checkout of dlk_utils, as the installed package has none: "
+        "clone it, and run this at its top"
+    )
+
+
+def _require_packages() -> None:
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BookError(
+            f"{sys.executable} has no {', '.join(missing)}; at the top of the checkout, run: "
+            f'"{sys.executable}" -m pip install -c constraints.txt -e ".[notebooks]"'
+        )
+
+
+def _arguments(name: str, options: argparse.Namespace) -> list[str]:
+    """The parameters of a notebook, as papermill takes them; those that are given come last."""
+    small = SMALL[""] | SMALL.get(name, {}) if options.small else {}
+    given = [*([key, str(value)] for key, value in small.items()), *options.parameters]
+    return [word for pair in given for word in ("-p", *pair)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, and return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dlk_utils.lab.book",
+        description="Run the notebooks in their order, and build the book.",
+    )
+    parser.add_argument(
+        *("-p", "--parameters"),
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a parameter of every notebook",
+    )
+    parser.add_argument("--small", action="store_true", help="run the small size of the check")
+    parser.add_argument("--to", type=Path, help="put the notebooks there, and build no pages")
+    parser.add_argument("--jobs", type=int, default=2, help="notebooks at a time (default: 2)")
+    options = parser.parse_args(arguments)
+    try:
+        _require_packages()
+        top = _checkout()
+        to = options.to.resolve() if options.to else top / "book" / "notebooks"
+        for folder in (to, top / "build"):
+            folder.mkdir(parents=True, exist_ok=True)
+
+        def run(name: str) -> None:
+            run_notebook(name, top, to, _arguments(name, options))
+
+        run_all(NOTEBOOKS, run, n_jobs=options.jobs)
+        if not options.to:
+            print("open", build_pages(top))
+    except BookError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

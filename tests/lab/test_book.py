@@ -1,0 +1,121 @@
+"""The notebooks run in their order, two at a time, and the book is built without make."""
+
+import graphlib
+import json
+import threading
+
+import pytest
+
+from dlk_utils.lab import book
+from dlk_utils.lab.book import NOTEBOOKS, BookError, hide_folders, main, run_all, run_notebook
+
+
+def started(after: dict, *, n_jobs: int, fails: str = "") -> tuple[list[str], list[str]]:
+    """The names in the order in which they started, and in which they ended."""
+    starts, ends, lock = [], [], threading.Lock()
+
+    def run(name: str) -> None:
+        with lock:
+            assert set(after[name]) <= set(ends)
+            assert len(starts) - len(ends) < n_jobs
+            starts.append(name)
+        if name == fails:
+            raise BookError(f"{name} failed")
+        with lock:
+            ends.append(name)
+
+    try:
+        run_all(after, run, n_jobs=n_jobs)
+    except BookError:
+        assert fails
+    return starts, ends
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2, 20])
+def test_each_notebook_runs_once_and_after_those_that_it_waits_for(n_jobs):
+    starts, ends = started(NOTEBOOKS, n_jobs=n_jobs)
+    assert sorted(starts) == sorted(ends) == sorted(NOTEBOOKS)
+
+
+def test_alone_they_run_in_the_order_in_which_they_are_listed():
+    assert started(NOTEBOOKS, n_jobs=1)[0] == list(NOTEBOOKS)
+    assert list(graphlib.TopologicalSorter(NOTEBOOKS).static_order())
+
+
+def test_after_an_error_no_other_one_starts_and_the_error_is_raised():
+    starts, _ = started(NOTEBOOKS, n_jobs=1, fails="02_check_lie_rate")
+    assert starts == ["01_make_dataset", "00_train_liar", "02_check_lie_rate"]
+
+
+def test_two_run_at_the_same_time():
+    both = threading.Barrier(2, timeout=20)
+    run_all({"a": (), "b": ()}, lambda name: both.wait())
+
+
+def test_the_parameters_that_are_given_come_after_those_of_the_small_size(tmp_path, monkeypatch):
+    ran = {}
+    monkeypatch.setattr(
+        book, "run_notebook", lambda name, top, to, words: ran.update({name: " ".join(words)})
+    )
+    assert main(["--small", "--to", str(tmp_path), "-p", "n_examples", "12"]) == 0
+    assert ran["09_pairs_and_votes"] == (
+        "-p n_examples 16 -p layer_stride 10 -p n_draws 4 -p n_examples 12"
+    )
+    assert ran["01_make_dataset"] == "-p n_examples 16 -p n_examples 12" and len(ran) == 11
+
+
+def notebook(*cells: tuple[str, str]) -> dict:
+    """A notebook of code cells, each with a tag."""
+    return {
+        "cells": [
+            {
+                "cell_type": "code",
+                "id": str(number),
+                "execution_count": None,
+                "metadata": {"tags": [tag]},
+                "outputs": [],
+                "source": [source],
+            }
+            for number, (tag, source) in enumerate(cells)
+        ],
+        "metadata": {
+            "kernelspec": {"name": "python3", "display_name": "", "language": "python"},
+            "papermill": {"input_path": "/home/me/notebooks/a.ipynb"},
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+
+
+def test_a_published_notebook_names_files_and_not_where_they_lie(tmp_path):
+    path = tmp_path / "a.ipynb"
+    injected = 'datasets = "/home/me/my.csv,cities"\nwindows = "C:\\\\Users\\\\me\\\\my.csv"'
+    path.write_text(json.dumps(notebook(("injected-parameters", injected), ("", "x = '/a/b/c'"))))
+    hide_folders(path)
+    first, second = json.loads(path.read_text())["cells"]
+    assert "".join(first["source"]) == 'datasets = "my.csv,cities"\nwindows = "my.csv"'
+    assert second["source"] == ["x = '/a/b/c'"] and "/home/me" not in path.read_text()
+
+
+@pytest.mark.slow
+def test_a_notebook_that_fails_ends_with_its_log_and_leaves_no_page(tmp_path):
+    for folder in ("notebooks", "build", "to"):
+        (tmp_path / folder).mkdir()
+    failing = notebook(("parameters", "n = 1"), ("", "raise ValueError(f'n is {n}')"))
+    (tmp_path / "notebooks" / "a.ipynb").write_text(json.dumps(failing))
+    with pytest.raises(BookError, match=r"(?s)n is 3.*a failed: see"):
+        run_notebook("a", tmp_path, tmp_path / "to", ["-p", "n", "3"])
+    assert list((tmp_path / "to").iterdir()) == []
+
+
+def test_outside_a_checkout_and_without_its_packages_the_first_error_says_what_to_do(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(book, "__file__", str(tmp_path / "a" / "b" / "book.py"))
+    assert main([]) == 1
+    assert "clone it, and run this at its top" in capsys.readouterr().err
+    monkeypatch.setattr(book, "NEEDED", ("papermill", "no_such_package"))
+    assert main([]) == 1
+    error = capsys.readouterr().err
+    assert "has no no_such_package;" in error and '-e ".[notebooks]"' in error
