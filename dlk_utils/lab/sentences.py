@@ -130,7 +130,7 @@ def dropout_findings(
 ) -> list[str]:
     """Conclude how far draws at probability `p` move states and answers, from the tables of 03."""
     flipped = (pairs.p1_draw0 > 0.5) != (pairs.p1_draw1 > 0.5)
-    honest = pairs[pairs.role == "truth"]
+    honest = pairs[(pairs.role == "truth") & pairs.readable]
     draws_right = [(honest[f"p1_draw{i}"] > 0.5) == (honest.label == 1) for i in (0, 1)]
     in_a_draw = sum(right.mean() for right in draws_right) / 2
     move = moves[moves.p == 0.1].set_index("scope").answer_move
@@ -141,8 +141,8 @@ def dropout_findings(
         f"(p = {p}).",
         f"* The answer moves by {pairs.move.abs().median():.3f} in the median, and "
         f"{flipped.mean():.1%} of the {len(pairs)} pairs disagree about it.",
-        f"* Dropout costs accuracy: of {len(honest)} honest rows the model answers "
-        f"{honest.correct.mean():.0%} rightly without dropout, and {in_a_draw:.0%} in a draw.",
+        f"* Of {len(honest)} honest rows whose answer moved, the model answers "
+        f"{honest.correct.mean():.0%} rightly without dropout and {in_a_draw:.0%} in a draw.",
         f"* Over the shares and scopes tried, the answers of {moves['rows'].max()} rows move by "
         f"{moves.answer_move.min():.3f} to {moves.answer_move.max():.3f} on average. At p = 0.1 "
         f"the question alone gives {move['question'] / move['sequence']:.2f} of the move of the "
