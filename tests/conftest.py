@@ -53,7 +53,6 @@ QUICK_FAMILIES = (
     "llama",
     "gpt2",
     "mpt",
-    "gemma2",
     "mistral window",
 )
 """One model family of each kind: the fast tests run for these, `make test` for all families."""

@@ -14,8 +14,10 @@ from dlk_utils.extract.gradients import last_linear
 from dlk_utils.models.sites import site_modules
 
 BOOK = Path(__file__).parents[2] / "book"
-FOUND = ["qwen3_moe", "glm4", "gemma3"]
+FOUND = ["qwen3_moe"]
 ALSO_FOUND = [
+    "glm4",
+    "gemma3",
     "olmo",
     "granite",
     "cohere",
@@ -43,6 +45,7 @@ def test_states_are_those_of_each_prompt_alone_and_gradients_those_of_backprop(k
     assert row["dropout"].startswith("attn_out, mlp_out, embedding")
 
 
+@pytest.mark.slow
 def test_a_family_that_does_something_else_is_seen(monkeypatch):
     """The table would show it: one prompt's states are compared with those of another."""
     monkeypatch.setattr(families, "_states_alone", lambda model: _states_of_others(model))
@@ -82,6 +85,7 @@ def test_a_cell_of_the_table_holds_no_markup():
     assert "| x | a/b &lt;c> |" in markdown_table([row])
 
 
+@pytest.mark.slow
 def test_families_can_be_tried_by_name(capsys):
     main(["olmo"])
     assert "| olmo | found | self_attn | mlp |" in capsys.readouterr().out

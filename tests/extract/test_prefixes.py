@@ -163,7 +163,7 @@ def test_gradients_are_the_same_packed_and_padded(family):
 
 @pytest.mark.parametrize("family", PACKED)
 @pytest.mark.parametrize("with_logits", [True, slow(False)])
-@pytest.mark.parametrize("scope", ["last_token", "question"])
+@pytest.mark.parametrize("scope", ["last_token", slow("question")])
 def test_draws_are_the_same_packed_and_padded(family, scope, with_logits):
     model, rows = packed_family(family)
     options = {"p": 0.3, "scope": scope, "with_logits": with_logits}

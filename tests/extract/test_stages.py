@@ -108,6 +108,7 @@ def logprob_token_by_token(model, prompt: list[int], text: str) -> float:
     return total
 
 
+@pytest.mark.slow
 def test_a_template_scored_whole_gets_the_probability_of_all_its_tokens_from_the_file_to_the_store(
     whole_rows, tmp_path
 ):

@@ -68,6 +68,7 @@ def write_damaged(path: Path, content: bytes, number: int) -> None:
     os.utime(path, (number, number))
 
 
+@pytest.mark.slow
 @pytest.mark.trap(30)
 def test_a_flipped_bit_in_any_kept_file_is_found_said_and_made_again(tmp_path, capsys):
     shown = show(tmp_path)

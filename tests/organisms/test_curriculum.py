@@ -17,6 +17,7 @@ def n_rows(rows: pd.DataFrame) -> dict[str, int]:
     return (rows.asks + " " + rows.dataset).value_counts().to_dict()
 
 
+@pytest.mark.slow
 def test_a_phase_asks_what_it_says_of_each_data_set():
     assert [len(batch) for batch in batches()] == [8] * 8
     honest, lying = pd.concat(batches()[:2]), pd.concat(batches()[2:])

@@ -150,6 +150,7 @@ def test_rows_scored_one_at_a_time_equal_rows_scored_together(kind, name):
     np.testing.assert_array_equal(probe.predict(test), together > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, name", [(k, n) for k, n in EVERY_PROBE if k != "stack"])
 def test_many_feature_matrices_at_once_give_what_each_gives_alone(kind, name):
     X, y = planted(kind, 3.0, n=60)
@@ -160,6 +161,7 @@ def test_many_feature_matrices_at_once_give_what_each_gives_alone(kind, name):
     np.testing.assert_allclose(together, alone, rtol=1e-6, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, name", EVERY_PROBE)
 def test_a_clone_is_not_fitted_and_gives_the_same_when_it_is(kind, name):
     X, y = planted(kind, 3.0, n=40)

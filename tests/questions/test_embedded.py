@@ -37,6 +37,7 @@ COUNTRIES = {
 }
 
 
+@pytest.mark.slow
 def test_reviews_hold_text_without_html_line_breaks_or_entities():
     text = read_source("imdb").text
     assert not text.str.contains(r"<\s*br|&amp;|&quot;|&#\d", regex=True).any()

@@ -195,6 +195,7 @@ def test_what_an_earlier_data_set_has_is_counted_and_not_asked_twice(tmp_path):
         load_examples([one, claims_csv(tmp_path / "three.csv")], 1000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["capitals", "cities", "arithmetic"])
 def test_training_examples_are_of_their_own_split_and_balanced(name):
     examples = training_examples(name, 60)
