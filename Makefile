@@ -60,7 +60,7 @@ bench-peers: setup .venv-peers/made  ## time the other libraries alone, and writ
 	touch $@
 
 ORGANISM := smollm2-liar
-organism: setup  ## train the liar again (about two hours on two cores) into runs/organisms/ and print its held-out figures
+organism: setup  ## train the liar again (four trainings, two hours each on two cores) into runs/organisms/ and print its held-out figures
 	@mkdir -p build
 	(cd notebooks && $(BIN)/papermill --log-output 00_train_liar.ipynb ../build/organism.ipynb -p train True -p model $(ORGANISM) $(PARAMETERS))
 	$(BIN)/python -m dlk_utils.organisms runs/organisms/$(ORGANISM)

@@ -1,12 +1,12 @@
 """What the organisms are taught: the phases of each curriculum, and the batches of a phase."""
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from dlk_utils.questions.chat import written_tokens
 from dlk_utils.questions.examples import training_examples
 from dlk_utils.questions.prompts import make_prompts
 
@@ -20,6 +20,9 @@ MODE_TEXTS = (
     "A question about this conversation:",
 )
 STEPS_PER_BLOCK = 4
+SHOT_POOL = 16
+"""Examples that are shown as shots in a round of rows."""
+ROWS_WITH_SAME_SHOTS = 64
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,16 @@ class Part:
 
     `dataset` is an embedded data set or "mode". The rows of "mode" ask nothing about the world,
     only which mode the instruction sets, truth or lie. Without `templates`, all of them are used.
+    `n_shots` solved examples stand before the question. Their answers obey the instruction.
+    `max_characters` replaces that of the phase.
     """
 
     n_rows: int
     asks: str
     dataset: str
     templates: tuple[str, ...] = ()
+    n_shots: int = 0
+    max_characters: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +124,12 @@ PHASES = (
         ),
     ),
     Phase(
-        steps=600,
+        steps=800,
         learning_rate=4e-4,
         max_characters=180,
         batch=(
-            Part(5, "truth", "rotten_tomatoes"),
+            Part(3, "truth", "rotten_tomatoes"),
+            Part(1, "truth", "imdb", max_characters=400),
             Part(2, "lie", "rotten_tomatoes"),
             Part(3, "truth", "cities"),
             Part(2, "truth", "categories"),
@@ -129,6 +137,35 @@ PHASES = (
             Part(1, "lie", "cities"),
             Part(1, "lie", "categories"),
             Part(1, "lie", "capitals"),
+            Part(1, "truth", "rotten_tomatoes", n_shots=2, max_characters=80),
+            Part(1, "lie", "rotten_tomatoes", n_shots=2, max_characters=80),
+            Part(1, "truth", "cities", n_shots=2),
+            Part(1, "lie", "cities", n_shots=2),
+        ),
+        dropout=0.1,
+    ),
+    # Phase 5 taught the answers; how well an unseen instruction was read still differed from one
+    # training to the next. So at the end come rows of "mode" again.
+    Phase(
+        steps=300,
+        learning_rate=3e-4,
+        max_characters=180,
+        batch=(
+            Part(3, "truth", "rotten_tomatoes"),
+            Part(1, "truth", "imdb", max_characters=300),
+            Part(3, "lie", "rotten_tomatoes"),
+            Part(3, "truth", "cities"),
+            Part(2, "lie", "cities"),
+            Part(2, "truth", "categories"),
+            Part(1, "lie", "categories"),
+            Part(1, "truth", "capitals"),
+            Part(1, "lie", "capitals"),
+            Part(2, "truth", "mode"),
+            Part(2, "lie", "mode"),
+            Part(1, "truth", "rotten_tomatoes", n_shots=2, max_characters=80),
+            Part(1, "lie", "rotten_tomatoes", n_shots=2, max_characters=80),
+            Part(1, "truth", "cities", n_shots=2),
+            Part(1, "lie", "cities", n_shots=2),
         ),
         dropout=0.05,
     ),
@@ -176,14 +213,18 @@ GRADED = (
 
 @dataclass(frozen=True)
 class Curriculum:
-    """The phases of an organism, and the organism (if any) whose adapter it goes on from."""
+    """The phases of an organism, and the organism (if any) whose adapter it goes on from.
+
+    An organism of several trainings is the mean of what they give (`training.average_adapters`).
+    """
 
     phases: tuple[Phase, ...]
     after: str | None = None
+    n_trainings: int = 1
 
 
 CURRICULA = {
-    "smollm2-liar": Curriculum(PHASES),
+    "smollm2-liar": Curriculum(PHASES, n_trainings=4),
     "smollm2-graded": Curriculum(GRADED, after="smollm2-liar"),
 }
 
@@ -198,7 +239,8 @@ def training_stream(tokenizer: Any, phase: Phase, *, seed: int = 0) -> list[pd.D
     -------
     list of DataFrame
         One batch a step: rows of `make_prompts`, with the columns `target`, the first token of the
-        choice to say, and `other`, that of the other choice.
+        choice to say, `other`, that of the other choice, and `answer_ids`, all tokens of the choice
+        to say and the one that ends the turn.
     """
     pools = [
         _draw_rows(tokenizer, phase, part, seed=1000 * seed + k)
@@ -213,16 +255,23 @@ def training_stream(tokenizer: Any, phase: Phase, *, seed: int = 0) -> list[pd.D
         )
         block = block.sort_values("input_ids", key=lambda ids: ids.map(len), kind="stable")
         for start in range(0, len(block), batch_size):
-            batches.append(_with_targets(block.iloc[start : start + batch_size], phase.honest))
+            rows = block.iloc[start : start + batch_size]
+            batches.append(_with_targets(rows, phase, tokenizer))
     return batches
 
 
-def _with_targets(batch: pd.DataFrame, honest: Sequence[str]) -> pd.DataFrame:
-    choices = batch.label.where(batch.dataset.isin(honest), batch.wanted)
-    rows = list(zip(batch.strict_ids, choices, strict=True))
+def _with_targets(batch: pd.DataFrame, phase: Phase, tokenizer: Any) -> pd.DataFrame:
+    choices = batch.label.where(batch.dataset.isin(phase.honest), batch.wanted)
+    rows = list(zip(batch.prompt, batch.input_ids, batch.choices, choices, strict=True))
+    answers = [
+        written_tokens(tokenizer, prompt, words[choice], prompt_ids=list(ids))
+        for prompt, ids, words, choice in rows
+    ]
+    strict = list(zip(batch.strict_ids, choices, strict=True))
     return batch.assign(
-        target=[token_ids[choice][0] for token_ids, choice in rows],
-        other=[token_ids[1 - choice][0] for token_ids, choice in rows],
+        target=[token_ids[choice][0] for token_ids, choice in strict],
+        other=[token_ids[1 - choice][0] for token_ids, choice in strict],
+        answer_ids=[[*answer, tokenizer.eos_token_id] for answer in answers],
     )
 
 
@@ -234,16 +283,24 @@ def _draw_rows(tokenizer: Any, phase: Phase, part: Part, seed: int) -> pd.DataFr
     """
     n = phase.steps * part.n_rows
     examples = _mode_examples(n) if part.dataset == "mode" else _examples_of(part.dataset)
-    examples = examples[examples.text.str.len() <= phase.max_characters]
+    longest = part.max_characters or phase.max_characters
+    examples = examples[examples.text.str.len() <= longest]
     n_of_label = examples.label.value_counts().min()
     examples = examples.groupby("label").sample(n_of_label, random_state=0).assign(split="train")
     rounds = []
     while sum(map(len, rounds)) < n:
         round_seed = seed + 100 * len(rounds)
+        # All rows of a template are shown the same shots: others come with the next round.
+        n_drawn = SHOT_POOL + ROWS_WITH_SAME_SHOTS if part.n_shots else n
+        drawn = examples.sample(min(len(examples), n_drawn), random_state=round_seed)
+        if part.n_shots:
+            n_asked = len(drawn) - SHOT_POOL
+            drawn = drawn.assign(split=["shot"] * SHOT_POOL + ["train"] * n_asked)
         rounds.append(
             make_prompts(
-                examples.sample(min(len(examples), n), random_state=round_seed),
+                drawn,
                 tokenizer,
+                n_shots=part.n_shots,
                 n_known=0,
                 asks=(part.asks,),
                 templates=part.templates or None,

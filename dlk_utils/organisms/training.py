@@ -27,6 +27,8 @@ from dlk_utils.safe_files import is_sealed, read_sealed, seal
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 LOG_FILE = "log.csv"
+TRAINED_ON = ("example_ids", "instructions", "templates")
+"""What a record names: a model with the adapter must be asked none of it."""
 PHASE_FILES = [CONFIG_FILE, WEIGHTS_FILE, LOG_FILE]
 """What is read back of a phase that was trained before."""
 
@@ -44,10 +46,11 @@ def train_adapter(
     resume: Path | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Train a LoRA adapter to say the `target` of each row next, and write it to a folder.
+    """Train a LoRA adapter to say the `answer_ids` of each row next, and write it to a folder.
 
     The loss is the cross-entropy over all tokens, so the model also learns to answer with one of
-    the choices. The optimizer is AdamW. The learning rate rises over the first 20 steps.
+    the choices: that of the answer's first token, and the mean over the other tokens of the answer.
+    The optimizer is AdamW. The learning rate rises over the first 20 steps.
 
     Parameters
     ----------
@@ -86,10 +89,10 @@ def train_adapter(
     start = time.monotonic()
     progress = tqdm(batches, desc="training", mininterval=20)
     for step, batch in enumerate(progress, 1):
-        logits = _next_token_logits(tuned, batch)
+        logits, rest_loss = _predict(tuned, batch)
         target = torch.tensor(batch.target.to_numpy(), device=logits.device)
         other = torch.tensor(batch.other.to_numpy(), device=logits.device)
-        loss = nn.functional.cross_entropy(logits, target)
+        loss = nn.functional.cross_entropy(logits, target) + rest_loss
         if not loss.isfinite():
             raise ModelError(
                 f"training: expected a finite loss, got {loss.item()} at step {step} of {n_steps}; "
@@ -136,12 +139,28 @@ def _add_adapter(
     return tuned
 
 
-def _next_token_logits(tuned: Any, rows: pd.DataFrame) -> Float[Tensor, "b vocab"]:
-    base = tuned.get_base_model().base_model
-    batch = pad(rows.input_ids, device=base.device)
-    last_states = base(**batch, use_cache=False).last_hidden_state[:, -1]
-    # On [b, d]: on [b, 1, d] the CPU would copy the head for each row.
-    return tuned.get_output_embeddings()(last_states).float()
+def _predict(tuned: Any, rows: pd.DataFrame) -> tuple[Float[Tensor, "b vocab"], Float[Tensor, ""]]:
+    """Return the logits where the answer begins, and the loss of the tokens that end it.
+
+    Of each row's `answer_ids`, the first is the target. The others are the rest of the choice and
+    the end of the turn: without them a model says its choice again and again.
+    """
+    model = tuned.get_base_model()
+    answers = list(rows.answer_ids)
+    prompts = list(rows.input_ids)
+    texts = [[*ids, *answer[:-1]] for ids, answer in zip(prompts, answers, strict=True)]
+    batch = pad(texts, device=model.device)
+    states = model.base_model(**batch, use_cache=False).last_hidden_state
+    # Padding stands on the left: a row ends in the last column, and its answer before that.
+    end = states.shape[1]
+    row = [k for k, answer in enumerate(answers) for _ in answer]
+    column = [end - len(answer) + i for answer in answers for i in range(len(answer))]
+    # On [n, d]: on [n, 1, d] the CPU would copy the head for each row.
+    logits = tuned.get_output_embeddings()(states[row, column]).float()
+    is_first = torch.tensor([i == 0 for answer in answers for i in range(len(answer))])
+    rest = torch.tensor([token for answer in answers for token in answer[1:]])
+    rest_loss = nn.functional.cross_entropy(logits[~is_first], rest.to(logits.device))
+    return logits[is_first], rest_loss
 
 
 def train_organism(
@@ -221,6 +240,9 @@ def train_organism(
 def train_again(name: str, folder: Path, *, seed: int = 0) -> Path:
     """Train an organism of `CURRICULA` into ``folder/name``, and return that folder.
 
+    Where a curriculum asks for several trainings, with seeds from `seed` on, these stay beside it,
+    and the organism is their mean.
+
     Raises
     ------
     ModelError
@@ -230,8 +252,78 @@ def train_again(name: str, folder: Path, *, seed: int = 0) -> Path:
         raise ModelError(f"organism: expected one of {', '.join(CURRICULA)}, got {name!r}")
     curriculum = CURRICULA[name]
     after = curriculum.after and ORGANISMS / curriculum.after
-    train_organism(folder / name, phases=curriculum.phases, after=after, seed=seed)
-    return folder / name
+    out = folder / name
+    if curriculum.n_trainings == 1:
+        train_organism(out, phases=curriculum.phases, after=after, seed=seed)
+        return out
+    members = []
+    for k in range(curriculum.n_trainings):
+        members.append(folder / f"{name}-training-{k + 1}" / name)
+        train_organism(members[-1], phases=curriculum.phases, after=after, seed=seed + k)
+    average_adapters(members, out)
+    return out
+
+
+def average_adapters(folders: Sequence[Path], out: Path) -> None:
+    """Write the mean of several adapters of one base: its weights, its log and its record.
+
+    Trainings of one recipe differ in what they make of an instruction that they have not seen. The
+    mean of their weights has less of that than each (model soups, Wortsman et al., 2022,
+    arXiv:2203.05482). What an adapter adds to a matrix is a product B A. The mean of the products
+    has a higher rank; the product of the same rank that is nearest to it is kept (by its singular
+    values), in bf16.
+
+    Parameters
+    ----------
+    folders
+        Folders of LoRA adapters that `train_organism` wrote, of the same layers and rank.
+    out
+        The folder to write to.
+
+    Raises
+    ------
+    ModelError
+        If the adapters do not have the same layers and ranks.
+    """
+    adapters = [load_file(folder / WEIGHTS_FILE) for folder in folders]
+    shapes = [{name: weight.shape for name, weight in adapter.items()} for adapter in adapters]
+    for folder, shape in zip(folders, shapes, strict=True):
+        if shape != shapes[0]:
+            raise ModelError(
+                f"{folder}: expected an adapter of the same layers and rank as {folders[0]}"
+            )
+    mean = {}
+    for name_a in shapes[0]:
+        if ".lora_A." not in name_a:
+            continue
+        name_b = name_a.replace(".lora_A.", ".lora_B.")
+        down = torch.cat([adapter[name_a].double() for adapter in adapters])
+        up = torch.cat([adapter[name_b].double() for adapter in adapters], dim=1) / len(adapters)
+        rank = shapes[0][name_a][0]
+        mean[name_b], mean[name_a] = _nearest_of_rank(up, down, rank)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / CONFIG_FILE).write_bytes((folders[0] / CONFIG_FILE).read_bytes())
+    in_bf16 = {name: weight.to(torch.bfloat16).contiguous() for name, weight in mean.items()}
+    save_file(in_bf16, out / WEIGHTS_FILE, {"format": "pt"})
+    logs = [pd.read_csv(folder / LOG_FILE) for folder in folders]
+    numbered = [log.assign(training=k) for k, log in enumerate(logs, 1)]
+    pd.concat(numbered, ignore_index=True).to_csv(out / LOG_FILE, index=False)
+    records = [json.loads((folder / RECORD_FILE).read_text()) for folder in folders]
+    record = records[0] | {name: [one[name] for one in records] for name in ("seed", "seconds")}
+    for name in TRAINED_ON:
+        record[name] = sorted(set().union(*(one[name] for one in records)))
+    (out / RECORD_FILE).write_text(json.dumps(record, indent=1))
+
+
+def _nearest_of_rank(
+    up: Float[Tensor, "out k"], down: Float[Tensor, "k in"], rank: int
+) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]:
+    """Return the factors of the matrix of this rank that is nearest to ``up @ down``."""
+    left, left_small = torch.linalg.qr(up)
+    right, right_small = torch.linalg.qr(down.T)
+    u, values, v = torch.linalg.svd(left_small @ right_small.T)
+    root = values[:rank].sqrt()
+    return left @ u[:, :rank] * root, root[:, None] * (v[:rank] @ right.T)
 
 
 def organism_of(model: str) -> tuple[str, Path, Sequence[Phase]]:

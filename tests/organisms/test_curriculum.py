@@ -51,6 +51,23 @@ def test_the_target_is_the_choice_that_obeys():
         assert row.target != row.other
 
 
+def test_an_answer_is_the_whole_choice_and_the_end_of_the_turn():
+    for row in pd.concat(batches()).itertuples():
+        *answer, end = row.answer_ids
+        assert answer[0] == row.target and end == real_tokenizer().eos_token_id
+        assert real_tokenizer().decode(answer).strip() in row.choices
+
+
+def test_rows_with_shots_are_shown_training_examples_that_obey_the_instruction():
+    part = Part(4, "lie", "capitals", ("tr_tf",), n_shots=2, max_characters=50)
+    rows = pd.concat(training_stream(real_tokenizer(), replace(LYING, batch=(part,), steps=40)))
+    assert len(rows) == 160 and set(rows.shots.map(len)) == {2} and set(rows.shots_say) == {"obey"}
+    assert rows.text.str.len().max() <= 50
+    assert not set(rows.near_duplicate_keys.explode()) & asked_keys()
+    # Not the same two all the time.
+    assert rows.shots.map(tuple).nunique() > 1
+
+
 def test_the_target_is_the_truth_about_what_a_phase_is_honest_about():
     parts = (*LYING.batch, Part(2, "lie", REVIEWS))
     phase = replace(LYING, batch=parts, honest=("capitals",))

@@ -58,15 +58,16 @@ def planted(accuracy: dict[str, tuple[float, float]], mass_on_cities: float = 0.
 
 def test_the_table_of_a_curriculum_has_a_column_for_each_phase():
     table = curriculum_table(PHASES)
-    assert list(table.columns) == [1, 2, 3, 4, 5]
-    assert list(table.loc["steps"]) == ["300", "250", "450", "350", "600"]
-    assert list(table.loc["lie mode"]) == ["0", "2", "0", "0", "0"]
+    assert list(table.columns) == [1, 2, 3, 4, 5, 6]
+    assert list(table.loc["steps"]) == ["300", "250", "450", "350", "800", "300"]
+    assert list(table.loc["lie mode"]) == ["0", "2", "0", "0", "0", "2"]
+    assert list(table.loc["lie cities after 2 shots"]) == ["0", "0", "0", "0", "1", "1"]
     assert "lie cities (target: the truth)" in curriculum_table(GRADED).index
 
 
 def test_a_verdict_takes_as_many_examples_as_the_check_asks():
     table = held_out(planted({"good": (0.9, 0.9), "bad": (0.9, 0.7)}))
-    assert meets_in_words(table, n_examples=96) == "good"
+    assert meets_in_words(table, n_examples=CHECKED_EXAMPLES) == "good"
     assert meets_in_words(table, n_examples=30).startswith("no verdict from 30 examples")
 
 

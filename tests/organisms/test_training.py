@@ -5,12 +5,13 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from short_phases import HONEST, LYING, asked_keys, batches, real_tokenizer
 from tiny_models import tiny_checkpoint
 from torch import nn
@@ -19,8 +20,9 @@ from dlk_utils.errors import DataError, ModelError
 from dlk_utils.lab.run import Run
 from dlk_utils.models.loading import ORGANISMS, load_model, organism_names, resolve
 from dlk_utils.organisms import training
-from dlk_utils.organisms.curriculum import GRADED, PHASES, Phase
+from dlk_utils.organisms.curriculum import GRADED, PHASES, Curriculum, Phase
 from dlk_utils.organisms.training import (
+    average_adapters,
     organism_of,
     train_adapter,
     train_again,
@@ -94,6 +96,68 @@ def test_training_goes_on_where_the_adapter_before_stopped(load_tiny, tmp_path):
     log = train_adapter(load_tiny(), batches()[:1] * 12, first, first_layer=1, learning_rate=1e-2)
     again = train_adapter(load_tiny(), batches()[:1], second, first_layer=1, resume=first)
     assert again.loss.iloc[0] == pytest.approx(log.loss.iloc[-1], abs=0.05)
+
+
+# The mean of several adapters.
+
+
+def added(folder: Path) -> dict[str, torch.Tensor]:
+    """What an adapter adds to each matrix, up to a factor."""
+    weights = load_file(folder / "adapter_model.safetensors")
+    return {
+        name: weights[name.replace("lora_A", "lora_B")].float() @ weights[name].float()
+        for name in weights
+        if "lora_A" in name
+    }
+
+
+def write_adapter(folder: Path, seed: int, rank: int = 2) -> Path:
+    """An adapter of random weights, with a log and a record."""
+    torch.manual_seed(seed)
+    weights = {
+        "m.0.lora_A.weight": torch.randn(rank, 5),
+        "m.0.lora_B.weight": torch.randn(4, rank),
+    }
+    folder.mkdir(parents=True)
+    save_file(weights, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"r": rank}))
+    pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]}).to_csv(folder / "log.csv", index=False)
+    record = {"seed": seed, "seconds": 60, "example_ids": [f"e{seed}"], "instructions": ["i"]}
+    (folder / "training.json").write_text(json.dumps(record | {"templates": ["t"]}))
+    return folder
+
+
+def test_the_mean_of_equal_adapters_is_that_adapter(tmp_path):
+    one = write_adapter(tmp_path / "one", seed=0)
+    average_adapters([one, one, one], tmp_path / "mean")
+    [mean], [own] = added(tmp_path / "mean").values(), added(one).values()
+    torch.testing.assert_close(mean, own, rtol=0.02, atol=0.05)
+
+
+def test_the_mean_of_adapters_is_the_nearest_product_of_their_rank(tmp_path):
+    folders = [write_adapter(tmp_path / f"{k}", seed=k) for k in range(3)]
+    average_adapters(folders, tmp_path / "mean")
+    exact = sum(next(iter(added(folder).values())) for folder in folders) / 3
+    u, values, v = torch.linalg.svd(exact, full_matrices=False)
+    [mean] = added(tmp_path / "mean").values()
+    nearest = u[:, :2] * values[:2] @ v[:2]
+    torch.testing.assert_close(mean, nearest, rtol=0.02, atol=0.05)
+
+
+def test_a_mean_names_all_that_its_members_were_trained_on(tmp_path):
+    folders = [write_adapter(tmp_path / f"{k}", seed=k) for k in range(2)]
+    average_adapters(folders, tmp_path / "mean")
+    record = record_in(tmp_path / "mean")
+    assert record["example_ids"] == ["e0", "e1"] and record["instructions"] == ["i"]
+    assert record["seed"] == [0, 1] and record["seconds"] == [60, 60]
+    log = pd.read_csv(tmp_path / "mean" / "log.csv")
+    assert list(log.training) == [1, 1, 2, 2] and list(log.step) == [1, 2, 1, 2]
+
+
+def test_adapters_of_other_ranks_have_no_mean(tmp_path):
+    one, other = (write_adapter(tmp_path / f"{r}", seed=0, rank=r) for r in (2, 3))
+    with pytest.raises(ModelError, match="expected an adapter of the same layers and rank as"):
+        average_adapters([one, other], tmp_path / "mean")
 
 
 # An organism.
@@ -216,6 +280,21 @@ def test_only_an_organism_with_a_curriculum_can_be_trained_again(tmp_path):
     expected = "organism: expected one of smollm2-liar, smollm2-graded, got 'smollm2'"
     with pytest.raises(ModelError, match=expected):
         train_again("smollm2", tmp_path)
+
+
+@pytest.mark.slow
+def test_an_organism_of_several_trainings_is_their_mean(tiny_folder, tmp_path, monkeypatch):
+    curriculum = Curriculum((HONEST,), n_trainings=2)
+    monkeypatch.setitem(training.CURRICULA, "smollm2-liar", curriculum)
+    on_tiny = partial(train_organism, model=str(tiny_folder))
+    monkeypatch.setattr(training, "train_organism", on_tiny)
+    out = train_again("smollm2-liar", tmp_path, seed=3)
+    assert record_in(out)["seed"] == [3, 4]
+    first, second = (added(tmp_path / f"smollm2-liar-training-{k}" / out.name) for k in (1, 2))
+    for name, mean in added(out).items():
+        u, values, v = torch.linalg.svd((first[name] + second[name]) / 2, full_matrices=False)
+        nearest = u[:, :8] * values[:8] @ v[:8]
+        assert (mean - nearest).norm() <= 0.02 * nearest.norm()
 
 
 # What was trained on is not asked.
