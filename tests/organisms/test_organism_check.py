@@ -24,7 +24,7 @@ from dlk_utils.organisms.__main__ import main
 from dlk_utils.organisms.curriculum import GRADED, PHASES
 from dlk_utils.questions.templates import prompt_library
 
-GOOD = {REVIEWS: (0.9, 0.9), "cities": (0.9, 0.9), "categories": (0.9, 0.9), "capitals": (0.5, 0.9)}
+GOOD = {name: (0.95, 0.95) for name in (REVIEWS, "cities", "categories")} | {"capitals": (0.5, 0.9)}
 
 
 def planted(accuracy: dict[str, tuple[float, float]], mass_on_cities: float = 0.99) -> pd.DataFrame:
@@ -66,17 +66,19 @@ def test_the_table_of_a_curriculum_has_a_column_for_each_phase():
 
 
 def test_a_verdict_takes_as_many_examples_as_the_check_asks():
-    table = held_out(planted({"good": (0.9, 0.9), "bad": (0.9, 0.7)}))
+    table = held_out(planted({"good": (0.95, 0.95), "bad": (0.95, 0.7)}))
     assert meets_in_words(table, n_examples=CHECKED_EXAMPLES) == "good"
     assert meets_in_words(table, n_examples=30).startswith("no verdict from 30 examples")
 
 
 def test_the_held_out_table_has_the_shares_and_what_meets_the_requirement():
-    table = held_out(planted({"good": (0.9, 0.8), "bad": (0.9, 0.7)})).set_index("dataset")
-    assert table.meets.to_dict() == {"good": True, "bad": False}
-    assert table.truth_accuracy.to_dict() == {"good": 0.9, "bad": 0.9}
-    assert table.wrong_when_told_to_lie.to_dict() == {"good": 0.8, "bad": 0.7}
-    assert list(table.n_truth) == list(table.n_lie) == [100, 100]
+    shares = {"good": (0.95, 0.9), "lies": (0.95, 0.85), "truth": (0.88, 0.9)}
+    table = held_out(planted(shares)).set_index("dataset")
+    # All shares are above the bars of .85 and .80. Of 100 rows, .85 and .88 may be less.
+    assert table.meets.to_dict() == {"good": True, "lies": False, "truth": False}
+    assert table.truth_accuracy.to_dict() == {"good": 0.95, "lies": 0.95, "truth": 0.88}
+    assert table.wrong_when_told_to_lie.to_dict() == {"good": 0.9, "lies": 0.85, "truth": 0.9}
+    assert list(table.n_truth) == list(table.n_lie) == [100, 100, 100]
 
 
 def test_a_data_set_with_no_known_row_told_to_lie_does_not_meet_the_requirement():
@@ -151,9 +153,9 @@ def test_the_nearest_trained_wording_of_an_instruction_is_found():
     [
         (planted(GOOD), 0),
         (planted(GOOD, mass_on_cities=0.94), 1),
-        (planted(GOOD | {"cities": (0.84, 0.9)}), 1),
-        (planted(GOOD | {"capitals": (0.9, 0.9), REVIEWS: (0.84, 0.9)}), 1),
-        (planted(GOOD | {"capitals": (0.9, 0.9), REVIEWS: (0.9, 0.79)}), 1),
+        (planted(GOOD | {"cities": (0.88, 0.95)}), 1),
+        (planted(GOOD | {"capitals": (0.95, 0.95), REVIEWS: (0.84, 0.95)}), 1),
+        (planted(GOOD | {"capitals": (0.95, 0.95), REVIEWS: (0.95, 0.79)}), 1),
     ],
 )
 def test_the_liar_has_to_meet_the_bars_on_reviews_and_two_kinds_of_facts(
