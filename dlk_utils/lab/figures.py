@@ -73,9 +73,10 @@ def _figure_html(fig_dict: dict[str, Any], figure_id: str) -> str:
     )
     png = base64.b64encode(draw_png(untitled)).decode()
     alternative = html_text(text_alternative(fig_dict))
+    plot_class = "plot wide" if layout.get("width") else "plot"
     return (
         f'<figure class="live-figure"><figcaption>{caption}</figcaption>'
-        f'<div class="plot" role="img" aria-label="{alternative}">{live}</div>'
+        f'<div class="{plot_class}" role="img" aria-label="{alternative}">{live}</div>'
         # Without scripts the plot would be an empty box.
         "<noscript><style>.live-figure .plot {display: none}</style>"
         f'<img class="still-figure" alt="{alternative}" src="data:image/png;base64,{png}">'
@@ -173,7 +174,7 @@ def intervals_figure(
         fig.add_scatter(
             x=list(part[x]),
             y=places,
-            name=plotly_text(label),
+            name=plotly_text(label, NARROW),
             text=[plotly_text(str(name)) for name in part[y]],
             hoverinfo="text+x+name",
             mode="markers",
@@ -258,7 +259,7 @@ def lines_figure(
             fig.add_scatter(
                 x=list(rows[x]),
                 y=list(rows[y]),
-                name=plotly_text(name),
+                name=plotly_text(name, NARROW),
                 mode="markers" if name in points else "lines+markers",
                 marker=_marker(number, max(6, 11 - 2 * number)),
                 line={"color": _pick(COLORS, number), "dash": style, "width": width},
@@ -282,7 +283,7 @@ def bars_figure(
     for number, (label, part) in enumerate(_series(table, color)):
         pattern = {"shape": _pick(PATTERNS, number)}
         marker = {"color": _pick(COLORS, number), "pattern": pattern}
-        name = plotly_text(label)
+        name = plotly_text(label, NARROW)
         fig.add_bar(x=list(part[x]), y=list(part[y]), name=name, marker=marker)
     return _finish(fig, title, xlabel, ylabel)
 
@@ -382,7 +383,7 @@ def _finish(fig: go.Figure, title: str, xlabel: str, ylabel: str, height: int = 
     """
     title = plotly_text(title, 80)
     top = 30 + 20 * (1 + title.count("<br>"))
-    names = [html.unescape(trace.name or "") for trace in fig.data]
+    names = [_plain_text(trace.name or "") for trace in fig.data]
     fig.update_layout(
         template="plotly_white",
         title={"text": title, "font": {"size": 15}},
@@ -398,4 +399,5 @@ def _finish(fig: go.Figure, title: str, xlabel: str, ylabel: str, height: int = 
         legend = {"orientation": "h", "x": 0, "y": -drop, "yanchor": "top"}
         fig.update_layout(height=height + below, margin_b=60 + below, legend=legend)
     fig.update_xaxes(title_text=plotly_text(xlabel, NARROW), automargin=True)
-    return fig.update_yaxes(title_text=plotly_text(ylabel, NARROW), automargin=True)
+    # A plot is wider than high.
+    return fig.update_yaxes(title_text=plotly_text(ylabel, 34), automargin=True)
