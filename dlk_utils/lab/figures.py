@@ -31,8 +31,11 @@ MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 DASHES = ("solid", "dot", "dashdot", "longdash", "longdashdot")
 PATTERNS = ("", "/", ".", "x")
 GREY = "#6b6b6b"
+CLEAR = "rgba(0,0,0,0)"
 # A dollar sign is a dollar sign, also where MathJax is there.
 CONFIG = {"displayModeBar": False, "typesetMath": False, "responsive": True}
+MOST_MARKERS = 32
+"""A line of more points has no markers."""
 NARROW = 48
 """Characters of a line that fits on a phone."""
 Number = int | float
@@ -256,11 +259,13 @@ def lines_figure(
             # Later lines are thinner, so that one that lies over another hides nothing.
             width = max(1.5, 3.5 - 0.5 * number)
             style = "dash" if name in dashed else dash_style
+            # Many markers would hide each other.
+            mode = "lines+markers" if len(rows) <= MOST_MARKERS else "lines"
             fig.add_scatter(
                 x=list(rows[x]),
                 y=list(rows[y]),
                 name=plotly_text(name, NARROW),
-                mode="markers" if name in points else "lines+markers",
+                mode="markers" if name in points else mode,
                 marker=_marker(number, max(6, 11 - 2 * number)),
                 line={"color": _pick(COLORS, number), "dash": style, "width": width},
                 error_y=_error(rows, y, *interval) if interval else None,
@@ -396,7 +401,7 @@ def _finish(fig: go.Figure, title: str, xlabel: str, ylabel: str, height: int = 
         below = 24 * (1 + sum(len(name) + 6 for name in names) // 90)
         # Under the ticks and the label of the axis, in shares of the height of the plot.
         drop = 58 / max(1, height - top - 60)
-        legend = {"orientation": "h", "x": 0, "y": -drop, "yanchor": "top"}
+        legend = {"orientation": "h", "x": 0, "y": -drop, "yanchor": "top", "bgcolor": CLEAR}
         fig.update_layout(height=height + below, margin_b=60 + below, legend=legend)
     fig.update_xaxes(title_text=plotly_text(xlabel, NARROW), automargin=True)
     # A plot is wider than high.

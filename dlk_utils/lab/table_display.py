@@ -159,7 +159,8 @@ def show_table(
     n_groups = _grouping_levels(shown.index)
     named = _names_of_rows(shown.index, n_groups)
     data = [(name, shown.iloc[:, place]) for place, name in enumerate(shown.columns)]
-    names = [heading(name, headings or {}) for name, _ in named + data]
+    names = [heading(name, headings or {}) for name, _ in named]
+    names += [_column_heading(name, shown.columns.names, headings or {}) for name, _ in data]
     texts = [column_texts(values) for _, values in named + data]
     cells_of_rows = list(zip(*texts, strict=True))
     groups = _group_headings(shown.index, n_groups, headings or {})
@@ -168,13 +169,25 @@ def show_table(
 
 
 def heading(name: Any, headings: Mapping[str, str]) -> str:
-    """Return what a column is called on a page; the levels of a nested name stand in one line."""
-    if isinstance(name, tuple):
-        return ", ".join(heading(level, headings) for level in name if level != "")
+    """Return what a column or a level of an index is called on a page."""
     if name is None:
         return ""
     known = HEADINGS | dict(headings)
     return known.get(name, str(name).replace("_", " "))
+
+
+def _column_heading(name: Any, level_names: Sequence[Any], headings: Mapping[str, str]) -> str:
+    """The heading of a column, whose name may have several levels.
+
+    A level that has a name itself holds values of the data, such as data sets: they stay as they
+    are.
+    """
+    levels = name if isinstance(name, tuple) else (name,)
+    words = [
+        heading(level, headings) if level_name is None else cell_text(level)
+        for level, level_name in zip(levels, level_names, strict=True)
+    ]
+    return ", ".join(word for word in words if word)
 
 
 def column_texts(values: pd.Series) -> list[str]:

@@ -93,6 +93,11 @@ def test_nested_columns_have_one_heading_and_row_numbers_are_not_shown():
     assert show_table(nested.rename_axis("layer"), "").headings[0] == "layer"
 
 
+def test_values_of_the_data_that_have_become_columns_stay_as_they_are():
+    counts = pd.crosstab(SCORES.dataset, pd.Series(["n", "validation", "lie_spy", "n"], name="of"))
+    assert show_table(counts, "").headings == ["data set", "lie_spy", "n", "validation"]
+
+
 def test_a_table_that_is_cut_comes_as_a_whole_in_a_file():
     shown = show_table(SCORES, "", columns=["dataset", "estimate"], rows=2, file_name="scores")
     assert shown.headings == ["data set", "AUROC"] and len(shown.rows) == 2
