@@ -1,14 +1,17 @@
 """Open a page in headless Chromium, and see what it did: by the DevTools protocol."""
 
 import contextlib
+import functools
 import json
 import shutil
 import socket
 import subprocess
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +56,16 @@ class Page:
             self.events.append(answer)
 
     def value(self, expression: str) -> Any:
-        """What a JavaScript expression gives, as JSON; of an error, its description."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """What a JavaScript expression, or its promise, gives as JSON; of an error, its words."""
+        options = {"returnByValue": True, "awaitPromise": True}
+        answer = self.call("Runtime.evaluate", expression=expression, **options)
         return answer["result"].get("value", answer["result"].get("description"))
+
+    def resize(self, width: int, height: int = 1300) -> None:
+        """Make the window as wide as that, in pixels."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        time.sleep(0.3)
 
     def open(self, url: str) -> None:
         """Go to an address, and wait until all is loaded and scripts had a second."""
@@ -105,6 +115,21 @@ def opened_browser(program: str, profile: Path) -> Iterator[Page]:
     finally:
         process.terminate()
         process.wait(30)
+
+
+class _QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve the files of a folder on this machine, and give the address."""
+    handler = functools.partial(_QuietHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def _address(port: int) -> str:

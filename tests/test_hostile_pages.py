@@ -4,21 +4,18 @@ The pages are opened in headless Chromium. Where there is none, their HTML is se
 """
 
 import csv
-import functools
 import json
 import re
 import shutil
 import sys
-import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import pytest
-from browser import find_browser, opened_browser
+from browser import find_browser, opened_browser, served
 from tiny_models import checkpoint_that_knows_nothing
 
 from dlk_utils.lab.book import NOTEBOOKS, build_pages, run_notebook
@@ -39,8 +36,11 @@ from IPython.display import HTML, Markdown, display
 from myst_nb import glue
 from dlk_utils.errors import DataError
 from dlk_utils.lab.display import refusal, show_prompt, start
+from dlk_utils.lab.table_display import show_table
 start(In)
-display(pd.DataFrame([HOSTILE] * 2, columns=HOSTILE, index=HOSTILE[:2]).T)
+table = pd.DataFrame([HOSTILE] * 2, columns=HOSTILE, index=HOSTILE[:2]).T
+display(table)
+display(show_table(table.rename_axis(HOSTILE[0]), HOSTILE[1], whole=table, file_name=HOSTILE[2]))
 for text in HOSTILE:
     display(Markdown("\\n".join(hostile_sentences(text))))
     print(text)
@@ -121,25 +121,30 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
     code = PLANTED.format(folder=str(Path(__file__).parent / "lab"))
     write_notebook(top / "notebooks" / "planted.ipynb", code)
     run_notebook("planted", top, pages, [])
-    write_book(top)
+    glued = [f"{{glue:text}}`notebooks/planted.ipynb::text_{i}:s`" for i in range(len(HOSTILE))]
+    write_book(top, "\n\n".join(["# Front", *glued]))
     return build_pages(top).parent, data
 
 
-def write_book(top: Path) -> None:
-    """The table of contents, settings and front page of a book of the notebooks that have run."""
+def write_book(top: Path, front: str, pages: Sequence[str] = ()) -> None:
+    """The table of contents, settings and pages of a book of the notebooks that have run.
+
+    `front` is the Markdown of its front page, and `pages` are names of pages of the real book.
+    """
+    book, notebooks = top / "book", top / "book" / "notebooks"
     shutil.copy(TOP / "_config.yml", top)
-    for folder in ("static", "extensions"):
-        shutil.copytree(TOP / "book" / folder, top / "book" / folder)
-    notebooks = top / "book" / "notebooks"
+    for folder in ("static", "extensions", "templates"):
+        shutil.copytree(TOP / "book" / folder, book / folder)
+    for path in [*(TOP / "book").glob("*.txt"), *(TOP / "book" / f"{name}.md" for name in pages)]:
+        shutil.copy(path, book)
     for name in NOTEBOOKS:
         # Pages link to those that have not run.
         if not (notebooks / f"{name}.ipynb").is_file():
             write_notebook(notebooks / f"{name}.ipynb")
-    names = sorted(path.stem for path in notebooks.iterdir())
-    chapters = "".join(f"  - file: notebooks/{name}\n" for name in names)
-    (top / "book" / "_toc.yml").write_text(f"format: jb-book\nroot: intro\nchapters:\n{chapters}")
-    glued = [f"{{glue:text}}`notebooks/planted.ipynb::text_{i}:s`" for i in range(len(HOSTILE))]
-    (top / "book" / "intro.md").write_text("# Front\n\n" + "\n\n".join(glued) + "\n")
+    names = [*(f"notebooks/{name}" for name in sorted(p.stem for p in notebooks.iterdir())), *pages]
+    chapters = "".join(f"  - file: {name}\n" for name in names)
+    (book / "_toc.yml").write_text(f"format: jb-book\nroot: intro\nchapters:\n{chapters}")
+    (book / "intro.md").write_text(front)
 
 
 class Elements(HTMLParser):
@@ -183,16 +188,8 @@ def test_no_page_has_an_element_of_a_name_or_of_data(built):
 @pytest.fixture
 def address(built) -> Iterator[str]:
     """The address of the pages on a server of this machine."""
-    handler = functools.partial(QuietHandler, directory=built[0])
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
+    with served(built[0]) as address:
+        yield address
 
 
 def test_in_a_browser_no_script_runs_nothing_is_asked_elsewhere_and_all_can_be_read(

@@ -86,6 +86,46 @@ def test_a_notebook_has_no_outputs(notebook):
     assert [cell["outputs"] for cell in code_cells(notebook) if cell["outputs"]] == []
 
 
+OF_PANDAS = {
+    "agg",
+    "assign",
+    "concat",
+    "crosstab",
+    "fillna",
+    "head",
+    "set_index",
+    "tail",
+    "to_frame",
+}
+"""Functions and methods that return a table."""
+
+
+def bare_table(expression: ast.expr | None) -> bool:
+    """Whether an expression is plainly a table of pandas, which a page would show as it is."""
+    if isinstance(expression, ast.Subscript):
+        return True
+    if not isinstance(expression, ast.Call):
+        return False
+    called = expression.func
+    if isinstance(called, ast.Name):
+        is_displayed = called.id == "display" and bare_table(expression.args[0])
+        return is_displayed or called.id in ("DataFrame", "Series", "with_intervals")
+    return isinstance(called, ast.Attribute) and called.attr in OF_PANDAS
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_shows_no_table_without_a_caption(notebook):
+    for cell in code_cells(notebook):
+        statements = ast.parse("".join(cell["source"])).body
+        displayed = [node for node in statements if isinstance(node, ast.Expr)]
+        assert not any(bare_table(node.value) for node in displayed), cell["id"]
+
+
+@pytest.mark.parametrize("shown", ["t[[0]]", "t.head(4)", "display(with_intervals(t))"])
+def test_a_table_without_a_caption_is_found(shown):
+    assert bare_table(ast.parse(shown, mode="eval").body)
+
+
 def test_the_order_the_book_and_the_readme_have_every_notebook():
     names = [path.stem for path in NOTEBOOKS]
     assert sorted(RUN_IN_ORDER) == names
@@ -133,6 +173,15 @@ def test_every_public_name_is_in_the_api_reference():
     documented = re.findall(r"auto(?:function|class):: [\w.]+\.(\w+)$", page, re.MULTILINE)
     assert "automodule:: dlk_utils.errors" in page
     assert set(dlk_utils.__all__) - set(vars(errors)) - set(documented) == set()
+
+
+def test_the_entry_to_cite_and_the_foot_of_each_page_have_the_version_of_the_package():
+    citation = yaml.safe_load(read("CITATION.cff"))
+    page = read("book/cite.md").replace("\\_", "_")
+    expected = project()["version"]
+    assert citation["version"] == expected and f"version = {{{expected}}}" in page
+    assert f"Version {expected}," in read("_config.yml")
+    assert f"{{{citation['title']}}}" in page and citation["license"] in page
 
 
 def test_every_mistake_of_the_list_is_made_in_a_test_of_its_number():

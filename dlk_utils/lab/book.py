@@ -47,6 +47,7 @@ SMALL = {
     "10_headlines": {"layer_stride": 10, "n_draws": 4},
 }
 """The parameters of the small size that the check runs: of all notebooks, and of each."""
+WIDGET = "application/vnd.jupyter.widget-view+json"
 JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
 NEEDED = ("papermill", "ipykernel", "myst_nb", "jupyter_book", "sphinx_book_theme")
 """Packages of ``[notebooks]``."""
@@ -108,6 +109,7 @@ def build_pages(top: Path) -> Path:
     shutil.copy(plotly / "package_data" / "plotly.min.js", assets)
     for notebook in (top / "book" / "notebooks").glob("*.ipynb"):
         hide_folders(notebook)
+        drop_widgets(notebook)
     # A page that once failed to build is not looked at again by an incremental build.
     shutil.rmtree(top / "_build", ignore_errors=True)
     command = [sys.executable, "-c", JUPYTER_BOOK, "build", "book", "-W", "--keep-going"]
@@ -125,6 +127,21 @@ def hide_folders(notebook: Path) -> None:
         if "injected-parameters" in cell["metadata"].get("tags", []):
             cell["source"] = [without_folders(line) for line in cell["source"]]
     content["metadata"].pop("papermill", None)
+    notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def drop_widgets(notebook: Path) -> None:
+    """Leave progress bars and other widgets out of a notebook that has run.
+
+    They work in JupyterLab alone, and a page with them would ask the internet for their scripts.
+    """
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    for cell in content["cells"]:
+        if "outputs" in cell:
+            cell["outputs"] = [
+                output for output in cell["outputs"] if WIDGET not in output.get("data", {})
+            ]
+    content["metadata"].pop("widgets", None)
     notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 

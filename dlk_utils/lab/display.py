@@ -4,7 +4,6 @@ import ast
 import difflib
 import logging
 import platform
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +42,6 @@ def start(cells: list[str]) -> None:
     names = check_parameters(cells)
     shell.user_ns |= read_parameters({name: shell.user_ns[name] for name in names})
     show_figures(shell)
-    warnings.filterwarnings("ignore", message="IProgress not found")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     pd.set_option("display.max_colwidth", 60, "display.width", 160)
     pd.set_option("display.max_columns", 30, "display.precision", 3)

@@ -59,7 +59,7 @@ def plotly_text(text: str, width: int | None = None) -> str:
 
     It is broken into lines of at most `width` characters, if that is given.
     """
-    lines = [text] if width is None else textwrap.wrap(text, width)
+    lines = [text] if width is None else textwrap.wrap(text, width, break_on_hyphens=False)
     # Broken before it is escaped, so that no entity is cut.
     return "<br>".join(html.escape(line, quote=False) for line in lines)
 

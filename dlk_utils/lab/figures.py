@@ -1,8 +1,9 @@
 """Plotly figures of finished tables, by five builders.
 
 They never compute. A figure shows in JupyterLab, in the book without internet, and as a still
-picture where no scripts run. Titles, names and cells of the table are plain text: the builders
-escape them, so that plotly reads no markup in them.
+picture where no scripts run. It can be read on a phone: in the book its title is text of the page,
+and the names of rows stand above their points. Titles, names and cells of the table are plain text:
+the builders escape them, so that plotly reads no markup in them.
 """
 
 import base64
@@ -22,41 +23,89 @@ from plotly.io.base_renderers import PlotlyRenderer
 from dlk_utils.lab.escaping import html_text, plotly_text
 from dlk_utils.lab.static import draw_png
 
-# Series differ by colour and by marker or pattern, so that they can be told apart in grey.
-COLORS = ("#3b6fb6", "#d1632f", "#4c9a63", "#8c5fa8", "#b8972e", "#5f6b76", "#c2558a", "#3c9aa6")
+# Series differ by colour and by marker, dash or pattern, so that they can be told apart in grey.
+# Each colour has a contrast of 4.5 or more on white, and in the dark theme of the book, whose style
+# sheet turns the lightness of figures round.
+COLORS = ("#2f66b0", "#b84a14", "#2e7a45", "#7b4b9a", "#8a6a00", "#55616c", "#b0357a", "#157580")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
+DASHES = ("solid", "dot", "dashdot", "longdash", "longdashdot")
 PATTERNS = ("", "/", ".", "x")
-GREY = "#888"
+GREY = "#6b6b6b"
+CLEAR = "rgba(0,0,0,0)"
 # A dollar sign is a dollar sign, also where MathJax is there.
-CONFIG = {"displayModeBar": False, "typesetMath": False}
+CONFIG = {"displayModeBar": False, "typesetMath": False, "responsive": True}
+MOST_MARKERS = 32
+"""A line of more points has no markers."""
+NARROW = 48
+"""Characters of a line that fits on a phone."""
 Number = int | float
 
 
 def mime_bundle(fig: go.Figure) -> dict[str, Any]:
     """Return a figure in every form that a notebook shows it in, by MIME type.
 
-    These are JupyterLab's own type of plotly, ``text/html`` for the book, and ``image/png`` for
-    readers that know neither. The HTML uses the book's one copy of plotly.js, and holds the still
-    picture for readers without scripts. The id of the figure is a hash of its content, so running a
-    notebook again changes nothing.
+    These are JupyterLab's own type of plotly, and ``text/html`` for the book. The HTML uses the
+    book's one copy of plotly.js, and holds a still picture for readers without scripts. A picture
+    by itself (``image/png``) is left out: JupyterLab would show it instead, until one points at it.
+    The id of the figure is a hash of its content, so running a notebook again changes nothing.
     """
     fig_dict = fig.to_dict()
-    png = base64.b64encode(draw_png(fig_dict)).decode()
     content = json.dumps(fig_dict, sort_keys=True, default=str)
-    interactive = pio.to_html(
-        fig_dict,
+    figure_id = f"figure-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    page = {"text/html": _figure_html(fig_dict, figure_id)}
+    return PlotlyRenderer(config=CONFIG).to_mimebundle(fig_dict) | page
+
+
+def _figure_html(fig_dict: dict[str, Any], figure_id: str) -> str:
+    """Write a figure for the book, with its title as a caption that no narrow page cuts off."""
+    layout = dict(fig_dict.get("layout", {}))
+    caption = html_text(_plain_text(layout.get("title", {}).get("text", "")))
+    has_controls = layout.get("updatemenus") or layout.get("sliders")
+    if not has_controls:
+        layout.pop("title", None)
+        layout["margin"] = {**layout.get("margin", {}), "t": 20}
+    untitled = {**fig_dict, "layout": layout}
+    live = pio.to_html(
+        untitled,
         include_plotlyjs=False,
         include_mathjax=False,
         full_html=False,
         validate=False,
         config=CONFIG,
-        div_id=f"figure-{hashlib.sha256(content.encode()).hexdigest()[:16]}",
+        div_id=figure_id,
     )
-    title = fig_dict.get("layout", {}).get("title", {}).get("text", "figure")
-    alternative = html_text(html.unescape(title.replace("<br>", " ")))
-    picture = f'<img alt="{alternative}" src="data:image/png;base64,{png}">'
-    shown = {"text/html": f"{interactive}<noscript>{picture}</noscript>", "image/png": png}
-    return PlotlyRenderer(config=CONFIG).to_mimebundle(fig_dict) | shown
+    png = base64.b64encode(draw_png(untitled)).decode()
+    alternative = html_text(text_alternative(fig_dict))
+    plot_class = "plot wide" if layout.get("width") else "plot"
+    return (
+        f'<figure class="live-figure"><figcaption>{caption}</figcaption>'
+        f'<div class="{plot_class}" role="img" aria-label="{alternative}">{live}</div>'
+        # Without scripts the plot would be an empty box.
+        "<noscript><style>.live-figure .plot {display: none}</style>"
+        f'<img class="still-figure" alt="{alternative}" src="data:image/png;base64,{png}">'
+        "</noscript></figure>"
+    )
+
+
+def text_alternative(fig_dict: dict[str, Any]) -> str:
+    """Say in words what a figure shows: its title, axes, and the names of its series or rows."""
+    layout = fig_dict.get("layout", {})
+    sentences = [_plain_text(layout.get("title", {}).get("text", "")) or "Figure"]
+    for name, side in (("xaxis", "Horizontal"), ("yaxis", "Vertical")):
+        label = _plain_text(layout.get(name, {}).get("title", {}).get("text", ""))
+        if label:
+            sentences.append(f"{side} axis: {label}")
+    names = [_plain_text(trace.get("name") or "") for trace in fig_dict["data"]]
+    if any(names):
+        sentences.append(f"Series: {', '.join(names)}")
+    rows = [_plain_text(note.get("text") or "") for note in layout.get("annotations", ())]
+    if rows:
+        sentences.append(f"Rows: {', '.join(rows)}")
+    return ". ".join(sentences)
+
+
+def _plain_text(text: str) -> str:
+    return html.unescape(text.replace("<br>", " "))
 
 
 def show_figures(shell: InteractiveShell) -> None:
@@ -111,36 +160,52 @@ def intervals_figure(
         Names of the rows from top to bottom; None takes them as they come.
     """
     names = list(dict.fromkeys(table[y])) if order is None else list(order)
+    labels = [plotly_text(str(name), NARROW) for name in names]
     series = _series(table, color)
     in_row = {name: [label for label, part in series if name in set(part[y])] for name in names}
+    # Each row has its name at the top, and below it a line for each of its points.
+    name_height = 18 * max((1 + label.count("<br>") for label in labels), default=1)
+    row_height = name_height + 6 + 14 * max(map(len, in_row.values()), default=0)
+    name_share = name_height / row_height
     low, high = (f"{x}_{end}" if f"{x}_{end}" in table else end for end in ("low", "high"))
     fig = go.Figure()
     for number, (label, part) in enumerate(series):
         places = []
         for name in part[y]:
-            shift = (in_row[name].index(label) + 0.5) / len(in_row[name]) - 0.5
-            places.append(names.index(name) + 0.7 * shift)
+            share = (in_row[name].index(label) + 0.5) / len(in_row[name])
+            places.append(names.index(name) - 0.5 + name_share + (1 - name_share) * share)
         fig.add_scatter(
             x=list(part[x]),
             y=places,
-            name=plotly_text(label),
+            name=plotly_text(label, NARROW),
             text=[plotly_text(str(name)) for name in part[y]],
             hoverinfo="text+x+name",
             mode="markers",
             marker=_marker(number, 8),
             error_x=_error(part, x, low, high),
         )
+    for place, label in enumerate(labels):
+        fig.add_annotation(
+            text=label,
+            x=0,
+            xref="paper",
+            xanchor="left",
+            y=place - 0.5,
+            yanchor="top",
+            align="left",
+            showarrow=False,
+        )
     fig.update_xaxes(range=x_range)
     fig.update_yaxes(
-        tickvals=list(range(len(names))),
-        ticktext=[plotly_text(str(name), 44) for name in names],
+        # The lines of the grid lie between the rows.
+        tickvals=[place - 0.5 for place in range(len(names) + 1)],
+        ticktext=[""] * (len(names) + 1),
         range=[len(names) - 0.5, -0.5],
         zeroline=False,
     )
     if reference is not None:
         fig.add_vline(x=reference, line_dash="dash", line_color=GREY)
-    row_height = max(30, 14 * max(map(len, in_row.values()), default=0))
-    return _finish(fig, title, xlabel, ylabel, height or 170 + row_height * len(names))
+    return _finish(fig, title, xlabel, ylabel, height or 150 + row_height * len(names))
 
 
 def lines_figure(
@@ -152,6 +217,7 @@ def lines_figure(
     xlabel: str,
     ylabel: str,
     color: str | None = None,
+    dash: str | None = None,
     interval: tuple[str, str] | None = None,
     reference: Number | None = None,
     log_x: bool = False,
@@ -166,6 +232,9 @@ def lines_figure(
     ----------
     color
         Column that gives each of its values a line with a colour and a marker.
+    dash
+        Column that gives each of its values a dash. Then there is a line for each pair of a colour
+        and a dash. None gives each colour its own dash.
     interval
         Columns of the ends of each point's vertical interval; NaN where a point has none.
     reference
@@ -181,16 +250,26 @@ def lines_figure(
     """
     fig = go.Figure()
     for number, (label, part) in enumerate(_series(table, color)):
-        part = part.sort_values(x, kind="stable")
-        fig.add_scatter(
-            x=list(part[x]),
-            y=list(part[y]),
-            name=plotly_text(label),
-            mode="markers" if label in points else "lines+markers",
-            marker=_marker(number, 7),
-            line={"color": _pick(COLORS, number), "dash": "dash" if label in dashed else "solid"},
-            error_y=_error(part, y, *interval) if interval else None,
-        )
+        lines = [(label, _pick(DASHES, number), part)]
+        if dash is not None:
+            of_dash = enumerate(_series(part, dash))
+            lines = [(f"{label}, {name}", _pick(DASHES, n), rows) for n, (name, rows) in of_dash]
+        for name, dash_style, rows in lines:
+            rows = rows.sort_values(x, kind="stable")
+            # Later lines are thinner, so that one that lies over another hides nothing.
+            width = max(1.5, 3.5 - 0.5 * number)
+            style = "dash" if name in dashed else dash_style
+            # Many markers would hide each other.
+            mode = "lines+markers" if len(rows) <= MOST_MARKERS else "lines"
+            fig.add_scatter(
+                x=list(rows[x]),
+                y=list(rows[y]),
+                name=plotly_text(name, NARROW),
+                mode="markers" if name in points else mode,
+                marker=_marker(number, max(6, 11 - 2 * number)),
+                line={"color": _pick(COLORS, number), "dash": style, "width": width},
+                error_y=_error(rows, y, *interval) if interval else None,
+            )
     if log_x:
         fig.update_xaxes(type="log", tickvals=sorted(set(table[x])))
     if log_y:
@@ -209,7 +288,7 @@ def bars_figure(
     for number, (label, part) in enumerate(_series(table, color)):
         pattern = {"shape": _pick(PATTERNS, number)}
         marker = {"color": _pick(COLORS, number), "pattern": pattern}
-        name = plotly_text(label)
+        name = plotly_text(label, NARROW)
         fig.add_bar(x=list(part[x]), y=list(part[y]), name=name, marker=marker)
     return _finish(fig, title, xlabel, ylabel)
 
@@ -220,31 +299,37 @@ def matrix_figure(table: pd.DataFrame, *, title: str) -> go.Figure:
     Each cell shows its estimate, interval and number of rows, from the columns `trained_on`,
     `tested_on`, `estimate`, `low`, `high` and `n`. White is one half, which is chance.
     """
-    texts = [
-        f"{cell.estimate:.2f}<br>[{cell.low:.2f}, {cell.high:.2f}]<br>n = {cell.n}"
-        for cell in table.itertuples()
-    ]
     # A heat map begins at the bottom.
     rows = list(dict.fromkeys(table.trained_on))[::-1]
     columns = list(dict.fromkeys(table.tested_on))
-    cells = table.assign(text=texts).pivot(index="trained_on", columns="tested_on").loc[rows]
+    complete = [
+        f"{cell.estimate:.2f}<br>[{cell.low:.2f}, {cell.high:.2f}]<br>n = {cell.n}"
+        for cell in table.itertuples()
+    ]
+    # On a phone, more columns leave room for one number.
+    is_wide = len(columns) > 4
+    short = [f"{estimate:.2f}" for estimate in table.estimate]
+    cells = table.assign(complete=complete, text=short if is_wide else complete)
+    cells = cells.pivot(index="trained_on", columns="tested_on").loc[rows]
     fig = go.Figure()
     fig.add_heatmap(
-        x=[plotly_text(str(name)) for name in columns],
-        y=[plotly_text(str(name)) for name in rows],
+        x=list(range(len(columns))),
+        y=list(range(len(rows))),
         z=cells["estimate"][columns].to_numpy().tolist(),
         text=cells["text"][columns].fillna("").to_numpy().tolist(),
+        hovertext=cells["complete"][columns].fillna("").to_numpy().tolist(),
         texttemplate="%{text}",
         zmin=0,
         zmax=1,
         colorscale="RdBu",
-        hoverinfo="skip",
+        hoverinfo="text" if is_wide else "skip",
         showscale=False,
     )
-    # Plotly would take names that look like numbers or dates for places on a scale.
-    fig.update_xaxes(type="category")
-    fig.update_yaxes(type="category")
-    return _finish(fig, title, "tested on", "trained on", 170 + 70 * len(rows))
+    for names, update in ((columns, fig.update_xaxes), (rows, fig.update_yaxes)):
+        words = [plotly_text(str(name), 18) for name in names]
+        update(tickvals=list(range(len(names))), ticktext=words, showgrid=False, zeroline=False)
+    row_height = 44 if is_wide else 70
+    return _finish(fig, title, "tested on", "trained on", 190 + row_height * len(rows))
 
 
 def tokens_figure(track: pd.DataFrame, *, title: str) -> go.Figure:
@@ -264,9 +349,10 @@ def tokens_figure(track: pd.DataFrame, *, title: str) -> go.Figure:
     )
     fig.add_vline(x=0, line_dash="dash", line_color=GREY)
     words = [plotly_text(token.replace("\n", "\\n")) for token in track.token]
-    return fig.update_xaxes(
-        tickvals=list(track.place), ticktext=words, tickangle=-60, zeroline=False
-    )
+    fig.update_xaxes(tickvals=list(track.place), ticktext=words, tickangle=-60, zeroline=False)
+    least_width = 60 + 14 * len(track)
+    # A long prompt is wider than the page, and scrolls in its box.
+    return fig.update_layout(width=least_width if least_width > 660 else None)
 
 
 def _series(table: pd.DataFrame, color: str | None) -> list[tuple[str, pd.DataFrame]]:
@@ -302,18 +388,21 @@ def _finish(fig: go.Figure, title: str, xlabel: str, ylabel: str, height: int = 
     """
     title = plotly_text(title, 80)
     top = 30 + 20 * (1 + title.count("<br>"))
-    names = [html.unescape(trace.name or "") for trace in fig.data]
+    names = [_plain_text(trace.name or "") for trace in fig.data]
     fig.update_layout(
         template="plotly_white",
         title={"text": title, "font": {"size": 15}},
-        margin={"l": 60, "r": 20, "t": top, "b": 60},
+        margin={"l": 20, "r": 20, "t": top, "b": 60},
         height=height,
         showlegend=len(names) > 1,
     )
     if len(names) > 1:
         # How many lines of the page the legend takes, of about 90 characters.
         below = 24 * (1 + sum(len(name) + 6 for name in names) // 90)
-        legend = {"orientation": "h", "x": 0, "yref": "container", "y": 0, "yanchor": "bottom"}
+        # Under the ticks and the label of the axis, in shares of the height of the plot.
+        drop = 58 / max(1, height - top - 60)
+        legend = {"orientation": "h", "x": 0, "y": -drop, "yanchor": "top", "bgcolor": CLEAR}
         fig.update_layout(height=height + below, margin_b=60 + below, legend=legend)
-    fig.update_xaxes(title_text=plotly_text(xlabel))
-    return fig.update_yaxes(title_text=plotly_text(ylabel), automargin=True)
+    fig.update_xaxes(title_text=plotly_text(xlabel, NARROW), automargin=True)
+    # A plot is wider than high.
+    return fig.update_yaxes(title_text=plotly_text(ylabel, 34), automargin=True)

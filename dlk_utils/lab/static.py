@@ -12,12 +12,21 @@ import numpy as np
 
 from dlk_utils.errors import ParameterError
 
-GREY = "#888"
+GREY = "#6b6b6b"
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "cross": "P", "x": "X"}
-DASHES = {"solid": "-", "dash": "--", "dot": ":"}
+DASHES = {
+    "solid": "-",
+    "dash": "--",
+    "dot": ":",
+    "dashdot": "-.",
+    "longdash": (0, (8, 3)),
+    "longdashdot": (0, (8, 3, 2, 3)),
+}
+PAGE_WIDTH = 692
+"""Pixels that a plot has in the book, by which its height is scaled."""
 
 
-def draw_png(fig: dict, *, width: float = 7.2, dpi: int = 80) -> bytes:
+def draw_png(fig: dict, *, width: float = 5.0, dpi: int = 140) -> bytes:
     """Draw what plotly's ``Figure.to_dict`` returns as a PNG; the same figure gives the same bytes.
 
     Parameters
@@ -25,7 +34,7 @@ def draw_png(fig: dict, *, width: float = 7.2, dpi: int = 80) -> bytes:
     fig
         The dictionary. The height goes by its layout.
     width, dpi
-        Inches, and dots per inch.
+        Inches, and dots per inch. They make the letters large enough for a phone.
 
     Raises
     ------
@@ -45,7 +54,7 @@ def _draw(fig: dict, width: float, dpi: int) -> bytes:
     from matplotlib.figure import Figure
 
     layout = fig.get("layout", {})
-    size = (width, layout.get("height", 420) / 100)
+    size = (width, width * layout.get("height", 420) / PAGE_WIDTH)
     picture = Figure(figsize=size, dpi=dpi, layout="constrained")
     FigureCanvasAgg(picture)
     axes = picture.add_subplot()
@@ -66,8 +75,11 @@ def _draw(fig: dict, width: float, dpi: int) -> bytes:
         is_upright = shape["x0"] == shape["x1"]
         draw = axes.axvline if is_upright else axes.axhline
         draw(shape["x0"] if is_upright else shape["y0"], color=GREY, linestyle="--", linewidth=0.8)
+    for note in layout.get("annotations", []):
+        _draw_row_name(axes, note)
     title = _lines(layout.get("title", {}).get("text", ""))
-    axes.set_title(title, fontsize=9, loc="left")
+    if title:
+        axes.set_title(title, fontsize=9, loc="left")
     _set_axis(axes, "x", layout.get("xaxis", {}))
     _set_axis(axes, "y", layout.get("yaxis", {}))
     axes.tick_params(labelsize=7)
@@ -75,8 +87,19 @@ def _draw(fig: dict, width: float, dpi: int) -> bytes:
         _draw_legend(picture, axes, fig["data"])
     png = io.BytesIO()
     # Without the version of matplotlib, the same figure has the same bytes.
-    picture.savefig(png, format="png", metadata={"Software": None})
+    # The page shows through: it may be dark.
+    picture.savefig(png, format="png", metadata={"Software": None}, transparent=True)
     return png.getvalue()
+
+
+def _draw_row_name(axes: Any, note: dict) -> None:
+    """Write the name of a row at the left edge of the plot."""
+    axes.text(
+        *(note["x"], note["y"], _lines(note["text"])),
+        transform=axes.get_yaxis_transform(),
+        va="top",
+        fontsize=7,
+    )
 
 
 def _draw_legend(picture: Any, axes: Any, traces: Sequence[dict]) -> None:
@@ -91,7 +114,7 @@ def _draw_legend(picture: Any, axes: Any, traces: Sequence[dict]) -> None:
         [by_label[label] for label in labels],
         labels,
         loc="outside lower left",
-        ncols=max(1, 90 // max(len(name) + 6 for name in names)),
+        ncols=max(1, 70 // max(len(name) + 6 for name in names)),
         fontsize=7,
         frameon=False,
     )
@@ -111,8 +134,8 @@ def _draw_scatter(axes: Any, trace: dict, label: str) -> None:
         color=line.get("color") or marker.get("color"),
         marker=MARKERS[marker.get("symbol", "circle")] if has_markers else "",
         linestyle=DASHES[line.get("dash", "solid")] if has_line else "",
-        markersize=4,
-        linewidth=1,
+        markersize=marker.get("size", 7) / 2,
+        linewidth=line.get("width", 2) / 2,
         elinewidth=0.8,
         capsize=1.5,
     )
@@ -143,16 +166,13 @@ def _draw_bars(axes: Any, bars: Mapping[str, dict]) -> None:
 def _draw_heatmap(axes: Any, trace: dict) -> None:
     values, low, high = np.array(trace["z"], float), trace["zmin"], trace["zmax"]
     axes.imshow(values, cmap="RdBu", vmin=low, vmax=high, aspect="auto", origin="lower")
-    columns, rows = ([_lines(name) for name in trace[axis]] for axis in ("x", "y"))
-    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
-    axes.set_yticks(range(len(rows)), rows)
     for i, row in enumerate(trace["text"]):
         for j, text in enumerate(row):
             # Both ends of the colour map are dark.
             color = (
                 "white" if abs(values[i, j] - (low + high) / 2) > 0.35 * (high - low) else "black"
             )
-            axes.text(j, i, _lines(text), ha="center", va="center", color=color, fontsize=7)
+            axes.text(j, i, _lines(text), ha="center", va="center", color=color, fontsize=6)
 
 
 def _set_axis(axes: Any, name: str, axis: dict) -> None:
@@ -173,7 +193,9 @@ def _set_axis(axes: Any, name: str, axis: dict) -> None:
         lines.set_minor_formatter(LogFormatter(labelOnlyBase=False))
     if axis.get("tickvals") is not None:
         words = axis.get("ticktext") or [f"{value:g}" for value in axis["tickvals"]]
-        turned = {"rotation": 60, "ha": "right"} if axis.get("tickangle") else {}
+        is_crowded = name == "x" and sum(map(len, words)) > 60
+        is_turned = axis.get("tickangle") or is_crowded
+        turned = {"rotation": 60, "ha": "right"} if is_turned else {}
         set_ticks = axes.set_xticks if name == "x" else axes.set_yticks
         set_ticks(list(axis["tickvals"]), [_lines(word) for word in words], **turned)
         axes.minorticks_off()

@@ -7,7 +7,16 @@ import threading
 import pytest
 
 from dlk_utils.lab import book
-from dlk_utils.lab.book import NOTEBOOKS, BookError, hide_folders, main, run_all, run_notebook
+from dlk_utils.lab.book import (
+    NOTEBOOKS,
+    WIDGET,
+    BookError,
+    drop_widgets,
+    hide_folders,
+    main,
+    run_all,
+    run_notebook,
+)
 
 
 def started(after: dict, *, n_jobs: int, fails: str = "") -> tuple[list[str], list[str]]:
@@ -119,3 +128,14 @@ def test_outside_a_checkout_and_without_its_packages_the_first_error_says_what_t
     assert main([]) == 1
     error = capsys.readouterr().err
     assert "has no no_such_package;" in error and '-e ".[notebooks]"' in error
+
+
+def test_progress_bars_of_a_kernel_do_not_come_into_the_book(tmp_path):
+    bar = {"output_type": "display_data", "data": {WIDGET: {}, "text/plain": "100%"}}
+    text = {"output_type": "stream", "name": "stdout", "text": "done"}
+    cells = [{"cell_type": "code", "outputs": [bar, text]}, {"cell_type": "markdown"}]
+    path = tmp_path / "ran.ipynb"
+    path.write_text(json.dumps({"cells": cells, "metadata": {"widgets": {}, "kernelspec": {}}}))
+    drop_widgets(path)
+    content = json.loads(path.read_text())
+    assert content["cells"][0]["outputs"] == [text] and content["metadata"] == {"kernelspec": {}}

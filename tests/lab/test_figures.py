@@ -13,6 +13,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 from dlk_utils.lab.figures import (
+    COLORS,
+    GREY,
+    NARROW,
     as_html,
     bars_figure,
     intervals_figure,
@@ -22,7 +25,7 @@ from dlk_utils.lab.figures import (
     show_figures,
     tokens_figure,
 )
-from dlk_utils.lab.static import draw_png
+from dlk_utils.lab.static import PAGE_WIDTH, draw_png
 
 SCORES = pd.DataFrame(
     {
@@ -122,7 +125,7 @@ def bundle() -> dict[str, str]:
 def test_every_figure_becomes_a_picture_and_the_same_one_again(name):
     fig = FIGURES[name].to_dict()
     width, height = png_size(draw_png(fig))
-    assert width == 576 and abs(height - fig["layout"]["height"] * 0.8) <= 1
+    assert width == 700 and abs(height - 700 * fig["layout"]["height"] / PAGE_WIDTH) <= 1
     assert draw_png(fig) == draw_png(fig)
 
 
@@ -134,11 +137,37 @@ def test_the_html_asks_nothing_of_the_network(bundle):
     assert as_html(FIGURES["lines"]).data == html
 
 
-def test_without_scripts_there_is_the_same_picture_with_its_title(bundle):
-    pattern = r'<noscript><img alt="(.*?)" src="data:image/png;base64,(.*?)"></noscript>$'
-    [image] = re.findall(pattern, bundle["text/html"])
-    assert image == ("Layers", bundle["image/png"])
-    assert png_size(base64.b64decode(bundle["image/png"], validate=True))[0] == 576
+def test_without_scripts_there_is_a_picture_instead_of_an_empty_plot(bundle):
+    [hidden] = re.findall(r"<noscript>(.*?)</noscript>", bundle["text/html"])
+    assert ".plot {display: none}" in hidden
+    [png] = re.findall(r'src="data:image/png;base64,(.*?)"', hidden)
+    assert png_size(base64.b64decode(png, validate=True))[0] == 700
+
+
+def test_the_live_plot_and_the_picture_have_the_same_text_alternative(bundle):
+    html = bundle["text/html"]
+    [live] = re.findall(r'<div class="plot" role="img" aria-label="(.*?)">', html)
+    [still] = re.findall(r'<img class="still-figure" alt="(.*?)"', html)
+    assert live == still
+    assert live == (
+        "Layers. Horizontal axis: layer. Vertical axis: AUROC. "
+        "Series: logistic, mean_difference, TF-IDF"
+    )
+
+
+def test_the_title_is_text_of_the_page_and_stands_nowhere_else(bundle):
+    html = bundle["text/html"]
+    assert "<figcaption>Layers</figcaption>" in html
+    assert "Layers" not in html.split("Plotly.newPlot")[1].split("</script>")[0]
+    assert "Layers" in str(bundle["application/vnd.plotly.v1+json"]["layout"]["title"])
+
+
+def test_a_line_of_the_page_that_a_phone_cuts_off_is_broken():
+    label = "wrong rate told to lie minus told to tell the truth (95 % interval)"
+    fig = lines(xlabel=label, ylabel=label)
+    for axis in (fig.layout.xaxis, fig.layout.yaxis):
+        assert all(len(line) <= NARROW for line in axis.title.text.split("<br>"))
+        assert axis.title.text.replace("<br>", " ") == label
 
 
 def test_the_same_figure_has_the_same_id_and_another_one_another(bundle):
@@ -153,7 +182,7 @@ def test_the_same_figure_has_the_same_id_and_another_one_another(bundle):
 def test_a_title_cannot_leave_its_attribute():
     title = 'a "b" onload="x" <script>alert(1)</script>'
     html = mime_bundle(simple(title))["text/html"]
-    alternative = re.search(r'<img alt="([^"]*)" src=', html)[1]
+    alternative = re.search(r'<img class="still-figure" alt="([^"]*)" src=', html)[1]
     assert "<" not in alternative and "onload=&quot;x&quot;" in alternative
     assert "<script>alert" not in html
 
@@ -186,20 +215,79 @@ def test_lines_differ_by_marker_and_dash_as_they_are_told():
     assert len({t.marker.symbol for t in fig.data}) == len({t.line.color for t in fig.data}) == 3
 
 
+def test_a_line_that_lies_over_another_leaves_it_to_be_seen():
+    table = pd.DataFrame({"x": [0, 1] * 3, "y": 0.5, "site": [*"aabbcc"]})
+    fig = lines_figure(table, x="x", y="y", color="site", title="", xlabel="", ylabel="")
+    widths = [line.line.width for line in fig.data]
+    sizes = [line.marker.size for line in fig.data]
+    assert widths == sorted(set(widths), reverse=True)
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert len({line.line.dash for line in fig.data}) == 3
+
+
+def test_two_columns_may_give_colour_and_dash():
+    table = pd.DataFrame({"x": 0, "y": 0.5, "set": [*"aabb"], "asks": ["truth", "lie"] * 2})
+    labels = dict.fromkeys(("title", "xlabel", "ylabel"), "")
+    fig = lines_figure(table, x="x", y="y", color="set", dash="asks", **labels)
+    looks = {line.name: (line.line.color, line.line.dash) for line in fig.data}
+    assert list(looks) == ["a, truth", "a, lie", "b, truth", "b, lie"]
+    assert looks["a, truth"][0] == looks["a, lie"][0] != looks["b, lie"][0]
+    assert looks["a, truth"][1] == looks["b, truth"][1] != looks["b, lie"][1]
+
+
+def luminance(rgb: np.ndarray) -> float:
+    """Relative luminance, as the guidelines for accessible web pages define it."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def contrast(one: np.ndarray, other: np.ndarray) -> float:
+    low, high = sorted([luminance(one), luminance(other)])
+    return (high + 0.05) / (low + 0.05)
+
+
+def from_hex(color: str) -> np.ndarray:
+    return np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+
+
+def in_dark_theme(color: np.ndarray) -> np.ndarray:
+    """What the filter of the style sheet makes: inverted, with the hue turned by half a circle."""
+    weights = np.array([0.213, 0.715, 0.072])
+    inverted = 1 - color
+    return np.clip(2 * weights @ inverted - inverted, 0, 1)
+
+
+@pytest.mark.parametrize("color", [*COLORS, GREY])
+def test_every_colour_can_be_seen_on_a_light_and_on_a_dark_page(color):
+    white, dark = np.ones(3), from_hex("#14181e")
+    assert contrast(from_hex(color), white) >= 4.5
+    assert contrast(in_dark_theme(from_hex(color)), dark) >= 4.5
+
+
 def test_a_logarithmic_axis_has_a_tick_at_every_value():
     assert list(lines(log_x=True).layout.xaxis.tickvals) == [1, 2]
 
 
 def test_intervals_stand_in_the_row_of_their_name_one_below_the_other():
     fig = intervals(order=["guard", "spy"])
-    assert list(fig.layout.yaxis.ticktext) == ["guard", "spy"]
+    names = [(note.text, note.y) for note in fig.layout.annotations]
+    assert names == [("guard", -0.5), ("spy", 0.5)]
     cities, reviews = trace(fig, "cities"), trace(fig, "reviews")
-    assert [round(y) for y in cities.y] == [1, 0] and [round(y) for y in reviews.y] == [1]
+    # Each point lies between the name of its row and the next one.
+    assert 0.5 < cities.y[0] < reviews.y[0] < 1.5 and -0.5 < cities.y[1] < 0.5
     # The axis runs downwards.
     assert fig.layout.yaxis.range[0] > fig.layout.yaxis.range[1]
-    assert cities.y[0] < reviews.y[0] and list(reviews.text) == ["spy"]
+    assert list(reviews.text) == ["spy"]
     np.testing.assert_allclose(reviews.error_x.array, [0.2])
     np.testing.assert_allclose(reviews.error_x.arrayminus, [0.1])
+
+
+def test_the_names_of_rows_take_no_room_from_the_points():
+    fig = intervals()
+    assert not any(fig.layout.yaxis.ticktext)
+    assert {(note.x, note.xref, note.xanchor) for note in fig.layout.annotations} == {
+        (0, "paper", "left")
+    }
 
 
 def test_the_ends_of_an_estimate_may_be_called_low_and_high():
@@ -211,22 +299,33 @@ def test_the_ends_of_an_estimate_may_be_called_low_and_high():
 
 
 def test_a_cell_of_the_matrix_that_was_not_scored_is_empty():
-    [heatmap] = FIGURES["matrix"].data
-    text = dict(zip(heatmap.y, heatmap.text, strict=True))
-    values = dict(zip(heatmap.y, heatmap.z, strict=True))
+    fig = FIGURES["matrix"]
+    [heatmap] = fig.data
+    rows = fig.layout.yaxis.ticktext
+    assert set(rows) == set(fig.layout.xaxis.ticktext) == {"cities", "reviews"}
+    text = dict(zip(rows, heatmap.text, strict=True))
+    values = dict(zip(rows, heatmap.z, strict=True))
     assert text["cities"][0] == "0.90<br>[0.80, 1.00]<br>n = 10" and text["reviews"][0] == ""
     assert np.isnan(values["reviews"][0]) and values["reviews"][1] == 0.2
+
+
+def test_a_matrix_of_many_columns_shows_one_number_a_cell():
+    names = [f"family {i}" for i in range(6)]
+    table = pd.DataFrame({"trained_on": "one", "tested_on": names, "estimate": 0.5})
+    [heatmap] = matrix_figure(table.assign(low=0.4, high=0.6, n=9), title="").data
+    assert list(heatmap.text[0]) == ["0.50"] * 6
+    assert heatmap.hovertext[0][0] == "0.50<br>[0.40, 0.60]<br>n = 9"
 
 
 def test_tokens_are_words_of_the_axis_whose_markup_is_text():
     fig = tokens_figure(TRACK, title="<i>mine</i>")
     assert list(fig.layout.xaxis.ticktext) == ["&lt;b&gt;it&lt;/b&gt;", " $it$", "\\n"]
     assert fig.layout.title.text == "&lt;i&gt;mine&lt;/i&gt;"
-    assert 'alt="&lt;i&gt;mine&lt;/i&gt;"' in as_html(fig).data
+    assert "<figcaption>&lt;i&gt;mine&lt;/i&gt;</figcaption>" in as_html(fig).data
 
 
 @pytest.mark.parametrize("cell", ["figure", "display(figure)"])
-def test_a_notebook_shows_a_figure_in_jupyterlab_in_the_book_and_as_a_picture(cell):
+def test_a_notebook_shows_a_figure_in_jupyterlab_and_in_the_book(cell):
     shell = InteractiveShell.instance()
     try:
         show_figures(shell)
@@ -236,7 +335,8 @@ def test_a_notebook_shows_a_figure_in_jupyterlab_in_the_book_and_as_a_picture(ce
     finally:
         InteractiveShell.clear_instance()
     [shown] = captured.outputs
-    types = {"application/vnd.plotly.v1+json", "text/html", "image/png"}
+    # With a picture beside them, JupyterLab would draw the figure only when one points at it.
+    types = {"application/vnd.plotly.v1+json", "text/html"}
     assert shown.data == mime_bundle(simple()) and set(shown.data) == types
     in_lab = shown.data["application/vnd.plotly.v1+json"]
     assert in_lab["data"] == simple().to_plotly_json()["data"]

@@ -1,0 +1,83 @@
+"""Tables and figures of every kind, as wide as those of the notebooks, with their longest names."""
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from dlk_utils.lab.figures import (
+    bars_figure,
+    intervals_figure,
+    lines_figure,
+    matrix_figure,
+    tokens_figure,
+)
+from dlk_utils.lab.table_display import ShownTable, show_table
+
+WHO = [
+    "own answer, turned round if told to lie",
+    "asked again",
+    "probe of truth: logistic_tuned, activation, resid_post 18",
+    "review_definitely_not_a_positive_one",
+]
+SITES = ["resid_post", "attn_out", "mlp_out", "head_out"]
+FAMILIES = ["charity", "exam", "game", "opposite day", "riddle", "uncensored", "none of these"]
+LABELS = {
+    "xlabel": "wrong rate told to lie minus told to tell the truth (95 % interval)",
+    "ylabel": "signed AUROC on test (95 % interval; dashed: chance)",
+    "title": "One of five rivals reads the truth as well as the probe or better; the strongest: "
+    "own answer, turned round if told to lie (0.99), on known rows told to lie",
+}
+
+
+def scores(names: list[str]) -> pd.DataFrame:
+    """A row of scores for each name, twice: of lies and of honest answers."""
+    rows = [
+        {"where": where, "who": who, "layer": 18, "estimate": 0.99, "low": 0.905, "high": 1.0}
+        for where in ("known rows told to lie", "rows told to lie")
+        for who in names
+    ]
+    lift = {"lift": -0.01, "lift_low": -0.125, "lift_high": 0.01}
+    return pd.DataFrame(rows).assign(n=104, n_smaller=47, best_control=WHO[0], **lift)
+
+
+def tables() -> list[ShownTable]:
+    table = scores(WHO)
+    columns = ["estimate", "best_control", "lift", "n_smaller", "verdict"]
+    verdicts = table.assign(verdict=f"above chance, but not above {WHO[0]}")
+    hashes = pd.DataFrame({"sha256": ["d4acac55fe7f38d0" * 4] * 2, "rows": [1, None]}, WHO[:2])
+    review = "we learn a lot about dying coral and see a lot of life on the reef . " * 8
+    texts = pd.DataFrame({"text": [review] * 2, "belief": [0.5, -4.7], "verdict": "honest"})
+    sites = pd.DataFrame(
+        {(kind, site): [33.3, 0.18] for kind in ("activation", "gradient") for site in SITES[:3]}
+    )
+    return [
+        show_table(table.set_index(["where", "who"]), LABELS["title"]),
+        show_table(
+            verdicts.set_index(["where", "who"]), "Verdicts", columns=columns, whole=verdicts
+        ),
+        show_table(hashes.rename_axis("dataset"), "Sources"),
+        show_table(texts.set_index("text"), "Texts"),
+        show_table(texts.iloc[0], "One row"),
+        show_table(sites.rename_axis("layer"), "Norms"),
+    ]
+
+
+def figures() -> list[go.Figure]:
+    table = scores(WHO)
+    steps = pd.concat([table.assign(step=step, estimate=0.9 - step / 10) for step in range(5)])
+    layers = steps.assign(line=steps["where"] + ", " + steps.who)
+    matrices = []
+    for names in (FAMILIES[:3], FAMILIES):
+        cells = [{"trained_on": one, "tested_on": other} for one in names for other in names]
+        matrices.append(pd.DataFrame(cells).assign(estimate=0.75, low=0.6, high=0.9, n=104))
+    words = ["<|im_start|>", "system", " Answer", " truthfully", "\n"] * 16
+    track = pd.DataFrame({"place": range(-70, 10), "token": words, "score": 0.5})
+    return [
+        intervals_figure(table, y="who", color="where", reference=0.5, x_range=(0, 1), **LABELS),
+        lines_figure(layers, x="step", y="estimate", color="line", **LABELS),
+        lines_figure(
+            steps, x="step", y="estimate", color="who", dash="where", reference=0.5, **LABELS
+        ),
+        bars_figure(steps.query("step < 2"), x="step", y="n", color="who", **LABELS),
+        *(matrix_figure(matrix, title=LABELS["title"]) for matrix in matrices),
+        tokens_figure(track, title=LABELS["title"]),
+    ]
