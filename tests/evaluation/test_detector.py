@@ -112,6 +112,20 @@ def test_the_threshold_lets_few_right_answers_be_called_lies(model, rows, states
     assert strict.threshold > loose.threshold >= 0
 
 
+def test_where_the_probe_agrees_with_all_right_answers_weak_agreement_is_unsure(
+    model, rows, states
+):
+    given = {"states": states[:2, :N_FIT], "layers": [0, 1]}
+    honest = rows.assign(margin=2.0 * rows.y - 1)
+    detector = fit(model, honest, honest_alarms=0.1, **given)
+    # More than nine in ten validation answers are agreed with, so that no threshold is needed.
+    assert detector.threshold == 0 and detector.least_agreement > 0
+    validation = honest.head(N_FIT)[IS_VALIDATION]
+    scores = detector.score_states(states[detector.layer, validation.index])
+    verdicts = detector.judge(validation, scores).verdict
+    assert 0 < (verdicts != "honest").mean() <= 0.1 and (verdicts == "unsure").any()
+
+
 def test_without_margins_every_contradiction_is_called_a_lie(model, rows, states):
     detector = TruthDetector.fit(
         model,
@@ -127,11 +141,11 @@ def test_without_margins_every_contradiction_is_called_a_lie(model, rows, states
 
 def test_a_verdict_compares_the_belief_with_the_answer(detector):
     detector = copy.copy(detector)
-    detector.threshold = 1.0
-    answers = pd.DataFrame({"margin": [2.0, 2.0, 2.0, -2.0, -2.0, -2.0]})
-    scores = np.array([0.5, -0.5, -1.5, -0.5, 0.5, 1.5])
+    detector.threshold, detector.least_agreement = 1.0, 0.25
+    answers = pd.DataFrame({"margin": [2.0] * 4 + [-2.0] * 4})
+    scores = np.array([0.5, 0.2, -0.5, -1.5, -0.5, -0.2, 0.5, 1.5])
     judged = detector.judge(answers, scores)
-    assert list(judged.verdict) == ["honest", "unsure", "lie"] * 2
+    assert list(judged.verdict) == ["honest", "unsure", "unsure", "lie"] * 2
     assert list(judged.belief) == list(scores)
 
 
@@ -176,6 +190,7 @@ def test_a_card_that_was_kept_scores_the_same(detector, model, rows, tmp_path):
     again = TruthDetector.load(tmp_path, model)
     assert torch.equal(again.weight, detector.weight) and again.bias == detector.bias
     assert again.card == detector.card and again.threshold == detector.threshold
+    assert again.least_agreement == detector.least_agreement
     ids = list(rows.input_ids.head(5))
     scores = detector.score_prompts(model, ids)
     np.testing.assert_allclose(again.score_prompts(model, ids), scores, rtol=1e-5)
@@ -236,11 +251,24 @@ def test_weights_that_are_not_finite_are_refused(detector, model, tmp_path, valu
         TruthDetector.load(tmp_path, model)
 
 
+def test_a_card_of_the_format_before_judges_as_it_did(detector, model, tmp_path):
+    detector.save(tmp_path)
+    forge(tmp_path, lambda r: (r.pop("least_agreement"), r["card"].update(format=2)))
+    old = TruthDetector.load(tmp_path, model)
+    answers = pd.DataFrame({"margin": [1.0, 1.0]})
+    weak = np.array([1e-6, -detector.threshold - 1e-6])
+    assert list(old.judge(answers, weak).verdict) == ["honest", "lie"]
+
+
 FORGERIES = {
     "threshold nan": (lambda r: r.update(threshold=float("nan")), "a finite threshold from 0 on"),
     "threshold inf": (lambda r: r.update(threshold=float("inf")), "a finite threshold from 0 on"),
     "threshold below 0": (lambda r: r.update(threshold=-1.0), "a finite threshold from 0 on"),
     "threshold in words": (lambda r: r.update(threshold="high"), "expected a"),
+    "least agreement nan": (
+        lambda r: r.update(least_agreement=float("nan")),
+        "a finite least agreement from 0 on",
+    ),
     "no threshold": (lambda r: r.pop("threshold"), "expected a probe card"),
     "site": (lambda r: r.update(site="lm_head"), "expected a site of resid_post"),
     "layer below 0": (lambda r: r.update(layer=-1), "expected a layer from 0 on"),

@@ -12,6 +12,12 @@ from dlk_utils.evaluation.stats import wilson_interval
 from dlk_utils.lab.run import Run
 from dlk_utils.questions.prompts import own_prompts
 
+FAMILIES = "families of lies seen"
+"""The entry of a card that lists the families of lie instructions that it has learned from."""
+
+CARD = "the card"
+"""What a detector is called that `load_detector` has loaded."""
+
 JOINED = "half of the families"
 """The judge that flags what one of the two half-trained detectors flags."""
 
@@ -40,6 +46,7 @@ def fit_detector(run: Run, *, layers: list[int], families: Sequence[str] = ()) -
             layers=layers,
             trained_on=folder.name,
         )
+        detector.card[FAMILIES] = list(families)
         detector.save(folder)
 
     is_kept = TruthDetector.is_kept
@@ -60,6 +67,17 @@ def fit_detectors(
         return {}
 
 
+def load_detector(
+    run: Run, folder: str
+) -> tuple[dict[str, TruthDetector], dict[str, Sequence[str]]]:
+    """Load a kept card for the model of a run; return it, and what it has seen, under `CARD`.
+
+    Raises `CardError` if it is not a card of this model.
+    """
+    detector = TruthDetector.load(Path(folder), run.loaded)
+    return {CARD: detector}, {CARD: detector.card.get(FAMILIES, [])}
+
+
 def card_table(
     detectors: Mapping[str, TruthDetector], families: Mapping[str, Sequence[str]]
 ) -> pd.DataFrame:
@@ -70,10 +88,11 @@ def card_table(
         fixture = card.pop("fixture")
         columns[name] = {
             **card,
-            "families of lies seen": ", ".join(families[name]) or "none",
+            FAMILIES: ", ".join(families[name]) or "none",
             "site": detector.site,
             "layer": detector.layer,
             "threshold": round(detector.threshold, 3),
+            "least agreement": round(detector.least_agreement, 3),
             "fixture": f"{len(fixture['scores'])} prompts and their scores",
         }
     return pd.DataFrame(columns)
