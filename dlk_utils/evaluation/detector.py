@@ -17,7 +17,8 @@ from sklearn.utils import check_consistent_length
 from torch import Tensor, nn
 
 from dlk_utils.errors import CardError, DataError, StoreError
-from dlk_utils.evaluation.selection import LayerProbe, fit_layers
+from dlk_utils.evaluation.instruction import InstructionShift, fit_shift
+from dlk_utils.evaluation.selection import LayerProbe, choose_by_twins, fit_layers
 from dlk_utils.evaluation.tasks import memory_features, require_rows
 from dlk_utils.extract.batches import Layers, pad
 from dlk_utils.extract.passes import activations, states_and_answers
@@ -113,6 +114,7 @@ class TruthDetector:
         states: Float[np.ndarray, "layer n d"] | None = None,
         groups: Values | None = None,
         margins: Values | None = None,
+        told_to_lie: Values | None = None,
         site: str = "resid_post",
         layers: Layers = "all",
         honest_alarms: float = 0.05,
@@ -125,6 +127,11 @@ class TruthDetector:
         most a share `honest_alarms` of the right validation answers be called lies. It is 0 where
         the probe speaks against fewer of them than that, as it does where the rows are honest. The
         `least_agreement` lets at most the same share agree less.
+
+        An instruction to lie may move the scores of all answers, so that their order survives and
+        the threshold does not. With rows `told_to_lie`, the layer is chosen by `choose_by_twins`,
+        and what the instruction changes is taken out of the score (`fit_shift`). That needs their
+        states, but none of their labels.
 
         Parameters
         ----------
@@ -144,6 +151,9 @@ class TruthDetector:
         margins : array [n], optional
             The model's own log-odds of choice 1 against choice 0. Without them both thresholds are
             0.
+        told_to_lie : array [n], optional
+            Which rows tell the model to lie. They are the twins of the rows of the same group. By
+            default none is: a row that is trained on may have any instruction.
         honest_alarms : float
             The share of right validation answers that may lie above the threshold, and the share
             that may lie below the least agreement.
@@ -153,13 +163,13 @@ class TruthDetector:
         Raises
         ------
         TooFewRows
-            If there are too few training or validation rows of a class.
+            If there are too few training or validation rows of a class, or too few twins.
         DataError
             If a state or a margin is not finite.
         ValueError
             If the arguments have different numbers of rows or layers.
         """
-        check_consistent_length(input_ids, y, validation, groups, margins)
+        check_consistent_length(input_ids, y, validation, groups, margins, told_to_lie)
         n = len(input_ids)
         rows = pd.DataFrame(
             {
@@ -167,11 +177,18 @@ class TruthDetector:
                 "example_id": np.arange(n) if groups is None else np.asarray(groups),
                 "y": np.asarray(y, dtype=int),
                 "validation": np.asarray(validation, dtype=bool),
+                "told_to_lie": False if told_to_lie is None else np.asarray(told_to_lie, bool),
                 "margin": np.zeros(n) if margins is None else np.asarray(margins),
                 "input_ids": list(input_ids),
             }
         )
-        train_rows, validation_rows = rows[~rows.validation], rows[rows.validation]
+        rows["split"] = np.where(rows.validation, "validation", "train")
+        rows["role"] = np.where(rows.told_to_lie, "lie", "truth")
+        fitted_on = rows[~rows.told_to_lie]
+        train_rows, validation_rows = (
+            fitted_on[~fitted_on.validation],
+            fitted_on[fitted_on.validation],
+        )
         require_rows({"train": train_rows, "validation": validation_rows}, "truth detector")
         numbers = layer_numbers(layers, len(blocks(model)))
         _require_finite(rows.margin, "margins")
@@ -181,8 +198,13 @@ class TruthDetector:
         features = memory_features(rows, {site: states}, layers=numbers)
 
         fit = fit_layers(partial(Logistic, "auto"), features, train_rows, validation_rows)
-        weight, bias = _weight_and_bias(fit)
-        threshold, least_agreement = _thresholds(fit, validation_rows, honest_alarms)
+        shift = None
+        if rows.told_to_lie.any():
+            fit = choose_by_twins(fit, rows[rows.validation])
+            shift = fit_shift(fit, rows)
+        weight, bias = _weight_and_bias(fit, shift)
+        scores = _scores(fit, shift, validation_rows)
+        threshold, least_agreement = _thresholds(scores, validation_rows, honest_alarms)
         name, revision, dtype = identity(model)
         card = {
             "format": FORMAT,
@@ -194,12 +216,13 @@ class TruthDetector:
             "n_train": len(train_rows),
             "validation_auroc": float(fit.validation_aurocs[fit.chosen]),
             "compared": len(numbers),
+            "shift_taken_out": 0.0 if shift is None else shift.shift,
         }
-        detector = cls(site, fit.layer, weight, bias, threshold, card, least_agreement)
+        detector = cls(site, fit.layer, weight.float(), bias, threshold, card, least_agreement)
         fixture_prompts = validation_rows.input_ids.head(FIXTURE_ROWS)
         fixture = [[int(token) for token in ids] for ids in fixture_prompts]
-        scores = detector.score_prompts(model, fixture)
-        card["fixture"] = {"input_ids": fixture, "scores": scores.tolist()}
+        fixture_scores = detector.score_prompts(model, fixture)
+        card["fixture"] = {"input_ids": fixture, "scores": fixture_scores.tolist()}
         return detector
 
     def score_states(self, states: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
@@ -445,10 +468,24 @@ def _some_not_finite(weight: Tensor) -> str:
     return f"{len(wrong)} of {len(weight)} that are not, such as {wrong[:1].tolist()}"
 
 
-def _weight_and_bias(fit: LayerProbe) -> tuple[Float[Tensor, " d"], float]:
-    """Rewrite the probe at the chosen layer for states that are not scaled."""
+def _weight_and_bias(
+    fit: LayerProbe, shift: InstructionShift | None
+) -> tuple[Float[Tensor, " d"], float]:
+    """Rewrite the probe at the chosen layer, less a shift, for states that are not scaled."""
     weights, intercepts = fit.probe.raw_weights()
-    return weights[fit.chosen].float().cpu(), float(intercepts[fit.chosen])
+    weight, bias = weights[fit.chosen].double().cpu(), float(intercepts[fit.chosen])
+    return (weight, bias) if shift is None else shift.taken_out(weight, bias)
+
+
+def _scores(
+    fit: LayerProbe, shift: InstructionShift | None, validation: pd.DataFrame
+) -> Float[np.ndarray, " n"]:
+    """The scores of validation rows at the chosen layer, less a shift."""
+    scores = fit.validation_scores[fit.chosen]
+    if shift is None:
+        return scores
+    read = fit.features[fit.keys[fit.chosen]]
+    return scores - shift.of_states(read(validation))
 
 
 def _against_answer(scores: np.ndarray, margins: np.ndarray) -> Float[np.ndarray, " n"]:
@@ -457,7 +494,7 @@ def _against_answer(scores: np.ndarray, margins: np.ndarray) -> Float[np.ndarray
 
 
 def _thresholds(
-    fit: LayerProbe, validation: pd.DataFrame, honest_alarms: float
+    scores: Float[np.ndarray, " n"], validation: pd.DataFrame, honest_alarms: float
 ) -> tuple[float, float]:
     """Choose the threshold and the least agreement on right validation answers.
 
@@ -466,7 +503,6 @@ def _thresholds(
     """
     margins = validation.margin.to_numpy()
     answered_rightly = (margins > 0) == (validation.y.to_numpy() == 1)
-    scores = fit.validation_scores[fit.chosen]
     against = np.sort(_against_answer(scores, margins)[answered_rightly])
     allowed = int(np.floor(honest_alarms * len(against)))
     if allowed >= len(against):

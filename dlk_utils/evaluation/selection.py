@@ -209,6 +209,20 @@ def twin_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     )
 
 
+def require_twins(
+    twins: tuple[pd.DataFrame, pd.DataFrame],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return what `twin_rows` gives, or raise `TooFewRows` if there are too few of them."""
+    n_twins = len(twins[0])
+    if n_twins < LEAST_TWINS:
+        raise TooFewRows(
+            f"twins: expected at least {LEAST_TWINS} examples with a row told to tell the truth "
+            f"and one told to lie, got {n_twins}; ask for more examples (n_examples), or add rows "
+            "to a file that has no more."
+        )
+    return twins
+
+
 def choose_by_twins(
     probe: LayerProbe,
     rows: pd.DataFrame,
@@ -246,13 +260,7 @@ def choose_by_twins(
     TooFewRows
         If there are fewer than `LEAST_TWINS` pairs of twins.
     """
-    honest, lying = twin_rows(rows)
-    if len(honest) < LEAST_TWINS:
-        raise TooFewRows(
-            f"choice of a layer by twins: expected at least {LEAST_TWINS} examples with a row told "
-            f"to tell the truth and one told to lie, got {len(honest)}; ask for more examples "
-            "(n_examples), or add rows to a file that has no more."
-        )
+    honest, lying = require_twins(twin_rows(rows))
     agreement = twin_agreement(
         probe.score_layers(honest, features), probe.score_layers(lying, features)
     )

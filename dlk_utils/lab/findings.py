@@ -191,8 +191,8 @@ def gradient_lines(curves: pd.DataFrame) -> list[str]:
         lines.append(
             f"Fitted on {row.fitted_on}, at layer {row.layer}: {scores}. The gradient's score "
             f"orders the answers about to be given with AUROC {row.own_answer:.2f} "
-            f"({least_to_most(own_answer)} over the layers; 0 is their opposite), and beside the state it "
-            f"{_effect(both)} the score by {interval_text(both, 'gain', signed=True)}."
+            f"({least_to_most(own_answer)} over the layers; 0 is their opposite), and beside the "
+            f"state it {_effect(both)} the score by {interval_text(both, 'gain', signed=True)}."
         )
     return lines
 

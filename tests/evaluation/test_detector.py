@@ -179,6 +179,72 @@ def test_every_token_of_an_answer_is_scored_as_the_prompt_that_ends_there(detect
     np.testing.assert_allclose(track.score, scores, rtol=1e-3, atol=1e-3)
 
 
+def shifted_twins(n: int, width: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
+    """Honest rows and their twins, whose states have moved against class 1, and say so elsewhere.
+
+    Returns the rows and states [1, 2 n, width].
+    """
+    rng = np.random.default_rng(seed)
+    y = np.tile(rng.integers(0, 2, n), 2)
+    told_to_lie = np.repeat([False, True], n)
+    states = rng.normal(size=(2 * n, width))
+    states[:, 0] += 3 * (2 * y - 1) - 3 * told_to_lie
+    states[:, 1] += 5 * told_to_lie
+    answer = np.where(told_to_lie, 1 - y, y)
+    rows = pd.DataFrame(
+        {
+            "y": y,
+            "told_to_lie": told_to_lie,
+            "group": np.tile(np.arange(n), 2),
+            "margin": 2.0 * answer - 1,
+            "input_ids": [[1 + i % 90, 2, 3] for i in range(2 * n)],
+        }
+    )
+    return rows, states[None].astype(np.float32)
+
+
+def fit_with_twins(model, rows: pd.DataFrame, states: np.ndarray, **labels) -> TruthDetector:
+    return TruthDetector.fit(
+        model,
+        list(rows.input_ids),
+        labels.get("y", rows.y),
+        validation=rows.group % 3 == 0,
+        states=states,
+        groups=rows.group,
+        margins=rows.margin,
+        told_to_lie=rows.told_to_lie,
+        layers=[1],
+    )
+
+
+def test_what_the_instruction_to_lie_changes_is_taken_out_without_a_label_of_a_lie(model):
+    width = model.config.hidden_size
+    rows, states = shifted_twins(180, width, 0)
+    mended = fit_with_twins(model, rows, states)
+    # The planted mistake would be to learn from the labels of rows told to lie.
+    turned = fit_with_twins(model, rows, states, y=rows.y.where(~rows.told_to_lie, 1 - rows.y))
+    assert torch.equal(mended.weight, turned.weight) and mended.bias == turned.bias
+    assert mended.threshold == turned.threshold and mended.card["shift_taken_out"] < 0
+
+    honest = ~rows.told_to_lie
+    plain = fit_with_twins(model, rows[honest].reset_index(drop=True), states[:, honest])
+    assert plain.card["shift_taken_out"] == 0
+    new_rows, new_states = shifted_twins(200, width, 1)
+    is_lie = new_rows.told_to_lie
+
+    def flagged(detector: TruthDetector) -> pd.Series:
+        return detector.judge(new_rows, detector.score_states(new_states[0])).verdict == "lie"
+
+    assert flagged(mended)[is_lie].mean() > 0.9 and flagged(mended)[~is_lie].mean() < 0.1
+    assert flagged(plain)[is_lie].mean() < 0.8 and flagged(plain)[~is_lie].mean() < 0.1
+
+
+def test_rows_told_to_lie_without_their_twins_are_refused(model):
+    rows, states = shifted_twins(60, model.config.hidden_size, 0)
+    with pytest.raises(TooFewRows, match=r"twins: expected at least 4 .* got 0"):
+        fit_with_twins(model, rows.assign(group=range(len(rows))), states)
+
+
 def test_too_few_rows_are_refused(model, rows):
     validation = np.arange(20) >= 10
     with pytest.raises(TooFewRows, match=r"truth detector: .* got 10 and 0 in train"):
