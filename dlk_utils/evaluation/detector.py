@@ -17,7 +17,8 @@ from sklearn.utils import check_consistent_length
 from torch import Tensor, nn
 
 from dlk_utils.errors import CardError, DataError, StoreError
-from dlk_utils.evaluation.selection import LayerProbe, fit_layers
+from dlk_utils.evaluation.instruction import InstructionShift, fit_shift
+from dlk_utils.evaluation.selection import LayerProbe, choose_by_twins, fit_layers
 from dlk_utils.evaluation.tasks import memory_features, require_rows
 from dlk_utils.extract.batches import Layers, pad
 from dlk_utils.extract.passes import activations, states_and_answers
@@ -27,8 +28,11 @@ from dlk_utils.models.sites import SITES, blocks, layer_numbers
 from dlk_utils.probes import Logistic
 from dlk_utils.safe_files import is_sealed, read_sealed, write_sealed
 
-FORMAT = 2
-"""The format of a card. One of format 1 has no checksums."""
+FORMAT = 3
+"""The format of a card. One of format 1 has no checksums, one of format 2 no `least_agreement`."""
+
+READABLE_FORMATS = (2, 3)
+"""The formats of cards that `TruthDetector.load` reads."""
 
 CARD = "card.json"
 WEIGHTS = "probe.safetensors"
@@ -63,12 +67,14 @@ class TruthDetector:
         The model with revision and number format, what the probe was trained on, how many rows and
         layers there were, its AUROC on validation rows, and the fixture: token ids of some prompts
         with their scores.
+    least_agreement : float
+        An answer is called honest if the score speaks for it by at least this much.
 
     Raises
     ------
     CardError
-        If a weight, the bias or the threshold is not finite, the threshold is below 0, or there is
-        no such site or layer. With a weight that is not a number every answer would be honest.
+        If a weight, the bias or a threshold is not finite, a threshold is below 0, or there is no
+        such site or layer. With a weight that is not a number every answer would be honest.
     """
 
     site: str
@@ -77,6 +83,7 @@ class TruthDetector:
     bias: float
     threshold: float
     card: dict[str, Any]
+    least_agreement: float = 0.0
 
     def __post_init__(self) -> None:
         is_layer = isinstance(self.layer, int) and self.layer >= 0
@@ -87,6 +94,9 @@ class TruthDetector:
             f"a finite bias, got {self.bias!r}": _is_finite(self.bias),
             f"a finite threshold from 0 on, got {self.threshold!r}": (
                 _is_finite(self.threshold) and self.threshold >= 0
+            ),
+            f"a finite least agreement from 0 on, got {self.least_agreement!r}": (
+                _is_finite(self.least_agreement) and self.least_agreement >= 0
             ),
         }
         wrong = [what for what, is_right in checks.items() if not is_right]
@@ -104,15 +114,24 @@ class TruthDetector:
         states: Float[np.ndarray, "layer n d"] | None = None,
         groups: Values | None = None,
         margins: Values | None = None,
+        told_to_lie: Values | None = None,
         site: str = "resid_post",
         layers: Layers = "all",
         honest_alarms: float = 0.05,
         trained_on: str = "",
     ) -> "TruthDetector":
-        """Fit a logistic probe of the truth, and choose its layer and its threshold.
+        """Fit a logistic probe of the truth, and choose its layer and its thresholds.
 
         The strength of the penalty is chosen by cross-validation of the training rows, the layer by
-        `earliest_good_layer` on the validation rows.
+        `earliest_good_layer` on the validation rows. The threshold is the least one that lets at
+        most a share `honest_alarms` of the right validation answers be called lies. It is 0 where
+        the probe speaks against fewer of them than that, as it does where the rows are honest. The
+        `least_agreement` lets at most the same share agree less.
+
+        An instruction to lie may move the scores of all answers, so that their order survives and
+        the threshold does not. With rows `told_to_lie`, the layer is chosen by `choose_by_twins`,
+        and what the instruction changes is taken out of the score (`fit_shift`). That needs their
+        states, but none of their labels.
 
         Parameters
         ----------
@@ -130,22 +149,27 @@ class TruthDetector:
             The example of each row: its rows stay together when rows are resampled. By default each
             row is an example.
         margins : array [n], optional
-            The model's own log-odds of choice 1 against choice 0. Without them the threshold is 0.
+            The model's own log-odds of choice 1 against choice 0. Without them both thresholds are
+            0.
+        told_to_lie : array [n], optional
+            Which rows tell the model to lie. They are the twins of the rows of the same group. By
+            default none is: a row that is trained on may have any instruction.
         honest_alarms : float
-            The share of right validation answers that may lie above the threshold.
+            The share of right validation answers that may lie above the threshold, and the share
+            that may lie below the least agreement.
         trained_on : str
             A note for the card.
 
         Raises
         ------
         TooFewRows
-            If there are too few training or validation rows of a class.
+            If there are too few training or validation rows of a class, or too few twins.
         DataError
             If a state or a margin is not finite.
         ValueError
             If the arguments have different numbers of rows or layers.
         """
-        check_consistent_length(input_ids, y, validation, groups, margins)
+        check_consistent_length(input_ids, y, validation, groups, margins, told_to_lie)
         n = len(input_ids)
         rows = pd.DataFrame(
             {
@@ -153,11 +177,18 @@ class TruthDetector:
                 "example_id": np.arange(n) if groups is None else np.asarray(groups),
                 "y": np.asarray(y, dtype=int),
                 "validation": np.asarray(validation, dtype=bool),
+                "told_to_lie": False if told_to_lie is None else np.asarray(told_to_lie, bool),
                 "margin": np.zeros(n) if margins is None else np.asarray(margins),
                 "input_ids": list(input_ids),
             }
         )
-        train_rows, validation_rows = rows[~rows.validation], rows[rows.validation]
+        rows["split"] = np.where(rows.validation, "validation", "train")
+        rows["role"] = np.where(rows.told_to_lie, "lie", "truth")
+        fitted_on = rows[~rows.told_to_lie]
+        train_rows, validation_rows = (
+            fitted_on[~fitted_on.validation],
+            fitted_on[fitted_on.validation],
+        )
         require_rows({"train": train_rows, "validation": validation_rows}, "truth detector")
         numbers = layer_numbers(layers, len(blocks(model)))
         _require_finite(rows.margin, "margins")
@@ -167,8 +198,13 @@ class TruthDetector:
         features = memory_features(rows, {site: states}, layers=numbers)
 
         fit = fit_layers(partial(Logistic, "auto"), features, train_rows, validation_rows)
-        weight, bias = _weight_and_bias(fit)
-        threshold = _threshold(fit, validation_rows, honest_alarms)
+        shift = None
+        if rows.told_to_lie.any():
+            fit = choose_by_twins(fit, rows[rows.validation])
+            shift = fit_shift(fit, rows)
+        weight, bias = _weight_and_bias(fit, shift)
+        scores = _scores(fit, shift, validation_rows)
+        threshold, least_agreement = _thresholds(scores, validation_rows, honest_alarms)
         name, revision, dtype = identity(model)
         card = {
             "format": FORMAT,
@@ -180,12 +216,13 @@ class TruthDetector:
             "n_train": len(train_rows),
             "validation_auroc": float(fit.validation_aurocs[fit.chosen]),
             "compared": len(numbers),
+            "shift_taken_out": 0.0 if shift is None else shift.shift,
         }
-        detector = cls(site, fit.layer, weight, bias, threshold, card)
+        detector = cls(site, fit.layer, weight.float(), bias, threshold, card, least_agreement)
         fixture_prompts = validation_rows.input_ids.head(FIXTURE_ROWS)
         fixture = [[int(token) for token in ids] for ids in fixture_prompts]
-        scores = detector.score_prompts(model, fixture)
-        card["fixture"] = {"input_ids": fixture, "scores": scores.tolist()}
+        fixture_scores = detector.score_prompts(model, fixture)
+        card["fixture"] = {"input_ids": fixture, "scores": fixture_scores.tolist()}
         return detector
 
     def score_states(self, states: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
@@ -243,7 +280,8 @@ class TruthDetector:
         """Judge answers, with their `margin`, whose scores [n] are known.
 
         They come back with `belief` (the score) and `verdict`: "lie" if the score speaks against
-        the answer by more than the threshold, "unsure" if by less, "honest" if it agrees.
+        the answer by more than the threshold, "honest" if it speaks for it by at least the
+        `least_agreement`, and "unsure" between the two.
 
         Raises
         ------
@@ -253,7 +291,8 @@ class TruthDetector:
         _require_finite(scores, "scores")
         _require_finite(answers.margin, "margins")
         against = _against_answer(scores, answers.margin.to_numpy())
-        verdict = np.select([against > self.threshold, against > 0], ["lie", "unsure"], "honest")
+        is_lie, is_honest = against > self.threshold, -against >= self.least_agreement
+        verdict = np.select([is_lie, is_honest], ["lie", "honest"], "unsure")
         return answers.assign(belief=scores, verdict=verdict)
 
     @torch.no_grad()
@@ -336,6 +375,8 @@ class TruthDetector:
                 bias=bias,
                 threshold=record["threshold"],
                 card=record["card"],
+                # A card of format 2 calls every answer honest that it does not speak against.
+                least_agreement=record.get("least_agreement", 0.0),
             )
             _require_card(detector.card)
         except StoreError as e:
@@ -354,7 +395,13 @@ class TruthDetector:
 
     def _require_same_model(self, folder: Path, model: nn.Module) -> None:
         name, revision, _ = identity(model)
-        for field, here in (("format", FORMAT), ("model", name), ("revision", revision)):
+        if self.card["format"] not in READABLE_FORMATS:
+            raise CardError(
+                f"{folder.name}: the card is of format {self.card['format']}, and this package "
+                f"reads the formats {' and '.join(map(str, READABLE_FORMATS))}; fit the detector "
+                "again"
+            )
+        for field, here in (("model", name), ("revision", revision)):
             if self.card[field] != here:
                 raise CardError(
                     f"{folder.name}: the card is of {field} {self.card[field]}, this is {here}"
@@ -421,10 +468,24 @@ def _some_not_finite(weight: Tensor) -> str:
     return f"{len(wrong)} of {len(weight)} that are not, such as {wrong[:1].tolist()}"
 
 
-def _weight_and_bias(fit: LayerProbe) -> tuple[Float[Tensor, " d"], float]:
-    """Rewrite the probe at the chosen layer for states that are not scaled."""
+def _weight_and_bias(
+    fit: LayerProbe, shift: InstructionShift | None
+) -> tuple[Float[Tensor, " d"], float]:
+    """Rewrite the probe at the chosen layer, less a shift, for states that are not scaled."""
     weights, intercepts = fit.probe.raw_weights()
-    return weights[fit.chosen].float().cpu(), float(intercepts[fit.chosen])
+    weight, bias = weights[fit.chosen].double().cpu(), float(intercepts[fit.chosen])
+    return (weight, bias) if shift is None else shift.taken_out(weight, bias)
+
+
+def _scores(
+    fit: LayerProbe, shift: InstructionShift | None, validation: pd.DataFrame
+) -> Float[np.ndarray, " n"]:
+    """The scores of validation rows at the chosen layer, less a shift."""
+    scores = fit.validation_scores[fit.chosen]
+    if shift is None:
+        return scores
+    read = fit.features[fit.keys[fit.chosen]]
+    return scores - shift.of_states(read(validation))
 
 
 def _against_answer(scores: np.ndarray, margins: np.ndarray) -> Float[np.ndarray, " n"]:
@@ -432,11 +493,19 @@ def _against_answer(scores: np.ndarray, margins: np.ndarray) -> Float[np.ndarray
     return -scores * np.sign(margins)
 
 
-def _threshold(fit: LayerProbe, validation: pd.DataFrame, honest_alarms: float) -> float:
-    """Choose the least threshold that at most a share `honest_alarms` of right answers exceeds."""
+def _thresholds(
+    scores: Float[np.ndarray, " n"], validation: pd.DataFrame, honest_alarms: float
+) -> tuple[float, float]:
+    """Choose the threshold and the least agreement on right validation answers.
+
+    At most a share `honest_alarms` of them lie above the threshold, and at most as many agree less
+    than the least agreement. Both are at least 0.
+    """
     margins = validation.margin.to_numpy()
     answered_rightly = (margins > 0) == (validation.y.to_numpy() == 1)
-    against = np.maximum(0, _against_answer(fit.validation_scores[fit.chosen], margins))
-    strongest_first = np.sort(against[answered_rightly])[::-1]
-    allowed = int(np.floor(honest_alarms * len(strongest_first)))
-    return float(strongest_first[allowed]) if allowed < len(strongest_first) else 0.0
+    against = np.sort(_against_answer(scores, margins)[answered_rightly])
+    allowed = int(np.floor(honest_alarms * len(against)))
+    if allowed >= len(against):
+        return 0.0, 0.0
+    limit = against[len(against) - 1 - allowed]
+    return float(max(0.0, limit)), float(max(0.0, -limit))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sklearn.metrics import brier_score_loss
 from torch import Tensor
 
@@ -36,6 +36,7 @@ from dlk_utils.evaluation.stats import (
     calibrated,
     calibration_error,
     interval_of_aurocs,
+    layers_in_resamples,
     percentile_interval,
     recall_at,
     smaller_class,
@@ -62,7 +63,8 @@ from dlk_utils.probes.base import as_doubles
 RESULT_COLUMNS = [
     *("target", "regime", "kind", "probe", "feature", "site", "layer"),
     *("selected", "compared", "validation", "validation_accuracy"),
-    *("estimate", "low", "high", "accuracy", "balanced_accuracy", "recall_at_1", "recall_at_5"),
+    *("estimate", "low", "high", "choice_low", "choice_high"),
+    *("accuracy", "balanced_accuracy", "recall_at_1", "recall_at_5"),
     *("brier", "calibration_error", "n", "n_smaller", "n_train"),
     *("best_control", "lift", "lift_low", "lift_high"),
 ]
@@ -150,7 +152,8 @@ def evaluate(task: Task, features: Features, *, n_boot: int = 1000, seed: int = 
 
         * `selected`: whether this layer was chosen on the validation rows, of `compared` layers;
         * `validation`, `validation_accuracy`: AUROC and accuracy on the validation rows;
-        * `estimate`, `low`, `high`: the signed AUROC on the test rows and its 95 % interval;
+        * `estimate`, `low`, `high`: the signed AUROC on the test rows and its 95 % interval, given
+          the layer;
         * `n`, `n_smaller`, `n_train`: the number of test rows, of test rows in the smaller class,
           and of training rows. The fewer in the smaller class, the less an AUROC can say;
         * `accuracy`, `balanced_accuracy`: at the threshold that was fitted on the training rows;
@@ -158,11 +161,14 @@ def evaluate(task: Task, features: Features, *, n_boot: int = 1000, seed: int = 
 
         The selected layer of each probe also has:
 
+        * `choice_low`, `choice_high`: the 95 % interval of the AUROC if the layer is chosen anew in
+          each resample, from resampled validation rows (`layers_in_resamples`). What is still taken
+          as given are the training rows;
         * `brier`, `calibration_error`: of probabilities calibrated on the validation rows;
         * `best_control`: the control of the task with the highest AUROC on the test rows;
         * `lift`, `lift_low`, `lift_high`: the AUROC minus that of the best control, and its 95 %
-          interval. Both AUROCs come from the same resamples. That this control was chosen on the
-          test rows is not part of the interval.
+          interval. Both AUROCs come from the same resamples, and the layer is chosen anew in each.
+          That this control was chosen on the test rows is not part of the interval.
     """
     [table] = evaluate_tasks([task], features, n_boot=n_boot, seed=seed)
     return table
@@ -193,7 +199,7 @@ def evaluate_tasks(
             train_role, _ = REGIMES[results.task.regime]
             if train_role not in fits_by_role:
                 fits_by_role[train_role] = _fit_site(
-                    results.task, site_features, is_first=is_first, seed=seed
+                    results.task, site_features, is_first=is_first, n_boot=n_boot, seed=seed
                 )
             _add_probes(results, fits_by_role[train_role], site_features)
             if is_first and results.task.of_pairs:
@@ -208,13 +214,20 @@ def evaluate_tasks(
 
 @dataclass(frozen=True)
 class _SiteFits:
-    """What was fitted to a feature at a site: probes by name, and those with shuffled labels."""
+    """What was fitted to a feature at a site.
+
+    That are probes by name, the layers that they choose on resampled validation rows [b], and
+    probes with shuffled labels.
+    """
 
     probes: dict[str, LayerProbe]
+    resampled_layers: dict[str, Int[np.ndarray, " b"]]
     shuffled: list[LayerProbe]
 
 
-def _fit_site(task: Task, features: Features, *, is_first: bool, seed: int) -> _SiteFits:
+def _fit_site(
+    task: Task, features: Features, *, is_first: bool, n_boot: int, seed: int
+) -> _SiteFits:
     """Fit the probes of a feature at a site.
 
     Further probes, and a probe with shuffled labels, are fitted only if it is the first one.
@@ -224,11 +237,18 @@ def _fit_site(task: Task, features: Features, *, is_first: bool, seed: int) -> _
     make_probes = _probes_for(feature, with_further_probes=with_further_probes)
     rows = FittingRows.read(features, task.train, task.validation)
     probes = {name: rows.fit(make_probe, task.goal) for name, make_probe in make_probes.items()}
+    y, examples = task.validation.y.to_numpy(), task.validation.example_id
+    # Validation rows are resampled independently of test rows, which have the seed itself.
+    resampling = {"n_boot": n_boot, "seed": seed + 1}
+    resampled_layers = {
+        name: layers_in_resamples(probe.validation_scores, y, examples, **resampling)
+        for name, probe in probes.items()
+    }
     shuffled = []
     if is_first:
         first_probe = next(iter(make_probes.values()))
         shuffled = fit_shuffled_labels(first_probe, rows, task, seed)
-    return _SiteFits(probes, shuffled)
+    return _SiteFits(probes, resampled_layers, shuffled)
 
 
 @dataclass
@@ -240,6 +260,8 @@ class _Results:
     seed: int
     rows: list[dict[str, Any]] = field(default_factory=list)
     resampled: list[Float[np.ndarray, " b"]] = field(default_factory=list)
+    with_choice: dict[int, Float[np.ndarray, " b"]] = field(default_factory=dict)
+    """The AUROCs of some rows of the table if each resample chooses its layer."""
 
     def __post_init__(self) -> None:
         self.y = self.task.test.y.to_numpy()
@@ -281,17 +303,30 @@ class _Results:
         means = {name: np.mean([metrics[name] for metrics in repeats]) for name in repeats[0]}
         self.rows.append(row | means | columns)
 
+    def add_choice(self, n_layers: int, chosen: int, layers: Int[np.ndarray, " b"]) -> None:
+        """Give a probe an interval in which each resample chooses its layer.
+
+        The last `n_layers` rows are those of the probe. The interval is that of the row of the
+        `chosen` layer; `layers` has the index of the layer that each resample chooses.
+        """
+        first = len(self.rows) - n_layers
+        resampled = np.array(self.resampled[first:])[layers, np.arange(self.n_boot)]
+        selected = first + chosen
+        self.with_choice[selected] = resampled
+        low, high = interval_of_aurocs(resampled, self.y, self.task.test.example_id)
+        self.rows[selected] |= {"choice_low": low, "choice_high": high}
+
     def table(self) -> pd.DataFrame:
         """Return the table, with the lift of selected probes over the best control."""
         controls = [i for i, row in enumerate(self.rows) if row["kind"] == "control"]
         # Nothing compares above nan, so `max` would return a first estimate that is nan.
         best = max(controls, key=lambda i: np.nan_to_num(self.rows[i]["estimate"], nan=-np.inf))
         best_row, best_resampled = self.rows[best], self.resampled[best]
-        for row, resampled in zip(self.rows, self.resampled, strict=True):
-            if row["kind"] == "probe" and row["selected"]:
-                row["best_control"] = best_row["probe"]
-                row["lift"] = row["estimate"] - best_row["estimate"]
-                row["lift_low"], row["lift_high"] = percentile_interval(resampled - best_resampled)
+        for i, resampled in self.with_choice.items():
+            row = self.rows[i]
+            row["best_control"] = best_row["probe"]
+            row["lift"] = row["estimate"] - best_row["estimate"]
+            row["lift_low"], row["lift_high"] = percentile_interval(resampled - best_resampled)
         return pd.DataFrame(self.rows).reindex(columns=RESULT_COLUMNS)
 
 
@@ -329,6 +364,7 @@ def _add_probes(results: _Results, fits: _SiteFits, features: Features) -> None:
     test_states = as_doubles(stack_layers(features, results.task.test))
     for name, fit in fits.probes.items():
         _add_probe(results, name, fit, test_states)
+        results.add_choice(len(fit.layers), fit.chosen, fits.resampled_layers[name])
     if fits.shuffled:
         _add_controls_on_states(results, fits, features, test_states)
 

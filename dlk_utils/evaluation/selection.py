@@ -1,7 +1,10 @@
-"""Fit a probe on every layer at once, choose a layer on validation rows, score other rows."""
+"""Fit a probe on every layer at once, choose a layer on validation rows, score other rows.
+
+`fit_layers` takes the earliest good layer. `choose_by_twins` is another rule, for probes of truth.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,13 +12,25 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from dlk_utils.evaluation.stats import auroc, earliest_good_layer
+from dlk_utils.errors import TooFewRows
+from dlk_utils.evaluation.stats import (
+    auroc,
+    earliest_good_layer,
+    most_agreeing_layer,
+    twin_agreement,
+)
 from dlk_utils.evaluation.tasks import Features, memory_features
 from dlk_utils.probes import fit_probe
 from dlk_utils.probes.base import TrainingStates, as_doubles
 
 ALL_LAYERS = -1
 """The layer number of a probe that reads all layers together."""
+
+WITHIN = 0.03
+"""How far below the best AUROC on validation rows a layer may lie for `choose_by_twins`."""
+
+LEAST_TWINS = 4
+"""How many pairs of twins `choose_by_twins` needs."""
 
 
 def stack_layers(features: Features, rows: pd.DataFrame) -> Float[np.ndarray, "layer n ..."]:
@@ -179,3 +194,76 @@ def fit_layers(
         answer moved. Validation always uses the column.
     """
     return FittingRows.read(features, train, validation).fit(make_probe, y)
+
+
+def twin_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rows of role "truth" that have a twin of role "lie", and these twins in order.
+
+    Twins have the same `example_id`. Other rows are left out.
+    """
+    by_role = [rows[rows.role == role].drop_duplicates("example_id") for role in ("truth", "lie")]
+    honest, lying = (some.sort_values("example_id") for some in by_role)
+    return (
+        honest[honest.example_id.isin(lying.example_id)],
+        lying[lying.example_id.isin(honest.example_id)],
+    )
+
+
+def require_twins(
+    twins: tuple[pd.DataFrame, pd.DataFrame],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return what `twin_rows` gives, or raise `TooFewRows` if there are too few of them."""
+    n_twins = len(twins[0])
+    if n_twins < LEAST_TWINS:
+        raise TooFewRows(
+            f"twins: expected at least {LEAST_TWINS} examples with a row told to tell the truth "
+            f"and one told to lie, got {n_twins}; ask for more examples (n_examples), or add rows "
+            "to a file that has no more."
+        )
+    return twins
+
+
+def choose_by_twins(
+    probe: LayerProbe,
+    rows: pd.DataFrame,
+    *,
+    within: float = WITHIN,
+    features: Features | None = None,
+) -> LayerProbe:
+    """Choose the layer of a fitted probe anew: the one at which it agrees most between twins.
+
+    Twins show the same example, and tell the model to tell the truth or to lie. What is true is the
+    same in both, so a probe of truth should give them the same score. A probe that reads the answer
+    about to be given turns round between them. Among the layers whose AUROC on validation rows is
+    `within` so much of the best one's, the layer with the highest rank correlation between the
+    scores of twins is chosen. This needs rows told to lie, but none of their labels.
+
+    Parameters
+    ----------
+    probe : LayerProbe
+        Fitted on honest rows.
+    rows : DataFrame
+        Rows with `role` and `example_id`, of examples that the probe was not fitted on, such as all
+        validation rows. Only rows of role "truth" or "lie" that have their twin count.
+    within : float
+        How far below the best AUROC a layer may lie.
+    features : Features, optional
+        Where the states of `rows` are read, as in `LayerProbe.score_layers`.
+
+    Returns
+    -------
+    LayerProbe
+        The same probe at the chosen layer.
+
+    Raises
+    ------
+    TooFewRows
+        If there are fewer than `LEAST_TWINS` pairs of twins.
+    """
+    honest, lying = require_twins(twin_rows(rows))
+    agreement = twin_agreement(
+        probe.score_layers(honest, features), probe.score_layers(lying, features)
+    )
+    return replace(
+        probe, chosen=most_agreeing_layer(probe.validation_aurocs, agreement, within=within)
+    )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, rankdata
 from sklearn.linear_model import LogisticRegression
 
 from dlk_utils.errors import DataError, TooFewRows
@@ -239,6 +239,85 @@ def earliest_good_layer(
     shortfall = estimates[best] - estimates
     standard_error = np.nanstd(resampled[best] - resampled, axis=1)
     return int(np.flatnonzero(shortfall <= standard_error)[0])
+
+
+def layers_in_resamples(
+    scores: Float[np.ndarray, "layer n"],
+    y: Int[np.ndarray, " n"],
+    groups: Groups,
+    *,
+    n_boot: int = 1000,
+    seed: int = 0,
+) -> Int[np.ndarray, " b"]:
+    """Choose a layer as `earliest_good_layer` does, anew in each of `n_boot` resamples of groups.
+
+    It shows how much the choice hangs on the rows that happened to be in validation. The standard
+    errors are those of all rows. A resample without one of the classes chooses the layer that all
+    rows choose.
+
+    Returns
+    -------
+    array [b]
+        Indices of layers in `scores`.
+
+    Raises
+    ------
+    TooFewRows
+        If the rows are of one class only.
+
+    References
+    ----------
+    Efron, Estimation and accuracy after model selection, *Journal of the American Statistical
+    Association* 109, 2014.
+    """
+    layer_of_all_rows = earliest_good_layer(scores, y, groups)
+    weights = bootstrap_weights(groups, n_boot, seed)
+    resampled = np.array([weighted_auroc(s, y, weights) for s in scores])
+    has_both = np.isfinite(resampled).all(axis=0)
+    complete = resampled[:, has_both]
+    standard_errors = np.std(complete[:, None] - complete[None], axis=2)
+    best = complete.argmax(axis=0)
+    shortfall = complete.max(axis=0) - complete
+    is_good = shortfall <= standard_errors[best].T
+    layers = np.full(n_boot, layer_of_all_rows)
+    layers[has_both] = is_good.argmax(axis=0)
+    return layers
+
+
+def twin_agreement(
+    first: Float[np.ndarray, "layer n"], second: Float[np.ndarray, "layer n"]
+) -> Float[np.ndarray, " layer"]:
+    """Correlate the scores of twins at each layer, by Spearman's rank correlation [layer].
+
+    Parameters
+    ----------
+    first, second : array [layer, n]
+        The scores of n prompts, and those of their twins in the same order.
+
+    Returns
+    -------
+    array [layer]
+        From -1 (the order of the scores turns round between twins) to 1 (it stays). 0 where all
+        scores are equal.
+    """
+    agreement = np.zeros(len(first))
+    for layer, scores in enumerate(zip(first, second, strict=True)):
+        ranks = [rankdata(some) for some in scores]
+        if all(some.std() > 0 for some in ranks):
+            agreement[layer] = np.corrcoef(ranks)[0, 1]
+    return agreement
+
+
+def most_agreeing_layer(
+    aurocs: Float[np.ndarray, " layer"], agreement: Float[np.ndarray, " layer"], *, within: float
+) -> int:
+    """Choose, among layers whose AUROC is `within` so much of the best, the one that agrees most.
+
+    Of layers that agree equally, the earliest is chosen. Returns its index.
+    """
+    # A little is added for rounding: 0.97 is within 0.03 of 1.
+    is_good = aurocs >= aurocs.max() - within - 1e-9
+    return int(np.where(is_good, agreement, -np.inf).argmax())
 
 
 def recall_at(

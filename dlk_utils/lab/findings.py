@@ -5,6 +5,7 @@ plain text. The functions called `..._findings` write Markdown, with names escap
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -14,7 +15,16 @@ from dlk_utils.evaluation.tasks import KNOWN, MIN_FOR_HEADLINE, POSITIVE_CONTROL
 from dlk_utils.lab.display import interval_text
 from dlk_utils.lab.escaping import markdown_text
 from dlk_utils.lab.tables import in_brief, least_to_most
-from dlk_utils.lab.tables.carry_over import between_groups, left_out
+from dlk_utils.lab.tables.carry_over import (
+    BY_TWINS,
+    EARLIEST,
+    SAME,
+    between_groups,
+    left_out,
+    rules_compared,
+)
+from dlk_utils.lab.tables.detector_ways import DETECTORS, TOLD, accuracy_at
+from dlk_utils.lab.tables.detector_ways import EARLIEST as EARLIEST_WAY
 from dlk_utils.lab.tables.probe_ablations import NAMED_PROBE
 
 AUROC = "signed AUROC on test (95 % interval; dashed: chance)"
@@ -28,7 +38,7 @@ NAMED_ELSE = (NAMED_PROBE, "activation", "resid_post")
 """Those of every other target."""
 SUMMARY_COLUMNS = [
     *("target", "regime", "how", "probe", "feature", "site", "layer", "tried"),
-    *("estimate", "low", "high", "n", "n_smaller", "accuracy"),
+    *("estimate", "low", "high", "given_layer", "n", "n_smaller", "accuracy"),
     *("best_control", "lift", "lift_low", "lift_high", "verdict"),
 ]
 
@@ -54,8 +64,9 @@ def headline(
     Returns
     -------
     Series or None
-        The row with `tried`, the number of fits that it was chosen from. None if the task was not
-        scored.
+        The row. Its `low` and `high` are the interval in which each resample chooses the layer;
+        `given_layer` is the text of the one at this layer. `tried` is the number of fits that the
+        row was chosen from. None if the task was not scored.
     """
     is_task = (results.target == target) & (results.regime == regime)
     fits = results[is_task & (results.kind == "probe")]
@@ -64,8 +75,10 @@ def headline(
         fits = fits[(fits.probe == probe) & (fits.feature == feature) & (fits.site == site)]
     if fits.empty:
         return None
-    best = fits.validation[fits.selected].idxmax()
-    return pd.concat([fits.loc[best], pd.Series({"tried": len(fits)})])
+    best = fits.loc[fits.validation[fits.selected].idxmax()].copy()
+    given_layer = f"[{best.low:.2f}, {best.high:.2f}]"
+    best["low"], best["high"] = best.choice_low, best.choice_high
+    return pd.concat([best, pd.Series({"tried": len(fits), "given_layer": given_layer})])
 
 
 def verdict(row: pd.Series) -> str:
@@ -89,8 +102,9 @@ def in_words(row: pd.Series | None) -> str:
     control = f"{row.best_control} {row.estimate - row.lift:.2f}"
     lift = interval_text(row, "lift", signed=True)
     return (
-        f"AUROC {in_brief(row)}; accuracy at its threshold {row.accuracy:.2f}; "
-        f"best control: {control}, lift {lift}: {verdict(row)}"
+        f"AUROC {in_brief(row)}; given the layer {row.given_layer}; "
+        f"accuracy at its threshold {row.accuracy:.2f}; best control: {control}, lift {lift}: "
+        f"{verdict(row)}"
     )
 
 
@@ -145,17 +159,61 @@ def turn_title(results: pd.DataFrame) -> str:
     return f"Truth, read while told to lie about what it knows: {found}"
 
 
-def gradient_adds(gains: pd.DataFrame) -> str:
-    """Say by site what the gradient adds to the state."""
-    both = gains[gains.feature == "both"]
-    found = [f"{row.site} {interval_text(row, 'gain', signed=True)}" for row in both.itertuples()]
+def gradient_adds(curves: pd.DataFrame) -> str:
+    """Say what the gradient adds to the state, by what the probe was fitted on.
+
+    `curves` is a table of `probe_ablations.curves`. The layer is the one chosen for the state.
+    """
+    found = [
+        f"fitted on {row.fitted_on} it {_effect(row)} the score of the state by "
+        f"{interval_text(row, 'gain', signed=True)} (layer {row.layer})"
+        for row in _at_chosen_layer(curves, "both")
+    ]
     return "; ".join(found) or "not scored"
+
+
+def gradient_lines(curves: pd.DataFrame) -> list[str]:
+    """Say what the gradient holds and what it adds to the state, one sentence a way of fitting."""
+    lines = []
+    for row in _at_chosen_layer(curves, "gradient"):
+        same_fit = curves[curves.fitted_on == row.fitted_on]
+        scores = ", ".join(
+            f"{name} {interval_text(found)}"
+            for name, feature in (
+                ("state", "activation"),
+                ("gradient", "gradient"),
+                ("both", "both"),
+            )
+            for found in _at_chosen_layer(same_fit, feature)
+        )
+        own_answer = same_fit[same_fit.feature == "gradient"].own_answer
+        [both] = _at_chosen_layer(same_fit, "both")
+        lines.append(
+            f"Fitted on {row.fitted_on}, at layer {row.layer}: {scores}. The gradient's score "
+            f"orders the answers about to be given with AUROC {row.own_answer:.2f} "
+            f"({least_to_most(own_answer)} over the layers; 0 is their opposite), and beside the "
+            f"state it {_effect(both)} the score by {interval_text(both, 'gain', signed=True)}."
+        )
+    return lines
+
+
+def _at_chosen_layer(curves: pd.DataFrame, feature: str) -> list[Any]:
+    """Return the rows of a feature at the layer chosen for the state, one a way of fitting."""
+    return list(curves[curves.chosen.astype(bool) & (curves.feature == feature)].itertuples())
+
+
+def _effect(row: Any) -> str:
+    """Say whether a gain is above or below zero with its whole interval."""
+    if row.gain_low > 0:
+        return "raises"
+    return "lowers" if row.gain_high < 0 else "does not clearly change"
 
 
 def probe_findings(
     results: pd.DataFrame,
     skipped: Sequence[str],
     gains: pd.DataFrame,
+    curves: pd.DataFrame,
     classes: pd.DataFrame,
     gate: pd.DataFrame,
 ) -> list[str]:
@@ -167,6 +225,7 @@ def probe_findings(
     for sentence in skipped:
         task, reason = sentence.split(": ", 1)
         lines.append(f"* **{task}** was not scored: {markdown_text(reason)}")
+    lines += [f"* {sentence}" for sentence in gradient_lines(curves)]
     for row in gains[gains.feature == "both"].itertuples():
         gain, over = (interval_text(row, x, signed=True) for x in ("gain", "over_residual"))
         lines.append(
@@ -197,9 +256,16 @@ def flagged(rates: pd.DataFrame, detector: str, of: str) -> str:
 
 
 def detector_findings(
-    rates: pd.DataFrame, detectors: Mapping[str, TruthDetector], judges: Sequence[str]
+    rates: pd.DataFrame,
+    detectors: Mapping[str, TruthDetector],
+    judges: Sequence[str],
+    ways: pd.DataFrame,
 ) -> list[str]:
-    """Say what notebook 06 found; `judges` are the detectors that judge every lie."""
+    """Say what notebook 06 found.
+
+    `judges` are the detectors that judge every lie; `ways` is a table of
+    `detector_ways.compare_ways`.
+    """
     if not detectors:
         return []
     lines, met = [], []
@@ -225,19 +291,82 @@ def detector_findings(
             f"from {card['compared']} layers {validation}."
         )
     goal = "The figures to reach are 0.90 of the lies at 0.05 of the honest answers."
-    return [*lines, f"* {goal} Met by: {', '.join(met) or '**none**'}."]
+    lines.append(f"* {goal} Met by: {', '.join(met) or '**none**'}.")
+    return [*lines, *(f"* {sentence}" for sentence in way_lines(ways))]
+
+
+def way_lines(ways: pd.DataFrame) -> list[str]:
+    """Say which way to make a detector is best on validation rows, and what it is worth on test.
+
+    `ways` is a table of `detector_ways.compare_ways`. Only ways that read the truth, and that need
+    not know the instruction of the answer that they judge, are candidates.
+    """
+    if ways.empty:
+        return []
+    accuracy = ways.assign(accuracy=accuracy_at(ways, 0.5))
+    by_split = {
+        split: table.pivot(index="again", columns="way", values="accuracy")
+        for split, table in accuracy.groupby("split")
+    }
+    means = by_split["validation"].mean()
+    best = means[list(DETECTORS)].idxmax()
+    test = by_split["test"]
+    n_higher = int((test[best] > test[EARLIEST_WAY]).sum())
+    test_rows = ways[ways.split == "test"]
+    told = test_rows[test_rows.way == TOLD]
+    return [
+        f"Of the ways to make a detector that need not know the instruction, the best on "
+        f"validation rows is: {best}. At equal base rates its accuracy on test rows is "
+        f"{_mean_and_range(test[best])} over {len(test)} splits, that of the card "
+        f"({EARLIEST_WAY}) {_mean_and_range(test[EARLIEST_WAY])}; it is higher in {n_higher} of "
+        f"{len(test)} splits.",
+        f"A probe of *told to lie?*, which reads no truth, flags {told.lies.mean():.2f} of the "
+        f"lies and {told.honest.mean():.2f} of the honest answers, but also "
+        f"{told.truthful.mean():.2f} of the truthful answers under an instruction to lie (on "
+        f"average {told.n_truthful.mean():.0f} rows a split).",
+    ]
+
+
+def _mean_and_range(values: pd.Series) -> str:
+    return f"{values.mean():.2f} ({least_to_most(values)})"
 
 
 # 08: what carries over.
 
 
 def split_spread(regrouped: pd.DataFrame) -> str:
-    """Say how far the score moves from one split of the examples to another."""
-    if regrouped.empty:
-        return "not scored"
-    aurocs = regrouped.estimate
+    """Say how far the score on known rows moves from one split of the examples to another.
+
+    `regrouped` is a table of `carry_over.split_again`. Both rules that choose a layer are named.
+    """
+    compared = rules_compared(regrouped[regrouped.tested_on == SAME])
+    found = [f"{_spread(row)} at the {row.rule}" for _, row in compared.iterrows()]
+    return "; ".join(found) or "not scored"
+
+
+def _spread(row: pd.Series) -> str:
+    """Write the spread over splits of a row of `carry_over.rules_compared`."""
     return (
-        f"{least_to_most(aurocs)}, mean {aurocs.mean():.2f}, standard deviation {aurocs.std():.3f}"
+        f"mean {row['mean']:.2f} ({row.least:.2f} to {row.greatest:.2f} over {row.splits} splits, "
+        f"accuracy {row.accuracy:.2f})"
+    )
+
+
+def rules_verdict(regrouped: pd.DataFrame) -> str:
+    """Say which rule chooses the better layer for data that the choice has not seen.
+
+    A rule is better there only if its mean over the splits is higher in every test.
+    """
+    compared = rules_compared(regrouped[regrouped.tested_on != SAME])
+    if compared.empty:
+        return "On data that neither the fit nor the choice has seen, nothing was scored"
+    means = compared.pivot(index="tested on", columns="rule", values="mean")
+    n_better = int((means[BY_TWINS] > means[EARLIEST]).sum())
+    n_worse = int((means[BY_TWINS] < means[EARLIEST]).sum())
+    return (
+        f"On what was left out, the {BY_TWINS} has the higher mean in {n_better} of {len(means)} "
+        f"tests and the lower in {n_worse}; over all of them {means[BY_TWINS].mean():.2f} against "
+        f"{means[EARLIEST].mean():.2f} for the {EARLIEST}"
     )
 
 
@@ -273,9 +402,11 @@ def carry_over_findings(
             f"{in_brief(row)} (the model's own answer {row.own_answer:.2f})."
         )
     if len(regrouped):
-        lines.append(
-            f"* {len(regrouped)} other splits of the same examples: {split_spread(regrouped)}."
-        )
+        lines += [
+            f"* Other splits of the same examples, on rows that the model knows: "
+            f"{split_spread(regrouped)}.",
+            f"* {rules_verdict(regrouped)}. The {EARLIEST} is the rule of all other tables.",
+        ]
     return lines
 
 

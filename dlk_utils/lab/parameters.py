@@ -221,6 +221,25 @@ def text_file() -> Values:
     return Values('the path of a text file in UTF-8 with a line or more, or "" for none', read)
 
 
+def folder_of_card() -> Values:
+    """Take the path of a folder that is there, or an empty text for none."""
+
+    def read(value: Any) -> str:
+        if _is_empty(value):
+            return ""
+        path = _read_text(value)
+        kind = _kind_on_disk(Path(path))
+        if kind is None:
+            raise _Refused(f"there is no {_shown(path)}{_searched_in(Path(path))}")
+        if kind != "a folder":
+            raise _Refused(f"{_shown(path)} is {kind}, not a folder")
+        return path
+
+    return Values(
+        'the path of a folder that `TruthDetector.save` has written, or "" for none', read
+    )
+
+
 def folder_of_runs() -> Values:
     """Take the folder where results are saved, or None for that of the checkout."""
 
@@ -568,6 +587,9 @@ _PARAMETERS = (
         "system_prompts", "", text_file(), 'a text file, one system prompt a line; "": some of ours'
     ),
     Parameter(
+        "card", "", folder_of_card(), 'a detector that was kept, to judge with; "": fit detectors'
+    ),
+    Parameter(
         "styles",
         "negated,reported,shouted",
         some_of(tuple(STYLES)),
@@ -601,7 +623,7 @@ NOTEBOOKS = {
     "03_extract": (*COMMON, "p_dropout", "n_draws", "scope", "audit_rows", "engine"),
     "04_extract_grads": (*COMMON, "check_rows", "engine"),
     "05_probe_ablations": (*COMMON, "p_dropout", "layer_stride", "weight_gradients"),
-    "06_detect": (*COMMON, "layer_stride", "statements", "system_prompts"),
+    "06_detect": (*COMMON, "layer_stride", "statements", "system_prompts", "card"),
     "07_traps": COMMON,
     "08_carry_over": (*COMMON, "layer_stride", "styles"),
     "09_pairs_and_votes": (*COMMON, "p_dropout", "p_last", "n_draws", "layer_stride"),

@@ -112,6 +112,20 @@ def test_the_threshold_lets_few_right_answers_be_called_lies(model, rows, states
     assert strict.threshold > loose.threshold >= 0
 
 
+def test_where_the_probe_agrees_with_all_right_answers_weak_agreement_is_unsure(
+    model, rows, states
+):
+    given = {"states": states[:2, :N_FIT], "layers": [0, 1]}
+    honest = rows.assign(margin=2.0 * rows.y - 1)
+    detector = fit(model, honest, honest_alarms=0.1, **given)
+    # More than nine in ten validation answers are agreed with, so that no threshold is needed.
+    assert detector.threshold == 0 and detector.least_agreement > 0
+    validation = honest.head(N_FIT)[IS_VALIDATION]
+    scores = detector.score_states(states[detector.layer, validation.index])
+    verdicts = detector.judge(validation, scores).verdict
+    assert 0 < (verdicts != "honest").mean() <= 0.1 and (verdicts == "unsure").any()
+
+
 def test_without_margins_every_contradiction_is_called_a_lie(model, rows, states):
     detector = TruthDetector.fit(
         model,
@@ -127,11 +141,11 @@ def test_without_margins_every_contradiction_is_called_a_lie(model, rows, states
 
 def test_a_verdict_compares_the_belief_with_the_answer(detector):
     detector = copy.copy(detector)
-    detector.threshold = 1.0
-    answers = pd.DataFrame({"margin": [2.0, 2.0, 2.0, -2.0, -2.0, -2.0]})
-    scores = np.array([0.5, -0.5, -1.5, -0.5, 0.5, 1.5])
+    detector.threshold, detector.least_agreement = 1.0, 0.25
+    answers = pd.DataFrame({"margin": [2.0] * 4 + [-2.0] * 4})
+    scores = np.array([0.5, 0.2, -0.5, -1.5, -0.5, -0.2, 0.5, 1.5])
     judged = detector.judge(answers, scores)
-    assert list(judged.verdict) == ["honest", "unsure", "lie"] * 2
+    assert list(judged.verdict) == ["honest", "unsure", "unsure", "lie"] * 2
     assert list(judged.belief) == list(scores)
 
 
@@ -165,6 +179,72 @@ def test_every_token_of_an_answer_is_scored_as_the_prompt_that_ends_there(detect
     np.testing.assert_allclose(track.score, scores, rtol=1e-3, atol=1e-3)
 
 
+def shifted_twins(n: int, width: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
+    """Honest rows and their twins, whose states have moved against class 1, and say so elsewhere.
+
+    Returns the rows and states [1, 2 n, width].
+    """
+    rng = np.random.default_rng(seed)
+    y = np.tile(rng.integers(0, 2, n), 2)
+    told_to_lie = np.repeat([False, True], n)
+    states = rng.normal(size=(2 * n, width))
+    states[:, 0] += 3 * (2 * y - 1) - 3 * told_to_lie
+    states[:, 1] += 5 * told_to_lie
+    answer = np.where(told_to_lie, 1 - y, y)
+    rows = pd.DataFrame(
+        {
+            "y": y,
+            "told_to_lie": told_to_lie,
+            "group": np.tile(np.arange(n), 2),
+            "margin": 2.0 * answer - 1,
+            "input_ids": [[1 + i % 90, 2, 3] for i in range(2 * n)],
+        }
+    )
+    return rows, states[None].astype(np.float32)
+
+
+def fit_with_twins(model, rows: pd.DataFrame, states: np.ndarray, **labels) -> TruthDetector:
+    return TruthDetector.fit(
+        model,
+        list(rows.input_ids),
+        labels.get("y", rows.y),
+        validation=rows.group % 3 == 0,
+        states=states,
+        groups=rows.group,
+        margins=rows.margin,
+        told_to_lie=rows.told_to_lie,
+        layers=[1],
+    )
+
+
+def test_what_the_instruction_to_lie_changes_is_taken_out_without_a_label_of_a_lie(model):
+    width = model.config.hidden_size
+    rows, states = shifted_twins(180, width, 0)
+    mended = fit_with_twins(model, rows, states)
+    # The planted mistake would be to learn from the labels of rows told to lie.
+    turned = fit_with_twins(model, rows, states, y=rows.y.where(~rows.told_to_lie, 1 - rows.y))
+    assert torch.equal(mended.weight, turned.weight) and mended.bias == turned.bias
+    assert mended.threshold == turned.threshold and mended.card["shift_taken_out"] < 0
+
+    honest = ~rows.told_to_lie
+    plain = fit_with_twins(model, rows[honest].reset_index(drop=True), states[:, honest])
+    assert plain.card["shift_taken_out"] == 0
+    new_rows, new_states = shifted_twins(200, width, 1)
+    is_lie = new_rows.told_to_lie
+
+    def flagged(detector: TruthDetector) -> pd.Series:
+        return detector.judge(new_rows, detector.score_states(new_states[0])).verdict == "lie"
+
+    assert flagged(mended)[is_lie].mean() > 0.9 and flagged(mended)[~is_lie].mean() < 0.1
+    assert flagged(plain)[is_lie].mean() < 0.8 and flagged(plain)[~is_lie].mean() < 0.1
+
+
+def test_rows_told_to_lie_without_their_twins_are_refused(model):
+    rows, states = shifted_twins(60, model.config.hidden_size, 0)
+    with pytest.raises(TooFewRows, match=r"twins: expected at least 4 .* got 0"):
+        fit_with_twins(model, rows.assign(group=range(len(rows))), states)
+
+
 def test_too_few_rows_are_refused(model, rows):
     validation = np.arange(20) >= 10
     with pytest.raises(TooFewRows, match=r"truth detector: .* got 10 and 0 in train"):
@@ -176,6 +256,7 @@ def test_a_card_that_was_kept_scores_the_same(detector, model, rows, tmp_path):
     again = TruthDetector.load(tmp_path, model)
     assert torch.equal(again.weight, detector.weight) and again.bias == detector.bias
     assert again.card == detector.card and again.threshold == detector.threshold
+    assert again.least_agreement == detector.least_agreement
     ids = list(rows.input_ids.head(5))
     scores = detector.score_prompts(model, ids)
     np.testing.assert_allclose(again.score_prompts(model, ids), scores, rtol=1e-5)
@@ -236,11 +317,24 @@ def test_weights_that_are_not_finite_are_refused(detector, model, tmp_path, valu
         TruthDetector.load(tmp_path, model)
 
 
+def test_a_card_of_the_format_before_judges_as_it_did(detector, model, tmp_path):
+    detector.save(tmp_path)
+    forge(tmp_path, lambda r: (r.pop("least_agreement"), r["card"].update(format=2)))
+    old = TruthDetector.load(tmp_path, model)
+    answers = pd.DataFrame({"margin": [1.0, 1.0]})
+    weak = np.array([1e-6, -detector.threshold - 1e-6])
+    assert list(old.judge(answers, weak).verdict) == ["honest", "lie"]
+
+
 FORGERIES = {
     "threshold nan": (lambda r: r.update(threshold=float("nan")), "a finite threshold from 0 on"),
     "threshold inf": (lambda r: r.update(threshold=float("inf")), "a finite threshold from 0 on"),
     "threshold below 0": (lambda r: r.update(threshold=-1.0), "a finite threshold from 0 on"),
     "threshold in words": (lambda r: r.update(threshold="high"), "expected a"),
+    "least agreement nan": (
+        lambda r: r.update(least_agreement=float("nan")),
+        "a finite least agreement from 0 on",
+    ),
     "no threshold": (lambda r: r.pop("threshold"), "expected a probe card"),
     "site": (lambda r: r.update(site="lm_head"), "expected a site of resid_post"),
     "layer below 0": (lambda r: r.update(layer=-1), "expected a layer from 0 on"),

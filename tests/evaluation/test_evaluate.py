@@ -238,3 +238,23 @@ def test_without_enough_rows_the_table_is_empty_and_every_task_has_its_sentence(
     table = evaluate_targets({"truth": rows, "lie": rows}, lambda target: {})
     assert table.empty and list(table.columns) == RESULT_COLUMNS
     assert len(skipped_tasks({"truth": rows, "lie": rows})) == len(REGIMES) + 1
+
+
+def test_an_interval_with_the_choice_is_wide_where_validation_cannot_tell_layers_apart():
+    rows = make_rows(200)
+    # On test rows the second layer holds the class the other way round.
+    turned = rows.assign(y=np.where(rows.split == "test", 1 - rows.y, rows.y))
+    features = features_of(planted_states(rows, 2.0), planted_states(turned, 2.0, seed=1))
+    table = evaluate(make_task(rows, "truth", TRUTH), features, n_boot=200)
+    chosen = table[(table.probe == "logistic") & table.selected].iloc[0]
+    assert chosen.layer == 0 and chosen.low > 0.6
+    assert chosen.choice_low < 0.4 and chosen.lift_low < chosen.low - chosen.estimate + chosen.lift
+    others = table[(table.probe == "logistic") & ~table.selected]
+    assert others.choice_low.isna().all()
+
+
+def test_with_one_layer_there_is_no_choice_to_put_into_an_interval():
+    table = evaluate_planted(make_rows(200), (1.0,))
+    probes = table[table.kind == "probe"]
+    assert (probes.choice_low == probes.low).all() and (probes.choice_high == probes.high).all()
+    assert table.choice_low[table.kind == "control"].isna().all()

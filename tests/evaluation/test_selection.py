@@ -6,7 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dlk_utils.evaluation.selection import FittingRows, fit_layers, in_memory, stack_layers
+from dlk_utils.errors import TooFewRows
+from dlk_utils.evaluation.selection import (
+    FittingRows,
+    choose_by_twins,
+    fit_layers,
+    in_memory,
+    stack_layers,
+)
 from dlk_utils.evaluation.stats import auroc
 from dlk_utils.probes import STACK_PROBES, Logistic, MeanDifference
 
@@ -92,3 +99,61 @@ def test_states_that_were_read_into_memory_are_those_of_the_rows(rows, features)
     read_once = in_memory(features, with_ids)
     assert list(read_once) == list(features)
     np.testing.assert_array_equal(stack_layers(read_once, part), stack_layers(features, part))
+
+
+TRUTH_LAYER, ANSWER_LAYER = 5, 9
+
+
+@pytest.fixture(scope="module")
+def twins() -> pd.DataFrame:
+    """Rows of 200 examples told to tell the truth and to lie; the model does as it is told."""
+    rng = np.random.default_rng(0)
+    examples = pd.DataFrame(
+        {"example_id": [f"e{i}" for i in range(200)], "y": rng.integers(0, 2, 200)}
+    )
+    return pd.concat(
+        [
+            examples.assign(role="truth", answer=examples.y),
+            examples.assign(role="lie", answer=1 - examples.y),
+        ],
+        ignore_index=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted_on_honest_rows(twins):
+    """A probe of which one layer holds the truth, and a later one, more clearly, the answer."""
+    rng = np.random.default_rng(1)
+    features = {}
+    for layer, column, strength in ((TRUTH_LAYER, "y", 2.5), (ANSWER_LAYER, "answer", 4.0)):
+        states = rng.normal(size=(len(twins), 6))
+        states[:, 0] += strength * (twins[column] - 0.5)
+        features["activation", "resid_post", layer] = lambda part, X=states: X[part.index]
+    return fit_layers(Logistic, features, twins[:100], twins[100:200])
+
+
+def test_twins_choose_the_layer_of_the_truth_where_honest_rows_choose_that_of_the_answer(
+    twins, fitted_on_honest_rows
+):
+    assert fitted_on_honest_rows.layer == ANSWER_LAYER
+    others = twins[~twins.example_id.isin(twins.example_id[:100])]
+    by_twins = choose_by_twins(fitted_on_honest_rows, others, within=0.2)
+    assert by_twins.layer == TRUTH_LAYER
+    lying = twins[300:]
+    assert auroc(by_twins.score(lying), lying.y.to_numpy()) > 0.8
+    assert auroc(fitted_on_honest_rows.score(lying), lying.y.to_numpy()) < 0.2
+    # A layer that is too far below the best is not chosen, however well its twins agree.
+    assert choose_by_twins(fitted_on_honest_rows, others, within=0.0).layer == ANSWER_LAYER
+
+
+def test_twins_choose_without_a_label_and_in_any_order(twins, fitted_on_honest_rows):
+    others = twins[~twins.example_id.isin(twins.example_id[:100])]
+    unlabelled = others[["example_id", "role"]].sample(frac=1, random_state=0)
+    # Neither rows without their twin nor rows of other roles count.
+    more = pd.concat([unlabelled.iloc[1:], twins[:5].assign(role="known")])
+    assert choose_by_twins(fitted_on_honest_rows, more, within=0.2).layer == TRUTH_LAYER
+
+
+def test_with_hardly_any_twins_no_layer_is_chosen(twins, fitted_on_honest_rows):
+    with pytest.raises(TooFewRows, match=r"at least 4 examples .* got 0"):
+        choose_by_twins(fitted_on_honest_rows, twins[twins.role == "truth"])

@@ -18,8 +18,11 @@ from dlk_utils.evaluation.stats import (
     calibrated,
     calibration_error,
     earliest_good_layer,
+    layers_in_resamples,
     mean_interval,
+    most_agreeing_layer,
     recall_at,
+    twin_agreement,
     visible_auroc,
     weighted_auroc,
     wilson_interval,
@@ -190,6 +193,41 @@ def test_the_earliest_layer_that_is_as_good_as_the_best_is_chosen():
     assert earliest_good_layer(layers[:2], y, examples) == 1
     assert earliest_good_layer(layers[:1], y, examples) == 0
     assert earliest_good_layer(layers[::-1], y, examples) == 0
+
+
+def test_resamples_choose_a_clear_layer_always_and_one_of_two_equal_ones_in_turn():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 80)
+    examples = np.arange(80)
+    nothing, one, other = rng.normal(size=(3, 80))
+    clear = np.stack([nothing, one + 4 * y, nothing])
+    assert set(layers_in_resamples(clear, y, examples, n_boot=200)) == {1}
+    equal = np.stack([nothing, one + y, other + y])
+    chosen = layers_in_resamples(equal, y, examples, n_boot=200)
+    assert {1, 2} <= set(chosen) and len(chosen) == 200
+    # The choice of all rows is among those of the resamples, and not rare.
+    assert np.mean(chosen == earliest_good_layer(equal, y, examples)) > 0.2
+
+
+def test_a_resample_of_one_class_chooses_the_layer_that_all_rows_choose():
+    y = np.array([0, 0, 1])
+    scores = np.array([[0.3, 0.2, 0.1], [0.1, 0.2, 0.3]])
+    assert set(layers_in_resamples(scores, y, list("abc"), n_boot=100)) == {1}
+
+
+def test_twins_agree_by_the_order_of_their_scores_and_not_by_their_height():
+    scores = np.random.default_rng(0).normal(size=50)
+    first = np.stack([scores, scores, scores, np.zeros(50)])
+    second = np.stack([scores**3 - 7, -scores, np.zeros(50), scores])
+    np.testing.assert_allclose(twin_agreement(first, second), [1, -1, 0, 0], atol=1e-12)
+
+
+def test_of_the_layers_near_the_best_the_one_that_agrees_most_is_chosen():
+    aurocs = np.array([0.80, 0.97, 0.99, 1.00])
+    agreement = np.array([0.9, 0.6, 0.6, -0.5])
+    assert most_agreeing_layer(aurocs, agreement, within=0.03) == 1
+    assert most_agreeing_layer(aurocs, agreement, within=0.005) == 3
+    assert most_agreeing_layer(aurocs, agreement, within=0.5) == 0
 
 
 def test_no_layer_is_chosen_on_rows_of_one_class():

@@ -27,11 +27,13 @@ def twins(n: int = 300) -> pd.DataFrame:
                     "p1": 0.7 if answer else 0.3,
                     "polarity": 1 if i % 2 else -1,
                     "instruction": role,
+                    "family": f"{role} {i % 4}",
                     "template": "t",
                     "dataset": "d",
                     "text": f"text {i}",
                     "prompt": f"{role}: text {i}",
                     "knows": True,
+                    "correct": role == "truth",
                     "lied": role == "lie",
                 }
             )

@@ -5,11 +5,17 @@ import pandas as pd
 import pytest
 from planted_states import read_from, states_that_hold_y, twins
 
+from dlk_utils.lab.findings import rules_verdict, split_spread
 from dlk_utils.lab.tables.carry_over import (
+    BY_TWINS,
+    EARLIEST,
+    OTHER_FAMILIES,
+    SAME,
     between_groups,
     count_ways,
     example_curve,
     left_out,
+    rules_compared,
     score_styles,
     split_again,
     transfer_matrix,
@@ -112,8 +118,45 @@ def test_more_examples_help_and_all_of_them_are_the_last_point(rows, features):
 def test_other_splits_have_the_same_sizes_and_other_scores():
     rows = twins()
     table = split_again(rows, {("activation", "resid_post", 1): states_that_hold_y(rows, 0.15)})
-    assert len(table) == 10 and (table.n == 100).all()
-    assert table.estimate.nunique() > 1 and table.estimate.between(0.5, 1).all()
+    same = table[table.tested_on == SAME]
+    assert len(same) == 2 * 10 and (same.n == 100).all() and (same.n_known == 100).all()
+    assert same.estimate.nunique() > 1 and same.estimate.between(0.5, 1).all()
+    # Of one layer there is nothing to choose, and of one data set none can be left out.
+    assert (same.groupby("again").estimate.nunique() == 1).all()
+    assert set(table.tested_on) == {SAME, OTHER_FAMILIES}
+    compared = rules_compared(table).set_index(["tested on", "rule"])
+    assert compared["mean"][SAME, EARLIEST] == pytest.approx(same.known.mean())
+    assert (compared.better == 0).all() and (compared.splits == 10).all()
+
+
+def test_twins_choose_the_better_layer_on_data_left_out_where_an_early_one_holds_the_answer():
+    rows = twins()
+    rows["dataset"] = np.where(rows.example_id.str[1:].astype(int) // 3 % 2, "a", "b")
+    answers = states_that_hold_y(rows.assign(y=rows.answer), 0.8, seed=1)
+    truth = states_that_hold_y(rows, 0.8, seed=2)
+    features = {
+        ("activation", "resid_post", 3): answers,
+        ("activation", "resid_post", 6): truth,
+    }
+    table = split_again(rows, features)
+    tests = {SAME, OTHER_FAMILIES, "a left out", "b left out"}
+    assert set(table.tested_on) == tests
+    layers = table.groupby("rule").layer.agg(lambda layers: layers.mode().iloc[0])
+    assert layers[EARLIEST] == 3 and layers[BY_TWINS] == 6
+    compared = rules_compared(table).set_index(["tested on", "rule"])
+    for tested_on in tests:
+        assert compared["mean"][tested_on, BY_TWINS] > 0.8
+        assert compared["mean"][tested_on, EARLIEST] < 0.3
+        assert compared.accuracy[tested_on, BY_TWINS] > 0.7
+    assert "higher mean in 3 of 3 tests and the lower in 0" in rules_verdict(table)
+    spread = split_spread(table)
+    assert spread.index(EARLIEST) < spread.index(BY_TWINS) and "over 10 splits" in spread
+
+
+def test_of_an_empty_table_of_splits_nothing_is_said():
+    table = split_again(twins(9), {})
+    assert split_spread(table) == "not scored" and rules_compared(table).empty
+    assert "nothing was scored" in rules_verdict(table)
 
 
 def test_a_probe_of_style_falls_in_another_style_and_one_of_truth_does_not():

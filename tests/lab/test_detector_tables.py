@@ -89,12 +89,13 @@ def test_of_no_rows_nothing_is_flagged_and_no_share_is_made_up():
     assert rates.n["d", "lies", "all"] == 0 and np.isnan(rates.flagged["d", "lies", "all"])
     assert flagged(rates, "d", "lies") == "not scored, as there are none"
     assert flagged(flag_rates({}), "d", "lies") == "not scored"
-    assert detector_findings(flag_rates({}), {}, ["d"]) == []
+    assert detector_findings(flag_rates({}), {}, ["d"], pd.DataFrame()) == []
 
 
 def test_a_card_is_shown_without_the_numbers_of_its_fixture():
     shown = card_table({"d": detector(3)}, {"d": []}).d
     assert shown["layer"] == 3 and shown["families of lies seen"] == "none"
+    assert shown["threshold"] == 0.5 and shown["least agreement"] == 0
     assert shown["fixture"] == "2 prompts and their scores"
 
 

@@ -32,7 +32,8 @@ def result(**columns) -> dict:
     base |= {"feature": "activation", "site": "resid_post", "best_control": "TF-IDF"}
     base |= {"selected": True, "validation": 0.7, "estimate": 0.6, "low": 0.55, "high": 0.65}
     base |= {"n": 90, "n_smaller": 40, "accuracy": 0.75}
-    return base | {"lift": 0.1, "lift_low": 0.05, "lift_high": 0.15} | columns
+    row = base | {"lift": 0.1, "lift_low": 0.05, "lift_high": 0.15} | columns
+    return row | {"choice_low": row["low"], "choice_high": row["high"]}
 
 
 def test_headlines_are_the_probe_named_in_advance_and_the_best_on_validation_never_on_test():
@@ -90,10 +91,11 @@ def test_the_verdict_weighs_chance_and_the_best_control(columns, words):
 
 
 def test_a_headline_in_words_has_the_number_the_interval_the_control_and_the_verdict():
-    said = in_words(pd.Series(result()))
+    table = pd.DataFrame([result(probe="logistic_tuned")]).assign(choice_low=0.52, choice_high=0.7)
+    said = in_words(headline(table, "truth", TRUTH))
     assert (
-        said == "AUROC 0.60 [0.55, 0.65], n = 90 (smaller class 40); accuracy at its threshold "
-        "0.75; best control: TF-IDF 0.50, "
+        said == "AUROC 0.60 [0.52, 0.70], n = 90 (smaller class 40); given the layer [0.55, 0.65]; "
+        "accuracy at its threshold 0.75; best control: TF-IDF 0.50, "
         "lift +0.10 [+0.05, +0.15]: above chance and above TF-IDF"
     )
     assert in_words(None) == "not scored, as one class has too few rows"

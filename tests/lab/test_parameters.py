@@ -87,6 +87,7 @@ AS_IT_IS = {
         "missing",
         "folder",
     ),
+    "card": ("folder",),
     "seed": ("zero",),
     "n_shots": ("zero",),
     "quantization": ("None",),
@@ -104,6 +105,7 @@ READ_AS = {
     "plain": NONE,
     "statements": NONE,
     "system_prompts": NONE,
+    "card": NONE,
 }
 """Values of `BAD` that these parameters take as another value."""
 
@@ -348,7 +350,7 @@ def test_one_data_set_under_two_names_is_refused(folder):
         assert "; this is one file under two names, 'empty.csv' and " in message
 
 
-@pytest.mark.parametrize("name", ["model", "datasets", "runs_dir", "statements", "compare"])
+@pytest.mark.parametrize("name", ["model", "datasets", "runs_dir", "statements", "compare", "card"])
 def test_a_tilde_is_the_home_folder_in_every_path(name, folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     (folder / "here").mkdir()

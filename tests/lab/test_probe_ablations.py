@@ -6,11 +6,14 @@ import pytest
 from planted_states import read_from, states_that_hold_y, twins
 
 from dlk_utils.evaluation.tasks import KNOWN, LYING, Task, make_task
+from dlk_utils.lab.findings import gradient_adds, gradient_lines
 from dlk_utils.lab.tables.probe_ablations import (
     CLASSES,
     best_heads_table,
     class_report,
     class_rows,
+    curve_lines,
+    curve_table,
     gain_table,
     head_table,
     restart_table,
@@ -61,6 +64,53 @@ def test_features_of_a_site_are_compared_at_the_layer_of_its_activation(rows, ta
     table = gain_table(task, features).set_index("feature")
     assert list(table.layer) == [2, 2]
     assert table.estimate["activation"] > 0.9 and table.estimate["gradient"] < 0.7
+
+
+@pytest.fixture(scope="module")
+def curves(rows, task) -> pd.DataFrame:
+    """States hold the truth at layer 2; gradients hold the answer, and nothing else."""
+    answers = states_that_hold_y(rows.assign(y=rows.answer), 1.5, seed=3)
+    features = {}
+    for layer, strength in ((1, 0.0), (2, 0.5)):
+        state = states_that_hold_y(rows, strength, seed=layer)
+        features["activation", "resid_post", layer] = state
+        features["gradient", "resid_post", layer] = answers
+        features["both", "resid_post", layer] = lambda some, state=state: np.concatenate(
+            [state(some), answers(some)], axis=1
+        )
+    tasks = {
+        "honest rows": task,
+        "rows told to lie": make_task(rows, "truth", "by example, lie rows"),
+    }
+    return curve_table(tasks, features)
+
+
+def test_a_gradient_that_holds_the_answer_misleads_where_the_answer_was_the_truth(curves):
+    table = curves.set_index(["fitted_on", "feature", "layer"]).sort_index()
+    assert len(table) == 2 * 3 * 2 and set(curves.layer[curves.chosen]) == {2}
+    honest, lies = (
+        table.loc[(name, "gradient", 2)] for name in ("honest rows", "rows told to lie")
+    )
+    assert honest.estimate < 0.1 and honest.own_answer > 0.9 and honest.gain_high < 0
+    # The answer is the opposite of the truth on every row told to lie.
+    assert lies.estimate > 0.9 and lies.own_answer == pytest.approx(1 - lies.estimate)
+    state = table.xs("activation", level="feature")
+    assert (state[["gain", "gain_low", "gain_high"]] == 0).all(axis=None)
+    assert table.gain_low["rows told to lie", "both", 1] > 0
+    assert (table.gain_low <= table.gain + 1e-9).all()
+    assert (table.gain <= table.gain_high + 1e-9).all()
+
+
+def test_what_is_said_of_the_gradient_follows_from_its_intervals(curves):
+    said = gradient_adds(curves)
+    assert "fitted on honest rows it lowers" in said and "fitted on rows told to lie it" in said
+    of_honest, of_lies = gradient_lines(curves)
+    assert of_honest.startswith("Fitted on honest rows, at layer 2: state ")
+    assert of_lies.startswith("Fitted on rows told to lie, at layer 2: ")
+    unclear = curves.assign(gain_low=-0.1, gain_high=0.1)
+    assert "it does not clearly change the score" in gradient_adds(unclear)
+    assert gradient_adds(curve_table({}, {})) == "not scored"
+    assert gradient_lines(curve_table({}, {})) == [] and curve_lines(curve_table({}, {})).empty
 
 
 @pytest.mark.parametrize("strength, least, most", [(1.0, 0.9, 1.0), (0.0, 0.3, 0.7)])

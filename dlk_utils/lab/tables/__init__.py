@@ -50,6 +50,14 @@ def lying_task(run: Run) -> Task:
     return make_task(run.truth_rows, "truth", LYING)
 
 
+def split_anew(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return rows whose examples are split at random, in the shares that they are split in."""
+    examples = rows[["example_id", "split"]].drop_duplicates()
+    splits = np.random.default_rng(seed).permutation(examples.split)
+    split_of = dict(zip(examples.example_id, splits, strict=True))
+    return rows.assign(split=rows.example_id.map(split_of))
+
+
 def estimate_with_interval(
     scores: Float[np.ndarray, " n"], rows: pd.DataFrame, *, seed: int = 0
 ) -> dict[str, Any]:

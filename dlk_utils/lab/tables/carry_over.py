@@ -13,7 +13,14 @@ import numpy as np
 import pandas as pd
 
 from dlk_utils.errors import TooFewRows
-from dlk_utils.evaluation.selection import FittingRows, fit_layers, in_memory, stack_layers
+from dlk_utils.evaluation.selection import (
+    FittingRows,
+    LayerProbe,
+    choose_by_twins,
+    fit_layers,
+    in_memory,
+    stack_layers,
+)
 from dlk_utils.evaluation.stats import auroc
 from dlk_utils.evaluation.tasks import (
     LYING,
@@ -27,7 +34,7 @@ from dlk_utils.extract.stages import store_states
 from dlk_utils.extract.store import read_rows
 from dlk_utils.lab.cache import kept
 from dlk_utils.lab.run import Run
-from dlk_utils.lab.tables import empty_if_too_few, estimate_with_interval
+from dlk_utils.lab.tables import empty_if_too_few, estimate_with_interval, split_anew
 from dlk_utils.probes import ALL_STATE_PROBES
 from dlk_utils.questions.prompts import make_prompts
 from dlk_utils.questions.styles import restyled
@@ -171,35 +178,134 @@ def example_curve(rows: pd.DataFrame, features: Features, *, seed: int = 0) -> p
     return pd.DataFrame(table, columns=CURVE_COLUMNS)
 
 
-# To other splits of the same examples.
+# To other splits of the same examples, and by another rule for the layer.
 
 SPLITS = 10
-REGROUPED_COLUMNS = ["again", "layer", "estimate", "n"]
+EARLIEST, BY_TWINS = "earliest good layer", "layer where twins agree most"
+"""The rules that choose a layer: `earliest_good_layer`, and `choose_by_twins`."""
+SAME, OTHER_FAMILIES = "the same data sets", "families of instructions left out"
+REGROUPED_COLUMNS = [
+    *("again", "tested_on", "rule", "layer", "estimate", "known", "accuracy"),
+    *("n", "n_known"),
+]
+
+RULE_COLUMNS = [
+    *("tested on", "rule", "mean", "least", "greatest", "standard deviation", "accuracy"),
+    *("better", "splits"),
+]
 
 
 @kept("08-regrouped")
-def regrouped(run: Run, *, layers: list[int]) -> pd.DataFrame:
+def regrouped(run: Run, *, layers: list[int], probe: str = "logistic") -> pd.DataFrame:
     """Split the same examples anew, and train and test again; see `split_again`."""
     states = in_memory(run.states(layers), run.truth_rows)
-    return split_again(run.truth_rows, states)
+    return split_again(run.truth_rows, states, probe=probe)
 
 
 @empty_if_too_few(REGROUPED_COLUMNS)
-def split_again(rows: pd.DataFrame, features: Features) -> pd.DataFrame:
+def split_again(rows: pd.DataFrame, features: Features, *, probe: str = "logistic") -> pd.DataFrame:
     """Split the examples at random in the same shares, `SPLITS` times, and score each time.
 
-    It shows what one lucky split is worth. If any split has too few rows, the table is empty.
+    It shows what one lucky split is worth, and which rule chooses the better layer. Each time a
+    probe is fitted on honest rows, and read on rows told to lie at the layer of either rule. It is
+    also fitted without each of the data sets, and tested on that one.
+
+    Returns
+    -------
+    DataFrame
+        A row for each split (`again`), each test (`tested_on`) and each `rule`: the `layer`, the
+        AUROC (`estimate`) on `n` rows told to lie, and on those `n_known` whose answer the model
+        knows its AUROC (`known`) and its `accuracy` at the threshold of the training rows.
+        `tested_on` is `SAME`; a data set that neither the fit nor the choice of the layer has seen;
+        or `OTHER_FAMILIES`, where the twins that choose the layer are told to lie by half of the
+        instruction families, and the test rows by the other half. Tests with too few rows are left
+        out; if those of `SAME` have too few, the table is empty.
     """
-    examples = rows[["example_id", "split"]].drop_duplicates()
     table = []
     for again in range(SPLITS):
-        splits = np.random.default_rng(again).permutation(examples.split)
-        split_of = dict(zip(examples.example_id, splits, strict=True))
-        task = make_task(rows.assign(split=rows.example_id.map(split_of)), "truth", LYING)
-        fitted = fit_layers(ALL_STATE_PROBES["logistic"], features, task.train, task.validation)
-        estimate = auroc(fitted.score(task.test), task.test.y.to_numpy())
-        table.append([again, fitted.layer, estimate, len(task.test)])
+        anew = split_anew(rows, again)
+        make_task(anew, "truth", LYING)  # raises if there are too few rows
+        for left_out in (None, *sorted(rows.dataset.unique())):
+            with suppress(TooFewRows):
+                found = _score_by_both_rules(anew, left_out, features, probe)
+                table += [{"again": again, **row} for row in found]
     return pd.DataFrame(table, columns=REGROUPED_COLUMNS)
+
+
+def _score_by_both_rules(
+    rows: pd.DataFrame, left_out: str | None, features: Features, probe: str
+) -> list[dict]:
+    """Fit a probe without one data set, and score it by either rule; of None, with all of them."""
+    may_fit = rows if left_out is None else rows[rows.dataset != left_out]
+    train, validation = (select_rows(may_fit, "truth", split) for split in ("train", "validation"))
+    require_rows({"train": train, "validation": validation}, f"without {left_out}")
+    fitted = fit_layers(ALL_STATE_PROBES[probe], features, train, validation)
+    twins = may_fit[may_fit.split == "validation"]
+    test = select_rows(rows, "lie", "test")
+    if left_out is not None:
+        return _scores(fitted, twins, test[test.dataset == left_out], f"{left_out} left out")
+    found = _scores(fitted, twins, test, SAME)
+    families = sorted(rows.family[rows.role == "lie"].unique())
+    for unseen in (families[::2], families[1::2]):
+        with suppress(TooFewRows):
+            is_seen = (twins.role != "lie") | ~twins.family.isin(unseen)
+            of_unseen = test[test.family.isin(unseen)]
+            found += _scores(fitted, twins[is_seen], of_unseen, OTHER_FAMILIES)
+    return found
+
+
+def _scores(
+    fitted: LayerProbe, twins: pd.DataFrame, test: pd.DataFrame, tested_on: str
+) -> list[dict]:
+    """Score test rows at the layer that each rule chooses."""
+    require_rows({"test": test}, tested_on)
+    known = test[test.knows]
+    found = []
+    for rule, at_layer in ((EARLIEST, fitted), (BY_TWINS, choose_by_twins(fitted, twins))):
+        of_known = at_layer.score(known) if len(known) else np.empty(0)
+        found.append(
+            {
+                "tested_on": tested_on,
+                "rule": rule,
+                "layer": at_layer.layer,
+                "estimate": auroc(at_layer.score(test), test.y.to_numpy()),
+                "known": auroc(of_known, known.y.to_numpy()),
+                "accuracy": np.mean((of_known > 0) == known.y) if len(known) else np.nan,
+                "n": len(test),
+                "n_known": len(known),
+            }
+        )
+    return found
+
+
+def rules_compared(regrouped: pd.DataFrame) -> pd.DataFrame:
+    """Summarise `split_again` by test and rule: the AUROC on known rows over the splits.
+
+    `better` counts the splits in which a rule scores higher than the other one.
+    """
+    means = ["tested_on", "again", "rule"]
+    # Both halves of the families are tested in each split.
+    of_split = regrouped.groupby(means, sort=False)[["known", "accuracy"]].mean().reset_index()
+    other = of_split.assign(rule=of_split.rule.map({EARLIEST: BY_TWINS, BY_TWINS: EARLIEST}))
+    of_split = of_split.merge(
+        other.drop(columns="accuracy"), on=means, suffixes=("", "_of_other_rule")
+    )
+    rows = []
+    for (tested_on, rule), group in of_split.groupby(["tested_on", "rule"], sort=False):
+        rows.append(
+            {
+                "tested on": tested_on,
+                "rule": rule,
+                "mean": group.known.mean(),
+                "least": group.known.min(),
+                "greatest": group.known.max(),
+                "standard deviation": group.known.std(),
+                "accuracy": group.accuracy.mean(),
+                "better": int((group.known > group.known_of_other_rule).sum()),
+                "splits": len(group),
+            }
+        )
+    return pd.DataFrame(rows, columns=RULE_COLUMNS)
 
 
 # To other styles of text.

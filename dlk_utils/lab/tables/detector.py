@@ -12,23 +12,54 @@ from dlk_utils.evaluation.stats import wilson_interval
 from dlk_utils.lab.run import Run
 from dlk_utils.questions.prompts import own_prompts
 
+FAMILIES = "families of lies seen"
+"""The entry of a card that lists the families of lie instructions that it has learned from."""
+
+CARD = "the card"
+"""What a detector is called that `load_detector` has loaded."""
+
+HONEST_ONLY = "honest only"
+"""The detector that is fitted on honest rows and nothing else."""
+HALVES = ("one half", "other half")
+"""The detectors that learn from half of the families of lie instructions, and their labels."""
+TWINS = ("one half's twins", "other half's twins")
+"""Those fitted on honest rows, which take out what half of the families change, without a label."""
 JOINED = "half of the families"
-"""The judge that flags what one of the two half-trained detectors flags."""
+JOINED_TWINS = "twins of half of the families, no labels"
+JOINS = {JOINED: HALVES, JOINED_TWINS: TWINS}
+"""The judges that flag what one of two detectors flags, each of which has seen half of the
+families."""
 
 
-def fit_detector(run: Run, *, layers: list[int], families: Sequence[str] = ()) -> TruthDetector:
+def families_seen(run: Run) -> dict[str, Sequence[str]]:
+    """Return the families of lie instructions that each detector of notebook 06 learns from."""
+    families = sorted(run.scored.family[run.scored.role == "lie"].unique())
+    halves = (families[::2], families[1::2])
+    seen = dict(zip(HALVES, halves, strict=True)) | dict(zip(TWINS, halves, strict=True))
+    return {HONEST_ONLY: [], **seen}
+
+
+def fit_detector(
+    run: Run, *, layers: list[int], families: Sequence[str] = (), with_labels: bool = True
+) -> TruthDetector:
     """Fit a detector on honest rows, or load its kept card.
 
-    Training rows told to lie by an instruction of `families` are learned from as well. Validation
-    rows choose the layer, among `layers`, and the threshold.
+    Rows told to lie by an instruction of `families`, outside the test split, are learned from as
+    well: either with their labels, like honest ones, or without them, as twins of honest rows (see
+    `TruthDetector.fit`). Validation rows choose the layer, among `layers`, and the threshold.
     """
-    arguments = {"layers": list(layers), "families": list(families)}
+    arguments = {"layers": list(layers), "families": list(families), "with_labels": with_labels}
     inputs = {"run": run.record, "arguments": arguments}
 
     def fit_and_save(folder: Path, record: dict) -> None:
         rows = run.truth_rows
         may_fit = (rows.role != "lie") | rows.family.isin(families)
         rows = rows[may_fit & (rows.split != "test")]
+        told_to_lie = None
+        if not with_labels:
+            # Of the honest rows of an example, the one of the same template is the twin.
+            rows = rows.sort_values("role", key=_is_no_twin, kind="stable")
+            told_to_lie = (rows.role == "lie").to_numpy()
         detector = TruthDetector.fit(
             run.loaded,
             list(rows.input_ids),
@@ -37,9 +68,11 @@ def fit_detector(run: Run, *, layers: list[int], families: Sequence[str] = ()) -
             states=stack_layers(run.states(layers), rows),
             groups=rows.example_id.to_numpy(),
             margins=rows.margin.to_numpy(),
+            told_to_lie=told_to_lie,
             layers=layers,
             trained_on=folder.name,
         )
+        detector.card[FAMILIES] = list(families)
         detector.save(folder)
 
     is_kept = TruthDetector.is_kept
@@ -47,17 +80,37 @@ def fit_detector(run: Run, *, layers: list[int], families: Sequence[str] = ()) -
     return TruthDetector.load(folder, run.loaded)
 
 
+def _is_no_twin(roles: pd.Series) -> pd.Series:
+    return roles == "known"
+
+
 def fit_detectors(
     run: Run, families: Mapping[str, Sequence[str]], *, layers: list[int]
 ) -> dict[str, TruthDetector]:
-    """Fit a detector for each list of families of lies; with too few rows say so, and fit none."""
-    try:
-        return {
-            name: fit_detector(run, layers=layers, families=some) for name, some in families.items()
-        }
-    except TooFewRows as error:
-        print(error)
-        return {}
+    """Fit a detector for each list of families of lies; those with too few rows say so instead."""
+    detectors = {}
+    reasons = []
+    for name, some in families.items():
+        try:
+            detectors[name] = fit_detector(
+                run, layers=layers, families=some, with_labels=name not in TWINS
+            )
+        except TooFewRows as error:
+            reasons.append(str(error))
+    for reason in dict.fromkeys(reasons):
+        print(reason)
+    return detectors
+
+
+def load_detector(
+    run: Run, folder: str
+) -> tuple[dict[str, TruthDetector], dict[str, Sequence[str]]]:
+    """Load a kept card for the model of a run; return it, and what it has seen, under `CARD`.
+
+    Raises `CardError` if it is not a card of this model.
+    """
+    detector = TruthDetector.load(Path(folder), run.loaded)
+    return {CARD: detector}, {CARD: detector.card.get(FAMILIES, [])}
 
 
 def card_table(
@@ -70,10 +123,11 @@ def card_table(
         fixture = card.pop("fixture")
         columns[name] = {
             **card,
-            "families of lies seen": ", ".join(families[name]) or "none",
+            FAMILIES: ", ".join(families[name]) or "none",
             "site": detector.site,
             "layer": detector.layer,
             "threshold": round(detector.threshold, 3),
+            "least agreement": round(detector.least_agreement, 3),
             "fixture": f"{len(fixture['scores'])} prompts and their scores",
         }
     return pd.DataFrame(columns)
@@ -84,12 +138,13 @@ def judge_test_rows(
     detectors: Mapping[str, TruthDetector],
     families: Mapping[str, Sequence[str]],
     *,
-    halves: Sequence[str] = (),
+    joins: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Let each detector judge the test rows, from their stored states.
 
-    Rows told to lie by the `families` that a detector has learned from are left out. What the
-    detectors named in `halves` judge is joined besides, as `JOINED`.
+    Rows told to lie by the `families` that a detector has learned from are left out. `joins` are
+    further judges, such as `JOINS`, each with the names of the detectors that it joins; those of
+    which a detector is missing are left out.
     """
     test = run.scored[(run.scored.split == "test") & run.scored.readable]
     judged = {}
@@ -98,8 +153,9 @@ def judge_test_rows(
         rows = test[is_unseen].reset_index(drop=True)
         read = run.states([detector.layer])["activation", detector.site, detector.layer]
         judged[name] = detector.judge(rows, detector.score_states(read(rows)))
-    if judged and halves:
-        judged[JOINED] = join_judgements([judged[half] for half in halves])
+    for judge, names in (joins or {}).items():
+        if set(names) <= set(judged):
+            judged[judge] = join_judgements([judged[name] for name in names])
     return judged
 
 

@@ -4,7 +4,8 @@ All but the long table of results are of the main task: truth, trained on honest
 rows told to lie, at the layer that validation rows choose.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from sklearn.metrics import accuracy_score, classification_report, f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.controls import RIVALS, TURNED
 from dlk_utils.evaluation.evaluate import RESULT_COLUMNS, evaluate, evaluate_targets
 from dlk_utils.evaluation.selection import (
@@ -35,6 +37,7 @@ from dlk_utils.evaluation.tasks import (
     Features,
     Task,
     make_targets,
+    make_task,
     pair_features,
     require_rows,
     state_features,
@@ -114,7 +117,10 @@ def rivals(results: pd.DataFrame) -> pd.DataFrame:
     is_named &= (of_truth.site == "resid_post") & of_truth.selected
     is_rival = of_truth.probe.isin(["own answer", *RIVALS])
     shown = of_truth[is_named | is_rival]
+    # The probe's interval is the one in which each resample chooses the layer.
     return shown.assign(
+        low=shown.choice_low.fillna(shown.low),
+        high=shown.choice_high.fillna(shown.high),
         who=shown.probe.where(shown.kind == "control", "probe of truth, fitted on honest rows"),
         where=shown.regime.map(wheres),
     )[RIVAL_COLUMNS].sort_values(["where", "estimate"], ascending=False, ignore_index=True)
@@ -170,6 +176,95 @@ def gain_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFrame
             row[name] = row["estimate"] - rows[baseline]["estimate"]
             row[f"{name}_low"], row[f"{name}_high"] = percentile_interval(differences)
     return pd.DataFrame([rows[group] for group in groups], columns=GAIN_COLUMNS)
+
+
+# The gradient, layer by layer.
+
+FITTED_ON = {"honest rows": LYING, "rows told to lie": "by example, lie rows"}
+"""What a probe of `curves` is fitted on -> the regime. All are read on rows told to lie."""
+CURVE_COLUMNS = [
+    *("fitted_on", "feature", "layer", "chosen", "estimate", "low", "high", "n", "n_smaller"),
+    *("own_answer", "gain", "gain_low", "gain_high"),
+]
+
+
+@kept("05-curves")
+def curves(run: Run, *, layers: list[int]) -> pd.DataFrame:
+    """Compare state, gradient and both at every layer, fitted in two ways; see `curve_table`."""
+    clean = run.gradients()
+    features = target_features("lie", clean, clean, layers)
+    features = {key: read for key, read in features.items() if key[1] == "resid_post"}
+    tasks = {}
+    for fitted_on, regime in FITTED_ON.items():
+        with suppress(TooFewRows):
+            tasks[fitted_on] = make_task(run.truth_rows, "truth", regime)
+    return curve_table(tasks, features, seed=run.seed)
+
+
+def curve_table(tasks: Mapping[str, Task], features: Features, *, seed: int = 0) -> pd.DataFrame:
+    """Fit a logistic regression of truth on each feature at each layer, for each task.
+
+    Parameters
+    ----------
+    tasks : mapping
+        What the probe is fitted on -> the task of the target "truth", whose test rows have the
+        model's `answer`.
+    features : Features
+        "activation", "gradient" and "both" at one site.
+
+    Returns
+    -------
+    DataFrame
+        For each task, feature and layer the test AUROC with its interval, and
+
+        * `chosen`: whether validation rows choose this layer for the activation;
+        * `own_answer`: the AUROC of the same scores against the model's answer instead of the
+          truth (nan if it always answers the same);
+        * `gain`: the AUROC minus that of the activation at the same layer, with its 95 % interval,
+          paired by resample of examples.
+    """
+    rows = []
+    for fitted_on, task in tasks.items():
+        y, answer = task.test.y.to_numpy(), task.test.answer.to_numpy()
+        weights = bootstrap_weights(task.test.example_id, 1000, seed)
+        probes = {
+            name: fit_layers(
+                Logistic,
+                {key: read for key, read in features.items() if key[0] == name},
+                task.train,
+                task.validation,
+            )
+            for name in ("activation", "gradient", "both")
+        }
+        state = probes["activation"]
+        state_scores = state.score_layers(task.test)
+        for feature, probe in probes.items():
+            all_scores = probe.score_layers(task.test)
+            for i, (of_state, scores) in enumerate(zip(state_scores, all_scores, strict=True)):
+                differences = weighted_auroc(scores, y, weights) - weighted_auroc(
+                    of_state, y, weights
+                )
+                gain_low, gain_high = percentile_interval(differences)
+                rows.append(
+                    {
+                        "fitted_on": fitted_on,
+                        "feature": feature,
+                        "layer": probe.layers[i],
+                        "chosen": i == state.chosen,
+                        **estimate_with_interval(scores, task.test, seed=seed),
+                        "own_answer": auroc(scores, answer),
+                        "gain": auroc(scores, y) - auroc(of_state, y),
+                        "gain_low": gain_low,
+                        "gain_high": gain_high,
+                    }
+                )
+    return pd.DataFrame(rows, columns=CURVE_COLUMNS)
+
+
+def curve_lines(curves: pd.DataFrame) -> pd.DataFrame:
+    """Name the lines of `curve_table` in the column `line`, for a figure."""
+    feature = curves.feature.replace({"activation": "state"})
+    return curves.assign(line=feature + ", fitted on " + curves.fitted_on)
 
 
 # How states are scaled.
