@@ -481,6 +481,15 @@ def layers_title(responses: pd.DataFrame) -> str:
     )
 
 
+def layer_verdicts(responses: pd.DataFrame, dose: float) -> str:
+    """Say at which layers the direction of truth that was fitted there moves what."""
+    layers_of: dict[str, list[str]] = {}
+    for layer, of_layer in responses[responses.direction != TWIN].groupby("layer"):
+        verdict_there = steering_verdict(effects(of_layer, dose).loc[TRUTH], TRUTH)
+        layers_of.setdefault(verdict_there, []).append(str(layer))
+    return "; ".join(f"at {', '.join(layers)} it {said}" for said, layers in layers_of.items())
+
+
 def steering_findings(
     undisturbed: pd.DataFrame,
     pushed: pd.DataFrame,
@@ -520,21 +529,24 @@ def steering_findings(
         f"most {controls.unreadable.max():.2f}."
     )
     lines.append(f"* {layers_title(by_layer)}.")
-    return [*lines, *_everywhere_findings(everywhere, dose)]
+    lines.append(
+        f"* Layer by layer, the direction of truth fitted there, pushed by {dose:g} either "
+        f"way: {layer_verdicts(by_layer, dose)}."
+    )
+    return [*lines, *_everywhere_findings(everywhere)]
 
 
-def _everywhere_findings(everywhere: pd.DataFrame, dose: float) -> list[str]:
+def _everywhere_findings(everywhere: pd.DataFrame) -> list[str]:
     lines = []
-    for direction, of_direction in everywhere.groupby("direction", sort=False):
-        for what, of_change in of_direction.groupby("dose", sort=False):
-            cell = of_change.set_index("role")
-            change = (
-                "taken out at all layers" if what == 0 else f"pushed by {what:+g} at all tokens"
-            )
-            lines.append(
-                f"* *{direction}*, {change}: told to lie, "
-                f"{interval_text(cell.loc['lie'], 'disobeyed')} tell the truth; told to tell the "
-                f"truth, {interval_text(cell.loc['truth'], 'disobeyed')} lie; unreadable are "
-                f"{cell.unreadable['lie']:.2f} and {cell.unreadable['truth']:.2f}."
-            )
+    for (direction, dose), cells in everywhere.groupby(["direction", "dose"], sort=False):
+        cell = cells.set_index("role")
+        change = f"pushed by {dose:+g} at all tokens"
+        if dose == 0:
+            change = "taken out of the last token at all layers"
+        lines.append(
+            f"* *{direction}*, {change}: told to lie, "
+            f"{interval_text(cell.loc['lie'], 'disobeyed')} tell the truth; told to tell the "
+            f"truth, {interval_text(cell.loc['truth'], 'disobeyed')} lie; unreadable are "
+            f"{cell.unreadable['lie']:.2f} and {cell.unreadable['truth']:.2f}."
+        )
     return lines

@@ -9,7 +9,7 @@ import torch
 from tiny_models import new_model
 from torch import nn
 
-from dlk_utils.evaluation.tasks import LYING, Task, make_task, select_rows
+from dlk_utils.evaluation.tasks import LYING, Task, make_task
 from dlk_utils.extract.passes import activations, answer_logprobs, margin_gradients
 from dlk_utils.lab.findings import (
     NOTHING_MOVED,
@@ -22,13 +22,15 @@ from dlk_utils.lab.findings import (
 )
 from dlk_utils.lab.tables.steering import (
     ANSWER_COLUMNS,
+    CONTROLS,
     NOTHING,
     OWN_ANSWER,
     RANDOM,
-    RANDOM_TOLD,
     SHUFFLED,
     TOLD,
     TRUTH,
+    TRUTH_LDA,
+    TRUTH_LOGISTIC,
     TRUTHS,
     TWIN,
     answers_of_moves,
@@ -41,9 +43,11 @@ from dlk_utils.lab.tables.steering import (
     layer_lines,
     responses,
     twin_move,
+    twins_of,
     with_undisturbed,
 )
 
+OF_HONEST = (TRUTH, TRUTH_LDA, TRUTH_LOGISTIC)
 WIDTH, LAYER, DOSE = 96, 1, 4.0
 TRUE, FALSE, HONEST, LYING_TOKEN = 10, 11, 12, 13
 NO, YES = 1, 2
@@ -110,8 +114,8 @@ def gradients(some: pd.DataFrame) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def directions() -> dict:
-    told_to_lie = select_rows(rows(), "lie", "train")
-    fitted = fit_directions(task(), told_to_lie, states, gradients, n_random=4)
+    twins = twins_of(rows()[rows().split == "train"])
+    fitted = fit_directions(task().train, twins, states, gradients, n_random=4)
     return {direction.name: direction for direction in fitted}
 
 
@@ -138,17 +142,16 @@ def tables(directions, held_out) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def test_every_kind_of_direction_is_as_long_as_it_should_be(directions):
-    both = pd.concat([task().train, select_rows(rows(), "lie", "train")])
-    of_both = states(both)
+    of_twins = states(twins_of(rows()[rows().split == "train"]))
     for name in (*TRUTHS, OWN_ANSWER, TOLD):
         [vector] = directions[name].vectors
         unit = vector / np.linalg.norm(vector)
-        assert np.linalg.norm(vector) == pytest.approx((of_both @ unit).std(), rel=1e-6)
-    for control, like in ((SHUFFLED, TRUTH), (RANDOM, TRUTH), (RANDOM_TOLD, TOLD)):
+        assert np.linalg.norm(vector) == pytest.approx((of_twins @ unit).std(), rel=1e-6)
+    for control in CONTROLS:
         lengths = np.linalg.norm(directions[control].vectors, axis=1)
         assert len(lengths) == 4
-        assert lengths == pytest.approx(np.linalg.norm(directions[like].vectors[0]), rel=1e-6)
-    assert [name for name, d in directions.items() if not d.by_label] == [TOLD, RANDOM_TOLD]
+        assert lengths == pytest.approx(np.linalg.norm(directions[TRUTH].vectors[0]), rel=1e-6)
+    assert [name for name, d in directions.items() if not d.by_label] == [TOLD]
 
 
 def test_the_overview_compares_with_the_first_direction(directions):
@@ -163,19 +166,18 @@ def test_a_direction_that_decides_the_answer_flips_it_and_the_controls_do_not(ta
     undisturbed, pushed = tables
     assert (undisturbed.disobeyed == 0).all() and (undisturbed.n == 30).all()
     cell = pushed.set_index(["direction", "dose", "role"])
-    for name in (*TRUTHS, OWN_ANSWER):
+    for name in (*OF_HONEST, OWN_ANSWER):
         assert cell.disobeyed[name, DOSE, "lie"] > 0.9
         assert cell.disobeyed[name, -DOSE, "truth"] > 0.9
         assert cell.disobeyed[name, DOSE, "truth"] == cell.disobeyed[name, -DOSE, "lie"] == 0
-    for name in (RANDOM, RANDOM_TOLD):
-        assert pushed[pushed.direction == name].disobeyed.max() < 0.2
+    assert pushed[pushed.direction == RANDOM].disobeyed.max() < 0.2
     # States vary along that axis most, so by chance shuffled labels give it too, with either sign.
     assert cell.disobeyed[SHUFFLED, DOSE, "lie"] < 0.9
 
 
 def test_the_verdict_of_a_planted_answer_direction_is_that_it_moves_the_answer(tables):
     effect = effects(tables[1], DOSE)
-    for name in (*TRUTHS, OWN_ANSWER):
+    for name in (*OF_HONEST, OWN_ANSWER):
         assert steering_verdict(effect.loc[name], name) == "moves the answer"
     shown = steering_table(tables[1], DOSE)
     assert shown.verdict[TRUTH] == "moves the answer" and shown.verdict[RANDOM] == "control"
@@ -255,10 +257,13 @@ def test_a_curve_begins_with_what_the_rows_do_undisturbed(tables):
 
 def test_the_findings_have_a_line_for_each_direction_and_none_without_rows(tables):
     undisturbed, pushed = tables
+    is_truth_or_random = pushed.direction.isin([TRUTH, RANDOM])
     twin = pushed[pushed.direction == TRUTH].assign(direction=TWIN)
+    by_layer = pd.concat([pushed[is_truth_or_random], twin])
     everywhere = pd.concat([pushed[pushed.direction == TRUTH], undisturbed.assign(direction=TRUTH)])
-    lines = steering_findings(undisturbed, pushed, twin, everywhere, DOSE)
-    assert len(lines) == 1 + 6 + 1 + 1 + 3
+    lines = steering_findings(undisturbed, pushed, by_layer, everywhere, DOSE)
+    assert len(lines) == 1 + 7 + 1 + 2 + 3
+    assert any(f"at {LAYER} it moves the answer" in line for line in lines)
     nothing = pushed.head(0)
     assert steering_findings(nothing, nothing, nothing, nothing, DOSE) == []
     assert steering_table(nothing, DOSE).empty

@@ -20,7 +20,7 @@ from torch import nn
 from dlk_utils.evaluation.behaviour import MIN_MASS
 from dlk_utils.evaluation.selection import fit_layers
 from dlk_utils.evaluation.stats import mean_interval
-from dlk_utils.evaluation.tasks import Task, require_rows, select_rows
+from dlk_utils.evaluation.tasks import require_rows
 from dlk_utils.extract.passes import Move, answer_logprobs, answers_after_moves
 from dlk_utils.extract.steering import ablate, scaled_to_spread, steer
 from dlk_utils.extract.store import read_rows
@@ -34,18 +34,18 @@ from dlk_utils.questions.choices import require_first_token_choices
 TRUTH = "truth, difference of means"
 TRUTH_LDA = "truth, LDA"
 TRUTH_LOGISTIC = "truth, logistic"
+TRUTH_OF_BOTH = "truth, of honest and lying rows"
 OWN_ANSWER = "own answer"
 GRADIENT = "gradient of the margin"
 TOLD = "told to tell the truth"
 SHUFFLED = "shuffled labels"
 RANDOM = "random"
-RANDOM_TOLD = "random, the same way for all rows"
 NOTHING = "nothing"
 TWIN = "state of the twin"
 
-TRUTHS = (TRUTH, TRUTH_LDA, TRUTH_LOGISTIC)
+TRUTHS = (TRUTH, TRUTH_LDA, TRUTH_LOGISTIC, TRUTH_OF_BOTH)
 RIVALS = (OWN_ANSWER, GRADIENT, TOLD)
-CONTROLS = (SHUFFLED, RANDOM, RANDOM_TOLD)
+CONTROLS = (SHUFFLED, RANDOM)
 
 AT_LAST = "last token"
 AT_ALL = "all tokens"
@@ -89,8 +89,8 @@ class Direction:
 
 
 def fit_directions(
-    task: Task,
-    told_to_lie: pd.DataFrame,
+    honest: pd.DataFrame,
+    twins: pd.DataFrame,
     states: Callable[[pd.DataFrame], np.ndarray],
     gradients: Callable[[pd.DataFrame], np.ndarray],
     *,
@@ -99,54 +99,53 @@ def fit_directions(
 ) -> list[Direction]:
     """Fit the direction of truth at a layer, its rivals and its controls, on training rows.
 
-    * `TRUTHS`: the weights of probes that were fitted to the label on honest rows, in terms of
-      states that are not scaled.
-    * `OWN_ANSWER`: the difference of means between rows that answer choice 1 and choice 0, among
-      honest rows and those told to lie. (There the answer does not go with the label.)
-    * `GRADIENT`: the mean over the same rows of the unit gradients of the margin.
-    * `TOLD`: the difference of means between honest rows and those told to lie.
-    * `SHUFFLED`: `n_random` differences of means like the first, with the labels shuffled.
-    * `RANDOM`, `RANDOM_TOLD`: `n_random` random directions, one for all of them where the push goes
-      by the label, the other where it does not.
+    * `TRUTH`, `TRUTH_LDA`, `TRUTH_LOGISTIC`: the weights of probes that are fitted to the label on
+      honest rows, in terms of states that are not scaled. In honest rows the answer is nearly the
+      label, so these may hold either.
+    * `TRUTH_OF_BOTH`, `OWN_ANSWER`, `TOLD`: differences of means of the twins, by the label, by the
+      answer given, and by what they are told. As both twins of each example are there, and one of
+      them answers otherwise, none of the three goes with another.
+    * `GRADIENT`: the mean over the twins of the unit gradients of the margin.
+    * `SHUFFLED`: `n_random` differences of means like `TRUTH`, with the labels shuffled.
+    * `RANDOM`: `n_random` random directions.
 
-    The unit of dose is one standard deviation of the states of all these rows along the direction.
-    `SHUFFLED` and `RANDOM` are as long as `TRUTH` instead, and `RANDOM_TOLD` as long as `TOLD`:
-    along them states hardly vary.
+    The unit of dose is one standard deviation of the twins' states along the direction. The
+    controls are as long as `TRUTH` instead, since states may hardly vary along them. (Where states
+    vary most along one axis, shuffled labels give that axis too, with either sign.)
 
     Parameters
     ----------
-    task
-        The main task, whose training rows are honest.
-    told_to_lie
-        Training rows told to lie, with `answer`.
+    honest
+        Honest training rows, whose class `y` is the label.
+    twins
+        Training rows told to tell the truth and to lie about the same examples, with `answer`.
     states, gradients
         Read the states of rows at the layer, and the gradients by them, [n, d].
 
     Raises
     ------
     TooFewRows
-        If there are too few rows told to lie, or too few that give either answer.
+        If too few of the twins give either answer.
     """
-    honest = task.train
-    both = pd.concat([honest, told_to_lie], ignore_index=True)
-    own_answer = both.assign(y=both.answer.astype(int))
-    told = both.assign(y=(both.role != "lie").astype(int))
-    for what, rows in (("own answer", own_answer), ("told to lie", told)):
-        require_rows({"train": rows}, f"direction of {what}", least={"train": 2})
-    of_honest, of_both, of_gradients = states(honest), states(both), gradients(both)
+    of_honest, of_twins, of_gradients = states(honest), states(twins), gradients(twins)
 
     def weights(make_probe: Callable, X: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
         return fit_probe(make_probe, X, rows).raw_weights()[0][0].numpy()
 
-    def one_deviation(vector: np.ndarray) -> np.ndarray:
-        return scaled_to_spread(vector, of_both)
+    def between_twins(y: pd.Series) -> np.ndarray:
+        rows = twins.assign(y=y.astype(int))
+        require_rows({"train": rows}, "directions of twins", least={"train": 2})
+        return weights(MeanDifference, of_twins, rows)
 
-    def as_long_as(vectors: Iterable[np.ndarray], vector: np.ndarray) -> np.ndarray:
-        rows = np.stack(list(vectors))
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True) * np.linalg.norm(vector)
+    def one_deviation(vector: np.ndarray) -> np.ndarray:
+        return scaled_to_spread(vector, of_twins)[None]
 
     truth = one_deviation(weights(MeanDifference, of_honest, honest))
-    towards_truth = one_deviation(weights(MeanDifference, of_both, told))
+
+    def as_long_as_truth(vectors: np.ndarray) -> np.ndarray:
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors / lengths * np.linalg.norm(truth)
+
     lengths = np.linalg.norm(of_gradients, axis=1, keepdims=True)
     mean_gradient = (of_gradients / np.maximum(lengths, np.finfo(float).tiny)).mean(0)
     rng = np.random.default_rng([seed, 11])
@@ -154,31 +153,32 @@ def fit_directions(
         weights(MeanDifference, of_honest, honest.assign(y=rng.permutation(honest.y)))
         for _ in range(n_random)
     ]
-    random, random_told = rng.standard_normal((2, n_random, len(truth)))
+    random = rng.standard_normal((n_random, truth.shape[1]))
+    is_honest = twins.role != "lie"
     return [
-        Direction(TRUTH, truth[None]),
-        Direction(TRUTH_LDA, one_deviation(weights(LDA, of_honest, honest))[None]),
-        Direction(TRUTH_LOGISTIC, one_deviation(weights(Logistic, of_honest, honest))[None]),
-        Direction(OWN_ANSWER, one_deviation(weights(MeanDifference, of_both, own_answer))[None]),
-        Direction(GRADIENT, one_deviation(mean_gradient)[None]),
-        Direction(TOLD, towards_truth[None], by_label=False),
-        Direction(SHUFFLED, as_long_as(shuffled, truth)),
-        Direction(RANDOM, as_long_as(random, truth)),
-        Direction(RANDOM_TOLD, as_long_as(random_told, towards_truth), by_label=False),
+        Direction(TRUTH, truth),
+        Direction(TRUTH_LDA, one_deviation(weights(LDA, of_honest, honest))),
+        Direction(TRUTH_LOGISTIC, one_deviation(weights(Logistic, of_honest, honest))),
+        Direction(TRUTH_OF_BOTH, one_deviation(between_twins(twins.label))),
+        Direction(OWN_ANSWER, one_deviation(between_twins(twins.answer))),
+        Direction(GRADIENT, one_deviation(mean_gradient)),
+        Direction(TOLD, one_deviation(between_twins(is_honest)), by_label=False),
+        Direction(SHUFFLED, as_long_as_truth(np.stack(shuffled))),
+        Direction(RANDOM, as_long_as_truth(random)),
     ]
 
 
 def directions_of(run: Run, layer: int, *, n_random: int) -> list[Direction]:
     """Fit the directions of a run at a layer; see `fit_directions`."""
     folder = run.gradients()
-    told_to_lie = select_rows(run.truth_rows, "lie", "train")
+    twins = twins_of(run.truth_rows[run.truth_rows.split == "train"])
 
     def gradients(rows: pd.DataFrame) -> Float[np.ndarray, "n d"]:
         return read_rows(folder, rows, f"gradient.resid_post.{layer}.0").astype(float)
 
     [states] = run.states([layer]).values()
     return fit_directions(
-        lying_task(run), told_to_lie, states, gradients, n_random=n_random, seed=run.seed
+        lying_task(run).train, twins, states, gradients, n_random=n_random, seed=run.seed
     )
 
 
@@ -215,6 +215,13 @@ def direction_table(directions: Sequence[Direction], states: np.ndarray) -> pd.D
 # The rows, and the layer.
 
 
+def twins_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """Select the rows told to tell the truth and to lie about the same examples."""
+    rows = rows[rows.role.isin(["truth", "lie"])]
+    n_twins = rows.groupby("example_id").role.transform("nunique")
+    return rows[n_twins == 2].reset_index(drop=True)
+
+
 def held_out_rows(run: Run) -> pd.DataFrame:
     """Return the rows that are pushed: twins of test examples that the model knows.
 
@@ -226,9 +233,7 @@ def held_out_rows(run: Run) -> pd.DataFrame:
         If there are too few examples of a label.
     """
     rows = run.truth_rows
-    rows = rows[rows.role.isin(["truth", "lie"]) & (rows.split == "test") & rows.knows]
-    n_twins = rows.groupby("example_id").role.transform("nunique")
-    rows = rows[n_twins == 2].reset_index(drop=True)
+    rows = twins_of(rows[(rows.split == "test") & rows.knows])
     require_rows({"test": rows[rows.role == "lie"]}, "known test rows, told to lie", column="label")
     require_first_token_choices(rows, "steering")
     return rows
@@ -247,7 +252,7 @@ def chosen_layer(run: Run, *, layers: list[int]) -> int:
 # What the model answers.
 
 
-SHARES_OF_DOSE = (0.25, 0.5, 1, 2)
+SHARES_OF_DOSE = (0.5, 1, 2)
 """The doses of the curve, as shares of the one that was named in advance."""
 
 
@@ -282,7 +287,7 @@ def by_layer(run: Run, *, layers: list[int], dose: float) -> pd.DataFrame:
     for layer in layers:
         directions = directions_of(run, layer, n_random=1)
         for direction in directions:
-            if direction.name in (TRUTH, OWN_ANSWER, TOLD):
+            if direction.name in (TRUTH, TOLD, RANDOM):
                 for signed_dose in both_ways([dose]):
                     labelled += labelled_moves(direction, layer, rows, signed_dose)
         [states] = run.states([layer]).values()
@@ -293,32 +298,28 @@ def by_layer(run: Run, *, layers: list[int], dose: float) -> pd.DataFrame:
 @kept("11-everywhere")
 @empty_if_too_few(ANSWER_COLUMNS)
 def everywhere(run: Run, *, layers: list[int], dose: float) -> pd.DataFrame:
-    """Push all tokens of the prompt at the chosen layer, and take directions out at all layers.
+    """Push all tokens of the prompt along the direction of truth, and take directions out.
 
-    Both is done for the directions of truth, own answer and instruction, and for a random one. At
-    each layer the direction that was fitted there is taken out, and states keep the component that
-    training rows have on average. The dose of these rows is 0, and their layer -1.
+    The push is at the chosen layer. What is taken out of the last token, at all layers, is each
+    layer's own direction of truth, of what is told, or a random one; states keep the component that
+    the training twins have on average. The dose of these rows is 0, and their layer -1.
     """
     rows = held_out_rows(run)
-    names = (TRUTH, OWN_ANSWER, TOLD, RANDOM)
     layer = chosen_layer(run, layers=layers)
-    every_layer = range(run.n_layers)
-    fitted = {number: directions_of(run, number, n_random=1) for number in every_layer}
-    task = lying_task(run)
-    centers = [read(task.train).mean(0) for read in run.states("all").values()]
-    tables = []
-    for at_layer in zip(*fitted.values(), strict=True):
-        name = at_layer[0].name
-        if name not in names:
-            continue
-        direction = at_layer[layer]
-        for signed_dose in both_ways([dose]):
-            pushed_rows = answers_when_steered(run.loaded, rows, direction, layer, signed_dose)
-            tables.append(pushed_rows)
-        vectors = np.concatenate([direction.vectors for direction in at_layer])
-        with ablate(run.loaded, vectors, center=np.stack(centers)):
-            logprobs = _logprobs(run.loaded, rows)
-        tables.append(_table(rows, AT_ALL, (name, 0, -1, 0.0), logprobs))
+    fitted = [directions_of(run, number, n_random=1) for number in range(run.n_layers)]
+    twins = twins_of(run.truth_rows[run.truth_rows.split == "train"])
+    centers = np.stack([read(twins).mean(0) for read in run.states("all").values()])
+    tables = [
+        answers_when_steered(run.loaded, rows, fitted[layer][0], layer, signed_dose)
+        for signed_dose in both_ways([dose])
+    ]
+    for of_layers in zip(*fitted, strict=True):
+        name = of_layers[0].name
+        if name in (TRUTH, TOLD, RANDOM):
+            vectors = np.concatenate([direction.vectors for direction in of_layers])
+            with ablate(run.loaded, vectors, center=centers, positions=1):
+                logprobs = _logprobs(run.loaded, rows)
+            tables.append(_table(rows, AT_LAST, (name, 0, -1, 0.0), logprobs))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -410,7 +411,7 @@ def _table(
 RESPONSE_COLUMNS = [
     *("where", "direction", "layer", "dose", "role", "n"),
     *("disobeyed", "disobeyed_low", "disobeyed_high"),
-    *("difference", "difference_low", "difference_high"),
+    *("difference", "difference_low", "difference_high", "least_low", "most_high"),
     *("unreadable", "unreadable_low", "unreadable_high", "margin"),
 ]
 
@@ -433,8 +434,9 @@ def responses(answers: pd.DataFrame, undisturbed: pd.DataFrame) -> pd.DataFrame:
         to lie, wrongly where told to tell the truth), and of those that do not answer readably
         (`unreadable`, which is damage: the choices have less than `MIN_MASS` of the probability).
         The others obey. `difference` is that of `disobeyed` from what it is undisturbed, on the
-        same examples. `margin` is the mean log-odds of the right choice. Intervals (95 %) resample
-        examples.
+        same examples; `least_low` and `most_high` are the lower and the higher end of the intervals
+        that it has among rows of either label. `margin` is the mean log-odds of the right choice.
+        Intervals (95 %) resample examples.
     """
     read = _read(answers)
     before = _read(undisturbed).set_index("row_id").disobeyed
@@ -443,14 +445,24 @@ def responses(answers: pd.DataFrame, undisturbed: pd.DataFrame) -> pd.DataFrame:
     keys = ["where", "direction", "layer", "dose", "role"]
     table = []
     for key, rows in read.groupby(keys, sort=False):
-        by_example = rows.groupby("example_id")[[*shares, "margin"]].mean()
+        by_example = rows.groupby("example_id")[[*shares, "margin", "label"]].mean()
         row = {**dict(zip(keys, key, strict=True)), "n": len(by_example)}
         for name, bounds in shares.items():
-            values = by_example[name].to_numpy()
-            low, high = mean_interval(values, by_example.index.to_numpy(), bounds=bounds)
-            row |= {name: values.mean(), f"{name}_low": low, f"{name}_high": high}
+            low, high = _interval(by_example[name], bounds)
+            row |= {name: by_example[name].mean(), f"{name}_low": low, f"{name}_high": high}
+        of_labels = by_example.groupby("label").difference
+        ends = [_interval(differences, (-1.0, 1.0)) for _, differences in of_labels]
+        row |= {
+            "least_low": min(low for low, _ in ends),
+            "most_high": max(high for _, high in ends),
+        }
         table.append({**row, "margin": by_example.margin.mean()})
     return pd.DataFrame(table, columns=RESPONSE_COLUMNS)
+
+
+def _interval(by_example: pd.Series, bounds: tuple[float, float]) -> tuple[float, float]:
+    """The interval of the mean of values by example."""
+    return mean_interval(by_example.to_numpy(), by_example.index.to_numpy(), 1000, bounds=bounds)
 
 
 def _read(answers: pd.DataFrame) -> pd.DataFrame:
@@ -495,8 +507,9 @@ def effects(table: pd.DataFrame, dose: float) -> pd.DataFrame:
     DataFrame
         A row for each direction, and a column for each role and way: "lie +" are rows told to lie,
         pushed by the positive dose. An effect is 1 (or -1) if more (or fewer) rows disobey than
-        undisturbed, with the whole interval of the difference, and beyond the intervals of all
-        controls at this dose. Else it is 0.
+        undisturbed, among those of either label with the whole interval, and by more than the
+        interval of any control at this dose. Else it is 0. (A direction that means something else
+        than "choice 1" can move rows of one label only.)
     """
     effect_of = {}
     for way, sign in (("+", 1), ("-", -1)):
@@ -504,7 +517,7 @@ def effects(table: pd.DataFrame, dose: float) -> pd.DataFrame:
             cell = table[np.isclose(table.dose, sign * dose) & (table.role == role)]
             cell = cell.set_index("direction")
             controls = cell[cell.index.isin(CONTROLS)]
-            more = (cell.difference_low > 0) & (cell.difference > controls.difference_high.max())
-            fewer = (cell.difference_high < 0) & (cell.difference < controls.difference_low.min())
+            more = (cell.least_low > 0) & (cell.difference > controls.difference_high.max())
+            fewer = (cell.most_high < 0) & (cell.difference < controls.difference_low.min())
             effect_of[f"{role} {way}"] = more.astype(int) - fewer.astype(int)
     return pd.DataFrame(effect_of)
