@@ -76,8 +76,8 @@ def steer(
         How many times `direction` is added; it may be negative. 0 changes nothing.
     positions
         "all": at every token, generated ones as well. A number n: at the last n tokens of each row
-        of a pass. That are those of each prompt, and in generation then each new token. Prompts run
-        complete and padded then, which takes longer than packed; gradients and dropout of the last
+        of a pass, which are those of a prompt, and in generation each new token. Prompts then run
+        complete and padded, which takes longer than packed. Gradients and dropout of the last
         token, which run prompts in parts, raise `ParameterError`.
 
     Raises

@@ -381,21 +381,32 @@ def steering_verdict(effect: pd.Series, direction: str) -> str:
 
     A direction that means "choice 1" can move two things. If it is the answer, a push towards the
     right choice makes lies into right answers. If it is what the model takes to be true, a push
-    away from it does: the model then lies about the opposite.
+    away from it does: the model then lies about the opposite. Either way, honest rows that are
+    pushed away from the right choice come to lie. A direction that also moves rows which should
+    stay as they are is not one of these alone, and the verdict says so.
     """
     lie_plus, lie_minus = effect["lie +"] > 0, effect["lie -"] > 0
+    honest_minus = effect["truth -"] > 0
+    moved = NOTHING_MOVED
+    stays = ("lie -", "truth +")
     if direction == TOLD:
-        if lie_plus or effect["truth -"] > 0:
-            return "moves whether it lies"
+        if lie_plus or honest_minus:
+            moved = "moves whether it lies"
     elif lie_plus and lie_minus:
         return "disturbs lies, whichever way it is pushed"
     elif lie_plus:
-        return "moves the answer"
+        moved = "moves the answer" if honest_minus else "moves lies alone, as an answer would"
     elif lie_minus:
-        return "moves what it takes to be true"
-    if (effect > 0).any():
-        return "moves honest answers alone" if direction != TOLD else "acts against its sign"
-    return NOTHING_MOVED
+        moved = "moves what it takes to be true"
+        if not honest_minus:
+            moved = "moves lies alone, as a belief would"
+        stays = ("lie +", "truth +")
+    elif honest_minus:
+        moved = "moves honest answers alone"
+    if any(effect[f"some {cell}"] > 0 for cell in stays):
+        in_no_way = "moves some rows, as neither a belief nor an answer would"
+        return in_no_way if moved == NOTHING_MOVED else f"{moved}, but also rows that should stay"
+    return moved
 
 
 def steering_table(responses: pd.DataFrame, dose: float) -> pd.DataFrame:

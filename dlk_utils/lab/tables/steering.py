@@ -509,7 +509,8 @@ def effects(table: pd.DataFrame, dose: float) -> pd.DataFrame:
         pushed by the positive dose. An effect is 1 (or -1) if more (or fewer) rows disobey than
         undisturbed, among those of either label with the whole interval, and by more than the
         interval of any control at this dose. Else it is 0. (A direction that means something else
-        than "choice 1" can move rows of one label only.)
+        than "choice 1" can move rows of one label only.) "some lie +" is 1 if more of the rows of
+        both labels together disobey.
     """
     effect_of = {}
     for way, sign in (("+", 1), ("-", -1)):
@@ -517,7 +518,9 @@ def effects(table: pd.DataFrame, dose: float) -> pd.DataFrame:
             cell = table[np.isclose(table.dose, sign * dose) & (table.role == role)]
             cell = cell.set_index("direction")
             controls = cell[cell.index.isin(CONTROLS)]
-            more = (cell.least_low > 0) & (cell.difference > controls.difference_high.max())
-            fewer = (cell.most_high < 0) & (cell.difference < controls.difference_low.min())
+            is_above = cell.difference > controls.difference_high.max()
+            is_below = cell.difference < controls.difference_low.min()
+            more, fewer = is_above & (cell.least_low > 0), is_below & (cell.most_high < 0)
             effect_of[f"{role} {way}"] = more.astype(int) - fewer.astype(int)
+            effect_of[f"some {role} {way}"] = (is_above & (cell.difference_low > 0)).astype(int)
     return pd.DataFrame(effect_of)
