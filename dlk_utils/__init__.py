@@ -23,6 +23,7 @@ _MODULES = {
     "questions.chat": ["tokenize"],
     "questions.choices": ["choice_token_ids"],
     "extract.passes": ["activations", "dropout_draws", "margin_gradients", "answer_logprobs"],
+    "extract.steering": ["steer", "ablate", "scaled_to_spread"],
     "extract.store": ["load_features"],
     "probes.linear": ["Logistic", "MeanDifference", "TTPD"],
     "probes.contrast": ["CCS"],

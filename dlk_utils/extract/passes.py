@@ -22,7 +22,7 @@ import operator
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,7 @@ from dlk_utils.errors import ChoiceError, DataError, ParameterError
 from dlk_utils.extract.answers import answer_batch, choice_logprobs
 from dlk_utils.extract.batches import (
     Layers,
+    Readout,
     in_halves,
     pad,
     plan_batches,
@@ -45,9 +46,10 @@ from dlk_utils.extract.dropout import DEFAULT_P, INJECTED
 from dlk_utils.extract.gradients import states_and_gradients
 from dlk_utils.extract.packing import plan_packed
 from dlk_utils.extract.positions import divide_batches
-from dlk_utils.extract.prefixes import in_parts
+from dlk_utils.extract.prefixes import in_parts, run_prefixes
 from dlk_utils.extract.states import clean_states, forward_states
-from dlk_utils.models.sites import check_sites
+from dlk_utils.models import configuration
+from dlk_utils.models.sites import at_sites, blocks, check_sites, layer_numbers
 
 InputIds = Sequence[Sequence[int]] | Mapping[str, Any]
 """Token ids of prompts, or what a tokenizer of transformers returns for a list of texts."""
@@ -326,6 +328,102 @@ def states_and_answers(
     return arrays, logprobs
 
 
+class Move(NamedTuple):
+    """A change of the state at the last token of each of n prompts, at `resid_post` of a layer."""
+
+    layer: int
+    """Number of the layer, from the end if negative."""
+    vectors: Float[np.ndarray, "n d"]
+    """A vector for each prompt. (`np.broadcast_to` makes them of one, without copies.)"""
+    scales: Float[np.ndarray, " n"]
+    """How many times its vector is added to the state of each prompt."""
+
+
+MOVED_AT_ONCE = 512
+"""Most last tokens that run together: each has logits for the whole vocabulary."""
+
+
+@torch.no_grad()
+def answers_after_moves(
+    model: nn.Module,
+    input_ids: InputIds,
+    choice_ids: Sequence,
+    moves: Sequence[Move],
+    *,
+    batch_tokens: int = 2048,
+    progress: bool = True,
+) -> Float[np.ndarray, "move n 2"]:
+    """Return the log-probabilities of two choices after each of many moves of the last state.
+
+    All tokens but the last of a prompt run once, unchanged. Then the last ones run once for each
+    move. So many moves take little longer than one.
+
+    Parameters
+    ----------
+    model, input_ids, batch_tokens, progress
+        As for `activations`. Prompts need at least two tokens.
+    choice_ids
+        As for `margin_gradients`.
+    moves
+        What is moved, each time by itself.
+
+    Raises
+    ------
+    ParameterError
+        If a move has another number of prompts or another width, or is of no layer of the model.
+    """
+    prompts = _checked(model, input_ids, least_tokens=2)
+    pairs = _pairs(choice_ids, len(prompts))
+    shape = (len(prompts), configuration.width(model))
+    numbers_by_layer: dict[int, list[int]] = {}
+    for number, move in enumerate(moves):
+        if np.shape(move.vectors) != shape or len(move.scales) != len(prompts):
+            raise ParameterError(
+                f"moves: expected vectors {list(shape)} and a scale for each prompt, got vectors "
+                f"{list(np.shape(move.vectors))} and {len(move.scales)} scales in move {number}"
+            )
+        [layer] = layer_numbers(move.layer, len(blocks(model)))
+        numbers_by_layer.setdefault(layer, []).append(number)
+
+    def compute(rows: list[int]) -> dict[str, Tensor]:
+        prefixes = run_prefixes(model, [prompts[row] for row in rows])
+        logprobs = torch.empty(len(moves), len(rows), 2)
+        for layer, numbers in numbers_by_layer.items():
+            for group in prefixes.rounds(len(numbers), max(1, MOVED_AT_ONCE // len(rows))):
+                some = [numbers[i] for i in group]
+                shifts = torch.stack([_shifts(moves[number], rows) for number in some])
+                last_tokens = prefixes.append(prefixes.next_ids.expand(len(some), -1))
+                logits = _logits_after_shifts(model, last_tokens, shifts, layer)
+                for number, of_move in zip(some, logits, strict=True):
+                    of_pairs = choice_logprobs(of_move, [pairs[row] for row in rows])
+                    logprobs[number] = of_pairs.cpu()
+        return {"choice_logprobs": logprobs}
+
+    answers = _in_batches(
+        model, prompts, compute, batch_tokens, progress, desc="moves", row_axis=1, as_trees=True
+    )
+    return answers["choice_logprobs"]
+
+
+def _shifts(move: Move, rows: list[int]) -> Float[Tensor, "n d"]:
+    """Return by how much a move changes the states of some prompts."""
+    scales = np.asarray(move.scales, dtype=float)[rows]
+    return torch.from_numpy(scales[:, None] * np.asarray(move.vectors)[rows])
+
+
+def _logits_after_shifts(
+    model: nn.Module, last_tokens: Readout, shifts: Float[Tensor, "copy n d"], layer: int
+) -> Float[Tensor, "copy n vocab"]:
+    """Run last tokens behind their prefixes, with their states at a layer changed by `shifts`."""
+    laid_out = last_tokens.spread(shifts)
+
+    def push(site: str, at: int, hidden: Tensor) -> Tensor:
+        return hidden + laid_out.to(hidden)
+
+    with at_sites(model, ["resid_post"], push, layer):
+        return last_tokens.logits(model)
+
+
 def answer_rows(
     model: nn.Module, prompts: pd.DataFrame, *, batch_tokens: int = 2048, progress: bool = True
 ) -> dict[str, np.ndarray]:
@@ -343,6 +441,31 @@ def answer_rows(
 
     options = {"batch_tokens": batch_tokens, "progress": progress, "desc": "answers"}
     return _in_batches(model, input_ids, compute, row_axis=0, as_trees=True, **options)
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse what is no model in evaluation mode whose sites are what `models.sites` says.
+
+    The sites are checked by a short forward pass, the first time that the model is used. What
+    changes states (`steering`) has to call this before it does so, as changed states would not add
+    up.
+
+    Raises
+    ------
+    UnknownArchitecture
+        If the model's family is not known, or its sites are others.
+    ParameterError
+        If it is no model, or in training mode.
+    """
+    if not isinstance(model, nn.Module):
+        raise ParameterError(
+            f"model: expected a model of transformers, got a {type(model).__name__}; the model "
+            "comes first, and the token ids second"
+        )
+    require_evaluation_mode(model)
+    if model not in _checked_models:
+        check_sites(model)
+        _checked_models.add(model)
 
 
 def _in_batches(
@@ -410,19 +533,8 @@ def _finite_array(tensor: Tensor, what: str) -> np.ndarray:
 
 
 def _checked(model: nn.Module, input_ids: InputIds, *, least_tokens: int = 1) -> list[list[int]]:
-    """Check the model and the prompts, and return the prompts as lists.
-
-    A model's sites are checked by a short forward pass, the first time that the model is used.
-    """
-    if not isinstance(model, nn.Module):
-        raise ParameterError(
-            f"model: expected a model of transformers, got a {type(model).__name__}; the model "
-            "comes first, and the token ids second"
-        )
-    require_evaluation_mode(model)
-    if model not in _checked_models:
-        check_sites(model)
-        _checked_models.add(model)
+    """Check the model and the prompts, and return the prompts as lists."""
+    check_model(model)
     prompts = _as_lists(input_ids)
     if not prompts:
         raise DataError("input_ids: expected at least one prompt, got none")

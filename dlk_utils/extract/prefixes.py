@@ -178,6 +178,12 @@ def run_prefixes(
     """
     if min(map(len, prompts)) < 2:
         raise ParameterError("prefixes: expected prompts of at least two tokens")
+    if _complete_only.get(model):
+        raise ParameterError(
+            "prefixes: expected a model that may run prompts in parts, got one whose last tokens "
+            "are changed in passes over complete prompts (`complete_prompts`); gradients and "
+            "dropout of the last token, for instance, cannot be had at the same time"
+        )
     require_same_frequencies(model, map(len, prompts))
     if takes_trees(model, max(map(len, prompts))):
         return _packed_prefixes(model, prompts, _last_layer(model) if highest is None else highest)
@@ -187,10 +193,12 @@ def run_prefixes(
 def takes_trees(model: nn.Module, longest: int) -> bool:
     """Whether a mask and positions alone decide what each token sees, in prompts of some length.
 
-    It is false for ALiBi, for sliding windows that are not longer than the prompts, and for kernels
-    that take no mask. Each model is tried once per implementation of attention, on a few tokens.
-    Raises `ParameterError` if it is in training mode.
+    It is false for ALiBi, for sliding windows that are not longer than the prompts, for kernels
+    that take no mask, and within `complete_prompts`. Each model is tried once per implementation of
+    attention, on a few tokens. Raises `ParameterError` if it is in training mode.
     """
+    if _complete_only.get(model):
+        return False
     # One token more, for a choice that is appended to the prompt (`Prefixes.extended`).
     if window(model) < longest + 1:
         return False
@@ -203,6 +211,24 @@ def takes_trees(model: nn.Module, longest: int) -> bool:
         if reason:
             log.info("%s runs padded prompts: %s", model.config.model_type, reason)
     return tried[implementation]
+
+
+@contextlib.contextmanager
+def complete_prompts(model: nn.Module) -> Iterator[None]:
+    """Within the ``with`` block, each prompt runs complete, in a padded row of its own.
+
+    `takes_trees` is false, so nothing is packed, and `run_prefixes` raises `ParameterError`. This
+    is for what has to know which token of a row is the last of its prompt.
+    """
+    _complete_only[model] = _complete_only.get(model, 0) + 1
+    try:
+        yield
+    finally:
+        _complete_only[model] -= 1
+
+
+_complete_only: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+"""For each model, in how many blocks of `complete_prompts` it is."""
 
 
 def in_parts(

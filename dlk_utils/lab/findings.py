@@ -1,4 +1,4 @@
-"""What may be said of the tables of notebooks 05 to 10: headlines, verdicts, titles, sentences.
+"""What may be said of the tables of notebooks 05 to 11: headlines, verdicts, titles, sentences.
 
 No module of tables imports this one, so that a change of words computes nothing again. Titles are
 plain text. The functions called `..._findings` write Markdown, with names escaped.
@@ -26,6 +26,16 @@ from dlk_utils.lab.tables.carry_over import (
 from dlk_utils.lab.tables.detector_ways import DETECTORS, TOLD, accuracy_at
 from dlk_utils.lab.tables.detector_ways import EARLIEST as EARLIEST_WAY
 from dlk_utils.lab.tables.probe_ablations import NAMED_PROBE
+from dlk_utils.lab.tables.steering import (
+    CONTROLS,
+    RANDOM,
+    RIVALS,
+    TOLD,
+    TRUTH,
+    TRUTHS,
+    TWIN,
+    effects,
+)
 
 AUROC = "signed AUROC on test (95 % interval; dashed: chance)"
 """The label of most axes."""
@@ -489,4 +499,196 @@ def mistake_findings(mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
                     f"* {markdown_text(model)}, with *{row.mistake}*: {interval_text(row)} "
                     f"instead of {clean:.2f}, which would be read as: {row.claim}."
                 )
+    return lines
+
+
+# 11: steering.
+
+NOTHING_MOVED = "moves no more than the controls do"
+
+
+def steering_verdict(effect: pd.Series, direction: str) -> str:
+    """Say what a direction moves, from its row of `tables.steering.effects`.
+
+    A direction that means "choice 1" can move two things. If it is the answer, a push towards the
+    right choice makes lies into right answers. If it is what the model takes to be true, a push
+    away from it does: the model then lies about the opposite. Either way, honest rows that are
+    pushed away from the right choice come to lie. A direction that also moves rows which should
+    stay as they are is not one of these alone, and the verdict says so.
+    """
+    lie_plus, lie_minus = effect["lie +"] > 0, effect["lie -"] > 0
+    honest_minus = effect["truth -"] > 0
+    moved = NOTHING_MOVED
+    stays = ("lie -", "truth +")
+    if direction == TOLD:
+        if lie_plus or honest_minus:
+            moved = "moves whether it lies"
+    elif lie_plus and lie_minus:
+        return "disturbs lies, whichever way it is pushed"
+    elif lie_plus:
+        moved = "moves the answer" if honest_minus else "moves lies alone, as an answer would"
+    elif lie_minus:
+        moved = "moves what it takes to be true"
+        if not honest_minus:
+            moved = "moves lies alone, as a belief would"
+        stays = ("lie +", "truth +")
+    elif honest_minus:
+        moved = "moves honest answers alone"
+    if any(effect[f"some {cell}"] > 0 for cell in stays):
+        in_no_way = "moves some rows, as neither a belief nor an answer would"
+        return in_no_way if moved == NOTHING_MOVED else f"{moved}, but also rows that should stay"
+    return moved
+
+
+def steering_table(responses: pd.DataFrame, dose: float) -> pd.DataFrame:
+    """Show what pushes by one dose do, a row for each direction, with a verdict.
+
+    The four middle columns hold the shares of rows that answer other than they are told to.
+    """
+    if responses.empty:
+        return pd.DataFrame()
+    is_dose = responses.dose.abs().sub(dose).abs() < 1e-9
+    pushes = responses[is_dose]
+    effect_of = effects(pushes, dose)
+    headings = {
+        ("lie", 1): "told to lie, tells the truth: pushed by +",
+        ("lie", -1): "by -",
+        ("truth", 1): "told to tell the truth, lies: pushed by +",
+        ("truth", -1): "by - ",
+    }
+    rows = {}
+    for direction, cells in pushes.groupby("direction", sort=False):
+        row = {}
+        for (role, sign), heading in headings.items():
+            cell = cells[(cells.role == role) & (cells.dose * sign > 0)]
+            row[heading] = interval_text(cell.iloc[0], "disobeyed").replace(" ", "\u00a0")
+        row["unreadable, at most"] = f"{cells.unreadable.max():.2f}"
+        if direction not in CONTROLS:
+            row["verdict"] = steering_verdict(effect_of.loc[direction], direction)
+        rows[direction] = row
+    return pd.DataFrame(rows).T.fillna("control").rename_axis("direction")
+
+
+def _push(responses: pd.DataFrame, direction: str, dose: float, role: str) -> pd.Series:
+    """The row of one push."""
+    is_push = (responses.direction == direction) & (responses.role == role)
+    return responses[is_push & ((responses.dose - dose).abs() < 1e-9)].iloc[0]
+
+
+def steering_title(responses: pd.DataFrame, dose: float, role: str) -> str:
+    """Title the curve of one role: what the truth direction does at the dose, and a random one."""
+    if responses.empty:
+        return "not scored"
+    told, does = ("lie", "tell the truth") if role == "lie" else ("tell the truth", "lie")
+    shares = [
+        f"{way} {_push(responses, TRUTH, signed, role).disobeyed:.2f}"
+        for way, signed in (("towards the truth", dose), ("away from it", -dose))
+    ]
+    random = max(_push(responses, RANDOM, signed, role).disobeyed for signed in (dose, -dose))
+    return (
+        f"Told to {told}, pushed by {dose:g} deviations: these {does}: {', '.join(shares)}; "
+        f"random directions, either way, at most {random:.2f}"
+    )
+
+
+def steering_in_brief(responses: pd.DataFrame, dose: float) -> str:
+    """Say in one sentence what pushes along the direction of truth do to rows told to lie."""
+    if responses.empty:
+        return "not scored"
+    towards, away = (_push(responses, TRUTH, signed, "lie") for signed in (dose, -dose))
+    random = _push(responses, RANDOM, dose, "lie")
+    effect = effects(responses, dose).loc[TRUTH]
+    return (
+        f"pushed by {dose:g} standard deviations along the direction of truth, a liar answers "
+        f"truthfully in {interval_text(towards, 'disobeyed')} (towards the truth) and "
+        f"{interval_text(away, 'disobeyed')} (away from it) of {towards.n} rows, along random "
+        f"directions in {random.disobeyed:.2f}: the direction {steering_verdict(effect, TRUTH)}"
+    )
+
+
+def layers_title(responses: pd.DataFrame) -> str:
+    """Say from which layer on the twin's state carries the answer with it."""
+    if responses.empty:
+        return "not scored"
+    twin = responses[(responses.direction == TWIN) & (responses.role == "lie")]
+    carried = twin.layer[twin.disobeyed >= 0.5]
+    if carried.empty:
+        return (
+            "At no layer does the honest twin's state make half of the lies into truths "
+            f"(at most {twin.disobeyed.max():.2f})"
+        )
+    return (
+        f"From layer {carried.min()} on, the honest twin's last state makes half of the lies or "
+        "more into truths"
+    )
+
+
+def layer_verdicts(responses: pd.DataFrame, dose: float) -> str:
+    """Say at which layers the direction of truth that was fitted there moves what."""
+    layers_of: dict[str, list[str]] = {}
+    for layer, of_layer in responses[responses.direction != TWIN].groupby("layer"):
+        verdict_there = steering_verdict(effects(of_layer, dose).loc[TRUTH], TRUTH)
+        layers_of.setdefault(verdict_there, []).append(str(layer))
+    return "; ".join(f"at {', '.join(layers)} it {said}" for said, layers in layers_of.items())
+
+
+def steering_findings(
+    undisturbed: pd.DataFrame,
+    pushed: pd.DataFrame,
+    by_layer: pd.DataFrame,
+    everywhere: pd.DataFrame,
+    dose: float,
+) -> list[str]:
+    """Say what notebook 11 found, from the tables of `tables.steering.responses`."""
+    if pushed.empty:
+        return []
+    of_role = undisturbed.set_index("role")
+    lie, truth = of_role.loc["lie"], of_role.loc["truth"]
+    lines = [
+        f"* Undisturbed, {interval_text(lie, 'disobeyed')} of {lie.n} known rows told to lie are "
+        f"answered truthfully, and {interval_text(truth, 'disobeyed')} of their twins, told to "
+        "tell the truth, wrongly."
+    ]
+    effect_of = effects(pushed, dose)
+    for direction in (*TRUTHS, *RIVALS):
+        cells = {
+            (role, sign): _push(pushed, direction, sign * dose, role)
+            for role in ("lie", "truth")
+            for sign in (1, -1)
+        }
+        texts = {key: interval_text(cell, "disobeyed") for key, cell in cells.items()}
+        unreadable = max(cell.unreadable for cell in cells.values())
+        lines.append(
+            f"* **{direction}** {steering_verdict(effect_of.loc[direction], direction)}. Pushed by "
+            f"{dose:+g} and {-dose:+g}, those told to lie tell the truth in {texts['lie', 1]} and "
+            f"{texts['lie', -1]}, those told to tell the truth lie in {texts['truth', 1]} and "
+            f"{texts['truth', -1]}; unreadable are at most {unreadable:.2f}."
+        )
+    controls = pushed[pushed.direction.isin(CONTROLS) & (pushed.dose.abs() - dose).abs().lt(1e-9)]
+    lines.append(
+        f"* Controls of the same length ({', '.join(CONTROLS)}) change these shares by "
+        f"{controls.difference.min():+.2f} to {controls.difference.max():+.2f}; unreadable are at "
+        f"most {controls.unreadable.max():.2f}."
+    )
+    lines.append(f"* {layers_title(by_layer)}.")
+    lines.append(
+        f"* Layer by layer, the direction of truth fitted there, pushed by {dose:g} either "
+        f"way: {layer_verdicts(by_layer, dose)}."
+    )
+    return [*lines, *_everywhere_findings(everywhere)]
+
+
+def _everywhere_findings(everywhere: pd.DataFrame) -> list[str]:
+    lines = []
+    for (direction, dose), cells in everywhere.groupby(["direction", "dose"], sort=False):
+        cell = cells.set_index("role")
+        change = f"pushed by {dose:+g} at all tokens"
+        if dose == 0:
+            change = "taken out of the last token at all layers"
+        lines.append(
+            f"* *{direction}*, {change}: told to lie, "
+            f"{interval_text(cell.loc['lie'], 'disobeyed')} tell the truth; told to tell the "
+            f"truth, {interval_text(cell.loc['truth'], 'disobeyed')} lie; unreadable are "
+            f"{cell.unreadable['lie']:.2f} and {cell.unreadable['truth']:.2f}."
+        )
     return lines

@@ -539,7 +539,7 @@ _PARAMETERS = (
         "keep_states",
         True,
         true_or_false(),
-        "keep states and gradients of the same pass, for notebooks 04 to 10",
+        "keep states and gradients of the same pass, for notebooks 04 to 11",
     ),
     Parameter("compare", "smollm2", models_or_none(), "other models, asked the same questions"),
     Parameter(
@@ -595,6 +595,15 @@ _PARAMETERS = (
         some_of(tuple(STYLES)),
         "in which the test examples are asked again",
     ),
+    Parameter(
+        "dose",
+        4.0,
+        number(0.01, 100.0),
+        "how far a state is pushed, in standard deviations of the states along the direction",
+    ),
+    Parameter(
+        "n_random", 4, whole_number(1, 1000), "random directions, and as many of shuffled labels"
+    ),
     Parameter("plain", "smollm2", model_or_none(), "a model that hardly lies, for comparison"),
 )
 
@@ -636,6 +645,7 @@ NOTEBOOKS = {
         "plain",
         "n_compare",
     ),
+    "11_steer": (*COMMON, "layer_stride", "dose", "n_random"),
 }
 """The names of the parameters of each notebook, in the order of its cell of parameters."""
 

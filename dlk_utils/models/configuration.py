@@ -56,6 +56,17 @@ def n_heads(model_or_config: Any) -> int:
     return _stated(model_or_config, "num_attention_heads")
 
 
+def width(model_or_config: Any) -> int:
+    """Return the width of the residual stream of the language model.
+
+    Raises
+    ------
+    ModelError
+        If the configuration does not state it.
+    """
+    return _stated(model_or_config, "hidden_size")
+
+
 def context_length(model_or_config: Any) -> int:
     """Return how many tokens a prompt may have: `UNLIMITED_CONTEXT` if there is no limit."""
     config = text_config(model_or_config)

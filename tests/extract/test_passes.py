@@ -331,7 +331,7 @@ def test_ten_lines_on_a_checkpoint_that_no_run_has_ever_seen(
 
 def unwrapped(monkeypatch, function):
     """A function of `passes` without the type checks of the tests, which would answer first."""
-    for name in ("_checked", "_in_batches"):
+    for name in ("_checked", "_in_batches", "check_model"):
         monkeypatch.setattr(passes, name, inspect.unwrap(getattr(passes, name)))
     return inspect.unwrap(function)
 

@@ -25,6 +25,7 @@ PARAMETERS = {
     "08_carry_over": {},
     "09_pairs_and_votes": DRAWS,
     "10_headlines": DRAWS | {"plain": ""},
+    "11_steer": {},
 }
 """The notebooks of a model and its data; 00 asks its own organism."""
 REASONS = {"no readable answer": NOTHING_READABLE, "one class": ONE_LABEL}

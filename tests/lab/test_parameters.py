@@ -91,6 +91,7 @@ AS_IT_IS = {
     "seed": ("zero",),
     "n_shots": ("zero",),
     "quantization": ("None",),
+    "dose": ("fraction",),
 }
 """Values of `BAD` that these parameters take as they are."""
 NONE = dict.fromkeys(("None", "no text", "blanks"), "")
