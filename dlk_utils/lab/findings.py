@@ -196,14 +196,19 @@ def gradient_lines(curves: pd.DataFrame) -> list[str]:
             )
             for found in _at_chosen_layer(same_fit, feature)
         )
-        own_answer = same_fit[same_fit.feature == "gradient"].own_answer
+        own_answer = same_fit[same_fit.feature == "gradient"].own_answer.dropna()
         [both] = _at_chosen_layer(same_fit, "both")
-        lines.append(
-            f"Fitted on {row.fitted_on}, at layer {row.layer}: {scores}. The gradient's score "
-            f"orders the answers about to be given with AUROC {row.own_answer:.2f} "
-            f"({least_to_most(own_answer)} over the layers; 0 is their opposite), and beside the "
-            f"state it {_effect(both)} the score by {interval_text(both, 'gain', signed=True)}."
+        line = (
+            f"Fitted on {row.fitted_on}, at layer {row.layer}: {scores}. Beside the state the "
+            f"gradient {_effect(both)} the score by {interval_text(both, 'gain', signed=True)}."
         )
+        if len(own_answer):
+            line += (
+                " Alone, it orders the answers about to be given with AUROC "
+                f"{row.own_answer:.2f} ({least_to_most(own_answer)} over the layers; 0 is their "
+                "opposite)."
+            )
+        lines.append(line)
     return lines
 
 
@@ -319,22 +324,30 @@ def way_lines(ways: pd.DataFrame) -> list[str]:
         for split, table in accuracy.groupby("split")
     }
     means = by_split["validation"].mean()
-    best = means[list(DETECTORS)].idxmax()
     test = by_split["test"]
+    if means[list(DETECTORS)].isna().any() or test.isna().all(axis=None):
+        return ["The ways to make a detector are not compared, as no answer was a lie."]
+    best = means[list(DETECTORS)].idxmax()
     n_higher = int((test[best] > test[EARLIEST_WAY]).sum())
     test_rows = ways[ways.split == "test"]
     told = test_rows[test_rows.way == TOLD]
-    return [
+    lines = [
         f"Of the ways to make a detector that need not know the instruction, the best on "
         f"validation rows is: {best}. At equal base rates its accuracy on test rows is "
         f"{_mean_and_range(test[best])} over {len(test)} splits, that of the card "
         f"({EARLIEST_WAY}) {_mean_and_range(test[EARLIEST_WAY])}; it is higher in {n_higher} of "
         f"{len(test)} splits.",
         f"A probe of *told to lie?*, which reads no truth, flags {told.lies.mean():.2f} of the "
-        f"lies and {told.honest.mean():.2f} of the honest answers, but also "
-        f"{told.truthful.mean():.2f} of the truthful answers under an instruction to lie (on "
-        f"average {told.n_truthful.mean():.0f} rows a split).",
+        f"lies and {told.honest.mean():.2f} of the honest answers.",
     ]
+    if told.n_truthful.any():
+        shares = test_rows.groupby("way", sort=False).truthful.mean()
+        lines.append(
+            f"Of truthful answers under an instruction to lie (on average "
+            f"{told.n_truthful.mean():.1f} rows a split), that probe flags {shares[TOLD]:.2f}, the "
+            f"best way {shares[best]:.2f}, and the card {shares[EARLIEST_WAY]:.2f}."
+        )
+    return lines
 
 
 def _mean_and_range(values: pd.Series) -> str:
@@ -349,7 +362,7 @@ def split_spread(regrouped: pd.DataFrame) -> str:
 
     `regrouped` is a table of `carry_over.split_again`. Both rules that choose a layer are named.
     """
-    compared = rules_compared(regrouped[regrouped.tested_on == SAME])
+    compared = rules_compared(regrouped[regrouped.tested_on == SAME]).dropna(subset="mean")
     found = [f"{_spread(row)} at the {row.rule}" for _, row in compared.iterrows()]
     return "; ".join(found) or "not scored"
 
@@ -363,11 +376,8 @@ def _spread(row: pd.Series) -> str:
 
 
 def rules_verdict(regrouped: pd.DataFrame) -> str:
-    """Say which rule chooses the better layer for data that the choice has not seen.
-
-    A rule is better there only if its mean over the splits is higher in every test.
-    """
-    compared = rules_compared(regrouped[regrouped.tested_on != SAME])
+    """Say which rule chooses the better layer for data that neither fit nor choice has seen."""
+    compared = rules_compared(regrouped[regrouped.tested_on != SAME]).dropna(subset="mean")
     if compared.empty:
         return "On data that neither the fit nor the choice has seen, nothing was scored"
     means = compared.pivot(index="tested on", columns="rule", values="mean")

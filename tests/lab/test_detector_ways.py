@@ -98,10 +98,19 @@ def test_a_base_rate_weighs_flagged_lies_against_answers_left_alone():
 
 
 def test_the_best_way_is_named_by_validation_rows_and_never_one_that_reads_no_truth(shifted):
-    best, told = way_lines(shifted)
+    best, told, truthful = way_lines(shifted)
     assert f"the best on validation rows is: {TAKEN_OUT}" in best
     assert "it is higher in 2 of 2 splits" in best
     assert told.startswith("A probe of *told to lie?*, which reads no truth, flags ")
+    assert truthful.startswith("Of truthful answers under an instruction to lie (on average ")
+
+
+def test_where_no_answer_is_a_lie_no_way_is_best(shifted):
+    of_lies = ["lies", "lies_choice_1", "lies_choice_0", "auroc", "auroc_truthful"]
+    [said] = way_lines(shifted.assign(**dict.fromkeys(of_lies, np.nan)))
+    assert said.endswith("as no answer was a lie.")
+    [_, told] = way_lines(shifted.assign(truthful=np.nan, n_truthful=0))
+    assert "nan" not in told
 
 
 def test_with_too_few_rows_the_table_is_empty_and_says_why():

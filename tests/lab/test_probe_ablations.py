@@ -107,6 +107,8 @@ def test_what_is_said_of_the_gradient_follows_from_its_intervals(curves):
     of_honest, of_lies = gradient_lines(curves)
     assert of_honest.startswith("Fitted on honest rows, at layer 2: state ")
     assert of_lies.startswith("Fitted on rows told to lie, at layer 2: ")
+    silent = gradient_lines(curves.assign(own_answer=np.nan))
+    assert all("answers about to be given" not in line for line in silent)
     unclear = curves.assign(gain_low=-0.1, gain_high=0.1)
     assert "it does not clearly change the score" in gradient_adds(unclear)
     assert gradient_adds(curve_table({}, {})) == "not scored"
