@@ -168,6 +168,11 @@ def show_table(
     return ShownTable(caption, names, cells_of_rows, markup + _download_html(whole, file_name))
 
 
+def show_row(table: pd.DataFrame, caption: str) -> ShownTable:
+    """Show the first row of a table, each cell with its name; of no rows, a sentence says so."""
+    return show_table(table if table.empty else table.iloc[0], caption)
+
+
 def heading(name: Any, headings: Mapping[str, str]) -> str:
     """Return what a column or a level of an index is called on a page."""
     if name is None:

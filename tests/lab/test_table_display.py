@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from dlk_utils.errors import ParameterError
-from dlk_utils.lab.table_display import MISSING, ShownTable, column_texts, show_table
+from dlk_utils.lab.table_display import MISSING, ShownTable, column_texts, show_row, show_table
 
 SCORES = pd.DataFrame(
     {
@@ -127,6 +127,8 @@ def test_a_series_is_shown_as_names_and_values():
     shown = show_table(SCORES.iloc[0], "One row")
     assert shown.rows[2:4] == [["rows", "104"], ["AUROC", "0.95"]] and not shown.headings
     assert "<thead" not in html(shown)
+    assert html(show_row(SCORES, "One row")) == html(shown)
+    assert "One row: there are no rows to show" in html(show_row(SCORES.head(0), "One row"))
 
 
 def test_each_cell_has_the_heading_that_a_narrow_screen_shows():
