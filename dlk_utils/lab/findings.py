@@ -23,8 +23,9 @@ from dlk_utils.lab.tables.carry_over import (
     left_out,
     rules_compared,
 )
-from dlk_utils.lab.tables.detector_ways import DETECTORS, TOLD, accuracy_at
+from dlk_utils.lab.tables.detector_ways import DETECTORS, accuracy_at
 from dlk_utils.lab.tables.detector_ways import EARLIEST as EARLIEST_WAY
+from dlk_utils.lab.tables.detector_ways import TOLD as TOLD_TO_LIE
 from dlk_utils.lab.tables.probe_ablations import NAMED_PROBE
 from dlk_utils.lab.tables.steering import (
     CONTROLS,
@@ -330,7 +331,7 @@ def way_lines(ways: pd.DataFrame) -> list[str]:
     best = means[list(DETECTORS)].idxmax()
     n_higher = int((test[best] > test[EARLIEST_WAY]).sum())
     test_rows = ways[ways.split == "test"]
-    told = test_rows[test_rows.way == TOLD]
+    told = test_rows[test_rows.way == TOLD_TO_LIE]
     lines = [
         f"Of the ways to make a detector that need not know the instruction, the best on "
         f"validation rows is: {best}. At equal base rates its accuracy on test rows is "
@@ -344,7 +345,7 @@ def way_lines(ways: pd.DataFrame) -> list[str]:
         shares = test_rows.groupby("way", sort=False).truthful.mean()
         lines.append(
             f"Of truthful answers under an instruction to lie (on average "
-            f"{told.n_truthful.mean():.1f} rows a split), that probe flags {shares[TOLD]:.2f}, the "
+            f"{told.n_truthful.mean():.1f} rows a split), that probe flags {shares[TOLD_TO_LIE]:.2f}, the "
             f"best way {shares[best]:.2f}, and the card {shares[EARLIEST_WAY]:.2f}."
         )
     return lines
