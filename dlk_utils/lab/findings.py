@@ -345,8 +345,9 @@ def way_lines(ways: pd.DataFrame) -> list[str]:
         shares = test_rows.groupby("way", sort=False).truthful.mean()
         lines.append(
             f"Of truthful answers under an instruction to lie (on average "
-            f"{told.n_truthful.mean():.1f} rows a split), that probe flags {shares[TOLD_TO_LIE]:.2f}, the "
-            f"best way {shares[best]:.2f}, and the card {shares[EARLIEST_WAY]:.2f}."
+            f"{told.n_truthful.mean():.1f} rows a split), that probe flags "
+            f"{shares[TOLD_TO_LIE]:.2f}, the best way {shares[best]:.2f}, and the card "
+            f"{shares[EARLIEST_WAY]:.2f}."
         )
     return lines
 
