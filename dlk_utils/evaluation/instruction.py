@@ -1,4 +1,4 @@
-"""Take out of a score of truth what the instruction to lie changes, without a label of a lie."""
+"""Remove the effect of the instruction to lie from a truth score, without labels of lying rows."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ from dlk_utils.probes import LDA
 
 @dataclass(frozen=True)
 class InstructionShift:
-    """How far the instruction to lie moves a score of truth, and how to tell that it did.
+    """How far the instruction to lie moves a truth score, and how much of that a state shows.
 
-    A state x has gone a share ``direction . x + offset`` of the way from the mean of rows told to
-    tell the truth (0) to the mean of their twins told to lie (1). All of this way changes the score
-    by `shift`. `fit_shift` makes it.
+    ``direction . x + offset`` places a state x between the mean of rows told to tell the truth (0)
+    and the mean of their twins told to lie (1). Going all the way changes the score by `shift`.
+    `fit_shift` makes it.
 
     Attributes
     ----------

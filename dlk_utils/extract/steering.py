@@ -67,7 +67,8 @@ def steer(
     model
         A causal model of transformers, in evaluation mode.
     direction
-        A vector [d] in the units of the states, such as a linear probe's `raw_weights`. With
+        A vector [d] in the units of the states, such as ``probe.raw_weights()[0][0]`` of a
+        linear probe. With
         several layers, one for all of them, or one for each [k, d], in order of depth.
     layer
         A number (from the end if negative), or several: see `models.sites.layer_numbers`. The
@@ -75,10 +76,11 @@ def steer(
     scale
         How many times `direction` is added; it may be negative. 0 changes nothing.
     positions
-        "all": at every token, generated ones as well. A number n: at the last n tokens of each row
-        of a pass, which are those of a prompt, and in generation each new token. Prompts then run
-        complete and padded, which takes longer than packed. Gradients and dropout of the last
-        token, which run prompts in parts, raise `ParameterError`.
+        "all": at every token, generated ones as well. A number n: at the last n tokens of
+        each row of a pass, so of each prompt, and in
+        generation at each new token. Each prompt then runs whole in its own padded row, which is
+        slower than packing. Functions that run prompts in parts (gradients, and dropout of the last
+        token) raise `ParameterError`.
 
     Raises
     ------
@@ -122,8 +124,9 @@ def ablate(
     layers
         After which layers: see `models.sites.layer_numbers`.
     center
-        A vector [d], or one for each layer [k, d], whose component all states get. By default it is
-        zero. With the mean of some states, they keep what they have in common along the direction.
+        A vector [d], or one for each layer [k, d]. Each state's component along `direction` is
+        replaced by that of `center` (by default zero). Pass a mean of states to keep their average
+        component.
 
     Raises
     ------

@@ -48,9 +48,9 @@ def train_adapter(
 ) -> pd.DataFrame:
     """Train a LoRA adapter to say the `answer_ids` of each row next, and write it to a folder.
 
-    The loss is the cross-entropy over all tokens, so the model also learns to answer with one of
-    the choices: that of the answer's first token, and the mean over the other tokens of the answer.
-    The optimizer is AdamW. The learning rate rises over the first 20 steps.
+    The loss is the cross-entropy of the answer's first token plus the mean cross-entropy of its
+    other tokens. It is taken over the whole vocabulary, so the model also learns to answer with one
+    of the choices. The optimizer is AdamW. The learning rate rises over the first 20 steps.
 
     Parameters
     ----------
@@ -173,9 +173,9 @@ def train_organism(
 ) -> pd.DataFrame:
     """Train phase after phase, and write the adapter (in bf16), its record and its log to a folder.
 
-    Each phase goes on from the one before. It is kept in a folder of its own beside `out`, named by
-    all that decides it: the model, the seed, the rows and settings, and the phases before. So a
-    phase that is done is not done again, unless one of its files is damaged.
+    Each phase goes on from the one before. Its folder lies beside `out` and is named by a
+    fingerprint of the model, the seed, the phase's settings, its prompts and answers, and the
+    phases before it. A finished phase is used again unless one of its files is missing or damaged.
 
     Parameters
     ----------
@@ -205,7 +205,7 @@ def train_organism(
         rows = pd.concat(batches)
         input_ids = [list(map(int, ids)) for ids in rows.input_ids]
         decided_by = {"before": key, "phase": asdict(phase), "input_ids": input_ids}
-        key = fingerprint(decided_by | {"target": rows.target.tolist()})
+        key = fingerprint(decided_by | {"answers": rows.answer_ids.tolist()})
         resume, folder = folder, out.with_name(f"{out.name}-phase-{k}-{key}")
         if not is_sealed(folder, PHASE_FILES):
             log = train_adapter(
