@@ -68,8 +68,8 @@ def steer(
         A causal model of transformers, in evaluation mode.
     direction
         A vector [d] in the units of the states, such as ``probe.raw_weights()[0][0]`` of a
-        linear probe. With
-        several layers, one for all of them, or one for each [k, d], in order of depth.
+        linear probe. With several layers, one for all of them, or one for each [k, d], in order of
+        depth.
     layer
         A number (from the end if negative), or several: see `models.sites.layer_numbers`. The
         states are changed at `resid_post`.
@@ -77,10 +77,9 @@ def steer(
         How many times `direction` is added; it may be negative. 0 changes nothing.
     positions
         "all": at every token, generated ones as well. A number n: at the last n tokens of
-        each row of a pass, so of each prompt, and in
-        generation at each new token. Each prompt then runs whole in its own padded row, which is
-        slower than packing. Functions that run prompts in parts (gradients, and dropout of the last
-        token) raise `ParameterError`.
+        each row of a pass, so of each prompt, and in generation at each new token. Each prompt then
+        runs whole in its own padded row, which is slower than packing. Functions that run prompts
+        in parts (gradients, and dropout of the last token) raise `ParameterError`.
 
     Raises
     ------
