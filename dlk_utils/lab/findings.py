@@ -573,7 +573,7 @@ def steering_table(responses: pd.DataFrame, dose: float) -> pd.DataFrame:
         row = {}
         for (role, sign), heading in headings.items():
             cell = cells[(cells.role == role) & (cells.dose * sign > 0)]
-            row[heading] = interval_text(cell.iloc[0], "disobeyed").replace(" ", "\u00a0")
+            row[heading] = interval_text(cell.iloc[0], "disobeyed")
         row["unreadable, at most"] = f"{cells.unreadable.max():.2f}"
         if direction not in CONTROLS:
             row["verdict"] = steering_verdict(effect_of.loc[direction], direction)
