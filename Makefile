@@ -14,7 +14,7 @@ BOOK := $(BIN)/python -m dlk_utils.lab.book $(PARAMETERS)
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup book test nbval bench bench-peers organism lab lint clean clean-runs
+.PHONY: help setup book picture test nbval bench bench-peers organism lab lint clean clean-runs
 
 help:  ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -60,6 +60,9 @@ bench-peers: setup .venv-peers/made  ## time the other libraries alone, and writ
 	touch $@
 
 ORGANISM := smollm2-liar
+picture:  ## take the README's picture of the front page, after make book
+	PYTHONPATH=tests $(BIN)/python book/picture.py
+
 organism: setup  ## train the liar again (four trainings, two hours each on two cores) into runs/organisms/ and print its held-out figures
 	@mkdir -p build
 	(cd notebooks && $(BIN)/papermill --log-output 00_train_liar.ipynb ../build/organism.ipynb -p train True -p model $(ORGANISM) $(PARAMETERS))
