@@ -30,7 +30,7 @@ OTHER_NUMBERS = {
 """Changes of the package: a file, an old text, and a new one."""
 SAME_NUMBERS = {
     "a docstring": ("evaluation/behaviour.py", '"""', '"""New words. '),
-    "a figure": ("lab/figures.py", 'GREY = "#888"', 'GREY = "#999"'),
+    "a figure": ("lab/figures.py", 'GREY = "#6b6b6b"', 'GREY = "#999"'),
     "a sentence": ("lab/findings.py", "not scored", "not measured"),
 }
 
