@@ -41,8 +41,8 @@ threadpoolctl.threadpool_limits(1)
 
 LONG = [
     "test_ways.py",
-    "test_on_ray.py",
     "test_survival.py",
+    "test_on_ray.py",
     "test_organism_check.py",
     "test_cache.py",
     "test_documentation.py",

@@ -26,9 +26,17 @@ def papermill(notebook: str, out: Path, **parameters: Any) -> list[str]:
 
 
 def run(command: list[str], **env: str) -> subprocess.CompletedProcess:
-    """Run a command in the folder of the notebooks."""
+    """Run a command in the folder of the notebooks.
+
+    The ports of a kernel are chosen before it opens them. If another process was faster, the kernel
+    ends before it has run anything, and is started again.
+    """
     env = os.environ | {"TQDM_DISABLE": "1"} | env
-    return subprocess.run(command, cwd=NOTEBOOKS, capture_output=True, text=True, env=env)
+    for _ in range(3):
+        done = subprocess.run(command, cwd=NOTEBOOKS, capture_output=True, text=True, env=env)
+        if "Kernel died before replying to kernel_info" not in done.stderr:
+            break
+    return done
 
 
 def text_outputs(path: Path) -> str:
