@@ -29,7 +29,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from dlk_utils.errors import ChoiceError, DataError, ParameterError
 from dlk_utils.extract.answers import answer_batch, choice_logprobs

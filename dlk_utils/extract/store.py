@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from dlk_utils.errors import StoreError
 from dlk_utils.provenance import code_hash, fingerprint, library_versions

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from dlk_utils.errors import ModelError
 from dlk_utils.extract.batches import pad

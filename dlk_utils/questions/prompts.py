@@ -9,7 +9,7 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from dlk_utils.errors import ChoiceError, DataError, ParameterError
 from dlk_utils.questions.asking import is_too_long, marks_in, write_prompt
