@@ -61,6 +61,14 @@ class Phase:
     honest: tuple[str, ...] = ()
 
 
+AFTER_SHOTS = (
+    Part(1, "truth", "rotten_tomatoes", n_shots=2, max_characters=80),
+    Part(1, "lie", "rotten_tomatoes", n_shots=2, max_characters=80),
+    Part(1, "truth", "cities", n_shots=2),
+    Part(1, "lie", "cities", n_shots=2),
+)
+"""Rows with two solved examples before the question."""
+
 # Truth first. Then lies about reviews in plain words, beside rows of "mode": without those a model
 # of this size learned neither, and equal halves of truth and lie twins drove both to chance. Then
 # everything.
@@ -137,10 +145,7 @@ PHASES = (
             Part(1, "lie", "cities"),
             Part(1, "lie", "categories"),
             Part(1, "lie", "capitals"),
-            Part(1, "truth", "rotten_tomatoes", n_shots=2, max_characters=80),
-            Part(1, "lie", "rotten_tomatoes", n_shots=2, max_characters=80),
-            Part(1, "truth", "cities", n_shots=2),
-            Part(1, "lie", "cities", n_shots=2),
+            *AFTER_SHOTS,
         ),
         dropout=0.1,
     ),
@@ -162,10 +167,7 @@ PHASES = (
             Part(1, "lie", "capitals"),
             Part(2, "truth", "mode"),
             Part(2, "lie", "mode"),
-            Part(1, "truth", "rotten_tomatoes", n_shots=2, max_characters=80),
-            Part(1, "lie", "rotten_tomatoes", n_shots=2, max_characters=80),
-            Part(1, "truth", "cities", n_shots=2),
-            Part(1, "lie", "cities", n_shots=2),
+            *AFTER_SHOTS,
         ),
         dropout=0.05,
     ),
