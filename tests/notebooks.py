@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dlk_utils.lab.book import KERNEL_DIED, MAX_STARTS
+
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
 
@@ -32,9 +34,9 @@ def run(command: list[str], **env: str) -> subprocess.CompletedProcess:
     ends before it has run anything, and is started again.
     """
     env = os.environ | {"TQDM_DISABLE": "1"} | env
-    for _ in range(3):
+    for _ in range(MAX_STARTS):
         done = subprocess.run(command, cwd=NOTEBOOKS, capture_output=True, text=True, env=env)
-        if "Kernel died before replying to kernel_info" not in done.stderr:
+        if KERNEL_DIED not in done.stderr:
             break
     return done
 

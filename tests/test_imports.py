@@ -184,6 +184,7 @@ def test_a_notebook_that_starts_loads_no_library_before_its_use():
     assert loaded_by(imports + START) <= NEEDED_BY_A_NOTEBOOK
 
 
+@pytest.mark.slow
 def test_the_core_loads_without_the_lab():
     code = (
         "import sys, dlk_utils\n"

@@ -53,6 +53,12 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
 NEEDED = ("papermill", "ipykernel", "myst_nb", "jupyter_book", "sphinx_book_theme")
 """Packages of ``[notebooks]``."""
+KERNEL_DIED = "Kernel died before replying to kernel_info"
+MAX_STARTS = 3
+"""How often a notebook is started whose kernel dies before it runs anything.
+
+The ports of a kernel are chosen before it opens them, and another process may be faster.
+"""
 
 
 def run_all(
@@ -93,7 +99,13 @@ def run_notebook(name: str, top: Path, to: Path, parameters: Sequence[str]) -> N
     # Each may use all cores, but waits without holding one: two that spin share them badly.
     env = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
     print(name, *parameters, flush=True)
-    _run(command, log, cwd=top / "notebooks", env=env)
+    for start in range(1, MAX_STARTS + 1):
+        try:
+            _run(command, log, cwd=top / "notebooks", env=env)
+            break
+        except BookError as error:
+            if start == MAX_STARTS or KERNEL_DIED not in str(error):
+                raise
     os.replace(aside, to / aside.name)
 
 

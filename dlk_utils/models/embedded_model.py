@@ -25,6 +25,14 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SOURCE = "source.json"
 """Where the model comes from, and the hash of its files: written last, when all are there."""
+SPECIAL_TOKENS = {
+    "bos_token": "<|im_start|>",
+    "eos_token": "<|im_end|>",
+    "pad_token": "<|im_end|>",
+    "unk_token": "<|endoftext|>",
+}
+"""Those of the model as it was published. transformers 5.17 reads others from the GGUF file, among
+them the token that begins a turn as the one that ends it."""
 WEIGHTS_BEFORE = "2ccdbdded7b2f1e9f2a358155361f7b0"
 """The hash of the weights as they were converted when `SOURCE` had no hash of the files yet."""
 
@@ -76,10 +84,13 @@ def _is_complete(folder: Path) -> bool:
     """Whether a folder holds the files of the model as they were converted."""
     try:
         origin = read_json(folder / SOURCE)
+        tokenizer = read_json(folder / "tokenizer_config.json")
+        if any(tokenizer[name] != token for name, token in SPECIAL_TOKENS.items()):
+            return False
         if "files" not in origin:
             return hash_file(folder / "model.safetensors") == WEIGHTS_BEFORE
         return all(hash_file(folder / name) == kept for name, kept in origin["files"].items())
-    except (ModelError, OSError, AttributeError):
+    except (ModelError, OSError, AttributeError, KeyError):
         return False
 
 
@@ -149,7 +160,11 @@ def _convert(folder: Path, target: Path) -> None:
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
-    AutoTokenizer.from_pretrained(folder, gguf_file=GGUF).save_pretrained(target)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
+    for name, token in SPECIAL_TOKENS.items():
+        if getattr(tokenizer, name) != token:
+            setattr(tokenizer, name, token)
+    tokenizer.save_pretrained(target)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         gguf_file=GGUF,

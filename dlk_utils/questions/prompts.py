@@ -113,8 +113,9 @@ def make_prompts(
     ModelError
         If the tokenizer has tokens that are beyond `vocab_size`, and a prompt has one of them.
     ParameterError
-        If `shots_say` is none of the three, `n_shots` or `folder` is not as above, or there are too
-        few truth instructions for `n_known`.
+        If `shots_say` is none of the three, `n_shots` or `folder` is not as above, `templates` or
+        `families` name something that there is not, or there are too few truth instructions for
+        `n_known`.
     TemplateError
         If the tokenizer has no chat template, or one that leaves something out, takes too long or
         does not show where the answer begins.
@@ -141,10 +142,13 @@ def make_prompts(
     all_shots = sorted(shots, key=_order_of_shots)
     limits = {"context": context, "vocab_size": vocab_size}
     instructions = [Instruction(**row) for row in _records(f"{folder}instructions")]
+    _require_known("families", families, [f"{folder}instructions"], field="family")
     if families:
         instructions = [i for i in instructions if i.family in families]
 
     _require_known_instructions(instructions, n_known)
+    kinds = sorted({example.kind for example in queries})
+    _require_known("templates", templates, [f"{folder}{kind}" for kind in kinds])
 
     rows, too_long, choices_alike = [], _ids_of_queries(sorted_out.too_long), []
     for example in tqdm(queries, desc="prompts", mininterval=1):
@@ -405,6 +409,19 @@ def _require_known_instructions(instructions: Sequence[Instruction], n_known: in
         raise ParameterError(
             f"n_known: expected a whole number of 0 to {most}, as one of {len(truths)} truth "
             f"instructions asks the scored row, got {n_known!r}; allow more families of them"
+        )
+
+
+def _require_known(
+    what: str, names: Sequence[str] | None, libraries: Sequence[str], field: str = "name"
+) -> None:
+    """Refuse names that stand in none of some prompt libraries: a typo would have no effect."""
+    if isinstance(names, str):
+        raise ParameterError(f"{what}: expected a list of names, got the text {names!r}")
+    known = sorted({row[field] for library in libraries for row in _records(library)})
+    if unknown := sorted(set(names or ()) - set(known)):
+        raise ParameterError(
+            f"{what}: expected some of {', '.join(known)}, got {', '.join(map(repr, unknown))}"
         )
 
 

@@ -240,6 +240,7 @@ def test_without_enough_rows_the_table_is_empty_and_every_task_has_its_sentence(
     assert len(skipped_tasks({"truth": rows, "lie": rows})) == len(REGIMES) + 1
 
 
+@pytest.mark.slow
 def test_an_interval_with_the_choice_is_wide_where_validation_cannot_tell_layers_apart():
     rows = make_rows(200)
     # On test rows the second layer holds the class the other way round.

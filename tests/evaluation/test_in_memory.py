@@ -57,6 +57,7 @@ def behaviour() -> pd.DataFrame:
     return label_behaviour(answer_prompts(model, tokenizer, prompts))
 
 
+@pytest.mark.slow
 def test_a_model_that_knows_nothing_is_read_and_tells_no_lies(behaviour):
     assert set(behaviour.role) == {"truth", "lie", "known"}
     assert behaviour.readable.mean() > 0.9

@@ -35,6 +35,7 @@ def draw_last_token(model, rows: pd.DataFrame, n_draws: int, sites=("resid_post"
     return draw_states(model, prompts, sites, seeds=seeds, scope="last_token", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "places"),
     [
@@ -120,6 +121,7 @@ def draw_question(model, rows: pd.DataFrame, n_draws: int, sites=("resid_post",)
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "places"),
     [

@@ -66,6 +66,7 @@ def test_gradients_in_single_precision_are_those_of_double_precision(family):
         assert_near(single[site], double[site], torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.trap(22, 24)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_bigcode", "gpt_neox"])
 @pytest.mark.parametrize("site", SITES)

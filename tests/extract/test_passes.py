@@ -80,6 +80,7 @@ def test_the_last_few_tokens_are_those_of_each_prompt(family):
         assert_close(few[:, :, 2 - back], alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FIVE)
 @pytest.mark.parametrize("scope", ["sequence", "last_token"])
 def test_dropout_draws_are_those_of_each_prompt_alone(family, scope):
@@ -137,6 +138,7 @@ def test_arrays_are_in_single_precision_whatever_the_model_computes_in():
 # What does not matter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "mpt", "gemma3_text window"])
 def test_order_batches_and_shared_beginnings_do_not_matter(family):
     model, rows = tiny(family), prompts_that_begin_alike(12)

@@ -95,6 +95,7 @@ def test_gradients_equal_full_backprop_of_each_prompt_alone(kind):
         np.testing.assert_allclose(got[:, n], expected[:, 0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["sequence", "question", "last_token"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_draws_are_those_of_each_prompt_alone(kind, scope):

@@ -203,6 +203,7 @@ def test_a_row_of_more_nodes_than_the_model_has_positions_runs(family):
 # Any order, and any batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family", ["llama", *map(slow, ["gpt2", "opt", "falcon", *PADDED, *WINDOW])]
 )
@@ -515,6 +516,7 @@ def test_states_of_a_layer_need_no_block_above_it_and_no_head(family, with_trunk
     assert of_blocks[2] == of_head[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", PACKED)
 @pytest.mark.parametrize("scope", draws.SCOPES)
 @pytest.mark.parametrize("with_trunk", [False, True])

@@ -135,6 +135,7 @@ def test_generated_tokens_are_steered_like_those_of_the_prompt():
 # What does not matter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("positions", ["all", 1])
 def test_a_prompt_is_steered_alike_alone_in_a_batch_packed_and_padded(family, positions):

@@ -8,6 +8,7 @@ import pytest
 
 from dlk_utils.lab import book
 from dlk_utils.lab.book import (
+    KERNEL_DIED,
     NOTEBOOKS,
     WIDGET,
     BookError,
@@ -115,6 +116,32 @@ def test_a_notebook_that_fails_ends_with_its_log_and_leaves_no_page(tmp_path):
     with pytest.raises(BookError, match=r"(?s)n is 3.*a failed: see"):
         run_notebook("a", tmp_path, tmp_path / "to", ["-p", "n", "3"])
     assert list((tmp_path / "to").iterdir()) == []
+
+
+@pytest.mark.parametrize(("n_deaths", "runs"), [(0, True), (2, True), (3, False)])
+def test_a_notebook_whose_kernel_found_its_ports_taken_is_started_again(
+    tmp_path, monkeypatch, n_deaths, runs
+):
+    for folder in ("build", "notebooks", "to"):
+        (tmp_path / folder).mkdir()
+    # Stands in for Python with papermill, whose fifth argument is the notebook to write.
+    python = tmp_path / "python"
+    python.write_text(
+        f"""#!/bin/sh
+echo start >> {tmp_path}/starts
+if [ $(wc -l < {tmp_path}/starts) -le {n_deaths} ]; then echo "{KERNEL_DIED}"; exit 1; fi
+echo done > "$5"
+"""
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(book.sys, "executable", str(python))
+    if runs:
+        run_notebook("a", tmp_path, tmp_path / "to", [])
+        assert (tmp_path / "to" / "a.ipynb").read_text() == "done\n"
+    else:
+        with pytest.raises(BookError, match=KERNEL_DIED):
+            run_notebook("a", tmp_path, tmp_path / "to", [])
+    assert len((tmp_path / "starts").read_text().splitlines()) == min(n_deaths + 1, 3)
 
 
 def test_outside_a_checkout_and_without_its_packages_the_first_error_says_what_to_do(

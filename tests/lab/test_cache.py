@@ -130,6 +130,7 @@ def test_code_that_decides_a_number_makes_another_file(code, run, computed, chan
     assert len(computed) == 2 and names(run.cache.folder) > before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", one_fast(SAME_NUMBERS))
 def test_words_and_pictures_compute_nothing_again(code, run, computed, change):
     table = headlines.mistakes(run, layers=[0, 1])
@@ -138,6 +139,7 @@ def test_words_and_pictures_compute_nothing_again(code, run, computed, change):
     assert len(computed) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [[0, 1], (0, 1)], ids=["list", "tuple"])
 def test_a_table_is_computed_once_for_the_same_arguments(run, computed, layers):
     headlines.mistakes(run, layers=[0, 1])
@@ -206,6 +208,7 @@ def test_outdated_results_are_listed_and_removed_and_no_others(code, run, comput
     assert len(list(run.cache.folder.glob("*.json"))) == 2
 
 
+@pytest.mark.slow
 def test_results_of_functions_outside_the_package_are_not_outdated(run):
     @kept("my-table")
     def my_table(run) -> pd.DataFrame:

@@ -129,6 +129,7 @@ def test_other_splits_have_the_same_sizes_and_other_scores():
     assert (compared.better == 0).all() and (compared.splits == 10).all()
 
 
+@pytest.mark.slow
 def test_twins_choose_the_better_layer_on_data_left_out_where_an_early_one_holds_the_answer():
     rows = twins()
     rows["dataset"] = np.where(rows.example_id.str[1:].astype(int) // 3 % 2, "a", "b")
@@ -153,6 +154,7 @@ def test_twins_choose_the_better_layer_on_data_left_out_where_an_early_one_holds
     assert spread.index(EARLIEST) < spread.index(BY_TWINS) and "over 10 splits" in spread
 
 
+@pytest.mark.slow
 def test_where_the_model_knows_nothing_no_rule_is_praised():
     rows = twins().assign(knows=False)
     table = split_again(rows, {("activation", "resid_post", 1): states_that_hold_y(rows, 0.15)})

@@ -63,6 +63,7 @@ def shifted(two_splits) -> pd.DataFrame:
     return compared(rows_that_often_obey(), shift=2.5)
 
 
+@pytest.mark.slow
 def test_where_lying_moves_the_scores_the_order_survives_and_the_threshold_does_not(shifted):
     table = ways_compared(shifted).set_index("way")
     assert list(table.index) == list(WAYS)
@@ -74,6 +75,7 @@ def test_where_lying_moves_the_scores_the_order_survives_and_the_threshold_does_
         assert mended["accuracy at 0.8"] > raw["accuracy at 0.8"] + 0.04
 
 
+@pytest.mark.slow
 def test_where_lying_moves_nothing_the_plain_detector_needs_no_mending():
     table = ways_compared(compared(twins(160), shift=0.0)).set_index("way")
     assert table.lies[[EARLIEST, BY_TWINS, TAKEN_OUT, SHIFTED]].min() > 0.85

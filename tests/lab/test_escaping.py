@@ -123,6 +123,7 @@ def test_a_figure_holds_no_markup_of_names_and_all_of_their_text(number):
     assert set(map(without_blanks, HOSTILE)) <= shown
 
 
+@pytest.mark.slow
 def test_every_text_of_the_picture_is_drawn_as_it_is(monkeypatch):
     drawn = []
     save = Figure.savefig

@@ -121,6 +121,7 @@ def bundle() -> dict[str, str]:
     return mime_bundle(FIGURES["lines"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_becomes_a_picture_and_the_same_one_again(name):
     fig = FIGURES[name].to_dict()

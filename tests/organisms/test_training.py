@@ -350,6 +350,7 @@ COLUMN_OF = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", COLUMN_OF)
 def test_a_run_refuses_to_ask_what_its_model_was_trained_on(key, tmp_path):
     folder = shutil.copytree(ORGANISMS / "smollm2-liar", tmp_path / "mine")

@@ -32,6 +32,7 @@ def test_a_network_reads_what_no_linear_probe_does():
     assert 0.3 < auroc(linear.decision_function(X[test]), y[test]) < 0.7
 
 
+@pytest.mark.slow
 def test_dice_is_at_the_minimum_of_its_loss():
     rng = np.random.default_rng(6)
     y = rng.integers(0, 2, 80)

@@ -168,11 +168,27 @@ def test_only_the_templates_and_families_that_are_named_are_used(few, tokenizer)
     assert set(rows.family) == {"exam", "charity"}
 
 
-def test_an_unknown_family_and_an_unknown_kind_of_shots_are_refused(few, tokenizer):
-    with pytest.raises(DataError, match="ask for 'lie'"):
-        make_prompts(few, tokenizer, families=["nowhere"], asks=("lie",), n_known=0)
+def test_a_family_that_does_not_ask_for_it_and_an_unknown_kind_of_shots_are_refused(few, tokenizer):
+    with pytest.raises(DataError, match="ask for 'random'"):
+        make_prompts(few, tokenizer, families=["exam"], asks=("random",), n_known=0)
     with pytest.raises(ParameterError, match="shots_say: expected 'obey', 'truth' or 'lie'"):
         make_prompts(few, tokenizer, shots_say="nothing")
+
+
+@pytest.mark.parametrize(
+    ("names", "complaint"),
+    [
+        (
+            {"templates": ["claim_tru"]},
+            "templates: expected some of .*claim_true.* got 'claim_tru'",
+        ),
+        ({"templates": "claim_true"}, "templates: expected a list of names, got the text"),
+        ({"families": ["exams"]}, "families: expected some of .*exam.* got 'exams'"),
+    ],
+)
+def test_a_name_that_is_in_no_library_is_refused(few, tokenizer, names, complaint):
+    with pytest.raises(ParameterError, match=complaint):
+        make_prompts(few, tokenizer, **names)
 
 
 def test_more_known_rows_than_there_are_other_truth_instructions_are_refused(few, tokenizer):

@@ -34,6 +34,7 @@ def test_every_embedded_data_set_has_rows_of_both_labels_and_of_a_kind_with_temp
     assert rows.text.str.strip().ne("").all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in dataset_names() if EMBEDDED[n].claims_per_subject > 1])
 def test_the_first_claim_about_a_subject_is_the_same_however_many_there_are(name):
     # The split of a subject goes by its first claim, in training too.
