@@ -42,8 +42,8 @@ def load_examples(
     -------
     pandas.DataFrame
         Columns `example_id`, `dataset`, `kind`, `text`, `choice_0`, `choice_1`, `label`, `split`,
-        `near_duplicate_key` (see `ids.Example`). `attrs["sources"]` says where the rows that were
-        read come from. Further `attrs` count rows of each data set:
+        `near_duplicate_key`, `subject` (see `ids.Example`). `attrs["sources"]` says where the rows
+        that were read come from. Further `attrs` count rows of each data set:
 
         * `dropped_duplicates`: they repeat another one or contradict it (in an embedded data set:
           or are its near-duplicates).
@@ -197,7 +197,8 @@ def _identified(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     rows = rows[n_labels == 1].drop_duplicates(identity)
     if name in EMBEDDED:
         # These are split so that no training example is ever asked.
-        rows = rows.assign(split=rows.near_duplicate_key.map(split_of), trained_on="")
+        keys = rows.near_duplicate_key
+        rows = rows.assign(subject=keys, split=keys.map(split_of), trained_on="")
     else:
         rows = rows.assign(**split_by_subject(rows))
     return rows[[*EXAMPLE_COLUMNS, "trained_on"]]

@@ -65,26 +65,24 @@ class Subject:
         The embedded data set, such as "cities".
     noun
         What it is: "city", "country" or "thing".
-    split
-        That of the embedded claim about it; "organism" if it is kept for training organisms.
+    key
+        The near-duplicate key of the embedded claim about it. That of a country is also the key of
+        its capital.
     is_trained
         Whether an organism of this package was trained on claims of the data set about it.
-    about
-        The country, if the city is known as its capital. The country's split is that of both.
     """
 
     name: str
     dataset: str
     noun: str
-    split: str
+    key: str
     is_trained: bool
-    about: str = ""
 
-    def split_of_rows(self) -> str:
-        """Return the split of other claims about it, which may all be asked."""
-        if self.split != "organism":
-            return self.split
-        return split_of(f"{self.dataset}: {self.about or self.name}", embedded=False)
+    @property
+    def split(self) -> str:
+        """The split of the embedded claim about it, or another one if that is never asked."""
+        split = split_of(self.key)
+        return split_of(self.key, embedded=False) if split == "organism" else split
 
 
 @dataclass(frozen=True)
@@ -131,14 +129,14 @@ def known_subjects() -> list[Subject]:
         keys = [near_duplicate_key(text) for text, _ in claim_set.claims()]
         # Where organisms are trained on a data set, they are trained on all that is kept for it.
         is_used = not trained_keys().isdisjoint(keys)
-        facts = list(zip(claim_set.facts(), map(split_of, keys), strict=True))
-        facts += [(fact, "organism") for fact in claim_set.unasked()]
-        for (name, answer), split in facts:
+        facts = list(zip(claim_set.facts(), keys, map(split_of, keys), strict=True))
+        facts += [(fact, near_duplicate_key(*fact), "organism") for fact in claim_set.unasked()]
+        for (name, answer), key, split in facts:
             subject = Subject(
                 name=name,
                 dataset=claim_set.dataset,
                 noun=claim_set.noun,
-                split=split,
+                key=key,
                 is_trained=is_used and split == "organism",
             )
             if claim_set.dataset == "categories" and answer == "city":
@@ -147,7 +145,7 @@ def known_subjects() -> list[Subject]:
             subjects.append(subject)
             if claim_set.dataset == "capitals":
                 # Whoever was told of France that its capital is Paris was told about Paris.
-                subjects.append(replace(subject, name=answer, noun="city", about=name))
+                subjects.append(replace(subject, name=answer, noun="city"))
     return subjects
 
 
@@ -181,7 +179,8 @@ def split_by_subject(rows: pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         With the index of `rows`:
 
-        * `split`: the split, the same for all near-duplicates;
+        * `subject`: what a row is about (see `ids.Example`), the same for all near-duplicates;
+        * `split`: the split, the same for all rows about a subject;
         * `trained_on`: "city", "country" or "thing" if an organism was trained on such a subject of
           the row, "near-duplicate" if it was trained on the row itself or on a near-duplicate of
           it, else "".
@@ -191,32 +190,28 @@ def split_by_subject(rows: pd.DataFrame) -> pd.DataFrame:
     subjects = [subjects_in(text) for text in with_choices.where(has_subject, "")]
     beginnings = _beginnings(list(rows.text.where(has_subject, "")))
     keys = list(rows.near_duplicate_key)
-    splits, trained_on = [], []
+    table = []
     for key, of_row, beginning in zip(keys, subjects, beginnings, strict=True):
         trained = [subject.noun for subject in of_row if subject.is_trained]
         if key in trained_keys():
             trained = ["near-duplicate"]
-        trained_on.append(trained[0] if trained else "")
         if of_row:
-            splits.append(of_row[0].split_of_rows())
+            subject, split = of_row[0].key, of_row[0].split
         else:
-            splits.append(split_of(f"begins: {beginning}" if beginning else key, embedded=False))
-    table = pd.DataFrame({"split": splits, "trained_on": trained_on}, rows.index)
-    # Case counts in a name, but not in a near-duplicate.
-    order = pd.Series([not of_row for of_row in subjects], rows.index)
-    return _alike_for_near_duplicates(table, rows.near_duplicate_key, order)
-
-
-def _alike_for_near_duplicates(
-    table: pd.DataFrame, keys: pd.Series, order: pd.Series
-) -> pd.DataFrame:
-    """Give near-duplicates the split of one of them, and what any of them was trained on."""
-    if keys.is_unique:
+            subject = f"begins: {beginning}" if beginning else key
+            split = split_of(subject, embedded=False)
+        table.append((subject, split, trained[0] if trained else ""))
+    table = pd.DataFrame(table, rows.index, columns=["subject", "split", "trained_on"])
+    if rows.near_duplicate_key.is_unique:
         return table
-    first = table.assign(key=keys, order=order).sort_values("order", kind="stable")
-    split = keys.map(first.drop_duplicates("key").set_index("key").split)
-    trained = first[first.trained_on != ""].drop_duplicates("key").set_index("key").trained_on
-    return table.assign(split=split, trained_on=keys.map(trained).fillna(""))
+    # Case counts in a name, but not in a near-duplicate: all are about what one of them names.
+    table["is_named"] = [bool(of_row) for of_row in subjects]
+    table["is_trained"] = table.trained_on != ""
+    table["key"] = keys
+    first = table.sort_values(["is_trained", "is_named"], ascending=False, kind="stable")
+    by_key = first.drop_duplicates("key").set_index("key")
+    columns = ["subject", "split", "trained_on"]
+    return by_key.loc[keys, columns].set_index(rows.index)
 
 
 # Names.

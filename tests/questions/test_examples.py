@@ -130,6 +130,7 @@ def test_embedded_data_has_no_near_duplicates(embedded):
 
 def test_embedded_data_is_split_by_its_words_and_nothing_of_it_is_left_out(embedded):
     assert list(embedded.split) == [split_of(key) for key in embedded.near_duplicate_key]
+    assert list(embedded.subject) == list(embedded.near_duplicate_key)
     assert set(embedded.attrs["dropped_trained_on"].values()) == {0}
     assert set(embedded.attrs["trained_on"].values()) == {""}
 

@@ -168,6 +168,7 @@ def test_all_claims_about_a_city_are_in_the_split_of_the_embedded_claim_about_it
     both = load_examples(["cities", path], 10**5, n_pool=10**5)
     city = both.text.map(lambda text: subjects_in(text)[0].name)
     assert (both.groupby(city).split.nunique() == 1).all()
+    assert (both.groupby(city).subject.nunique() == 1).all()
     assert both.attrs["dropped_in_another"][path] == 0
     assert set(both.split) == {"shot", "train", "validation", "test"}
 
