@@ -224,11 +224,22 @@ def _places() -> dict[_Words, list[Subject]]:
     places: dict[_Words, list[Subject]] = {}
     for subject in known_subjects():
         # Naming Luxembourg does not tell whether the country or its capital is meant.
-        if subject.noun == "thing" or (subject.noun == "city" and subject.name in countries):
+        is_capital = subject.dataset == "capitals" and subject.noun == "city"
+        if subject.noun == "thing" or (is_capital and subject.name in countries):
             continue
         for spelling in {subject.name, subject.name.translate(_UMLAUTS)}:
             places.setdefault(_words(spelling), []).append(subject)
     return places
+
+
+@functools.cache
+def _longest_name_with_first_word() -> dict[str, int]:
+    """Return how many words the longest name of a place has that begins with a word."""
+    longest: dict[str, int] = {}
+    for name in _places():
+        if name:
+            longest[name[0]] = max(longest.get(name[0], 0), len(name))
+    return longest
 
 
 @functools.cache
@@ -251,16 +262,16 @@ def _words(text: str) -> _Words:
 
 def _places_in(words: _Words) -> Iterator[Subject]:
     """Yield the places that a text names, from left to right: of two names the longer."""
-    places = _places()
-    longest = max(map(len, places))
-    start = 0
-    while start < len(words):
-        lengths = range(min(longest, len(words) - start), 0, -1)
-        names = (words[start : start + length] for length in lengths)
-        name = next((name for name in names if name in places), words[start : start + 1])
-        is_first_word = start == 0 and name[0] in _ORDINARY_WORDS
-        start += len(name)
-        if is_first_word and not _is_verb(words[start : start + 1]):
+    places, longest_with = _places(), _longest_name_with_first_word()
+    end = 0
+    for start, word in enumerate(words):
+        if start < end or word not in longest_with:
+            continue
+        names = (words[start : start + length] for length in range(longest_with[word], 0, -1))
+        name = next((name for name in names if name in places), ())
+        end = start + len(name)
+        is_ambiguous = start == 0 and name and word in _ORDINARY_WORDS
+        if is_ambiguous and not _is_verb(words[end : end + 1]):
             continue
         yield from places.get(name, ())
 

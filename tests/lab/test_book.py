@@ -89,8 +89,9 @@ def test_some_notebooks_run_alone_with_files_of_the_folder_that_one_is_in(tmp_pa
     ]
 
 
-def test_a_notebook_that_there_is_not_and_pages_of_some_are_refused(tmp_path, capsys):
-    assert main(["--only", "01", "1", "--to", str(tmp_path)]) == 1
+def test_a_notebook_that_there_is_not_and_pages_of_some_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(book, "run_all", None)
+    assert main(["--only", "01", "99", "--to", str(tmp_path)]) == 1
     assert "--only: expected beginnings of 01_make_dataset, " in capsys.readouterr().err
     assert main(["--only", "01"]) == 1
     assert "--only: expected --to FOLDER too" in capsys.readouterr().err
