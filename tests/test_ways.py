@@ -15,31 +15,32 @@ STAGES = {
     "04_extract_grads": {},
     "05_probe_ablations": {"layer_stride": 10, "p_dropout": 0.2},
 }
-CAPITALS = {
-    "France": "Paris",
-    "Italy": "Rome",
-    "Spain": "Madrid",
-    "Austria": "Vienna",
-    "Greece": "Athens",
-    "Norway": "Oslo",
-    "Egypt": "Cairo",
-    "Peru": "Lima",
-    "Japan": "Tokyo",
-    "Canada": "Ottawa",
+SYMBOLS = {
+    "helium": "He",
+    "neon": "Ne",
+    "argon": "Ar",
+    "krypton": "Kr",
+    "xenon": "Xe",
+    "radon": "Rn",
+    "oxygen": "O",
+    "nitrogen": "N",
+    "carbon": "C",
+    "sulfur": "S",
 }
+"""No organism was trained on claims about these."""
 
 
 def forty_statements() -> str:
     """A CSV file of true and false claims, one with markup."""
     lines = ["statement,label"]
-    cities = list(CAPITALS.values())
-    for number, (land, city) in enumerate(CAPITALS.items()):
-        other, third = cities[(number + 1) % 10], cities[(number + 2) % 10]
+    symbols = list(SYMBOLS.values())
+    for number, (element, symbol) in enumerate(SYMBOLS.items()):
+        other, third = symbols[(number + 1) % 10], symbols[(number + 2) % 10]
         lines += [
-            f'"{city} is the capital of {land}.",1',
-            f'"{other} is the capital of {land}, <b>they</b> say.",0',
-            f'"{third} is the capital of {land}.",0',
-            f"{land} is a country.,1",
+            f'"{symbol} is the symbol of {element}.",1',
+            f'"{other} is the symbol of {element}, <b>they</b> say.",0',
+            f'"{third} is the symbol of {element}.",0',
+            f"{element} is an element.,1",
         ]
     return "\n".join(lines)
 

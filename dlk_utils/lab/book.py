@@ -2,7 +2,7 @@
 
 ``python -m dlk_utils.lab.book`` does what ``make book`` does, in an environment that has this
 package with ``[notebooks]``. With ``-p NAME VALUE``, as papermill has it, the notebooks run with
-other parameters.
+other parameters. With ``--only 01 02 --to FOLDER``, some of them run, and no pages are built.
 """
 
 import argparse
@@ -187,10 +187,38 @@ def _require_packages() -> None:
         )
 
 
+def chosen(beginnings: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the notebooks whose names begin so, each with those of them that it waits for.
+
+    Raises
+    ------
+    BookError
+        If there is none for one of the beginnings.
+    """
+    for beginning in beginnings:
+        if not any(name.startswith(beginning) for name in NOTEBOOKS):
+            raise BookError(
+                f"--only: expected beginnings of {', '.join(NOTEBOOKS)}, got {beginning!r}"
+            )
+    names = [name for name in NOTEBOOKS if name.startswith(tuple(beginnings))]
+    return {name: tuple(other for other in NOTEBOOKS[name] if other in names) for name in names}
+
+
+def absolute_paths(value: str) -> str:
+    """Make the paths among the values of a parameter absolute: notebooks run in another folder."""
+    parts = value.split(",")
+    are_paths = [os.sep in part or Path(part).is_file() for part in parts]
+    return ",".join(
+        str(Path(part).resolve()) if is_path and Path(part).exists() else part
+        for part, is_path in zip(parts, are_paths, strict=True)
+    )
+
+
 def _arguments(name: str, options: argparse.Namespace) -> list[str]:
     """The parameters of a notebook, as papermill takes them; those that are given come last."""
     small = SMALL[""] | SMALL.get(name, {}) if options.small else {}
-    given = [*([key, str(value)] for key, value in small.items()), *options.parameters]
+    own = [[key, absolute_paths(value)] for key, value in options.parameters]
+    given = [*([key, str(value)] for key, value in small.items()), *own]
     return [word for pair in given for word in ("-p", *pair)]
 
 
@@ -208,12 +236,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar=("NAME", "VALUE"),
         help="a parameter of every notebook",
     )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[""],
+        metavar="NAME",
+        help="how the names of the notebooks begin that are run, such as 01 02 (with --to)",
+    )
     parser.add_argument("--small", action="store_true", help="run the small size of the check")
     parser.add_argument("--to", type=Path, help="put the notebooks there, and build no pages")
     parser.add_argument("--jobs", type=int, default=2, help="notebooks at a time (default: 2)")
     options = parser.parse_args(arguments)
     try:
         _require_packages()
+        notebooks = chosen(options.only)
+        if len(notebooks) < len(NOTEBOOKS) and not options.to:
+            raise BookError("--only: expected --to FOLDER too, as the pages need every notebook")
         top = _checkout()
         to = options.to.resolve() if options.to else top / "book" / "notebooks"
         for folder in (to, top / "build"):
@@ -222,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         def run(name: str) -> None:
             run_notebook(name, top, to, _arguments(name, options))
 
-        run_all(NOTEBOOKS, run, n_jobs=options.jobs)
+        run_all(notebooks, run, n_jobs=options.jobs)
         if not options.to:
             print("open", build_pages(top))
     except BookError as error:

@@ -1,4 +1,4 @@
-"""What may be said of the tables of notebooks 05 to 11: headlines, verdicts, titles, sentences.
+"""What may be said of the tables of notebooks 01 and 05 to 11: headlines, verdicts, sentences.
 
 No module of tables imports this one, so that a change of words computes nothing again. Titles are
 plain text. The functions called `..._findings` write Markdown, with names escaped.
@@ -52,6 +52,21 @@ SUMMARY_COLUMNS = [
     *("estimate", "low", "high", "given_layer", "n", "n_smaller", "accuracy"),
     *("best_control", "lift", "lift_low", "lift_high", "verdict"),
 ]
+
+
+# 01: what was left out.
+
+
+def left_out_findings(trained_on: Mapping[str, str]) -> list[str]:
+    """Say which rows of which data sets were left out because an organism was trained on them.
+
+    `trained_on` is that of `Run.prompts.attrs`, with "" where nothing was left out.
+    """
+    return [
+        f"* {markdown_text(dataset)}: {markdown_text(sentence)}."
+        for dataset, sentence in trained_on.items()
+        if sentence
+    ]
 
 
 # 05: headlines.

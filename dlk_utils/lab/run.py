@@ -258,7 +258,8 @@ class Run:
         """Prompt rows: a truth and a lie twin per example, and the truth prompts of role known.
 
         `.attrs["dropped"]` says what was left out, and why; `.attrs["near_duplicates"]` counts the
-        rows of each data set that differ from another row only in punctuation or signs.
+        rows of each data set that differ from another row only in punctuation or signs; and
+        `.attrs["trained_on"]` says in words which rows an organism was trained on.
         """
         inputs = {"run": self.record, "examples_code": code_hash(load_examples)}
         return self.cache.table("01-prompts", make_prompts, inputs, self._make_prompts)
@@ -282,7 +283,11 @@ class Run:
             "control_tokens": prompts.attrs["dropped_control_tokens"],
             "choices_alike": prompts.attrs["choices_alike"],
         }
-        prompts.attrs = {"dropped": dropped, "near_duplicates": examples.attrs["near_duplicates"]}
+        prompts.attrs = {
+            "dropped": dropped,
+            "near_duplicates": examples.attrs["near_duplicates"],
+            "trained_on": examples.attrs["trained_on"],
+        }
         return prompts
 
     # Notebook 02: what the model answers, knows, and lies about.

@@ -13,7 +13,7 @@ from dlk_utils.errors import DataError
 from dlk_utils.questions.ids import EXAMPLE_COLUMNS, example_id, near_duplicate_key, split_of
 from dlk_utils.questions.own_files import shortened, with_home
 from dlk_utils.questions.sources import EMBEDDED, dataset_names, read_source
-from dlk_utils.questions.trained import trained_keys
+from dlk_utils.questions.subjects import split_by_subject
 
 
 def load_examples(
@@ -42,15 +42,16 @@ def load_examples(
     -------
     pandas.DataFrame
         Columns `example_id`, `dataset`, `kind`, `text`, `choice_0`, `choice_1`, `label`, `split`,
-        `near_duplicate_key` (see `ids.Example`). `attrs["sources"]` says where the rows that were
-        read come from. Further `attrs` count rows of each data set:
+        `near_duplicate_key`, `subject` (see `ids.Example`). `attrs["sources"]` says where the rows
+        that were read come from. Further `attrs` count rows of each data set:
 
         * `dropped_duplicates`: they repeat another one or contradict it (in an embedded data set:
           or are its near-duplicates).
         * `dropped_in_another`: an earlier data set has them, or has a near-duplicate in another
           split.
-        * `dropped_trained_on`: an organism of this package was trained on them or on a
-          near-duplicate.
+        * `dropped_trained_on`: an organism of this package was trained on them, on a
+          near-duplicate, or on claims about the same subject (see `subjects`). This is never so in
+          an embedded data set. `trained_on` says it in words, with the first row of each reason.
         * `near_duplicates`: the same words, in another spelling or with other signs, are in another
           row. These are kept, in one split.
 
@@ -71,6 +72,7 @@ def load_examples(
     names = _read_names(datasets)
     parts: list[pd.DataFrame] = []
     n_repeated, n_trained, n_taken, n_near, sources = {}, {}, {}, {}, {}
+    left_out: dict[str, str] = {}
     split_of_taken: dict[str, str] = {}
     for name in names:
         source_rows = read_source(name)
@@ -78,8 +80,7 @@ def load_examples(
             print(f"{Path(name).name}: read as {'; '.join(source_rows.attrs['notes'])}")
         sources[name] = source_rows.attrs["source"]
         rows = _identified(source_rows, name)
-        # What is embedded is split so that no training example is ever asked.
-        is_trained = rows.near_duplicate_key.isin(() if name in EMBEDDED else trained_keys())
+        is_trained = rows.trained_on != ""
         is_taken = rows.example_id.isin({id_ for part in parts for id_ in part.example_id})
         # Embedded data and other data are split in other shares.
         split_before = rows.near_duplicate_key.map(split_of_taken)
@@ -87,8 +88,11 @@ def load_examples(
         n_near[name] = _report_near_duplicates(name, rows)
         n_repeated[name] = len(source_rows) - len(rows)
         n_trained[name] = int(is_trained.sum())
+        left_out[name] = trained_rows_in_words(rows)
+        if left_out[name]:
+            print(f"{Path(name).name}: {left_out[name]}")
         n_taken[name] = int((is_taken & ~is_trained).sum())
-        rows = _shuffled(rows[~is_trained & ~is_taken], seed)
+        rows = _shuffled(rows.loc[~is_trained & ~is_taken, EXAMPLE_COLUMNS], seed)
         queries = rows[~rows.split.isin(["shot", "organism"])]
         is_thinned = n_trained[name] + n_taken[name] > 0
         lost_a_label = is_thinned and queries.label.nunique() < source_rows.label.nunique()
@@ -97,7 +101,7 @@ def load_examples(
                 "an organism was trained on them": n_trained[name],
                 "a data set before it has them": n_taken[name],
             }
-            left_out = "".join(
+            reasons_in_words = "".join(
                 f"; left out: {n}, because {reason}" for reason, n in reasons.items() if n
             )
             both = " of both labels" if source_rows.label.nunique() == 2 else ""
@@ -105,7 +109,7 @@ def load_examples(
             got = ", ".join(f"{n} of label {label}" for label, n in counts.items()) or "none"
             raise DataError(
                 f"{Path(name).name}: expected examples{both} outside the shot pool, got "
-                f"{got}{left_out}; add rows, or take another data set"
+                f"{got}{reasons_in_words}; add rows, or take another data set"
             )
         parts.append(_balanced(queries, n_examples))
         parts.append(_balanced(rows[rows.split == "shot"], n_pool))
@@ -116,6 +120,7 @@ def load_examples(
         "dropped_duplicates": n_repeated,
         "dropped_in_another": n_taken,
         "dropped_trained_on": n_trained,
+        "trained_on": left_out,
         "near_duplicates": n_near,
         "sources": sources,
     }
@@ -171,11 +176,15 @@ def training_examples(name: str, n_examples: int, *, seed: int = 0) -> pd.DataFr
     rows = rows[rows.split == "organism"]
     if source.claims_per_subject > 1:
         rows = _identified(source.training_rows(rows.text), name).assign(split="organism")
-    return _shuffled(_balanced(rows, n_examples), seed).reset_index(drop=True)
+    rows = _shuffled(_balanced(rows, n_examples), seed)
+    return rows[EXAMPLE_COLUMNS].reset_index(drop=True)
 
 
 def _identified(rows: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Add ids and splits; keep repeated content once, or not at all if its labels differ."""
+    """Add ids and splits, and `trained_on` (see `split_by_subject`), which is "" if embedded.
+
+    Repeated content is kept once, or not at all if its labels differ.
+    """
     contents = list(zip(rows.text, rows.choice_0, rows.choice_1, strict=True))
     rows = rows.assign(
         example_id=[example_id(*content) for content in contents],
@@ -186,8 +195,38 @@ def _identified(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     identity = "near_duplicate_key" if name in EMBEDDED else "example_id"
     n_labels = rows.groupby(identity).label.transform("nunique")
     rows = rows[n_labels == 1].drop_duplicates(identity)
-    splits = [split_of(key, embedded=name in EMBEDDED) for key in rows.near_duplicate_key]
-    return rows.assign(split=splits)[EXAMPLE_COLUMNS]
+    if name in EMBEDDED:
+        # These are split so that no training example is ever asked.
+        keys = rows.near_duplicate_key
+        rows = rows.assign(subject=keys, split=keys.map(split_of), trained_on="")
+    else:
+        rows = rows.assign(**split_by_subject(rows))
+    return rows[[*EXAMPLE_COLUMNS, "trained_on"]]
+
+
+def trained_rows_in_words(rows: pd.DataFrame) -> str:
+    """Say how many rows are left out because of which training; "" if none are.
+
+    `rows` has `text` and the `trained_on` of `split_by_subject`.
+    """
+    reasons = {
+        "city": "name a city",
+        "country": "name a country and its capital",
+        "thing": "are about a thing",
+        "near-duplicate": "are near-duplicates of a training row",
+    }
+    parts = []
+    for trained_on, reason in reasons.items():
+        texts = rows.text[rows.trained_on == trained_on]
+        if len(texts):
+            parts.append(f"{len(texts):,} that {reason} (first: {shortened(texts.iloc[0])})")
+    if not parts:
+        return ""
+    n_trained = (rows.trained_on != "").sum()
+    return (
+        f"left out {n_trained:,} of {len(rows):,} rows because an organism of this package was "
+        f"trained on what they are about: {', '.join(parts)}"
+    )
 
 
 def _report_near_duplicates(name: str, rows: pd.DataFrame) -> int:

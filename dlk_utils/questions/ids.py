@@ -33,6 +33,12 @@ class Example:
     split: str
     near_duplicate_key: str
     """The same for examples that differ only in what `near_duplicate_key` leaves out."""
+    subject: str
+    """What it is about, the same for all examples that have to stay in one split.
+
+    That is the `near_duplicate_key` of embedded examples, which are all about different things, and
+    of those whose subject is not known (see `subjects`).
+    """
 
 
 EXAMPLE_COLUMNS = [field.name for field in fields(Example)]
@@ -41,16 +47,18 @@ EXAMPLE_COLUMNS = [field.name for field in fields(Example)]
 def examples_of(table: pd.DataFrame) -> list[Example]:
     """Return each row of a table of examples as an `Example`, without further columns.
 
-    Where the table has no `near_duplicate_key`, it is made of the content. Raises `DataError` where
-    another column is missing.
+    Where the table has no `near_duplicate_key`, it is made of the content, and where it has no
+    `subject`, that is the key. Raises `DataError` where another column is missing.
     """
-    needed = [column for column in EXAMPLE_COLUMNS if column != "near_duplicate_key"]
+    made_here = ("near_duplicate_key", "subject")
+    needed = [column for column in EXAMPLE_COLUMNS if column not in made_here]
     require_columns(table, needed, "examples", "load_examples")
     contents = zip(table.text, table.choice_0, table.choice_1, strict=True)
     keys = pd.Series([near_duplicate_key(*content) for content in contents], table.index)
     if "near_duplicate_key" in table:
         keys = table.near_duplicate_key.fillna(keys)
-    table = table.assign(near_duplicate_key=keys)
+    subjects = table.subject.fillna(keys) if "subject" in table else keys
+    table = table.assign(near_duplicate_key=keys, subject=subjects)
     return [Example(*row) for row in table[EXAMPLE_COLUMNS].itertuples(index=False)]
 
 

@@ -88,6 +88,7 @@ def make_prompts(
         * `instruction`, `family`, `asks`, `template`: what asks.
         * `shots`, `shots_say`: ids of the shots, and what they say ("none": there are none).
         * `near_duplicate_keys`: those of the example and then of its shots (see `ids`).
+        * `subject`: what the example is about (see `ids.Example`).
         * `choices`: the two answers, index = label.
         * `wanted`: the label that the instruction asks for; -1 if it asks for neither.
         * `messages`, `prefix`, `prompt`: the conversation as JSON, how the answer begins, and the
@@ -241,6 +242,7 @@ def own_prompts(
             label=-1,
             split="test",
             near_duplicate_key=near_duplicate_key(text),
+            subject=near_duplicate_key(text),
         )
         for text in dict.fromkeys(statements)
     ]
@@ -487,6 +489,7 @@ def _make_row(
         "shots": [shot.example_id for shot in shots],
         "shots_say": shots_say if shots else "none",
         "near_duplicate_keys": [e.near_duplicate_key for e in (example, *shots)],
+        "subject": example.subject,
         "text": example.text,
         "choices": choices,
         "label": example.label,

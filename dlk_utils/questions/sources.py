@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from dlk_utils.questions.own_files import (
     read_own_file,
     shortened,
 )
+from dlk_utils.questions.subjects import known_subjects
 from dlk_utils.questions.trained import trained_keys
 
 
@@ -125,7 +126,7 @@ def source_of(name: str) -> dict[str, str]:
 
     That is a package and its version, a file, or a hub id and commit; and a hash of the rows where
     rules of ours make them. For data that is not embedded there is a hash of what the organisms
-    were trained on, since those examples are left out of it.
+    were trained on and of the known subjects, since its rows are left out and split by these.
     """
     if name in EMBEDDED:
         return _embedded_source(EMBEDDED[name])
@@ -140,7 +141,8 @@ def _own_source(name: str, sha256: str) -> dict[str, str]:
 
 
 def _without_trained() -> dict[str, str]:
-    trained = hashlib.sha256("".join(sorted(trained_keys())).encode()).hexdigest()[:16]
+    rules = json.dumps([sorted(trained_keys()), [asdict(s) for s in known_subjects()]])
+    trained = hashlib.sha256(rules.encode()).hexdigest()[:16]
     return {"without what organisms were trained on": trained}
 
 

@@ -51,6 +51,7 @@ def hostile_sentences(name: str) -> list[str]:
         *sentences.lie_findings(table, table),
         *findings.carry_over_findings(ways, {"template": left_out}, pd.DataFrame([style]), nothing),
         *findings.mistake_findings({name: mistakes}),
+        *findings.left_out_findings({name: f"left out 1 of 2 rows (first: '{name}')"}),
     ]
 
 

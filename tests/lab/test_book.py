@@ -74,6 +74,30 @@ def test_the_parameters_that_are_given_come_after_those_of_the_small_size(tmp_pa
     assert ran["01_make_dataset"] == "-p n_examples 16 -p n_examples 12" and len(ran) == 12
 
 
+def test_some_notebooks_run_alone_with_files_of_the_folder_that_one_is_in(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(
+        book, "run_notebook", lambda name, top, to, words: ran.append((name, words[-1]))
+    )
+    monkeypatch.chdir(book._checkout() / "tests")
+    only = ["--only", "01", "05", "02", "--to", str(tmp_path), "--jobs", "1"]
+    assert main([*only, "-p", "datasets", "conftest.py,cities,lab/no.csv"]) == 0
+    given = f"{book._checkout()}/tests/conftest.py,cities,lab/no.csv"
+    assert ran == [
+        ("01_make_dataset", given),
+        ("02_check_lie_rate", given),
+        ("05_probe_ablations", given),
+    ]
+
+
+def test_a_notebook_that_there_is_not_and_pages_of_some_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(book, "run_all", None)
+    assert main(["--only", "01", "99", "--to", str(tmp_path)]) == 1
+    assert "--only: expected beginnings of 01_make_dataset, " in capsys.readouterr().err
+    assert main(["--only", "01"]) == 1
+    assert "--only: expected --to FOLDER too" in capsys.readouterr().err
+
+
 def notebook(*cells: tuple[str, str]) -> dict:
     """A notebook of code cells, each with a tag."""
     return {

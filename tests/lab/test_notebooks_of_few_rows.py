@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from notebook_cells import NOTEBOOKS, run_cells
 from tiny_models import checkpoint_that_knows_nothing
 from transformers import AutoModelForCausalLM
 
 from dlk_utils.lab.few_rows import NOTHING_READABLE, ONE_LABEL, TOO_FEW
-from dlk_utils.questions.ids import near_duplicate_key, split_of
+from dlk_utils.questions.ids import near_duplicate_key
+from dlk_utils.questions.subjects import split_by_subject
 
 pytestmark = pytest.mark.slow
 
@@ -36,12 +38,11 @@ ENOUGH_TO_FIT = ("one data set", "twelve examples")
 
 def claims_file(path: Path, n: int, *, splits: set[str], labels: tuple[int, ...] = (0, 1)) -> str:
     """A file of `n` claims, all of them in some splits."""
-    claims, number = [], 0
-    while len(claims) < n:
-        number += 1
-        claim = f"The hall has {number} doors."
-        if split_of(near_duplicate_key(claim), embedded=False) in splits:
-            claims.append(f'"{claim}",{labels[len(claims) % len(labels)]}')
+    possible = pd.DataFrame({"text": [f"The hall has {number} doors." for number in range(1000)]})
+    possible["near_duplicate_key"] = possible.text.map(near_duplicate_key)
+    possible = possible.assign(kind="claim", choice_0="", choice_1="")
+    texts = possible.text[split_by_subject(possible).split.isin(splits)].head(n)
+    claims = [f'"{text}",{labels[i % len(labels)]}' for i, text in enumerate(texts)]
     path.write_text("\n".join(["statement,label", *claims]), encoding="utf-8")
     return str(path)
 

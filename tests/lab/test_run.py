@@ -153,8 +153,10 @@ def test_what_other_code_made_is_not_read(answered, monkeypatch, no_model):
 
 
 def test_what_was_left_out_is_kept_with_the_prompts(answered):
-    dropped = again(answered).prompts.attrs["dropped"]
+    attrs = again(answered).prompts.attrs
+    dropped = attrs["dropped"]
     assert dropped["too_long"] == [] and dropped["trained_on"] == {"capitals": 0}
+    assert attrs["trained_on"] == {"capitals": ""}
 
 
 def claims_file(path: Path, subject: str) -> Path:

@@ -128,13 +128,20 @@ def test_embedded_data_has_no_near_duplicates(embedded):
     assert set(embedded.attrs["near_duplicates"].values()) == {0}
 
 
+def test_embedded_data_is_split_by_its_words_and_nothing_of_it_is_left_out(embedded):
+    assert list(embedded.split) == [split_of(key) for key in embedded.near_duplicate_key]
+    assert list(embedded.subject) == list(embedded.near_duplicate_key)
+    assert set(embedded.attrs["dropped_trained_on"].values()) == {0}
+    assert set(embedded.attrs["trained_on"].values()) == {""}
+
+
 @pytest.mark.trap(5)
 def test_a_near_duplicate_in_a_data_set_of_other_shares_is_on_no_other_side(tmp_path):
     # Embedded data has a split more than others have.
-    of_package = load_examples("capitals", 1000, n_pool=1000)
+    of_package = load_examples("arithmetic", 1000, n_pool=1000)
     claims = list(zip(of_package.text.str.removesuffix(".") + "!", of_package.label, strict=True))
     path = claims_csv(tmp_path / "own.csv", claims)
-    both = load_examples(["capitals", path], 1000, n_pool=1000)
+    both = load_examples(["arithmetic", path], 1000, n_pool=1000)
     assert (both.groupby("near_duplicate_key").split.nunique() == 1).all()
     n_left_out = both.attrs["dropped_in_another"][path]
     assert n_left_out > 0 and (both.dataset == path).sum() > 0

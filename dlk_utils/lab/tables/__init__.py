@@ -51,11 +51,14 @@ def lying_task(run: Run) -> Task:
 
 
 def split_anew(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Return rows whose examples are split at random, in the shares that they are split in."""
-    examples = rows[["example_id", "split"]].drop_duplicates()
-    splits = np.random.default_rng(seed).permutation(examples.split)
-    split_of = dict(zip(examples.example_id, splits, strict=True))
-    return rows.assign(split=rows.example_id.map(split_of))
+    """Return rows whose examples are split at random, in the shares that they are split in.
+
+    Examples about one subject stay in one split.
+    """
+    subjects = rows[["subject", "split"]].drop_duplicates()
+    splits = np.random.default_rng(seed).permutation(subjects.split)
+    split_of = dict(zip(subjects.subject, splits, strict=True))
+    return rows.assign(split=rows.subject.map(split_of))
 
 
 def estimate_with_interval(
