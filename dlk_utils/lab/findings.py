@@ -514,7 +514,7 @@ def graded_sentence(graded: pd.DataFrame) -> str:
 
 
 def _too_few_for_a_claim(row: pd.Series) -> bool:
-    return row.n < ENOUGH_ROWS or row.n_smaller < ENOUGH_PER_CLASS
+    return bool(row.n < ENOUGH_ROWS or row.n_smaller < ENOUGH_PER_CLASS)
 
 
 def graded_findings(graded: pd.DataFrame) -> list[str]:

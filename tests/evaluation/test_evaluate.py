@@ -269,8 +269,8 @@ def test_with_one_layer_there_is_no_choice_to_put_into_an_interval():
 
 
 def obedient_twins() -> pd.DataFrame:
-    """Rows of 300 examples told to tell the truth and to lie; the model does as it is told."""
-    examples = make_rows(300)
+    """Rows of 200 examples told to tell the truth and to lie; the model does as it is told."""
+    examples = make_rows(200)
     roles = [examples.assign(role=role, row_id=examples.row_id + role) for role in ("truth", "lie")]
     rows = pd.concat(roles, ignore_index=True)
     answer = np.where(rows.role == "lie", 1 - rows.label, rows.label)
@@ -300,6 +300,8 @@ def by_target() -> pd.DataFrame:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MORE_STATE_PROBES", "STACK_PROBES"):
             patch.setattr(f"dlk_utils.evaluation.evaluate.{name}", {})
+        few = {name: STATE_PROBES[name] for name in ("logistic", "mean_difference")}
+        patch.setattr("dlk_utils.evaluation.evaluate.STATE_PROBES", few)
         return evaluate_targets(targets, lambda target: features)
 
 
