@@ -36,7 +36,6 @@ from dlk_utils.evaluation.stats import (
     calibrated,
     calibration_error,
     interval_of_aurocs,
-    layers_in_resamples,
     percentile_interval,
     recall_at,
     smaller_class,
@@ -62,7 +61,7 @@ from dlk_utils.probes.base import as_doubles
 
 RESULT_COLUMNS = [
     *("target", "regime", "kind", "probe", "feature", "site", "layer"),
-    *("selected", "compared", "validation", "validation_accuracy"),
+    *("selected", "rule", "compared", "validation", "validation_accuracy"),
     *("estimate", "low", "high", "choice_low", "choice_high"),
     *("accuracy", "balanced_accuracy", "recall_at_1", "recall_at_5"),
     *("brier", "calibration_error", "n", "n_smaller", "n_train"),
@@ -129,7 +128,9 @@ def evaluate(task: Task, features: Features, *, n_boot: int = 1000, seed: int = 
     """Fit every probe on every feature, and score it next to the controls.
 
     All layers of a feature at a site are fitted in one batch, and one of them is chosen on
-    validation rows (see `fit_layers`).
+    validation rows. Probes of truth that are fitted on honest rows are read where they agree most
+    between the twins of the validation examples, other probes at the earliest good layer (see
+    `fit_layers` and `choosing_twins`).
 
     Some things take long, and are done for the first feature and site only: the controls that use
     states (shuffled labels, a random direction, and the first layer), and the further probes
@@ -150,7 +151,8 @@ def evaluate(task: Task, features: Features, *, n_boot: int = 1000, seed: int = 
         One row for each probe at each layer (`kind` is "probe"; `layer` is -1 where there is no one
         layer) and for each control (`kind` is "control"), with `RESULT_COLUMNS`:
 
-        * `selected`: whether this layer was chosen on the validation rows, of `compared` layers;
+        * `selected`: whether this layer was chosen on the validation rows, of `compared` layers,
+          by the `rule` (`selection.BY_TWINS` or `selection.EARLIEST`);
         * `validation`, `validation_accuracy`: AUROC and accuracy on the validation rows;
         * `estimate`, `low`, `high`: the signed AUROC on the test rows and its 95 % interval, given
           the layer;
@@ -162,8 +164,8 @@ def evaluate(task: Task, features: Features, *, n_boot: int = 1000, seed: int = 
         The selected layer of each probe also has:
 
         * `choice_low`, `choice_high`: the 95 % interval of the AUROC if the layer is chosen anew in
-          each resample, from resampled validation rows (`layers_in_resamples`). What is still taken
-          as given are the training rows;
+          each resample, from resampled validation examples with their twins
+          (`FittingRows.choose_again`). What is still taken as given are the training rows;
         * `brier`, `calibration_error`: of probabilities calibrated on the validation rows;
         * `best_control`: the control of the task with the highest AUROC on the test rows;
         * `lift`, `lift_low`, `lift_high`: the AUROC minus that of the best control, and its 95 %
@@ -235,13 +237,11 @@ def _fit_site(
     feature, _, _ = next(iter(features))
     with_further_probes = is_first and task.target != POSITIVE_CONTROL
     make_probes = _probes_for(feature, with_further_probes=with_further_probes)
-    rows = FittingRows.read(features, task.train, task.validation)
+    rows = FittingRows.of_task(features, task)
     probes = {name: rows.fit(make_probe, task.goal) for name, make_probe in make_probes.items()}
-    y, examples = task.validation.y.to_numpy(), task.validation.example_id
     # Validation rows are resampled independently of test rows, which have the seed itself.
-    resampling = {"n_boot": n_boot, "seed": seed + 1}
     resampled_layers = {
-        name: layers_in_resamples(probe.validation_scores, y, examples, **resampling)
+        name: rows.choose_again(probe, n_boot=n_boot, seed=seed + 1)
         for name, probe in probes.items()
     }
     shuffled = []
@@ -291,6 +291,7 @@ class _Results:
             "site": "",
             "layer": -1,
             "selected": True,
+            "rule": "",
             "compared": 1,
             "low": low,
             "high": high,
@@ -382,6 +383,7 @@ def _add_probe(
             "site": site,
             "layer": layer,
             "selected": i == fit.chosen,
+            "rule": fit.rule,
             "compared": len(fit.layers),
             "validation": fit.validation_aurocs[i],
             "validation_accuracy": np.mean((fit.validation_scores[i] > 0) == validation_y),
@@ -397,7 +399,7 @@ def _add_truth_times_turn(results: _Results, features: Features) -> None:
     """Add the control of pairs that reads the truth, and looks which way the answer turned.
 
     The probe of truth is fitted on the means of the pairs of the training rows, and its layer is
-    chosen on those of the validation rows.
+    chosen on those of the validation rows, by `EARLIEST`: their twins told to lie have no draws.
     """
     task = results.task
 

@@ -1,6 +1,8 @@
 """Fit a probe on every layer at once, choose a layer on validation rows, score other rows.
 
-`fit_layers` takes the earliest good layer. `choose_by_twins` is another rule, for probes of truth.
+There are two rules for the layer. `BY_TWINS` is for probes of truth that are fitted on honest rows,
+where the validation examples have twins told to lie; `EARLIEST` is for all others. Which tasks have
+such twins is decided in `tasks.choosing_twins`, and whether they are enough in `FittingRows`.
 """
 
 from collections.abc import Callable
@@ -9,28 +11,37 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.stats import (
+    agreeing_layers_in_resamples,
     auroc,
     earliest_good_layer,
+    layers_in_resamples,
     most_agreeing_layer,
+    require_finite_aurocs,
     twin_agreement,
 )
-from dlk_utils.evaluation.tasks import Features, memory_features
+from dlk_utils.evaluation.tasks import Features, Task, memory_features
 from dlk_utils.probes import fit_probe
 from dlk_utils.probes.base import TrainingStates, as_doubles
 
 ALL_LAYERS = -1
 """The layer number of a probe that reads all layers together."""
 
-WITHIN = 0.03
-"""How far below the best AUROC on validation rows a layer may lie for `choose_by_twins`."""
+EARLIEST = "earliest good layer"
+"""The rule that needs no twins (`stats.earliest_good_layer`)."""
 
-LEAST_TWINS = 4
-"""How many pairs of twins `choose_by_twins` needs."""
+BY_TWINS = "layer where twins agree most"
+"""The rule for probes of truth that are fitted on honest rows (`choose_by_twins`)."""
+
+WITHIN = 0.03
+"""How far below the best AUROC on validation rows a layer may lie for `BY_TWINS`."""
+
+MIN_TWINS = 4
+"""How many pairs of twins `BY_TWINS` needs. Of 4 the order agrees by chance once in 24 times."""
 
 
 def stack_layers(features: Features, rows: pd.DataFrame) -> Float[np.ndarray, "layer n ..."]:
@@ -71,6 +82,8 @@ class LayerProbe:
         The layer number of each row of scores; [-1] for a probe that reads all layers together.
     chosen : int
         The index in `layers` that validation chose.
+    rule : str
+        What it was chosen by: `EARLIEST` or `BY_TWINS`.
     validation_scores : array [layer, n]
         Scores of the validation rows.
     validation_aurocs : array [layer]
@@ -82,6 +95,7 @@ class LayerProbe:
     keys: list[tuple[str, str, int]]
     layers: list[int]
     chosen: int
+    rule: str
     validation_scores: Float[np.ndarray, "layer n"]
     validation_aurocs: Float[np.ndarray, " layer"]
 
@@ -114,6 +128,42 @@ class LayerProbe:
 
 
 @dataclass(frozen=True)
+class ValidationTwins:
+    """Honest validation rows that have a twin told to lie, and the states of these twins.
+
+    Attributes
+    ----------
+    places : array [m]
+        The places of the honest rows among the validation rows.
+    states : Tensor [layer, m, ...]
+        States of their twins, in the same order.
+    """
+
+    places: Int[np.ndarray, " m"]
+    states: Tensor
+
+    @classmethod
+    def read(
+        cls, features: Features, validation: pd.DataFrame, twins: pd.DataFrame
+    ) -> "ValidationTwins | None":
+        """Read the states of the `twins` told to lie; None if they are fewer than `MIN_TWINS`."""
+        if not len(twins):
+            return None
+        numbered = validation.assign(place=np.arange(len(validation)))
+        honest, lying = twin_rows(pd.concat([numbered, twins]))
+        if len(lying) < MIN_TWINS:
+            return None
+        return cls(honest.place.to_numpy(int), as_doubles(stack_layers(features, lying)))
+
+    def scores(
+        self, probe: Any, validation_scores: Float[np.ndarray, "layer n"]
+    ) -> tuple[Float[np.ndarray, "layer m"], Float[np.ndarray, "layer m"]]:
+        """Score the honest twins, and those told to lie, at every layer."""
+        lying = np.atleast_2d(probe.decision_function(self.states))
+        return validation_scores[:, self.places], lying
+
+
+@dataclass(frozen=True)
 class FittingRows:
     """Training and validation rows with their states, read once for all probes that are fitted.
 
@@ -127,6 +177,8 @@ class FittingRows:
         States of the training rows at every layer.
     validation_states : Tensor [layer, n, ...]
         States of the validation rows at every layer.
+    twins : ValidationTwins or None
+        What `BY_TWINS` chooses by. None stands for the rule `EARLIEST`.
     """
 
     features: Features
@@ -134,19 +186,30 @@ class FittingRows:
     validation: pd.DataFrame
     train_states: TrainingStates
     validation_states: Tensor
+    twins: ValidationTwins | None = None
 
     @classmethod
     def read(
-        cls, features: Features, train: pd.DataFrame, validation: pd.DataFrame
+        cls,
+        features: Features,
+        train: pd.DataFrame,
+        validation: pd.DataFrame,
+        twins: pd.DataFrame | None = None,
     ) -> "FittingRows":
-        """Read the states of the rows."""
+        """Read the states of the rows, and of the `twins` that `choosing_twins` gives, if any."""
         return cls(
             features=features,
             train=train,
             validation=validation,
             train_states=TrainingStates(stack_layers(features, train)),
             validation_states=as_doubles(stack_layers(features, validation)),
+            twins=None if twins is None else ValidationTwins.read(features, validation, twins),
         )
+
+    @classmethod
+    def of_task(cls, features: Features, task: Task) -> "FittingRows":
+        """Read the states of the training and validation rows of a task, and of their twins."""
+        return cls.read(features, task.train, task.validation, task.twins)
 
     def fit(self, make_probe: Callable[[], Any], y: np.ndarray | None = None) -> LayerProbe:
         """Fit a probe on all layers and choose the layer; see `fit_layers`."""
@@ -156,15 +219,47 @@ class FittingRows:
         keys = list(self.features)
         one_score_per_layer = raw_scores.ndim == 2
         classes = self.validation.y.to_numpy()
+        aurocs = np.array([auroc(s, classes) for s in scores])
+        if self.twins is None:
+            rule, chosen = EARLIEST, earliest_good_layer(scores, classes, self._examples)
+        else:
+            require_finite_aurocs(aurocs, classes)
+            agreement = twin_agreement(*self.twins.scores(probe, scores))
+            rule, chosen = BY_TWINS, most_agreeing_layer(aurocs, agreement, within=WITHIN)
         return LayerProbe(
             probe=probe,
             features=self.features,
             keys=keys,
             layers=[layer for _, _, layer in keys] if one_score_per_layer else [ALL_LAYERS],
-            chosen=earliest_good_layer(scores, classes, self.validation.example_id),
+            chosen=chosen,
+            rule=rule,
             validation_scores=scores,
-            validation_aurocs=np.array([auroc(s, classes) for s in scores]),
+            validation_aurocs=aurocs,
         )
+
+    def choose_again(self, fitted: LayerProbe, *, n_boot: int, seed: int) -> Int[np.ndarray, " b"]:
+        """Choose the layer of a fitted probe anew in each of `n_boot` resamples of the examples.
+
+        Validation rows are resampled together with their twins. Returns indices of layers [b].
+        """
+        classes = self.validation.y.to_numpy()
+        resampling = {"n_boot": n_boot, "seed": seed}
+        if self.twins is None:
+            scores = fitted.validation_scores
+            return layers_in_resamples(scores, classes, self._examples, **resampling)
+        return agreeing_layers_in_resamples(
+            fitted.validation_scores,
+            classes,
+            self._examples,
+            self.twins.scores(fitted.probe, fitted.validation_scores),
+            self._examples[self.twins.places],
+            within=WITHIN,
+            **resampling,
+        )
+
+    @property
+    def _examples(self) -> np.ndarray:
+        return self.validation.example_id.to_numpy()
 
 
 def fit_layers(
@@ -173,13 +268,15 @@ def fit_layers(
     train: pd.DataFrame,
     validation: pd.DataFrame,
     *,
+    twins: pd.DataFrame | None = None,
     y: np.ndarray | None = None,
 ) -> LayerProbe:
     """Fit a probe on all layers in one batch and choose the layer on validation rows.
 
-    That is the earliest layer whose AUROC is within one standard error of the best one's
-    (`earliest_good_layer`), by bootstrap over examples. `FittingRows` fits several probes to the
-    same rows.
+    With at least `MIN_TWINS` twins, that is the layer at which the probe agrees most between them
+    (`choose_by_twins`). Otherwise it is the earliest layer whose AUROC is within one standard error
+    of the best one's (`earliest_good_layer`), by bootstrap over examples. The `rule` of the result
+    says which. `FittingRows` fits several probes to the same rows.
 
     Parameters
     ----------
@@ -189,11 +286,19 @@ def fit_layers(
         The layers to choose from: those of one feature at one site.
     train, validation : DataFrame
         Rows with `y` (0 or 1) and `example_id`; `train` also has the columns that the probe needs.
+    twins : DataFrame, optional
+        Rows told to lie, the twins of validation rows, which then have a `role`. Their class is not
+        read. `tasks.choosing_twins` gives them for the probes that this is right for.
     y : array [n], optional
         What the probe learns from `train`, if it is not the column `y`: for pairs, how far the
         answer moved. Validation always uses the column.
     """
-    return FittingRows.read(features, train, validation).fit(make_probe, y)
+    return FittingRows.read(features, train, validation, twins).fit(make_probe, y)
+
+
+def fit_task(make_probe: Callable[[], Any], features: Features, task: Task) -> LayerProbe:
+    """Fit a probe of a task on all layers, and choose the layer by the task's rule."""
+    return FittingRows.of_task(features, task).fit(make_probe, task.goal)
 
 
 def twin_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -214,9 +319,9 @@ def require_twins(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return what `twin_rows` gives, or raise `TooFewRows` if there are too few of them."""
     n_twins = len(twins[0])
-    if n_twins < LEAST_TWINS:
+    if n_twins < MIN_TWINS:
         raise TooFewRows(
-            f"twins: expected at least {LEAST_TWINS} examples with a row told to tell the truth "
+            f"twins: expected at least {MIN_TWINS} examples with a row told to tell the truth "
             f"and one told to lie, got {n_twins}; ask for more examples (n_examples), or add rows "
             "to a file that has no more."
         )
@@ -238,6 +343,9 @@ def choose_by_twins(
     `within` so much of the best one's, the layer with the highest rank correlation between the
     scores of twins is chosen. This needs rows told to lie, but none of their labels.
 
+    `fit_layers` chooses in this way by itself if it is given twins. This function chooses with
+    other twins, or for a probe that was fitted without any.
+
     Parameters
     ----------
     probe : LayerProbe
@@ -258,12 +366,11 @@ def choose_by_twins(
     Raises
     ------
     TooFewRows
-        If there are fewer than `LEAST_TWINS` pairs of twins.
+        If there are fewer than `MIN_TWINS` pairs of twins.
     """
     honest, lying = require_twins(twin_rows(rows))
     agreement = twin_agreement(
         probe.score_layers(honest, features), probe.score_layers(lying, features)
     )
-    return replace(
-        probe, chosen=most_agreeing_layer(probe.validation_aurocs, agreement, within=within)
-    )
+    chosen = most_agreeing_layer(probe.validation_aurocs, agreement, within=within)
+    return replace(probe, chosen=chosen, rule=BY_TWINS)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from scipy.stats import binomtest, norm, rankdata
+from scipy.stats import binomtest, norm
 from sklearn.linear_model import LogisticRegression
 
 from dlk_utils.errors import DataError, TooFewRows
@@ -227,6 +227,16 @@ def earliest_good_layer(
     """
     weights = bootstrap_weights(groups, n_boot, seed)
     estimates = np.array([auroc(s, y) for s in scores])
+    require_finite_aurocs(estimates, y)
+    resampled = np.array([weighted_auroc(s, y, weights) for s in scores])
+    best = int(estimates.argmax())
+    shortfall = estimates[best] - estimates
+    standard_error = np.nanstd(resampled[best] - resampled, axis=1)
+    return int(np.flatnonzero(shortfall <= standard_error)[0])
+
+
+def require_finite_aurocs(estimates: Float[np.ndarray, " layer"], y: Int[np.ndarray, " n"]) -> None:
+    """Raise `TooFewRows` if the layers have no AUROCs to choose by, as `y` lacks a class."""
     if not np.isfinite(estimates).all():
         n_ones = int(np.sum(y == 1))
         raise TooFewRows(
@@ -234,11 +244,6 @@ def earliest_good_layer(
             f"{len(y) - n_ones} and {n_ones} of class 0 and 1; ask for more examples (n_examples), "
             "or add rows to a file that has no more."
         )
-    resampled = np.array([weighted_auroc(s, y, weights) for s in scores])
-    best = int(estimates.argmax())
-    shortfall = estimates[best] - estimates
-    standard_error = np.nanstd(resampled[best] - resampled, axis=1)
-    return int(np.flatnonzero(shortfall <= standard_error)[0])
 
 
 def layers_in_resamples(
@@ -300,12 +305,40 @@ def twin_agreement(
         From -1 (the order of the scores turns round between twins) to 1 (it stays). 0 where all
         scores are equal.
     """
-    agreement = np.zeros(len(first))
+    return weighted_agreement(first, second, np.ones((1, first.shape[1])))[:, 0]
+
+
+def weighted_agreement(
+    first: Float[np.ndarray, "layer n"],
+    second: Float[np.ndarray, "layer n"],
+    weights: Float[np.ndarray, "b n"],
+) -> Float[np.ndarray, "layer b"]:
+    """Compute `twin_agreement` under each of `b` weightings of the twins, all at once.
+
+    `weights` says how often each pair of twins counts, as `bootstrap_weights` gives it.
+    """
+    n_twins = weights.sum(axis=1, keepdims=True)
+    agreement = np.zeros((len(first), len(weights)))
     for layer, scores in enumerate(zip(first, second, strict=True)):
-        ranks = [rankdata(some) for some in scores]
-        if all(some.std() > 0 for some in ranks):
-            agreement[layer] = np.corrcoef(ranks)[0, 1]
+        # The mean rank of n rows is (n + 1) / 2, however often each of them counts.
+        a, b = (_weighted_ranks(some, weights) - (n_twins + 1) / 2 for some in scores)
+        covariance = (weights * a * b).sum(axis=1)
+        variances = (weights * a**2).sum(axis=1) * (weights * b**2).sum(axis=1)
+        # Variances are multiples of 1/4 unless they are 0.
+        varies = variances > 1e-6
+        agreement[layer, varies] = covariance[varies] / np.sqrt(variances[varies])
     return agreement
+
+
+def _weighted_ranks(
+    scores: Float[np.ndarray, " n"], weights: Float[np.ndarray, "b n"]
+) -> Float[np.ndarray, "b n"]:
+    """The ranks of rows that count several times; equal scores share their mean rank."""
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    first_of_value = np.cumsum(counts) - counts
+    of_value = np.add.reduceat(weights[:, np.argsort(scores)], first_of_value, axis=1)
+    up_to = np.cumsum(of_value, axis=1)
+    return (up_to - (of_value - 1) / 2)[:, place]
 
 
 def most_agreeing_layer(
@@ -315,9 +348,62 @@ def most_agreeing_layer(
 
     Of layers that agree equally, the earliest is chosen. Returns its index.
     """
+    return int(_most_agreeing_layers(aurocs[:, None], agreement[:, None], within)[0])
+
+
+def _most_agreeing_layers(
+    aurocs: Float[np.ndarray, "layer b"], agreement: Float[np.ndarray, "layer b"], within: float
+) -> Int[np.ndarray, " b"]:
     # A little is added for rounding: 0.97 is within 0.03 of 1.
-    is_good = aurocs >= aurocs.max() - within - 1e-9
-    return int(np.where(is_good, agreement, -np.inf).argmax())
+    is_good = aurocs >= aurocs.max(axis=0) - within - 1e-9
+    of_good = np.where(is_good, agreement, -np.inf)
+    return (of_good >= of_good.max(axis=0) - 1e-9).argmax(axis=0)
+
+
+def agreeing_layers_in_resamples(
+    scores: Float[np.ndarray, "layer n"],
+    y: Int[np.ndarray, " n"],
+    groups: Groups,
+    twins: tuple[Float[np.ndarray, "layer m"], Float[np.ndarray, "layer m"]],
+    twin_groups: Groups,
+    *,
+    within: float,
+    n_boot: int = 1000,
+    seed: int = 0,
+) -> Int[np.ndarray, " b"]:
+    """Choose a layer by the agreement of twins, anew in each of `n_boot` resamples of groups.
+
+    A group that is drawn brings its validation rows and its twins with it. A resample without one
+    of the classes chooses the layer that all rows choose. See `layers_in_resamples`.
+
+    Parameters
+    ----------
+    scores, y, groups : array [layer, n], [n], [n]
+        Scores, class and example of the validation rows.
+    twins : tuple of array [layer, m]
+        Scores of the honest twins, and of their twins told to lie in the same order.
+    twin_groups : array [m]
+        Their examples.
+    within : float
+        How far below the best AUROC a layer may lie (`most_agreeing_layer`).
+
+    Returns
+    -------
+    array [b]
+        Indices of layers in `scores`.
+    """
+    all_groups = np.concatenate([np.asarray(groups), np.asarray(twin_groups)])
+    weights = bootstrap_weights(all_groups, n_boot, seed)
+    of_rows, of_twins = np.split(weights, [len(y)], axis=1)
+    aurocs = np.array([weighted_auroc(s, y, of_rows) for s in scores])
+    agreement = weighted_agreement(*twins, of_twins)
+    has_both = np.isfinite(aurocs).all(axis=0)
+    of_all_rows = np.array([auroc(s, y) for s in scores])
+    layers = np.full(
+        n_boot, most_agreeing_layer(of_all_rows, twin_agreement(*twins), within=within)
+    )
+    layers[has_both] = _most_agreeing_layers(aurocs[:, has_both], agreement[:, has_both], within)
+    return layers
 
 
 def recall_at(

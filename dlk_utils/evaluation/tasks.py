@@ -18,7 +18,7 @@ target in a regime is a `Task`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -291,6 +291,16 @@ class Task:
 
     The rows have `row_id`, `example_id`, `y` (0 or 1), the columns that the controls read, and for
     the target "pair" those of `pair_rows`.
+
+    Attributes
+    ----------
+    target, regime : str
+        What is asked, and of which rows.
+    train, validation, test : DataFrame
+        The rows to fit on, to choose the layer on, and to test on.
+    twins : DataFrame
+        Twins told to lie of validation rows, which help to choose the layer (`choosing_twins`).
+        Nothing reads their class.
     """
 
     target: str
@@ -298,11 +308,13 @@ class Task:
     train: pd.DataFrame
     validation: pd.DataFrame
     test: pd.DataFrame
+    twins: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def rows(self) -> pd.DataFrame:
-        """All rows: of train, validation and test."""
-        return pd.concat([self.train, self.validation, self.test], ignore_index=True)
+        """All rows whose states are read: of train, validation and test, and the twins."""
+        parts = [self.train, self.validation, self.test, self.twins]
+        return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
     @property
     def of_pairs(self) -> bool:
@@ -334,6 +346,18 @@ def select_rows(rows: pd.DataFrame, role: str, split: str) -> pd.DataFrame:
     return rows[rows.role.isin(roles) & (rows.split == split)].reset_index(drop=True)
 
 
+def choosing_twins(rows: pd.DataFrame, target: str, fit_role: str) -> pd.DataFrame:
+    """Select the twins told to lie of validation rows, for probes whose layer they help to choose.
+
+    Those are the probes of truth that are fitted on honest rows. On such rows the truth and the
+    answer about to be given are nearly the same, so that their scores alone do not tell which of
+    the two a layer holds. What is true stays the same between twins, and the answer does not
+    (`selection.choose_by_twins`). Of any other target or `fit_role`, no rows are returned.
+    """
+    twins = select_rows(rows, "lie", "validation")
+    return twins if target == "truth" and fit_role == "truth" else twins.head(0)
+
+
 def make_task(rows: pd.DataFrame, target: str, regime: str) -> Task:
     """Split the rows of a target for a regime, which is one of `REGIMES`.
 
@@ -363,7 +387,7 @@ def make_task(rows: pd.DataFrame, target: str, regime: str) -> Task:
             f"{examples[examples.duplicated()].iloc[0]} in two: it straddles the split"
         )
     require_rows(parts, f"{target}, {regime}", least=least_rows(target))
-    return Task(target, regime, **parts)
+    return Task(target, regime, **parts, twins=choosing_twins(rows, target, fit_role))
 
 
 def least_rows(target: str) -> dict[str, LeastRows]:

@@ -43,7 +43,7 @@ SMALL = {
     "03_extract": {"audit_rows": 4},
     "05_probe_ablations": {"layer_stride": 10},
     "06_detect": {"layer_stride": 10},
-    "08_carry_over": {"layer_stride": 10},
+    "08_carry_over": {"layer_stride": 10, "n_graded": 8},
     "09_pairs_and_votes": {"layer_stride": 10, "n_draws": 4},
     "10_headlines": {"layer_stride": 10, "n_draws": 4},
     "11_steer": {"layer_stride": 10, "n_random": 1},

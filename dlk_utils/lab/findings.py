@@ -9,23 +9,31 @@ from typing import Any
 
 import pandas as pd
 
+from dlk_utils.evaluation.controls import TURNED
 from dlk_utils.evaluation.detector import TruthDetector
+from dlk_utils.evaluation.selection import BY_TWINS, EARLIEST
 from dlk_utils.evaluation.stats import visible_auroc
-from dlk_utils.evaluation.tasks import KNOWN, MIN_FOR_HEADLINE, POSITIVE_CONTROL, REGIMES
+from dlk_utils.evaluation.tasks import KNOWN, LYING, MIN_FOR_HEADLINE, POSITIVE_CONTROL, REGIMES
 from dlk_utils.lab.display import interval_text
 from dlk_utils.lab.escaping import markdown_text
 from dlk_utils.lab.tables import in_brief, least_to_most
 from dlk_utils.lab.tables.carry_over import (
-    BY_TWINS,
-    EARLIEST,
+    ALL_OTHERS,
     SAME,
     between_groups,
     left_out,
     rules_compared,
 )
 from dlk_utils.lab.tables.detector_ways import DETECTORS, accuracy_at
-from dlk_utils.lab.tables.detector_ways import EARLIEST as EARLIEST_WAY
 from dlk_utils.lab.tables.detector_ways import TOLD as TOLD_TO_LIE
+from dlk_utils.lab.tables.graded import (
+    ENOUGH_PER_CLASS,
+    ENOUGH_ROWS,
+    LIE_OR_NOT,
+    PROBE,
+    TOPIC,
+    WHAT_IS_TRUE,
+)
 from dlk_utils.lab.tables.probe_ablations import NAMED_PROBE
 from dlk_utils.lab.tables.steering import (
     CONTROLS,
@@ -179,10 +187,17 @@ def rivals_title(rivals: pd.DataFrame) -> str:
 def turn_title(results: pd.DataFrame) -> str:
     """Title the figure of truth by layer, read on rows told to lie about what the model knows."""
     row = headline(results, "truth", KNOWN)
-    found = "too few rows"
-    if row is not None:
-        found = f"layer {row.layer}, chosen on honest rows, has AUROC {interval_text(row)}"
-    return f"Truth, read while told to lie about what it knows: {found}"
+    if row is None:
+        return "Truth by layer, where the model is told to lie about what it knows: too few rows"
+    found = "does not clearly read the truth"
+    if row.low > 0.5:
+        found = "reads the truth"
+    elif row.high < 0.5:
+        found = "reads the opposite of the truth"
+    return (
+        f"At layer {row.layer} the probe {found} while the model is told to lie: AUROC "
+        f"{interval_text(row)}"
+    )
 
 
 def gradient_adds(curves: pd.DataFrame) -> str:
@@ -240,31 +255,44 @@ def _effect(row: Any) -> str:
     return "lowers" if row.gain_high < 0 else "does not clearly change"
 
 
+def probe_answer(results: pd.DataFrame, rivals: pd.DataFrame) -> list[str]:
+    """Answer the question of notebook 05 in three lines."""
+    known = headline(results, "truth", KNOWN)
+    found = in_words(known)
+    if known is not None:
+        found = f"layer {known.layer}, the {known.rule}: {found}"
+    lie, pair = (
+        in_words(headline(results, target, regime))
+        for target, regime in (("lie", "by example, lie rows"), ("pair", LYING))
+    )
+    return [
+        f"* **What is true**, while the model is told to lie about what it knows: {found}. "
+        f"{rivals_title(rivals)}.",
+        f"* **Was this answer a lie?** {lie}.",
+        f"* **Which of two dropout draws is nearer to the truth?** {pair}.",
+    ]
+
+
 def probe_findings(
     results: pd.DataFrame,
     skipped: Sequence[str],
-    gains: pd.DataFrame,
     curves: pd.DataFrame,
     classes: pd.DataFrame,
     gate: pd.DataFrame,
 ) -> list[str]:
-    """Say what notebook 05 found."""
+    """Say what notebook 05 found, with the probes that were named in advance."""
     lines = []
     for _, row in summary(results).iterrows():
-        fit = f"{row.how}: {row.probe}, {row.feature}, {row.site} {row.layer}"
-        lines.append(f"* **{row.target}**, {row.regime} ({fit}): {in_words(row)}")
+        if row.how == "named":
+            lines.append(f"* **{row.target}**, {row.regime}, layer {row.layer}: {in_words(row)}.")
     for sentence in skipped:
         task, reason = sentence.split(": ", 1)
         lines.append(f"* **{task}** was not scored: {markdown_text(reason)}")
     lines += [f"* {sentence}" for sentence in gradient_lines(curves)]
-    for row in gains[gains.feature == "both"].itertuples():
-        gain, over = (interval_text(row, x, signed=True) for x in ("gain", "over_residual"))
-        lines.append(
-            f"* {row.site}: with the gradient the score changes by {gain}; the two together are "
-            f"{over} from the residual stream's state."
-        )
-    for row in classes[classes["class"] == "macro avg"].itertuples():
-        lines.append(f"* **{row.method}**: macro F1 {row.f1:.2f}")
+    means = classes[classes["class"] == "macro avg"]
+    if len(means):
+        scores = ", ".join(f"{row.method} {row.f1:.2f}" for row in means.itertuples())
+        lines.append(f"* **Three classes at once**, macro F1: {scores}.")
     if not gate.passes.any():
         lines.append(
             "* No data set passed the gate, so **none of these numbers is a claim** about what the "
@@ -344,14 +372,14 @@ def way_lines(ways: pd.DataFrame) -> list[str]:
     if means[list(DETECTORS)].isna().any() or test.isna().all(axis=None):
         return ["The ways to make a detector are not compared, as no answer was a lie."]
     best = means[list(DETECTORS)].idxmax()
-    n_higher = int((test[best] > test[EARLIEST_WAY]).sum())
+    n_higher = int((test[best] > test[EARLIEST]).sum())
     test_rows = ways[ways.split == "test"]
     told = test_rows[test_rows.way == TOLD_TO_LIE]
     lines = [
         f"Of the ways to make a detector that need not know the instruction, the best on "
         f"validation rows is: {best}. At equal base rates its accuracy on test rows is "
         f"{_mean_and_range(test[best])} over {len(test)} splits, that of the card "
-        f"({EARLIEST_WAY}) {_mean_and_range(test[EARLIEST_WAY])}; it is higher in {n_higher} of "
+        f"({EARLIEST}) {_mean_and_range(test[EARLIEST])}; it is higher in {n_higher} of "
         f"{len(test)} splits.",
         f"A probe of *told to lie?*, which reads no truth, flags {told.lies.mean():.2f} of the "
         f"lies and {told.honest.mean():.2f} of the honest answers.",
@@ -362,7 +390,7 @@ def way_lines(ways: pd.DataFrame) -> list[str]:
             f"Of truthful answers under an instruction to lie (on average "
             f"{told.n_truthful.mean():.1f} rows a split), that probe flags "
             f"{shares[TOLD_TO_LIE]:.2f}, the best way {shares[best]:.2f}, and the card "
-            f"{shares[EARLIEST_WAY]:.2f}."
+            f"{shares[EARLIEST]:.2f}."
         )
     return lines
 
@@ -377,7 +405,8 @@ def _mean_and_range(values: pd.Series) -> str:
 def split_spread(regrouped: pd.DataFrame) -> str:
     """Say how far the score on known rows moves from one split of the examples to another.
 
-    `regrouped` is a table of `carry_over.split_again`. Both rules that choose a layer are named.
+    `regrouped` is a table of `carry_over.split_again`. Both rules that choose a layer are named,
+    the one of all other tables first.
     """
     compared = rules_compared(regrouped[regrouped.tested_on == SAME]).dropna(subset="mean")
     found = [f"{_spread(row)} at the {row.rule}" for _, row in compared.iterrows()]
@@ -390,6 +419,17 @@ def _spread(row: pd.Series) -> str:
         f"mean {row['mean']:.2f} ({row.least:.2f} to {row.greatest:.2f} over {row.splits} splits, "
         f"accuracy {row.accuracy:.2f})"
     )
+
+
+def with_few_twins(by_group: pd.DataFrame) -> str:
+    """Name the groups whose probes are read at the earliest good layer, as they have few twins.
+
+    `by_group` is a table of `carry_over.transfer_matrix`, trained on honest rows; of no such group
+    the text is empty.
+    """
+    groups = by_group[(by_group.rule == EARLIEST) & (by_group.trained_on != ALL_OTHERS)]
+    names = ", ".join(groups.trained_on.unique())
+    return f"With too few twins, and so at the {EARLIEST}: {names}." if names else ""
 
 
 def rules_verdict(regrouped: pd.DataFrame) -> str:
@@ -405,6 +445,26 @@ def rules_verdict(regrouped: pd.DataFrame) -> str:
         f"tests and the lower in {n_worse}; over all of them {means[BY_TWINS].mean():.2f} against "
         f"{means[EARLIEST].mean():.2f} for the {EARLIEST}"
     )
+
+
+def carry_over_answer(
+    by_dataset: pd.DataFrame, regrouped: pd.DataFrame, graded: pd.DataFrame
+) -> list[str]:
+    """Answer the question of notebook 08 in a few lines."""
+    apart = between_groups(by_dataset)
+    lines = []
+    if len(apart):
+        lines.append(
+            f"* **From one data set to another**: above chance in {(apart.low > 0.5).sum()} of "
+            f"{len(apart)} cases, AUROC {least_to_most(apart.estimate)}."
+        )
+    if len(regrouped):
+        lines.append(f"* **Over other splits of the same examples**: {split_spread(regrouped)}.")
+    if len(graded):
+        lines.append(
+            f"* **On a model that lies about some topics only**: {graded_sentence(graded)}."
+        )
+    return lines
 
 
 def carry_over_findings(
@@ -442,9 +502,84 @@ def carry_over_findings(
         lines += [
             f"* Other splits of the same examples, on rows that the model knows: "
             f"{split_spread(regrouped)}.",
-            f"* {rules_verdict(regrouped)}. The {EARLIEST} is the rule of all other tables.",
+            f"* {rules_verdict(regrouped)}. The {BY_TWINS} is the rule of all other tables whose "
+            "probe of truth was fitted on honest rows.",
         ]
     return lines
+
+
+# 08: a model that lies about some topics only.
+
+
+def graded_gain(graded: pd.DataFrame) -> str:
+    """Write how much better a probe tells what is true than the own answer turned round does.
+
+    `graded` is a table of `tables.graded.with_rivals`. The text is a number with its interval, or
+    "not scored" if there are too few rows for a claim.
+    """
+    turned = graded[(graded.question == WHAT_IS_TRUE) & (graded.who == TURNED)]
+    if turned.empty or _too_few_for_a_claim(turned.iloc[0]):
+        return "not scored"
+    return interval_text(turned.iloc[0], "gain", signed=True)
+
+
+def graded_sentence(graded: pd.DataFrame) -> str:
+    """Say the same with both scores and the number of rows."""
+    return _gain_over(graded, WHAT_IS_TRUE, TURNED)
+
+
+def _too_few_for_a_claim(row: pd.Series) -> bool:
+    return bool(row.n < ENOUGH_ROWS or row.n_smaller < ENOUGH_PER_CLASS)
+
+
+def graded_findings(graded: pd.DataFrame) -> list[str]:
+    """Say what notebook 08 found on a model that lies about some topics only."""
+    if graded.empty:
+        return []
+    lines = [
+        f"* On a model that lies about some topics only, told to lie, what is true: "
+        f"{graded_sentence(graded)}."
+    ]
+    for row in graded[graded.question == WHAT_IS_TRUE].itertuples():
+        if row.who not in (PROBE, TURNED):
+            lines.append(
+                f"* There, *{row.who}* tells what is true with AUROC {interval_text(row)}; the "
+                f"probe is {interval_text(row, 'gain', signed=True)} from that."
+            )
+    of_lies = _gain_over(graded, LIE_OR_NOT, TOPIC)
+    return [*lines, f"* There, lies against truthful answers: {of_lies}."]
+
+
+def _gain_over(graded: pd.DataFrame, question: str, rival: str) -> str:
+    """Compare the probe with one rival, and say if the rows are too few for a claim."""
+    of_question = graded[graded.question == question].set_index("who")
+    if PROBE not in of_question.index or rival not in of_question.index:
+        return "not scored, as there are too few rows"
+    probe, other = of_question.loc[PROBE], of_question.loc[rival]
+    text = (
+        f"a probe fitted on honest answers {interval_text(probe)} (layer {probe.layer}, the "
+        f"{probe.rule}), {rival} {interval_text(other)}: a difference of "
+        f"{interval_text(other, 'gain', signed=True)}, n = {probe.n} (smaller class "
+        f"{probe.n_smaller})"
+    )
+    if _too_few_for_a_claim(probe):
+        text += (
+            f", fewer than the {ENOUGH_ROWS} rows and {ENOUGH_PER_CLASS} of either class that a "
+            "claim takes"
+        )
+    return text
+
+
+def graded_title(graded: pd.DataFrame) -> str:
+    """Title the figure of the probe and its rivals on a model that lies about some topics only."""
+    of_truth = graded[graded.question == WHAT_IS_TRUE].set_index("who")
+    if PROBE not in of_truth.index or TURNED not in of_truth.index:
+        return "A model that lies about some topics only: not scored"
+    probe, turned = of_truth.loc[PROBE], of_truth.loc[TURNED]
+    return (
+        f"Told to lie, it obeys about some topics only: the probe tells what is true with AUROC "
+        f"{probe.estimate:.2f}, its own answer turned round with {turned.estimate:.2f}"
+    )
 
 
 # 09: pairs and votes.

@@ -524,7 +524,11 @@ _PARAMETERS = (
     ),
     Parameter("device", "auto", device(), "where the model runs; auto: a CUDA GPU if there is one"),
     Parameter(
-        "n_graded", 12, whole_number(4, 1_000_000), "examples that the second organism is asked too"
+        "n_graded",
+        12,
+        whole_number(4, 1_000_000),
+        "examples per data set that the second organism is asked; in 08, of the test split",
+        {"08_carry_over": 84},
     ),
     Parameter(
         "train", False, true_or_false(), "train it again first, into organisms/ of the runs folder"
@@ -596,6 +600,12 @@ _PARAMETERS = (
         "in which the test examples are asked again",
     ),
     Parameter(
+        "graded",
+        "smollm2-graded",
+        model_or_none(),
+        "a model that lies about some topics only, where its answer tells less",
+    ),
+    Parameter(
         "dose",
         4.0,
         number(0.01, 100.0),
@@ -634,7 +644,7 @@ NOTEBOOKS = {
     "05_probe_ablations": (*COMMON, "p_dropout", "layer_stride", "weight_gradients"),
     "06_detect": (*COMMON, "layer_stride", "statements", "system_prompts", "card"),
     "07_traps": COMMON,
-    "08_carry_over": (*COMMON, "layer_stride", "styles"),
+    "08_carry_over": (*COMMON, "layer_stride", "styles", "graded", "n_graded"),
     "09_pairs_and_votes": (*COMMON, "p_dropout", "p_last", "n_draws", "layer_stride"),
     "10_headlines": (
         *COMMON,

@@ -37,6 +37,7 @@ from dlk_utils.extract.stages import (
     store_answers,
     store_draws,
     store_gradients,
+    store_states,
     store_weight_gradients,
 )
 from dlk_utils.extract.store import is_complete, read_rows
@@ -302,6 +303,16 @@ class Run:
     def answered(self, prompts: pd.DataFrame, name: str) -> pd.DataFrame:
         """Ask the model further prompts, and keep its answers under `name`."""
         return self._read_answers(prompts, self.stored(store_answers, prompts, name))
+
+    def answered_with_states(
+        self, prompts: pd.DataFrame, name: str, *, layers: list[int]
+    ) -> tuple[pd.DataFrame, Features]:
+        """Ask further prompts; keep answers, and states at `resid_post`, of one pass under `name`.
+
+        Returns the prompts with the model's answers, and readers of their states by layer.
+        """
+        store = self.stored(store_states, prompts, name, layers=layers)
+        return self._read_answers(prompts, store), state_features(store, layers)
 
     def _read_answers(self, prompts: pd.DataFrame, store: Path) -> pd.DataFrame:
         return read_answers(

@@ -28,7 +28,15 @@ from dlk_utils.evaluation.evaluate import (
     evaluate_targets,
     skipped_tasks,
 )
-from dlk_utils.evaluation.tasks import KNOWN, LYING, REGIMES, make_task
+from dlk_utils.evaluation.selection import BY_TWINS, EARLIEST
+from dlk_utils.evaluation.tasks import (
+    KNOWN,
+    LYING,
+    POSITIVE_CONTROL,
+    REGIMES,
+    make_targets,
+    make_task,
+)
 from dlk_utils.probes import MORE_STATE_PROBES, PAIR_PROBES, STACK_PROBES, STATE_PROBES
 
 CONTROLS = {
@@ -259,3 +267,87 @@ def test_with_one_layer_there_is_no_choice_to_put_into_an_interval():
     probes = table[table.kind == "probe"]
     assert (probes.choice_low == probes.low).all() and (probes.choice_high == probes.high).all()
     assert table.choice_low[table.kind == "control"].isna().all()
+
+
+def obedient_twins() -> pd.DataFrame:
+    """Rows of 200 examples told to tell the truth and to lie; the model does as it is told."""
+    examples = make_rows(200)
+    roles = [examples.assign(role=role, row_id=examples.row_id + role) for role in ("truth", "lie")]
+    rows = pd.concat(roles, ignore_index=True)
+    answer = np.where(rows.role == "lie", 1 - rows.label, rows.label)
+    return rows.assign(
+        answer=answer,
+        margin=2.0 * answer - 1,
+        readable=True,
+        knows=True,
+        lied=rows.role == "lie",
+        choices=[["no", "yes"]] * len(rows),
+    )
+
+
+def answer_before_truth(rows: pd.DataFrame) -> dict:
+    """An early layer that holds the answer, and a late one that holds the label as clearly."""
+    answers = planted_states(rows.assign(y=rows.answer), 8.0, seed=1)
+    return features_of(answers, planted_states(rows.assign(y=rows.label), 8.0, seed=2))
+
+
+@pytest.fixture(scope="module")
+def by_target() -> pd.DataFrame:
+    """Results of all targets, where `answer_before_truth`, by few methods."""
+    rows = obedient_twins()
+    features = answer_before_truth(rows)
+    targets = make_targets(rows)
+    del targets["lie"]  # every row of it is a lie
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MORE_STATE_PROBES", "STACK_PROBES"):
+            patch.setattr(f"dlk_utils.evaluation.evaluate.{name}", {})
+        few = {name: STATE_PROBES[name] for name in ("logistic", "mean_difference")}
+        patch.setattr("dlk_utils.evaluation.evaluate.STATE_PROBES", few)
+        return evaluate_targets(targets, lambda target: features)
+
+
+def test_truth_is_read_where_twins_agree_and_not_at_the_earlier_layer_of_the_answer(by_target):
+    of_truth = by_target[(by_target.target == "truth") & by_target.selected]
+    probes = of_truth[(of_truth.kind == "probe") & (of_truth.regime == LYING)]
+    assert (probes.layer == 1).all() and (probes.rule == BY_TWINS).all()
+    assert probes.estimate.min() > 0.9
+    # Nearly all resamples of the examples choose this layer too.
+    assert probes.choice_low.min() > 0.9
+    assert (of_truth.rule[of_truth.kind == "control"] == "").all()
+
+
+def test_other_targets_and_probes_fitted_on_lies_are_read_at_the_earliest_good_layer(by_target):
+    probes = by_target[(by_target.kind == "probe") & by_target.selected]
+    rules = probes.groupby(["target", "regime"]).rule.unique()
+    for (target, regime), rule in rules.items():
+        fitted_on_honest_rows = REGIMES[regime][0] == "truth"
+        of_truth = target == "truth" and fitted_on_honest_rows
+        assert list(rule) == [BY_TWINS if of_truth else EARLIEST], (target, regime)
+    assert set(rules.index.get_level_values("target")) == {"truth", POSITIVE_CONTROL}
+    own_answer = probes[(probes.target == POSITIVE_CONTROL) & (probes.regime == LYING)]
+    assert (own_answer.layer == 0).all() and own_answer.estimate.min() > 0.9
+
+
+@pytest.mark.trap(40)
+def test_no_label_of_a_row_told_to_lie_has_a_say_in_the_layer(few_methods):
+    rows = obedient_twins()
+    features = answer_before_truth(rows)
+    is_twin = (rows.role == "lie") & (rows.split == "validation")
+    rng = np.random.default_rng(0)
+    shuffled = rows.copy()
+    for column in ("label", "y", "lied"):
+        shuffled.loc[is_twin, column] = rng.permutation(rows[column][is_twin])
+    assert (shuffled.y[is_twin] != rows.y[is_twin]).mean() > 0.3
+    tables = [
+        evaluate(make_task(some, "truth", LYING), features, n_boot=100) for some in (rows, shuffled)
+    ]
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_with_too_few_twins_the_table_says_that_the_earlier_rule_chose(few_methods):
+    rows = obedient_twins()
+    twins = rows[(rows.role == "lie") & (rows.split == "validation")]
+    few = rows.drop(twins.index[3:])
+    table = evaluate(make_task(few, "truth", LYING), answer_before_truth(rows), n_boot=100)
+    probes = table[(table.kind == "probe") & table.selected]
+    assert (probes.rule == EARLIEST).all() and (probes.layer == 0).all()

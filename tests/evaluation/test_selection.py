@@ -8,6 +8,8 @@ import pytest
 
 from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.selection import (
+    BY_TWINS,
+    EARLIEST,
     FittingRows,
     choose_by_twins,
     fit_layers,
@@ -152,6 +154,51 @@ def test_twins_choose_without_a_label_and_in_any_order(twins, fitted_on_honest_r
     # Neither rows without their twin nor rows of other roles count.
     more = pd.concat([unlabelled.iloc[1:], twins[:5].assign(role="known")])
     assert choose_by_twins(fitted_on_honest_rows, more, within=0.2).layer == TRUTH_LAYER
+
+
+@pytest.fixture(scope="module")
+def answer_before_truth(twins) -> dict:
+    """An early layer that holds the answer, and a late one that holds the truth as clearly."""
+    rng = np.random.default_rng(2)
+    features = {}
+    for layer, column in ((3, "answer"), (TRUTH_LAYER, "y")):
+        states = rng.normal(size=(len(twins), 6))
+        states[:, 0] += 6 * (twins[column] - 0.5)
+        features["activation", "resid_post", layer] = lambda part, X=states: X[part.index]
+    return features
+
+
+def test_probes_that_are_given_twins_are_read_where_these_agree_most(twins, answer_before_truth):
+    train, validation, told_to_lie = twins[:100], twins[100:200], twins[300:]
+    without = fit_layers(Logistic, answer_before_truth, train, validation)
+    assert (without.layer, without.rule) == (3, EARLIEST)
+    # The twins have no class at all.
+    unlabelled = told_to_lie[["example_id", "role"]].sample(frac=1, random_state=0)
+    by_twins = fit_layers(Logistic, answer_before_truth, train, validation, twins=unlabelled)
+    assert (by_twins.layer, by_twins.rule) == (TRUTH_LAYER, BY_TWINS)
+    # It is the layer that `choose_by_twins` takes afterwards.
+    assert choose_by_twins(without, pd.concat([validation, unlabelled])).layer == TRUTH_LAYER
+
+
+def test_with_too_few_twins_the_earlier_rule_chooses(twins, answer_before_truth):
+    train, validation = twins[:100], twins[100:200]
+    for n_twins, rule in ((4, BY_TWINS), (3, EARLIEST), (0, EARLIEST)):
+        few = twins[300 : 300 + n_twins]
+        assert fit_layers(
+            MeanDifference, answer_before_truth, train, validation, twins=few
+        ).rule == (rule)
+    # Rows of other examples are no twins.
+    others = twins[200:300]
+    fitted = fit_layers(MeanDifference, answer_before_truth, train, validation, twins=others)
+    assert fitted.rule == EARLIEST
+
+
+def test_resamples_choose_by_the_rule_that_chose(twins, answer_before_truth):
+    parts = (answer_before_truth, twins[:100], twins[100:200])
+    for told_to_lie, layer in ((None, 0), (twins[300:], 1)):
+        rows = FittingRows.read(*parts, told_to_lie)
+        chosen = rows.choose_again(rows.fit(MeanDifference), n_boot=50, seed=0)
+        assert np.mean(chosen == layer) > 0.9 and len(chosen) == 50
 
 
 def test_with_hardly_any_twins_no_layer_is_chosen(twins, fitted_on_honest_rows):

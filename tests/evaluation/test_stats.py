@@ -6,11 +6,12 @@ import math
 import numpy as np
 import pytest
 from scipy.special import expit, logit
-from scipy.stats import norm, rankdata
+from scipy.stats import norm, rankdata, spearmanr
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from dlk_utils.errors import DataError, TooFewRows
 from dlk_utils.evaluation.stats import (
+    agreeing_layers_in_resamples,
     auroc,
     auroc_interval,
     balanced_accuracy,
@@ -24,6 +25,7 @@ from dlk_utils.evaluation.stats import (
     recall_at,
     twin_agreement,
     visible_auroc,
+    weighted_agreement,
     weighted_auroc,
     wilson_interval,
 )
@@ -228,6 +230,34 @@ def test_of_the_layers_near_the_best_the_one_that_agrees_most_is_chosen():
     assert most_agreeing_layer(aurocs, agreement, within=0.03) == 1
     assert most_agreeing_layer(aurocs, agreement, within=0.005) == 3
     assert most_agreeing_layer(aurocs, agreement, within=0.5) == 0
+
+
+def test_the_agreement_of_twins_that_count_several_times_is_that_of_repeated_twins():
+    rng = np.random.default_rng(0)
+    # Scores of few values, so that there are ties.
+    first, second = rng.integers(0, 6, (2, 3, 30)).astype(float)
+    weights = bootstrap_weights(np.arange(30), 20, seed=0)
+    weights[0] = np.eye(30)[4]
+    agreement = weighted_agreement(first, second, weights)
+    assert (agreement[:, 0] == 0).all()
+    for b, counts in enumerate(weights[1:].astype(int), start=1):
+        repeated = [np.repeat(scores, counts, axis=1) for scores in (first, second)]
+        expected = [spearmanr(*of_layer).statistic for of_layer in zip(*repeated, strict=True)]
+        np.testing.assert_allclose(agreement[:, b], expected, atol=1e-12)
+
+
+def test_resampled_twins_choose_as_often_as_they_differ():
+    rng = np.random.default_rng(0)
+    y = np.arange(40) % 2
+    examples = np.arange(40)
+    scores = np.stack([y + 0.1 * rng.normal(size=40) for _ in range(3)])
+    turned = np.stack([-scores[0], scores[1] + rng.normal(size=40), -scores[2]])
+    options = {"within": 0.03, "n_boot": 100}
+    clear = agreeing_layers_in_resamples(scores, y, examples, (scores, turned), examples, **options)
+    assert set(clear) == {1} and len(clear) == 100
+    alike = np.stack([-scores[0], *(scores[1:] + rng.normal(size=(2, 40)))])
+    chosen = agreeing_layers_in_resamples(scores, y, examples, (scores, alike), examples, **options)
+    assert set(chosen) == {1, 2}
 
 
 def test_no_layer_is_chosen_on_rows_of_one_class():

@@ -165,6 +165,23 @@ def test_an_example_in_two_splits_is_refused():
         make_task(rows, "truth", TRUTH)
 
 
+def test_only_probes_of_truth_that_are_fitted_on_honest_rows_have_twins_to_choose_by(
+    probe_rows, targets
+):
+    readable = probe_rows[probe_rows.readable]
+    told_to_lie = readable[(readable.role == "lie") & (readable.split == "validation")]
+    for regime, (fit_role, _) in REGIMES.items():
+        twins = make_task(targets["truth"], "truth", regime).twins
+        assert set(twins.row_id) == (set(told_to_lie.row_id) if fit_role == "truth" else set())
+    assert make_task(targets[POSITIVE_CONTROL], POSITIVE_CONTROL, LYING).twins.empty
+    assert make_task(targets["lie"], "lie", "by example, lie rows").twins.empty
+    # They are read, but neither fitted nor tested on.
+    task = make_task(targets["truth"], "truth", LYING)
+    parts = (task.train, task.validation, task.test, task.twins)
+    assert list(task.rows.row_id) == [row_id for part in parts for row_id in part.row_id]
+    assert task.rows.row_id.is_unique
+
+
 @pytest.mark.trap(6)
 @pytest.mark.parametrize(
     "regime, fit_roles, test_role",

@@ -24,6 +24,9 @@ class Figures(NamedTuple):
     """The figures of the front page."""
 
     layer: int
+    """Where the probe agrees most between twins."""
+    earliest_layer: int
+    """The earliest good one, which the detector reads that has seen honest rows alone."""
     estimate: float
     given_layer: tuple[float, float]
     with_choice: tuple[float, float]
@@ -95,6 +98,57 @@ def earliest_good(scores: np.ndarray, rows: pd.DataFrame) -> int:
     return int(np.flatnonzero(aurocs[best] - aurocs <= errors)[0])
 
 
+def ranks(scores: np.ndarray) -> np.ndarray:
+    """The ranks of scores [layer, n] at each layer; equal ones share their mean rank."""
+    lower = (scores[:, None, :] < scores[:, :, None]).sum(-1)
+    equal = (scores[:, None, :] == scores[:, :, None]).sum(-1)
+    return lower + (equal + 1) / 2
+
+
+def most_agreeing(aurocs: np.ndarray, honest: np.ndarray, lying: np.ndarray) -> int:
+    """The layer near the best where the scores of twins [layer, m] go together most."""
+    agreement = np.zeros(len(aurocs))
+    for layer, (a, b) in enumerate(zip(ranks(honest), ranks(lying), strict=True)):
+        if np.ptp(a) and np.ptp(b):
+            agreement[layer] = np.corrcoef(a, b)[0, 1]
+    agreement[aurocs < aurocs.max() - 0.03 - 1e-9] = -np.inf
+    return int(np.flatnonzero(agreement >= agreement.max() - 1e-9)[0])
+
+
+class Twins(NamedTuple):
+    """Validation rows, the places of honest twins among them, and their twins told to lie."""
+
+    rows: pd.DataFrame
+    places: np.ndarray
+    lying: pd.DataFrame
+
+    @classmethod
+    def of(cls, validation: pd.DataFrame, told_to_lie: pd.DataFrame) -> "Twins":
+        """Find the twins of validation rows among rows told to lie."""
+        honest = np.flatnonzero(validation.role == "truth")
+        place_of = {validation.example_id.iloc[place]: place for place in honest}
+        lying = told_to_lie[told_to_lie.example_id.isin(list(place_of))]
+        return cls(validation, np.array([place_of[e] for e in lying.example_id]), lying)
+
+    def chosen(self, scores: np.ndarray, lying: np.ndarray) -> int:
+        """The layer that all validation rows choose."""
+        aurocs = np.array([roc_auc_score(self.rows.label, of_layer) for of_layer in scores])
+        return most_agreeing(aurocs, scores[:, self.places], lying)
+
+    def chosen_again(self, scores: np.ndarray, lying: np.ndarray) -> np.ndarray:
+        """The layers that 1,000 resamples of the examples choose, whose twins are repeated."""
+        aurocs = np.array([resampled(of_layer, self.rows, 1000, 1) for of_layer in scores])
+        examples, example_of_row = np.unique(self.rows.example_id, return_inverse=True)
+        n = len(examples)
+        counts = np.random.default_rng(1).multinomial(n, np.full(n, 1 / n), 1000)
+        layers = np.full(1000, self.chosen(scores, lying))
+        for b in np.flatnonzero(np.isfinite(aurocs).all(axis=0)):
+            times = counts[b][example_of_row[self.places]]
+            honest = np.repeat(scores[:, self.places], times, axis=1)
+            layers[b] = most_agreeing(aurocs[:, b], honest, np.repeat(lying, times, axis=1))
+        return layers
+
+
 def interval(draws: np.ndarray, n_smaller: int) -> tuple[float, float]:
     """Percentiles of resamples; where all are 1, Wilson's interval of "all of them"."""
     low, high = np.nanpercentile(draws, [2.5, 97.5])
@@ -102,16 +156,9 @@ def interval(draws: np.ndarray, n_smaller: int) -> tuple[float, float]:
 
 
 def interval_with_choice(
-    test: np.ndarray, known: pd.DataFrame, validation: np.ndarray, rows: pd.DataFrame
+    test: np.ndarray, known: pd.DataFrame, chosen: np.ndarray
 ) -> tuple[float, float]:
-    """The interval in which each resample chooses the layer on resampled validation rows."""
-    chosen = np.full(1000, earliest_good(validation, rows))
-    draws = np.array([resampled(of_layer, rows, 1000, 1) for of_layer in validation])
-    has_both = np.isfinite(draws).all(axis=0)
-    for b in np.flatnonzero(has_both):
-        best = draws[:, b].argmax()
-        errors = np.std(draws[best, has_both] - draws[:, has_both], axis=1)
-        chosen[b] = np.flatnonzero(draws[best, b] - draws[:, b] <= errors)[0]
+    """The interval in which each resample reads the layer that it has chosen."""
     on_test = np.array([resampled(of_layer, known, 1000, 0) for of_layer in test])
     n_smaller = min((known.label == k).sum() for k in (0, 1))
     return interval(on_test[chosen, np.arange(1000)], n_smaller)
@@ -142,7 +189,8 @@ def derive(rows: pd.DataFrame, states: np.ndarray, layers: list[int]) -> Figures
         test[test.knows],
         rows[(rows.role == "truth") & (rows.split == "test")],
     )
-    parts = [validation, known, test, told_to_be_honest]
+    twins = Twins.of(validation, rows[(rows.role == "lie") & (rows.split == "validation")])
+    parts = [validation, known, test, told_to_be_honest, twins.lying]
 
     of_layers = []
     for X in states:
@@ -150,34 +198,45 @@ def derive(rows: pd.DataFrame, states: np.ndarray, layers: list[int]) -> Figures
         C = tuned_strength(fitted_on, train)
         others = [X[part.index] for part in parts]
         of_layers.append(fitted_scores(fitted_on, train.label.to_numpy(), others, C))
-    on_validation, on_known, on_test, on_honest = (
+    on_validation, on_known, on_test, on_honest, on_lying = (
         np.array([scores[i] for scores in of_layers]) for i in range(len(parts))
     )
-    chosen = earliest_good(on_validation, validation)
+    chosen = twins.chosen(on_validation, on_lying)
+    earliest = earliest_good(on_validation, validation)
     n_smaller = min((known.label == k).sum() for k in (0, 1))
 
-    # The detector: the same probe and layer, and a threshold on right honest answers.
+    # The detector that has seen honest rows alone: the same probe at the earliest good layer, and
+    # a threshold on right honest answers.
     sign = np.sign(validation.margin.to_numpy())
-    against = -on_validation[chosen] * sign
+    against = -on_validation[earliest] * sign
     right = np.sort(against[(sign > 0) == (validation.label == 1)])[::-1]
     threshold = max(0.0, right[int(0.05 * len(right))])
-    lies_flagged = (-on_test[chosen] * np.sign(test.margin))[test.lied] > threshold
+    lies_flagged = (-on_test[earliest] * np.sign(test.margin))[test.lied] > threshold
     is_right = told_to_be_honest.correct.astype(bool)
-    honest_flagged = (-on_honest[chosen] * np.sign(told_to_be_honest.margin))[is_right] > threshold
+    honest_flagged = (-on_honest[earliest] * np.sign(told_to_be_honest.margin))[
+        is_right
+    ] > threshold
     return Figures(
         layer=layers[chosen],
+        earliest_layer=layers[earliest],
         estimate=roc_auc_score(known.label, on_known[chosen]),
         given_layer=interval(resampled(on_known[chosen], known, 1000, 0), n_smaller),
-        with_choice=interval_with_choice(on_known, known, on_validation, validation),
+        with_choice=interval_with_choice(
+            on_known, known, twins.chosen_again(on_validation, on_lying)
+        ),
         n=len(known),
-        across=across_datasets(train, validation, test, states),
+        across=across_datasets(train, validation, twins.lying, test, states),
         lies_flagged=float(np.mean(lies_flagged)),
         honest_flagged=float(np.mean(honest_flagged)),
     )
 
 
 def across_datasets(
-    train: pd.DataFrame, validation: pd.DataFrame, test: pd.DataFrame, states: np.ndarray
+    train: pd.DataFrame,
+    validation: pd.DataFrame,
+    told_to_lie: pd.DataFrame,
+    test: pd.DataFrame,
+    states: np.ndarray,
 ) -> list[float]:
     """AUROCs from each data set to each other one, by logistic regressions with C of 0.01."""
     aurocs = []
@@ -186,9 +245,10 @@ def across_datasets(
         if not (has_enough(of_train, "train") and has_enough(of_validation, "validation")):
             continue
         y = of_train.label.to_numpy()
-        parts = [of_validation.index, test.index]
+        twins = Twins.of(of_validation, told_to_lie[told_to_lie.dataset == dataset])
+        parts = [of_validation.index, test.index, twins.lying.index]
         scores = [fitted_scores(X[of_train.index], y, [X[p] for p in parts], 0.01) for X in states]
-        chosen = earliest_good(np.array([s[0] for s in scores]), of_validation)
+        chosen = twins.chosen(*(np.array([s[i] for s in scores]) for i in (0, 2)))
         on_test = pd.Series(scores[chosen][1], index=test.index)
         for other in sorted(test.dataset.unique()):
             of_other = test[test.dataset == other]

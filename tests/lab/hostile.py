@@ -41,7 +41,7 @@ def hostile_sentences(name: str) -> list[str]:
     told = {"told to lie": 9, "lies": 0.5, "instruction_only": 0.5}
     told |= {"instruction_only_low": 0.4, "instruction_only_high": 0.6}
     ways = pd.DataFrame([{"trained_on": name, "tested_on": f"other {name}"} | score])
-    left_out = pd.DataFrame([{"trained_on": "all others", "tested_on": name} | score])
+    left_out = pd.DataFrame([{"trained_on": "all others", "tested_on": name, "rule": ""} | score])
     style = {"style": name, "probe": "logistic", "own_answer": 0.5} | score
     mistakes = pd.DataFrame([{"mistake": m, "claim": "the same"} | score for m in ("none", "one")])
     mistakes.loc[1, ["estimate", "low"]] = [0.9, 0.8]

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from planted_states import read_from, states_that_hold_y, twins
 
-from dlk_utils.lab.findings import rules_verdict, split_spread
+from dlk_utils.lab.findings import rules_verdict, split_spread, with_few_twins
 from dlk_utils.lab.tables.carry_over import (
     BY_TWINS,
     EARLIEST,
@@ -130,16 +130,10 @@ def test_other_splits_have_the_same_sizes_and_other_scores():
 
 
 @pytest.mark.slow
-def test_twins_choose_the_better_layer_on_data_left_out_where_an_early_one_holds_the_answer():
-    rows = twins()
-    rows["dataset"] = np.where(rows.example_id.str[1:].astype(int) // 3 % 2, "a", "b")
-    answers = states_that_hold_y(rows.assign(y=rows.answer), 0.8, seed=1)
-    truth = states_that_hold_y(rows, 0.8, seed=2)
-    features = {
-        ("activation", "resid_post", 3): answers,
-        ("activation", "resid_post", 6): truth,
-    }
-    table = split_again(rows, features)
+def test_twins_choose_the_better_layer_on_data_left_out_where_an_early_one_holds_the_answer(
+    two_sets,
+):
+    table = split_again(*two_sets)
     tests = {SAME, OTHER_FAMILIES, "a left out", "b left out"}
     assert set(table.tested_on) == tests
     layers = table.groupby("rule").layer.agg(lambda layers: layers.mode().iloc[0])
@@ -151,7 +145,55 @@ def test_twins_choose_the_better_layer_on_data_left_out_where_an_early_one_holds
         assert compared.accuracy[tested_on, BY_TWINS] > 0.7
     assert "higher mean in 3 of 3 tests and the lower in 0" in rules_verdict(table)
     spread = split_spread(table)
-    assert spread.index(EARLIEST) < spread.index(BY_TWINS) and "over 10 splits" in spread
+    assert spread.index(BY_TWINS) < spread.index(EARLIEST) and "over 10 splits" in spread
+
+
+@pytest.fixture(scope="module")
+def two_sets() -> tuple[pd.DataFrame, dict]:
+    """Twins of two data sets; layer 3 holds the answer, and layer 6 the truth as clearly."""
+    rows = twins()
+    rows["dataset"] = np.where(rows.example_id.str[1:].astype(int) // 3 % 2, "a", "b")
+    features = {
+        ("activation", "resid_post", 3): states_that_hold_y(
+            rows.assign(y=rows.answer), 0.8, seed=1
+        ),
+        ("activation", "resid_post", 6): states_that_hold_y(rows, 0.8, seed=2),
+    }
+    return rows, features
+
+
+def test_every_table_reads_truth_where_twins_agree_and_not_at_the_earlier_layer_of_the_answer(
+    two_sets,
+):
+    rows, features = two_sets
+    matrix = transfer_matrix(rows, "dataset", features)
+    assert len(matrix) == 6 and (matrix.layer == 6).all() and (matrix.rule == BY_TWINS).all()
+    assert matrix.estimate.min() > 0.8 and with_few_twins(matrix) == ""
+    # A probe that was fitted on lies cannot confuse the two, and keeps the earlier rule.
+    among_lies = transfer_matrix(rows, "dataset", features, roles=("lie", "lie"))
+    assert (among_lies.rule == EARLIEST).all() and (among_lies.layer == 3).all()
+    assert example_curve(rows, features).groupby("probe").estimate.last().min() > 0.8
+    styled = score_styles(rows, features, {})
+    assert (styled.layer == 6).all() and styled.estimate.min() > 0.8
+
+
+def test_labels_of_rows_told_to_lie_do_not_choose_the_layer_of_a_way(two_sets):
+    rows, features = two_sets
+    is_twin = (rows.role == "lie") & (rows.split == "validation")
+    turned = rows.assign(y=np.where(is_twin, 1 - rows.y, rows.y))
+    expected = transfer_matrix(rows, "dataset", features)
+    pd.testing.assert_frame_equal(transfer_matrix(turned, "dataset", features), expected)
+
+
+def test_a_data_set_with_too_few_twins_is_named(two_sets):
+    rows, features = two_sets
+    of_b = (rows.dataset == "b") & (rows.role == "lie") & (rows.split == "validation")
+    matrix = transfer_matrix(rows[~of_b], "dataset", features).set_index("trained_on")
+    assert set(matrix.rule[["b"]]) == {EARLIEST} and set(matrix.layer[["b"]]) == {3}
+    assert set(matrix.rule[["a"]]) == {BY_TWINS}
+    assert with_few_twins(matrix.reset_index()) == (
+        "With too few twins, and so at the earliest good layer: b."
+    )
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables import least_to_most
 from dlk_utils.lab.tables.carry_over import between_groups, transfer
 from dlk_utils.lab.tables.detector import fit_detector, flag_rates, judge_test_rows
+from dlk_utils.lab.tables.steering import chosen_layer
 from dlk_utils.probes import Logistic
 
 LAYERS = [0, 1, 2]
@@ -80,6 +81,7 @@ def compare(derived: Figures, run: Run, layers: list[int]) -> None:
     results = pd.concat(evaluate.evaluate_tasks(tasks, run.states(layers), seed=run.seed))
     row = headline(results.reset_index(drop=True), "truth", KNOWN)
     assert row.layer == derived.layer and row.n == derived.n
+    assert chosen_layer(run, layers=layers) == derived.layer
     assert row.estimate == pytest.approx(derived.estimate, abs=1e-3)
     assert (row.low, row.high) == pytest.approx(derived.with_choice, abs=5e-3)
     low, high = derived.given_layer
@@ -105,6 +107,8 @@ def test_the_figures_of_the_front_page_are_those_of_numpy_and_scikit_learn(run, 
     monkeypatch.setattr(evaluate, "STACK_PROBES", {})
     derived = derive(run.truth_rows, stored_states(run.gradients(), run.truth_rows, LAYERS), LAYERS)
     assert 0.6 < derived.estimate < 1 and 0 < derived.lies_flagged < 1
+    # The rule without twins would take another layer here.
+    assert derived.layer != derived.earliest_layer
     compare(derived, run, LAYERS)
 
 

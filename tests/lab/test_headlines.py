@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from planted_states import read_from, twins
+from planted_states import read_from, states_that_hold_y, twins
 
 from dlk_utils.lab.tables.headlines import with_each_mistake, with_kinds
 
@@ -33,6 +33,17 @@ def scores() -> pd.DataFrame:
 def test_without_a_mistake_there_is_nothing(scores):
     clean = scores.loc[CLEAN]
     assert clean.low < 0.5 and clean.high > 0.4 and clean.estimate < 0.65
+
+
+def test_as_it_should_be_the_layer_is_that_of_the_truth_and_not_an_earlier_one_of_the_answer():
+    rows = twins(150)
+    features = {
+        ("activation", "resid_post", 1): states_that_hold_y(
+            rows.assign(y=rows.answer), 1.0, seed=1
+        ),
+        ("activation", "resid_post", 2): states_that_hold_y(rows, 1.0, seed=2),
+    }
+    assert with_each_mistake(rows, features).set_index("mistake").estimate[CLEAN] > 0.9
 
 
 @pytest.mark.trap(40)

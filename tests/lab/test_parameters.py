@@ -74,6 +74,7 @@ NOT_THERE = ("loop", "link to nothing")
 AS_IT_IS = {
     "model": (*A_MODEL, *NOT_THERE, "repeated", "gap"),
     "plain": (*A_MODEL, *NOT_THERE, "repeated", "gap"),
+    "graded": (*A_MODEL, *NOT_THERE, "repeated", "gap"),
     "compare": (*A_MODEL, *NOT_THERE),
     # What is in a file is checked when it is read.
     "datasets": ("word", "digits", "empty file", "binary file", "zeros", "in a file"),
@@ -104,6 +105,7 @@ READ_AS = {
     "weight_gradients": YES_OR_NO,
     "compare": NONE | MANY,
     "plain": NONE,
+    "graded": NONE,
     "statements": NONE,
     "system_prompts": NONE,
     "card": NONE,

@@ -66,6 +66,28 @@ def test_features_of_a_site_are_compared_at_the_layer_of_its_activation(rows, ta
     assert table.estimate["activation"] > 0.9 and table.estimate["gradient"] < 0.7
 
 
+def test_features_scales_and_curves_are_read_where_the_state_agrees_most_between_twins(rows, task):
+    states = {
+        1: states_that_hold_y(rows.assign(y=rows.answer), 1.0, seed=1),
+        2: states_that_hold_y(rows, 1.0, seed=2),
+    }
+    features = {
+        (feature, "resid_post", layer): state
+        for feature in ("activation", "gradient", "both")
+        for layer, state in states.items()
+    }
+    gains = gain_table(task, features)
+    assert (gains.layer == 2).all() and gains.estimate.min() > 0.9
+    activations = {key: read for key, read in features.items() if key[0] == "activation"}
+    scales = scale_table(task, activations)
+    assert (scales.layer == 2).all() and scales.estimate.min() > 0.9
+    lies = make_task(rows, "truth", "by example, lie rows")
+    table = curve_table({"honest rows": task, "rows told to lie": lies}, features)
+    chosen = table[table.chosen].groupby("fitted_on").layer.unique()
+    # Fitted on lies, the earlier layer serves as well, and the earlier rule takes it.
+    assert list(chosen["honest rows"]) == [2] and list(chosen["rows told to lie"]) == [1]
+
+
 @pytest.fixture(scope="module")
 def curves(rows, task) -> pd.DataFrame:
     """States hold the truth at layer 2; gradients hold the answer, and nothing else."""

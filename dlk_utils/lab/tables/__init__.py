@@ -14,6 +14,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from dlk_utils.errors import TooFewRows
+from dlk_utils.evaluation.selection import BY_TWINS, EARLIEST, MIN_TWINS, twin_rows
 from dlk_utils.evaluation.stats import auroc, auroc_interval, smaller_class
 from dlk_utils.evaluation.tasks import LYING, Task, make_task
 from dlk_utils.lab.run import Run
@@ -48,6 +49,22 @@ def lying_task(run: Run) -> Task:
     Raises `TooFewRows` if a split has too few rows of a class.
     """
     return make_task(run.truth_rows, "truth", LYING)
+
+
+def layer_rule(run: Run) -> str:
+    """Say in one sentence which rule chooses the layer of probes of truth fitted on honest rows."""
+    validation = run.truth_rows[run.truth_rows.split == "validation"]
+    n_twins = len(twin_rows(validation)[0])
+    if n_twins < MIN_TWINS:
+        return (
+            f"A probe of truth that is fitted on honest rows is read at the {EARLIEST}, since "
+            f"{n_twins} validation examples have a readable twin told to lie, and the {BY_TWINS} "
+            f"needs {MIN_TWINS}."
+        )
+    return (
+        f"A probe of truth that is fitted on honest rows is read at the {BY_TWINS}, by {n_twins} "
+        f"validation examples and their twins told to lie; every other probe at the {EARLIEST}."
+    )
 
 
 def split_anew(rows: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 From one data set, instruction family or template to another, from few examples to many, to other
 splits of the same examples, and to other styles of text. Each probe reads truth, at the layer that
-validation rows choose.
+validation rows and their twins choose.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,8 @@ import pandas as pd
 
 from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.selection import (
+    BY_TWINS,
+    EARLIEST,
     FittingRows,
     LayerProbe,
     choose_by_twins,
@@ -25,6 +27,7 @@ from dlk_utils.evaluation.stats import auroc
 from dlk_utils.evaluation.tasks import (
     LYING,
     Features,
+    choosing_twins,
     make_task,
     require_rows,
     select_rows,
@@ -45,7 +48,7 @@ from dlk_utils.questions.trained import refuse_trained_rows
 HONEST_TO_LYING = ("truth", "lie")
 ALL_OTHERS = "all others"
 ESTIMATE_COLUMNS = ["estimate", "low", "high", "n", "n_smaller"]
-TRANSFER_COLUMNS = ["trained_on", "tested_on", "layer", *ESTIMATE_COLUMNS, "n_train"]
+TRANSFER_COLUMNS = ["trained_on", "tested_on", "layer", "rule", *ESTIMATE_COLUMNS, "n_train"]
 
 
 @kept("08-transfer")
@@ -79,6 +82,9 @@ def transfer_matrix(
     Rows of role `roles[0]` train the probe and choose its layer, rows of role `roles[1]` test it;
     splits keep their examples apart, also across groups. "all others" was trained on every group
     but the one that it is tested on. Groups with too few rows of a class are left out.
+
+    The layer of a probe that honest rows train is chosen with the twins of the validation rows of
+    its own groups. `rule` says by which rule: a group may have too few twins.
     """
     groups = sorted(rows[by].unique())
     trials = [(group, rows[rows[by] == group], groups) for group in groups]
@@ -89,8 +95,11 @@ def transfer_matrix(
             train = select_rows(fit_rows, roles[0], "train")
             validation = select_rows(fit_rows, roles[0], "validation")
             require_rows({"train": train, "validation": validation}, trained_on)
-            fitted = fit_layers(ALL_STATE_PROBES[probe], features, train, validation)
-            common = {"trained_on": trained_on, "layer": fitted.layer, "n_train": len(train)}
+            twins = choosing_twins(fit_rows, "truth", roles[0])
+            make_probe = ALL_STATE_PROBES[probe]
+            fitted = fit_layers(make_probe, features, train, validation, twins=twins)
+            common = {"trained_on": trained_on, "n_train": len(train)}
+            common |= {"layer": fitted.layer, "rule": fitted.rule}
             for tested_on in test_groups:
                 with suppress(TooFewRows):
                     test = select_rows(rows[rows[by] == tested_on], roles[1], "test")
@@ -108,7 +117,7 @@ def between_groups(table: pd.DataFrame) -> pd.DataFrame:
 def left_out(table: pd.DataFrame, what: str) -> pd.DataFrame:
     """Return the rows of `transfer_matrix` that tested what was left out of training, by name."""
     name = f"{what} that was left out"
-    rows = table[table.trained_on == ALL_OTHERS].drop(columns="trained_on")
+    rows = table[table.trained_on == ALL_OTHERS].drop(columns=["trained_on", "rule"])
     return rows.rename(columns={"tested_on": name}).set_index(name)
 
 
@@ -166,7 +175,7 @@ def example_curve(rows: pd.DataFrame, features: Features, *, seed: int = 0) -> p
     aurocs = {(probe, n_train): [] for probe in CURVE_PROBES for n_train in draws}
     for n_train, trains in draws.items():
         for train in trains:
-            fitting_rows = FittingRows.read(features, train, task.validation)
+            fitting_rows = FittingRows.read(features, train, task.validation, task.twins)
             for probe in CURVE_PROBES:
                 fitted = fitting_rows.fit(ALL_STATE_PROBES[probe])
                 scores = fitted.score_states(test_states)[fitted.chosen]
@@ -181,8 +190,6 @@ def example_curve(rows: pd.DataFrame, features: Features, *, seed: int = 0) -> p
 # To other splits of the same examples, and by another rule for the layer.
 
 SPLITS = 10
-EARLIEST, BY_TWINS = "earliest good layer", "layer where twins agree most"
-"""The rules that choose a layer: `earliest_good_layer`, and `choose_by_twins`."""
 SAME, OTHER_FAMILIES = "the same data sets", "families of instructions left out"
 REGROUPED_COLUMNS = [
     *("again", "tested_on", "rule", "layer", "estimate", "known", "accuracy"),
@@ -239,6 +246,7 @@ def _score_by_both_rules(
     may_fit = rows if left_out is None else rows[rows.dataset != left_out]
     train, validation = (select_rows(may_fit, "truth", split) for split in ("train", "validation"))
     require_rows({"train": train, "validation": validation}, f"without {left_out}")
+    # Without twins, by the earlier rule; `_scores` then takes either.
     fitted = fit_layers(ALL_STATE_PROBES[probe], features, train, validation)
     twins = may_fit[may_fit.split == "validation"]
     test = select_rows(rows, "lie", "test")
@@ -261,7 +269,7 @@ def _scores(
     require_rows({"test": test}, tested_on)
     known = test[test.knows]
     found = []
-    for rule, at_layer in ((EARLIEST, fitted), (BY_TWINS, choose_by_twins(fitted, twins))):
+    for rule, at_layer in ((BY_TWINS, choose_by_twins(fitted, twins)), (EARLIEST, fitted)):
         of_known = at_layer.score(known) if len(known) else np.empty(0)
         found.append(
             {
@@ -363,7 +371,7 @@ def score_styles(
     the model's `margin`. Styles with too few rows of a class are left out.
     """
     task = make_task(rows, "truth", LYING)
-    fitting_rows = FittingRows.read(features, task.train, task.validation)
+    fitting_rows = FittingRows.of_task(features, task)
     table = []
     for probe in STYLE_PROBES:
         fitted = fitting_rows.fit(ALL_STATE_PROBES[probe])

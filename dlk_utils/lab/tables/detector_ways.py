@@ -10,6 +10,8 @@ from jaxtyping import Float
 from dlk_utils.evaluation.controls import told_to_lie_rows
 from dlk_utils.evaluation.instruction import fit_shift
 from dlk_utils.evaluation.selection import (
+    BY_TWINS,
+    EARLIEST,
     LayerProbe,
     choose_by_twins,
     fit_layers,
@@ -26,8 +28,6 @@ SPLITS = 10
 HONEST_ALARMS = 0.05
 """The share of right honest validation answers that may be flagged."""
 
-EARLIEST = "earliest good layer"
-BY_TWINS = "layer where twins agree most"
 TAKEN_OUT = "the same layer, told-to-lie taken out"
 NEIGHBOURS = "mean of three neighbouring layers"
 SHIFTED = "less the shift, knowing who is told to lie"

@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from dlk_utils.errors import ParameterError, TooFewRows
-from dlk_utils.evaluation.selection import FittingRows, fit_layers, in_memory
+from dlk_utils.evaluation.selection import FittingRows, fit_layers, fit_task, in_memory
 from dlk_utils.evaluation.stats import (
     auroc,
     bootstrap_weights,
@@ -89,7 +89,7 @@ def with_each_mistake(rows: pd.DataFrame, features: Features, *, seed: int = 0) 
         estimate = estimate_with_interval(scores, test, seed=seed)
         table.append({"mistake": mistake, "claim": CLAIMS.get(mistake, "the same"), **estimate})
 
-    probe = fit_layers(Logistic, features, task.train, task.validation)
+    probe = fit_task(Logistic, features, task)
     on_lies = probe.score_layers(task.test)
     aurocs = np.array([auroc(scores, task.test.y.to_numpy()) for scores in on_lies])
     best_on_honest_rows = probe.validation_aurocs.argmax()

@@ -188,7 +188,8 @@ RANKERS = {"listwise": _rank_all_draws, "pair ranking": _rank_two_draws}
 def vote_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFrame:
     """Score the votes of the first few draws of the test rows, and of more.
 
-    The layer is chosen with all draws. The control is the "mean answer" of the draws themselves.
+    The layer is the earliest good one with all draws: no draws are taken of the twins of validation
+    rows that are told to lie. The control is the "mean answer" of the draws themselves.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Tables of notebook 05: which site, feature, scale, attention head and method reads the truth.
 
 All but the long table of results are of the main task: truth, trained on honest rows and read on
-rows told to lie, at the layer that validation rows choose.
+rows told to lie, at the layer that validation rows and their twins choose.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +27,7 @@ from dlk_utils.evaluation.selection import (
     FittingRows,
     LayerProbe,
     fit_layers,
+    fit_task,
     in_memory,
     stack_layers,
 )
@@ -147,10 +148,9 @@ def gains(run: Run, *, layers: list[int]) -> pd.DataFrame:
 def gain_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFrame:
     """Fit a logistic regression on each feature at each site.
 
-    All features of a site are read at the layer that validation rows choose for its activation.
-    (Honest validation rows choose an early layer for the gradient, which holds the answer about to
-    be given at every layer. A comparison of that layer with the activation's would be one of layers
-    and not of features.)
+    All features of a site are read at the layer that is chosen for its activation. (The gradient
+    holds the answer about to be given at every layer. If it had a layer of its own, layers would be
+    compared, and not features.)
 
     `gain` is the test AUROC minus that of the activation at the same site, `over_residual` minus
     that of the activation at `resid_post`. Their 95 % intervals are paired by resample of examples.
@@ -162,7 +162,7 @@ def gain_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFrame
     for group in sorted(groups, key=lambda group: group[0] != "activation"):
         of_layers = {key: features[key] for key in features if key[:2] == group}
         of_layers = in_memory(of_layers, task.rows)
-        probe = fit_layers(Logistic, of_layers, task.train, task.validation)
+        probe = fit_task(Logistic, of_layers, task)
         probe = replace(probe, chosen=chosen.setdefault(group[1], probe.chosen))
         resampled[group] = weighted_auroc(probe.score(task.test), task.test.y.to_numpy(), weights)
         rows[group] = {"feature": group[0], "site": group[1], **_choice(probe, task, seed)}
@@ -217,7 +217,7 @@ def curve_table(tasks: Mapping[str, Task], features: Features, *, seed: int = 0)
     DataFrame
         For each task, feature and layer the test AUROC with its interval, and
 
-        * `chosen`: whether validation rows choose this layer for the activation;
+        * `chosen`: whether this layer is chosen for the activation;
         * `own_answer`: the AUROC of the same scores against the model's answer instead of the
           truth (nan if it always answers the same);
         * `gain`: the AUROC minus that of the activation at the same layer, with its 95 % interval,
@@ -228,11 +228,8 @@ def curve_table(tasks: Mapping[str, Task], features: Features, *, seed: int = 0)
         y, answer = task.test.y.to_numpy(), task.test.answer.to_numpy()
         weights = bootstrap_weights(task.test.example_id, 1000, seed)
         probes = {
-            name: fit_layers(
-                Logistic,
-                {key: read for key, read in features.items() if key[0] == name},
-                task.train,
-                task.validation,
+            name: fit_task(
+                Logistic, {key: read for key, read in features.items() if key[0] == name}, task
             )
             for name in ("activation", "gradient", "both")
         }
@@ -282,7 +279,7 @@ def scales(run: Run, *, layers: list[int]) -> pd.DataFrame:
 
 def scale_table(task: Task, features: Features, *, seed: int = 0) -> pd.DataFrame:
     """Fit a logistic regression under each of `SCALES`, its strength chosen inside train."""
-    fitting_rows = FittingRows.read(features, task.train, task.validation)
+    fitting_rows = FittingRows.of_task(features, task)
     rows = []
     for scale in SCALES:
         probe = fitting_rows.fit(partial(Logistic, "auto", scale=scale))

@@ -2,8 +2,8 @@
 
 A *push* adds a direction, some number of times (its *dose*), to the residual stream after a layer.
 All of them are of held-out rows: test examples that the model knows, told to tell the truth and
-told to lie. Directions are fitted on training rows alone, and the layer is chosen on honest
-validation rows.
+told to lie. Directions are fitted on training rows alone, and the layer is chosen on validation
+rows and their twins.
 
 The tables of answers have a row for each prompt under each change, so that what is counted can be
 changed without running the model: `ANSWER_COLUMNS`. `responses` counts them.
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import nn
 
 from dlk_utils.evaluation.behaviour import MIN_MASS
-from dlk_utils.evaluation.selection import fit_layers
+from dlk_utils.evaluation.selection import fit_task
 from dlk_utils.evaluation.stats import mean_interval
 from dlk_utils.evaluation.tasks import require_rows
 from dlk_utils.extract.passes import Move, answer_logprobs, answers_after_moves
@@ -240,13 +240,13 @@ def held_out_rows(run: Run) -> pd.DataFrame:
 
 
 def chosen_layer(run: Run, *, layers: list[int]) -> int:
-    """Return the layer at which the book's named probe reads truth, chosen on validation rows.
+    """Return the layer at which the book's named probe reads truth.
+
+    It is chosen on validation rows and their twins, as in the other notebooks.
 
     Raises `TooFewRows` if a split has too few rows of a class.
     """
-    task = lying_task(run)
-    make_probe = ALL_STATE_PROBES[NAMED_PROBE]
-    return fit_layers(make_probe, run.states(layers), task.train, task.validation).layer
+    return fit_task(ALL_STATE_PROBES[NAMED_PROBE], run.states(layers), lying_task(run)).layer
 
 
 # What the model answers.

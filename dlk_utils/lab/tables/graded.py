@@ -1,0 +1,229 @@
+"""Tables of notebook 08: a model that lies about some topics only when it is told to lie.
+
+The answers of an obedient liar tell all: one only has to turn them round. Those of this model do
+not, as nobody says about which topics it obeys. A probe of the truth does not need to know.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from dlk_utils.evaluation.behaviour import knowledge_gate, known_datasets, label_behaviour
+from dlk_utils.evaluation.controls import ASKED_AGAIN, TURNED, scores_without_states
+from dlk_utils.evaluation.selection import FittingRows, in_memory
+from dlk_utils.evaluation.stats import (
+    auroc,
+    bootstrap_weights,
+    interval_of_aurocs,
+    percentile_interval,
+    smaller_class,
+    weighted_auroc,
+)
+from dlk_utils.evaluation.tasks import LYING, Features, make_task, truth_rows
+from dlk_utils.lab.cache import kept
+from dlk_utils.lab.run import Run
+from dlk_utils.lab.tables import empty_if_too_few
+from dlk_utils.probes import ALL_STATE_PROBES
+from dlk_utils.questions.ids import share_of
+
+NEEDED = {
+    *(("train", "truth"), ("validation", "truth"), ("validation", "lie")),
+    *(("test", "lie"), ("test", "known")),
+}
+"""The split and role of the rows that are asked: no more than the comparison takes."""
+
+PROBE = "probe of truth, fitted on honest rows"
+TOPIC = "topic alone"
+UNSURE = "own answer, how unsure"
+
+WHAT_IS_TRUE = "what is true, in rows told to lie"
+LIE_OR_NOT = "lie or truthful answer, in known rows told to lie"
+
+ENOUGH_ROWS, ENOUGH_PER_CLASS = 200, 60
+"""Test rows, and test rows of either class, without which the comparison claims nothing."""
+
+N_BOOT = 1000
+GRADED_COLUMNS = [
+    *("question", "who", "layer", "rule", "estimate", "low", "high", "accuracy"),
+    *("gain", "gain_low", "gain_high", "n", "n_smaller"),
+]
+COUNT_COLUMNS = ["dataset", "told to lie", "known", "lies", "truthful answers"]
+
+NOT_ASKED = pd.DataFrame(columns=GRADED_COLUMNS)
+"""The table of a page that asks no such model."""
+NOT_ASKED.attrs = {"too_few_rows": "not compared, as the parameter graded names no model"}
+
+
+def graded_run(run: Run, model: str | None, *, n_test: int) -> Run | None:
+    """Return the run of a model that is asked about some `n_test` test examples a data set.
+
+    Of no `model` it is None. Training and validation examples come in their usual proportion.
+    """
+    if not model:
+        return None
+    return replace(run, model=model, n_examples=math.ceil(n_test / share_of("test")))
+
+
+@kept("08-graded")
+@empty_if_too_few(GRADED_COLUMNS)
+def compare_graded(run: Run, *, layers: list[int], probe: str) -> pd.DataFrame:
+    """Compare a probe of the truth with its rivals on a run of `graded_run`; see `with_rivals`."""
+    rows, features = _asked(run, layers)
+    return with_rivals(rows, features, probe=probe, seed=run.seed)
+
+
+@kept("08-graded-counts")
+@empty_if_too_few(COUNT_COLUMNS)
+def count_graded(run: Run, *, layers: list[int]) -> pd.DataFrame:
+    """Count by data set the readable test rows told to lie, the known ones, and what they are."""
+    rows, _ = _asked(run, layers)
+    told = rows[(rows.split == "test") & (rows.role == "lie")]
+    counts = []
+    for dataset, some in told.groupby("dataset", sort=False):
+        n_known, n_lies = int(some.knows.sum()), int(some.lied.sum())
+        counts.append([dataset, len(some), n_known, n_lies, n_known - n_lies])
+    return pd.DataFrame(counts, columns=COUNT_COLUMNS)
+
+
+def _asked(run: Run, layers: list[int]) -> tuple[pd.DataFrame, Features]:
+    """Ask the `NEEDED` prompts of a run in one pass; return readable rows, and their states.
+
+    The rows are those of the data sets that the model knows. Test rows have their behaviour.
+    """
+    prompts = run.prompts
+    is_needed = [key in NEEDED for key in zip(prompts.split, prompts.role, strict=True)]
+    prompts = prompts[is_needed].reset_index(drop=True)
+    make_task(prompts.assign(y=prompts.label), "truth", LYING)  # raises if there are too few rows
+    answers, features = run.answered_with_states(prompts, "08-graded", layers=layers)
+    is_test = answers.split == "test"
+    gate = knowledge_gate(answers[is_test])
+    tested = label_behaviour(answers[is_test], gate)
+    rows = truth_rows(pd.concat([answers[~is_test], tested], ignore_index=True))
+    return rows[rows.dataset.isin(known_datasets(gate))].reset_index(drop=True), features
+
+
+def with_rivals(
+    rows: pd.DataFrame, features: Features, *, probe: str = "logistic", seed: int = 0
+) -> pd.DataFrame:
+    """Compare a probe of the truth that was fitted on honest rows with those who read no states.
+
+    Two questions are put to rows told to lie: what is true (is choice 1 right?), and which answers
+    are lies, among rows that the model knows. For the second one, the probe says how strongly it
+    speaks against the answer. No label of a row told to lie is used to fit it or to choose its
+    layer.
+
+    The rivals are the controls of the target "truth" that use the model's answers, or the template,
+    the instruction and the data set ("metadata"); of lies, how unsure the model is of its answer,
+    and `TOPIC`: the share of wrong answers that validation rows told to lie have in the data set.
+
+    Parameters
+    ----------
+    rows
+        Rows of the target truth, with `answer` and `margin`; those of the test split also with
+        `knows`, `lied` and `asked_again_margin`.
+    features
+        States by layer.
+    probe
+        One of `ALL_STATE_PROBES`.
+    seed
+        Of the resamples.
+
+    Returns
+    -------
+    DataFrame
+        For each `question` and each of `who` the AUROC (`estimate`) with its 95 % interval, the
+        `accuracy` (nan where there is no threshold), and the numbers of rows; of the probe also its
+        `layer`, and the `rule` that chose it. `gain` is the AUROC
+        of the probe minus that of the row, with the interval of the difference by the same
+        resamples. Intervals of the probe include the choice of its layer. A question with too few
+        rows of a class is left out.
+
+    Raises
+    ------
+    TooFewRows
+        If there are too few rows for the first question.
+    """
+    task = make_task(rows, "truth", LYING)
+    states = in_memory(features, task.rows)
+    fitting_rows = FittingRows.of_task(states, task)
+    fitted = fitting_rows.fit(ALL_STATE_PROBES[probe])
+    layers = fitting_rows.choose_again(fitted, n_boot=N_BOOT, seed=seed + 1)
+    scores = fitted.score_layers(task.test)
+    controls = scores_without_states(task)
+    rivals = {
+        name: controls[name]
+        for name in (TURNED, "own answer", ASKED_AGAIN, "metadata")
+        if name in controls
+    }
+    compared = _compare(task.test, scores, fitted.chosen, layers, rivals, seed)
+    tables = [compared.assign(question=WHAT_IS_TRUE)]
+
+    is_known = task.test.knows.to_numpy(bool)
+    known = task.test[is_known].assign(y=task.test.lied[is_known].astype(int))
+    if min((known.y == k).sum() for k in (0, 1)) > 0:
+        against = -scores[:, is_known] * np.sign(known.margin.to_numpy(float))
+        rivals = {
+            TOPIC: _topic_scores(task.twins, known),
+            UNSURE: -np.abs(known.margin.to_numpy(float)),
+        }
+        compared = _compare(known, against, fitted.chosen, layers, rivals, seed)
+        tables.append(compared.assign(question=LIE_OR_NOT))
+    table = pd.concat(tables, ignore_index=True)
+    is_probe = table.who == PROBE
+    return table.assign(
+        layer=np.where(is_probe, fitted.layer, -1), rule=np.where(is_probe, fitted.rule, "")
+    )[GRADED_COLUMNS]
+
+
+def _topic_scores(told_to_lie: pd.DataFrame, test: pd.DataFrame) -> Float[np.ndarray, " n"]:
+    """How many answers about the data set of each test row are wrong in other rows told to lie.
+
+    One half is taken off, so that scores above 0 say "lie".
+    """
+    is_wrong = (told_to_lie.answer != told_to_lie.label).astype(float)
+    shares = is_wrong.groupby(told_to_lie.dataset).mean()
+    return test.dataset.map(shares).fillna(0.5).to_numpy(float) - 0.5
+
+
+def _compare(
+    test: pd.DataFrame,
+    scores: Float[np.ndarray, "layer n"],
+    chosen: int,
+    layers: Int[np.ndarray, " b"],
+    rivals: Mapping[str, Float[np.ndarray, " n"]],
+    seed: int,
+) -> pd.DataFrame:
+    """Score the probe, which has `scores` at every layer, and the rivals on the same resamples.
+
+    `layers` is the layer that each resample of the validation rows chooses.
+    """
+    y, examples = test.y.to_numpy(), test.example_id
+    weights = bootstrap_weights(examples, len(layers), seed)
+    by_layer = np.array([weighted_auroc(of_layer, y, weights) for of_layer in scores])
+    of_probe = by_layer[layers, np.arange(len(layers))]
+    estimate_of_probe = auroc(scores[chosen], y)
+
+    def row(who: str, own: Float[np.ndarray, " n"], resampled: np.ndarray) -> dict[str, Any]:
+        low, high = interval_of_aurocs(resampled, y, examples)
+        gain_low, gain_high = percentile_interval(of_probe - resampled)
+        return {
+            "who": who,
+            "estimate": auroc(own, y),
+            "low": low,
+            "high": high,
+            "accuracy": np.nan if who == UNSURE else float(np.mean((own > 0) == y)),
+            "gain": estimate_of_probe - auroc(own, y),
+            "gain_low": gain_low,
+            "gain_high": gain_high,
+            "n": len(y),
+            "n_smaller": smaller_class(y),
+        }
+
+    table = [row(PROBE, scores[chosen], of_probe)]
+    table += [row(who, own, weighted_auroc(own, y, weights)) for who, own in rivals.items()]
+    return pd.DataFrame(table)
