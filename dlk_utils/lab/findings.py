@@ -9,10 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from dlk_utils.evaluation.detector import TruthDetector
 from dlk_utils.evaluation.stats import visible_auroc
 from dlk_utils.evaluation.tasks import KNOWN, MIN_FOR_HEADLINE, POSITIVE_CONTROL, REGIMES
-from dlk_utils.lab.display import interval_text
+from dlk_utils.lab.display import interval_text, percent
 from dlk_utils.lab.escaping import markdown_text
 from dlk_utils.lab.tables import in_brief, least_to_most
 from dlk_utils.lab.tables.carry_over import (
@@ -38,6 +37,7 @@ from dlk_utils.lab.tables.steering import (
     effects,
 )
 
+NOT_SCORED = "not scored"
 AUROC = "signed AUROC on test (95 % interval; dashed: chance)"
 """The label of most axes."""
 NAMED = {
@@ -157,17 +157,24 @@ def rivals_title(rivals: pd.DataFrame) -> str:
     strongest = others.loc[others.estimate.idxmax()]
     return (
         f"{len(better)} of {len(others)} rivals read the truth as well as the probe or better; "
-        f"the strongest: {strongest.who} ({strongest.estimate:.2f})"
+        f"the strongest is: {strongest.who} ({strongest.estimate:.2f})"
     )
 
 
 def turn_title(results: pd.DataFrame) -> str:
     """Title the figure of truth by layer, read on rows told to lie about what the model knows."""
     row = headline(results, "truth", KNOWN)
-    found = "too few rows"
-    if row is not None:
-        found = f"layer {row.layer}, chosen on honest rows, has AUROC {interval_text(row)}"
-    return f"Truth, read while told to lie about what it knows: {found}"
+    if row is None:
+        return "Truth by layer, where the model is told to lie about what it knows: too few rows"
+    found = "does not clearly read the truth"
+    if row.low > 0.5:
+        found = "reads the truth"
+    elif row.high < 0.5:
+        found = "reads the opposite of the truth"
+    return (
+        f"At layer {row.layer} the probe {found} while the model is told to lie: AUROC "
+        f"{interval_text(row)}"
+    )
 
 
 def gradient_adds(curves: pd.DataFrame) -> str:
@@ -180,7 +187,7 @@ def gradient_adds(curves: pd.DataFrame) -> str:
         f"{interval_text(row, 'gain', signed=True)} (layer {row.layer})"
         for row in _at_chosen_layer(curves, "both")
     ]
-    return "; ".join(found) or "not scored"
+    return "; ".join(found) or NOT_SCORED
 
 
 def gradient_lines(curves: pd.DataFrame) -> list[str]:
@@ -225,31 +232,22 @@ def _effect(row: Any) -> str:
     return "lowers" if row.gain_high < 0 else "does not clearly change"
 
 
-def probe_findings(
-    results: pd.DataFrame,
-    skipped: Sequence[str],
-    gains: pd.DataFrame,
-    curves: pd.DataFrame,
-    classes: pd.DataFrame,
-    gate: pd.DataFrame,
-) -> list[str]:
-    """Say what notebook 05 found."""
+def probe_findings(results: pd.DataFrame, curves: pd.DataFrame, gate: pd.DataFrame) -> list[str]:
+    """Say what notebook 05 found, in the few lines that matter."""
     lines = []
-    for _, row in summary(results).iterrows():
-        fit = f"{row.how}: {row.probe}, {row.feature}, {row.site} {row.layer}"
-        lines.append(f"* **{row.target}**, {row.regime} ({fit}): {in_words(row)}")
-    for sentence in skipped:
-        task, reason = sentence.split(": ", 1)
-        lines.append(f"* **{task}** was not scored: {markdown_text(reason)}")
-    lines += [f"* {sentence}" for sentence in gradient_lines(curves)]
-    for row in gains[gains.feature == "both"].itertuples():
-        gain, over = (interval_text(row, x, signed=True) for x in ("gain", "over_residual"))
-        lines.append(
-            f"* {row.site}: with the gradient the score changes by {gain}; the two together are "
-            f"{over} from the residual stream's state."
-        )
-    for row in classes[classes["class"] == "macro avg"].itertuples():
-        lines.append(f"* **{row.method}**: macro F1 {row.f1:.2f}")
+    for what, target, regime in (
+        ("Is it true? (told to lie about what it knows)", "truth", KNOWN),
+        ("Was this answer a lie?", "lie", "by example, lie rows"),
+        ("Which dropout draw is nearer to the truth? (told to lie)", "pair", LYING),
+    ):
+        row = headline(results, target, regime)
+        found = "not scored, as one class has too few rows"
+        if row is not None:
+            found = f"AUROC {in_brief(row)}: {verdict(row)}"
+        lines.append(f"* **{what}** {found}.")
+    added = gradient_adds(curves)
+    if added != NOT_SCORED:
+        lines.append(f"* **Does the gradient add to the state?** {added[0].upper()}{added[1:]}.")
     if not gate.passes.any():
         lines.append(
             "* No data set passed the gate, so **none of these numbers is a claim** about what the "
@@ -261,54 +259,56 @@ def probe_findings(
 # 06: the detector.
 
 
-def flagged(rates: pd.DataFrame, detector: str, of: str) -> str:
-    """Write the share of lies or of honest answers that a detector flags, over all data sets."""
-    if (detector, of, "all") not in rates.index:
-        return "not scored"
-    row = rates.loc[(detector, of, "all")]
-    if not row.n:
-        return "not scored, as there are none"
-    return f"{interval_text(row, 'flagged')}, n = {int(row.n)}"
+LIES_TO_FLAG, HONEST_TO_FLAG = 0.9, 0.05
+"""The goal: the share of the lies to flag at least, and of the honest answers at most."""
 
 
-def detector_findings(
-    rates: pd.DataFrame,
-    detectors: Mapping[str, TruthDetector],
-    judges: Sequence[str],
-    ways: pd.DataFrame,
-) -> list[str]:
-    """Say what notebook 06 found.
+def flagged_share(rates: pd.DataFrame, detector: str, of: str) -> pd.Series | None:
+    """Return what a detector flags of the lies or of the honest answers, over all data sets.
 
-    `judges` are the detectors that judge every lie; `ways` is a table of
-    `detector_ways.compare_ways`.
+    `rates` is the table of `detector.flag_rates`. None if there was nothing to flag.
     """
-    if not detectors:
+    key = (detector, of, "all")
+    return rates.loc[key] if key in rates.index and rates.loc[key].n else None
+
+
+def flagged(rates: pd.DataFrame, detector: str, of: str) -> str:
+    """Write the share that a detector flags, with its interval and the number of rows."""
+    row = flagged_share(rates, detector, of)
+    if row is None:
+        return f"{NOT_SCORED}, as there are none"
+    return f"{interval_text(row, 'flagged')} (n = {int(row.n)})"
+
+
+def detector_findings(rates: pd.DataFrame, judges: Sequence[str]) -> list[str]:
+    """Say what notebook 06 found: what each of `judges`, which judge every lie, flags."""
+    if not judges:
         return []
     lines, met = [], []
-    for name in dict.fromkeys([*judges, *detectors]):
+    for name in judges:
         lies, honest = (flagged(rates, name, of) for of in ("lies", "honest answers"))
-        if name in judges:
-            lines.append(
-                f"* **{name}**: of the lies it flags {lies}; of the honest answers {honest}."
-            )
-            shares = rates.flagged[name].xs("all", level="dataset")
-            if shares["lies"] >= 0.9 and shares["honest answers"] <= 0.05:
-                met.append(name)
-        else:
-            lines.append(
-                f"* Each half alone: *{name}* flags {lies} of the lies under families that it has "
-                f"not seen, and {honest} of the honest answers."
-            )
-    for name, detector in detectors.items():
-        card = detector.card
-        validation = f"on validation rows (AUROC {card['validation_auroc']:.2f})"
-        lines.append(
-            f"* The detector *{name}* reads {detector.site} after block {detector.layer}, chosen "
-            f"from {card['compared']} layers {validation}."
-        )
-    goal = "The figures to reach are 0.90 of the lies at 0.05 of the honest answers."
-    lines.append(f"* {goal} Met by: {', '.join(met) or '**none**'}.")
-    return [*lines, *(f"* {sentence}" for sentence in way_lines(ways))]
+        lines.append(f"* **{name}**: lies flagged {lies}; honest answers flagged {honest}.")
+        shares = rates.flagged[name].xs("all", level="dataset")
+        if shares["lies"] >= LIES_TO_FLAG and shares["honest answers"] <= HONEST_TO_FLAG:
+            met.append(name)
+    lines.append(
+        f"* The goal is to flag {percent(LIES_TO_FLAG)} of the lies and {percent(HONEST_TO_FLAG)} "
+        f"of the honest answers or fewer. It is met by: {', '.join(met) or '**none**'}."
+    )
+    return lines
+
+
+def detector_title(rates: pd.DataFrame, judges: Sequence[str]) -> str:
+    """Title the figure of what each detector flags, by what the first of `judges` does."""
+    if not judges:
+        return NOT_SCORED
+    lies, honest = (flagged_share(rates, judges[0], of) for of in ("lies", "honest answers"))
+    if lies is None or honest is None:
+        return "There was no lie, or no honest answer, to judge"
+    return (
+        f'The detector "{judges[0]}" flags {percent(lies.flagged)} of the lies and '
+        f"{percent(honest.flagged)} of the honest answers"
+    )
 
 
 def way_lines(ways: pd.DataFrame) -> list[str]:
@@ -333,21 +333,21 @@ def way_lines(ways: pd.DataFrame) -> list[str]:
     test_rows = ways[ways.split == "test"]
     told = test_rows[test_rows.way == TOLD_TO_LIE]
     lines = [
-        f"Of the ways to make a detector that need not know the instruction, the best on "
-        f"validation rows is: {best}. At equal base rates its accuracy on test rows is "
-        f"{_mean_and_range(test[best])} over {len(test)} splits, that of the card "
-        f"({EARLIEST_WAY}) {_mean_and_range(test[EARLIEST_WAY])}; it is higher in {n_higher} of "
-        f"{len(test)} splits.",
-        f"A probe of *told to lie?*, which reads no truth, flags {told.lies.mean():.2f} of the "
-        f"lies and {told.honest.mean():.2f} of the honest answers.",
+        f"Of the ways that need not know the instruction, the best on validation rows is: {best}. "
+        f"Where half of the answers are lies, its accuracy on test rows is "
+        f"{_mean_and_range(test[best])} over {len(test)} splits. That of the detector above "
+        f"({EARLIEST_WAY}) is {_mean_and_range(test[EARLIEST_WAY])}. The best way is ahead in "
+        f"{n_higher} of {len(test)} splits.",
+        f"A probe of *told to lie?*, which reads no truth, flags {percent(told.lies.mean())} of "
+        f"the lies and {percent(told.honest.mean())} of the honest answers.",
     ]
     if told.n_truthful.any():
         shares = test_rows.groupby("way", sort=False).truthful.mean()
         lines.append(
             f"Of truthful answers under an instruction to lie (on average "
             f"{told.n_truthful.mean():.1f} rows a split), that probe flags "
-            f"{shares[TOLD_TO_LIE]:.2f}, the best way {shares[best]:.2f}, and the card "
-            f"{shares[EARLIEST_WAY]:.2f}."
+            f"{percent(shares[TOLD_TO_LIE])}, the best way {percent(shares[best])}, and the "
+            f"detector above {percent(shares[EARLIEST_WAY])}."
         )
     return lines
 
@@ -366,7 +366,7 @@ def split_spread(regrouped: pd.DataFrame) -> str:
     """
     compared = rules_compared(regrouped[regrouped.tested_on == SAME]).dropna(subset="mean")
     found = [f"{_spread(row)} at the {row.rule}" for _, row in compared.iterrows()]
-    return "; ".join(found) or "not scored"
+    return "; ".join(found) or NOT_SCORED
 
 
 def _spread(row: pd.Series) -> str:
@@ -392,6 +392,10 @@ def rules_verdict(regrouped: pd.DataFrame) -> str:
     )
 
 
+def _way(row: pd.Series) -> str:
+    return f"from {markdown_text(row.trained_on)} to {markdown_text(row.tested_on)}"
+
+
 def carry_over_findings(
     by_dataset: pd.DataFrame,
     by_other: Mapping[str, pd.DataFrame],
@@ -402,27 +406,25 @@ def carry_over_findings(
     lines = []
     apart = between_groups(by_dataset)
     if len(apart):
-        best = apart.loc[apart.estimate.idxmax()]
-        lines += [
-            "* From one data set to another, truth is read on rows told to lie with AUROC "
-            f"{least_to_most(apart.estimate)}; {(apart.low > 0.5).sum()} of {len(apart)} ways are "
-            f"above chance, {(apart.high < 0.5).sum()} below.",
-            f"* The best way goes from {markdown_text(best.trained_on)} to "
-            f"{markdown_text(best.tested_on)}: {in_brief(best)}.",
-        ]
+        worst, best = apart.loc[apart.estimate.idxmin()], apart.loc[apart.estimate.idxmax()]
+        lines.append(
+            f"* From one data set to another, {(apart.low > 0.5).sum()} of {len(apart)} ways are "
+            f"above chance. The worst, {_way(worst)}, has AUROC {interval_text(worst)}; the best, "
+            f"{_way(best)}, {interval_text(best)}."
+        )
+    worst_of = []
     for what, table in by_other.items():
         others = left_out(table, what).estimate
         if len(others):
-            lines.append(
-                f"* Left out of training, the {what} read worst is "
-                f"{markdown_text(others.idxmin())} with {others.min():.2f}, the one read best "
-                f"{markdown_text(others.idxmax())} with {others.max():.2f}."
-            )
-    for _, row in styles[styles.probe == "logistic"].iterrows():
-        lines.append(
-            f"* In the style *{markdown_text(row['style'])}* the {row.probe} probe reads "
-            f"{in_brief(row)} (the model's own answer {row.own_answer:.2f})."
-        )
+            worst_of.append(f"{what} ({markdown_text(others.idxmin())}, {others.min():.2f})")
+    if worst_of:
+        lines.append(f"* The worst that was left out of training: {'; '.join(worst_of)}.")
+    of_logistic = styles[(styles.probe == "logistic") & (styles["style"] != "clean")]
+    in_style = [
+        f"{markdown_text(row['style'])} {interval_text(row)}" for _, row in of_logistic.iterrows()
+    ]
+    if in_style:
+        lines.append(f"* In another wording: {', '.join(in_style)}.")
     if len(regrouped):
         lines += [
             f"* Other splits of the same examples, on rows that the model knows: "
@@ -439,27 +441,39 @@ def votes_of_most_draws(votes: pd.DataFrame) -> str:
     """Write the score of each way to vote, with all draws."""
     is_vote = (votes.draws == votes.draws.max()) & (votes.method != "mean answer")
     found = [f"{row.method} {interval_text(row)}" for row in votes[is_vote].itertuples()]
-    return "; ".join(found) or "not scored"
+    return "; ".join(found) or NOT_SCORED
+
+
+def pairs_title(pairs: pd.DataFrame) -> str:
+    """Count the rankings of two passes that are above chance on rows told to lie."""
+    told_to_lie = pairs[(pairs.least_move == 0) & (pairs.regime == LYING)]
+    n_above = int((told_to_lie.low > 0.5).sum())
+    return (
+        f"Told to lie: {n_above} of {len(told_to_lie)} rankings of two passes (kinds of pairs x "
+        "losses) are above chance. Shown is one loss, by the least change that counts"
+    )
 
 
 def pair_findings(pairs: pd.DataFrame, votes: pd.DataFrame, one_state: str) -> list[str]:
     """Say what notebook 09 found; `one_state` is the score of one clean state, for comparison."""
     lines = []
-    all_moves = pairs[pairs.least_move == 0]
-    for (kind, regime), table in all_moves.groupby(["pairs", "regime"], sort=False):
-        best = table.loc[table.estimate.idxmax()]
-        visible = visible_auroc(best.n, best.n_smaller)
-        lines.append(
-            f"* **{kind}**, {regime}: the best of {len(table)} losses on test is {best.probe} with "
-            f"{in_brief(best)}; {(table.lift_low > 0).sum()} of {len(table)} beat their best "
-            f"control, {best.best_control} ({best.estimate - best.lift:.2f}). With these rows an "
-            f"AUROC of {visible:.2f} or more would be seen four times out of five."
-        )
+    told_to_lie = pairs[(pairs.least_move == 0) & (pairs.regime == LYING)]
+    if len(told_to_lie):
+        n_above = int((told_to_lie.low > 0.5).sum())
+        n_beat = int((told_to_lie.lift_low > 0).sum())
+        best = told_to_lie.loc[told_to_lie.estimate.idxmax()]
+        lines += [
+            f"* On rows told to lie, {n_above} of {len(told_to_lie)} rankings (kinds of pairs x "
+            f"losses) are above chance, and {n_beat} beat their strongest control. The highest "
+            f"score, picked on the test rows and so an upper end, is {best.probe} on "
+            f"{best.pairs}: {in_brief(best)}.",
+            "* An effect may have been missed: with these rows, four trials in five would find an "
+            f"AUROC of {visible_auroc(best.n, best.n_smaller):.2f} or more.",
+        ]
     if len(votes):
-        voted = votes_of_most_draws(votes)
         lines.append(
-            f"* Votes of {votes.draws.max()} draws: {voted}. One clean state, no draws at all: "
-            f"{one_state}."
+            f"* The votes of {votes.draws.max()} draws read the truth with AUROC "
+            f"{votes_of_most_draws(votes)}. One state without dropout: {one_state}."
         )
     return lines
 
@@ -479,7 +493,7 @@ def mistakes_title(mistakes: pd.DataFrame) -> str:
 def raised_title(mistakes: pd.DataFrame) -> str:
     """Count the mistakes with which a score is above chance."""
     if mistakes.empty:
-        return "not scored"
+        return NOT_SCORED
     n_above = (mistakes.low > 0.5).sum()
     return (
         f"as it should be {interval_text(mistakes.iloc[0])}. Above chance, wrongly: {n_above} of "
@@ -502,15 +516,23 @@ def mistake_findings(mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
     if first.empty:
         lines = ["* Too few rows of one class: nothing was scored."]
     else:
-        lines = [f"* As it should be: {in_brief(first)}."]
+        lines = [f"* As it should be: AUROC {in_brief(first)}."]
     for model, table in mistakes.items():
-        clean = table.estimate.head(1).sum()
-        for row in table.tail(-1).itertuples():
-            if row.low > max(0.5, clean):
-                lines.append(
-                    f"* {markdown_text(model)}, with *{row.mistake}*: {interval_text(row)} "
-                    f"instead of {clean:.2f}, which would be read as: {row.claim}."
-                )
+        if len(table) < 2:
+            continue
+        clean, wrong = table.estimate.iloc[0], table.tail(-1)
+        raised = wrong[wrong.low > max(0.5, clean)]
+        line = (
+            f"* {markdown_text(model)}: {len(raised)} of {len(wrong)} mistakes raise the score "
+            f"({clean:.2f}) by more than its interval"
+        )
+        if len(raised):
+            top = raised.loc[raised.estimate.idxmax()]
+            line += (
+                f". The highest is *{top.mistake}*, with {interval_text(top)}. It would be read "
+                f"as: {top.claim}"
+            )
+        lines.append(f"{line}.")
     return lines
 
 
@@ -590,48 +612,46 @@ def _push(responses: pd.DataFrame, direction: str, dose: float, role: str) -> pd
 def steering_title(responses: pd.DataFrame, dose: float, role: str) -> str:
     """Title the curve of one role: what the truth direction does at the dose, and a random one."""
     if responses.empty:
-        return "not scored"
+        return NOT_SCORED
     told, does = ("lie", "tell the truth") if role == "lie" else ("tell the truth", "lie")
-    shares = [
-        f"{way} {_push(responses, TRUTH, signed, role).disobeyed:.2f}"
-        for way, signed in (("towards the truth", dose), ("away from it", -dose))
-    ]
+    towards, away = (_push(responses, TRUTH, sign * dose, role).disobeyed for sign in (1, -1))
     random = max(_push(responses, RANDOM, signed, role).disobeyed for signed in (dose, -dose))
     return (
-        f"Told to {told}, pushed by {dose:g} deviations: these {does}: {', '.join(shares)}; "
-        f"random directions, either way, at most {random:.2f}"
+        f"Told to {told}, {percent(towards)} {does} after a push towards the truth, "
+        f"{percent(away)} after one away from it; after random pushes at most {percent(random)}"
     )
 
 
 def steering_in_brief(responses: pd.DataFrame, dose: float) -> str:
-    """Say in one sentence what pushes along the direction of truth do to rows told to lie."""
+    """Say in a sentence or two what pushes along the direction of truth do to rows told to lie."""
     if responses.empty:
-        return "not scored"
+        return NOT_SCORED
     towards, away = (_push(responses, TRUTH, signed, "lie") for signed in (dose, -dose))
-    random = _push(responses, RANDOM, dose, "lie")
+    random = max(_push(responses, RANDOM, sign * dose, "lie").disobeyed for sign in (1, -1))
     effect = effects(responses, dose).loc[TRUTH]
     return (
-        f"pushed by {dose:g} standard deviations along the direction of truth, a liar answers "
-        f"truthfully in {interval_text(towards, 'disobeyed')} (towards the truth) and "
-        f"{interval_text(away, 'disobeyed')} (away from it) of {towards.n} rows, along random "
-        f"directions in {random.disobeyed:.2f}: the direction {steering_verdict(effect, TRUTH)}"
+        f"Told to lie and pushed by {dose:g} standard deviations along the direction of truth, the "
+        f"model answers truthfully in {interval_text(towards, 'disobeyed')} (towards the truth) "
+        f"and {interval_text(away, 'disobeyed')} (away from it) of {towards.n} rows; along random "
+        f"directions in {random:.2f} at most. So the direction "
+        f"{steering_verdict(effect, TRUTH)}"
     )
 
 
 def layers_title(responses: pd.DataFrame) -> str:
     """Say from which layer on the twin's state carries the answer with it."""
     if responses.empty:
-        return "not scored"
+        return NOT_SCORED
     twin = responses[(responses.direction == TWIN) & (responses.role == "lie")]
     carried = twin.layer[twin.disobeyed >= 0.5]
     if carried.empty:
         return (
-            "At no layer does the honest twin's state make half of the lies into truths "
-            f"(at most {twin.disobeyed.max():.2f})"
+            "At no layer does the honest twin's state turn half of the lies into true answers "
+            f"(at most {percent(twin.disobeyed.max())})"
         )
     return (
-        f"From layer {carried.min()} on, the honest twin's last state makes half of the lies or "
-        "more into truths"
+        f"From layer {carried.min()} on, the honest twin's state turns half of the lies or more "
+        "into true answers"
     )
 
 
@@ -641,66 +661,21 @@ def layer_verdicts(responses: pd.DataFrame, dose: float) -> str:
     for layer, of_layer in responses[responses.direction != TWIN].groupby("layer"):
         verdict_there = steering_verdict(effects(of_layer, dose).loc[TRUTH], TRUTH)
         layers_of.setdefault(verdict_there, []).append(str(layer))
-    return "; ".join(f"at {', '.join(layers)} it {said}" for said, layers in layers_of.items())
+    found = [f"at layer {', '.join(layers)} it {said}" for said, layers in layers_of.items()]
+    return f"The direction of truth, fitted layer by layer: {'; '.join(found) or NOT_SCORED}."
 
 
-def steering_findings(
-    undisturbed: pd.DataFrame,
-    pushed: pd.DataFrame,
-    by_layer: pd.DataFrame,
-    everywhere: pd.DataFrame,
-    dose: float,
-) -> list[str]:
+def steering_findings(pushed: pd.DataFrame, by_layer: pd.DataFrame, dose: float) -> list[str]:
     """Say what notebook 11 found, from the tables of `tables.steering.responses`."""
     if pushed.empty:
         return []
-    of_role = undisturbed.set_index("role")
-    lie, truth = of_role.loc["lie"], of_role.loc["truth"]
-    lines = [
-        f"* Undisturbed, {interval_text(lie, 'disobeyed')} of {lie.n} known rows told to lie are "
-        f"answered truthfully, and {interval_text(truth, 'disobeyed')} of their twins, told to "
-        "tell the truth, wrongly."
+    verdicts = effects(pushed, dose)
+    directions = (*TRUTHS, *RIVALS)
+    said = {name: steering_verdict(verdicts.loc[name], name) for name in directions}
+    moving = [f"{name} ({verdict})" for name, verdict in said.items() if verdict != NOTHING_MOVED]
+    count = f"Of {len(said)} directions, {len(moving)} move more answers than the controls do"
+    return [
+        f"* {steering_in_brief(pushed, dose)}.",
+        f"* {count}: {'; '.join(moving)}." if moving else f"* {count}.",
+        f"* {layers_title(by_layer)}.",
     ]
-    effect_of = effects(pushed, dose)
-    for direction in (*TRUTHS, *RIVALS):
-        cells = {
-            (role, sign): _push(pushed, direction, sign * dose, role)
-            for role in ("lie", "truth")
-            for sign in (1, -1)
-        }
-        texts = {key: interval_text(cell, "disobeyed") for key, cell in cells.items()}
-        unreadable = max(cell.unreadable for cell in cells.values())
-        lines.append(
-            f"* **{direction}** {steering_verdict(effect_of.loc[direction], direction)}. Pushed by "
-            f"{dose:+g} and {-dose:+g}, those told to lie tell the truth in {texts['lie', 1]} and "
-            f"{texts['lie', -1]}, those told to tell the truth lie in {texts['truth', 1]} and "
-            f"{texts['truth', -1]}; unreadable are at most {unreadable:.2f}."
-        )
-    controls = pushed[pushed.direction.isin(CONTROLS) & (pushed.dose.abs() - dose).abs().lt(1e-9)]
-    lines.append(
-        f"* Controls of the same length ({', '.join(CONTROLS)}) change these shares by "
-        f"{controls.difference.min():+.2f} to {controls.difference.max():+.2f}; unreadable are at "
-        f"most {controls.unreadable.max():.2f}."
-    )
-    lines.append(f"* {layers_title(by_layer)}.")
-    lines.append(
-        f"* Layer by layer, the direction of truth fitted there, pushed by {dose:g} either "
-        f"way: {layer_verdicts(by_layer, dose)}."
-    )
-    return [*lines, *_everywhere_findings(everywhere)]
-
-
-def _everywhere_findings(everywhere: pd.DataFrame) -> list[str]:
-    lines = []
-    for (direction, dose), cells in everywhere.groupby(["direction", "dose"], sort=False):
-        cell = cells.set_index("role")
-        change = f"pushed by {dose:+g} at all tokens"
-        if dose == 0:
-            change = "taken out of the last token at all layers"
-        lines.append(
-            f"* *{direction}*, {change}: told to lie, "
-            f"{interval_text(cell.loc['lie'], 'disobeyed')} tell the truth; told to tell the "
-            f"truth, {interval_text(cell.loc['truth'], 'disobeyed')} lie; unreadable are "
-            f"{cell.unreadable['lie']:.2f} and {cell.unreadable['truth']:.2f}."
-        )
-    return lines
