@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from dlk_utils.evaluation.stats import visible_auroc
-from dlk_utils.evaluation.tasks import KNOWN, MIN_FOR_HEADLINE, POSITIVE_CONTROL, REGIMES
+from dlk_utils.evaluation.tasks import KNOWN, LYING, MIN_FOR_HEADLINE, POSITIVE_CONTROL, REGIMES
 from dlk_utils.lab.display import interval_text, percent
 from dlk_utils.lab.escaping import markdown_text
 from dlk_utils.lab.tables import in_brief, least_to_most
@@ -157,7 +157,7 @@ def rivals_title(rivals: pd.DataFrame) -> str:
     strongest = others.loc[others.estimate.idxmax()]
     return (
         f"{len(better)} of {len(others)} rivals read the truth as well as the probe or better; "
-        f"the strongest is: {strongest.who} ({strongest.estimate:.2f})"
+        f"the strongest: {strongest.who} ({strongest.estimate:.2f})"
     )
 
 
@@ -232,22 +232,31 @@ def _effect(row: Any) -> str:
     return "lowers" if row.gain_high < 0 else "does not clearly change"
 
 
-def probe_findings(results: pd.DataFrame, curves: pd.DataFrame, gate: pd.DataFrame) -> list[str]:
-    """Say what notebook 05 found, in the few lines that matter."""
+def probe_findings(
+    results: pd.DataFrame,
+    skipped: Sequence[str],
+    gains: pd.DataFrame,
+    curves: pd.DataFrame,
+    classes: pd.DataFrame,
+    gate: pd.DataFrame,
+) -> list[str]:
+    """Say what notebook 05 found."""
     lines = []
-    for what, target, regime in (
-        ("Is it true? (told to lie about what it knows)", "truth", KNOWN),
-        ("Was this answer a lie?", "lie", "by example, lie rows"),
-        ("Which dropout draw is nearer to the truth? (told to lie)", "pair", LYING),
-    ):
-        row = headline(results, target, regime)
-        found = "not scored, as one class has too few rows"
-        if row is not None:
-            found = f"AUROC {in_brief(row)}: {verdict(row)}"
-        lines.append(f"* **{what}** {found}.")
-    added = gradient_adds(curves)
-    if added != NOT_SCORED:
-        lines.append(f"* **Does the gradient add to the state?** {added[0].upper()}{added[1:]}.")
+    for _, row in summary(results).iterrows():
+        fit = f"{row.how}: {row.probe}, {row.feature}, {row.site} {row.layer}"
+        lines.append(f"* **{row.target}**, {row.regime} ({fit}): {in_words(row)}")
+    for sentence in skipped:
+        task, reason = sentence.split(": ", 1)
+        lines.append(f"* **{task}** was not scored: {markdown_text(reason)}")
+    lines += [f"* {sentence}" for sentence in gradient_lines(curves)]
+    for row in gains[gains.feature == "both"].itertuples():
+        gain, over = (interval_text(row, x, signed=True) for x in ("gain", "over_residual"))
+        lines.append(
+            f"* {row.site}: with the gradient the score changes by {gain}; the two together are "
+            f"{over} from the residual stream's state."
+        )
+    for row in classes[classes["class"] == "macro avg"].itertuples():
+        lines.append(f"* **{row.method}**: macro F1 {row.f1:.2f}")
     if not gate.passes.any():
         lines.append(
             "* No data set passed the gate, so **none of these numbers is a claim** about what the "
@@ -333,21 +342,21 @@ def way_lines(ways: pd.DataFrame) -> list[str]:
     test_rows = ways[ways.split == "test"]
     told = test_rows[test_rows.way == TOLD_TO_LIE]
     lines = [
-        f"Of the ways that need not know the instruction, the best on validation rows is: {best}. "
-        f"Where half of the answers are lies, its accuracy on test rows is "
-        f"{_mean_and_range(test[best])} over {len(test)} splits. That of the detector above "
-        f"({EARLIEST_WAY}) is {_mean_and_range(test[EARLIEST_WAY])}. The best way is ahead in "
-        f"{n_higher} of {len(test)} splits.",
-        f"A probe of *told to lie?*, which reads no truth, flags {percent(told.lies.mean())} of "
-        f"the lies and {percent(told.honest.mean())} of the honest answers.",
+        f"Of the ways to make a detector that need not know the instruction, the best on "
+        f"validation rows is: {best}. At equal base rates its accuracy on test rows is "
+        f"{_mean_and_range(test[best])} over {len(test)} splits, that of the card "
+        f"({EARLIEST_WAY}) {_mean_and_range(test[EARLIEST_WAY])}; it is higher in {n_higher} of "
+        f"{len(test)} splits.",
+        f"A probe of *told to lie?*, which reads no truth, flags {told.lies.mean():.2f} of the "
+        f"lies and {told.honest.mean():.2f} of the honest answers.",
     ]
     if told.n_truthful.any():
         shares = test_rows.groupby("way", sort=False).truthful.mean()
         lines.append(
             f"Of truthful answers under an instruction to lie (on average "
             f"{told.n_truthful.mean():.1f} rows a split), that probe flags "
-            f"{percent(shares[TOLD_TO_LIE])}, the best way {percent(shares[best])}, and the "
-            f"detector above {percent(shares[EARLIEST_WAY])}."
+            f"{shares[TOLD_TO_LIE]:.2f}, the best way {shares[best]:.2f}, and the card "
+            f"{shares[EARLIEST_WAY]:.2f}."
         )
     return lines
 
@@ -392,10 +401,6 @@ def rules_verdict(regrouped: pd.DataFrame) -> str:
     )
 
 
-def _way(row: pd.Series) -> str:
-    return f"from {markdown_text(row.trained_on)} to {markdown_text(row.tested_on)}"
-
-
 def carry_over_findings(
     by_dataset: pd.DataFrame,
     by_other: Mapping[str, pd.DataFrame],
@@ -406,25 +411,27 @@ def carry_over_findings(
     lines = []
     apart = between_groups(by_dataset)
     if len(apart):
-        worst, best = apart.loc[apart.estimate.idxmin()], apart.loc[apart.estimate.idxmax()]
-        lines.append(
-            f"* From one data set to another, {(apart.low > 0.5).sum()} of {len(apart)} ways are "
-            f"above chance. The worst, {_way(worst)}, has AUROC {interval_text(worst)}; the best, "
-            f"{_way(best)}, {interval_text(best)}."
-        )
-    worst_of = []
+        best = apart.loc[apart.estimate.idxmax()]
+        lines += [
+            "* From one data set to another, truth is read on rows told to lie with AUROC "
+            f"{least_to_most(apart.estimate)}; {(apart.low > 0.5).sum()} of {len(apart)} ways are "
+            f"above chance, {(apart.high < 0.5).sum()} below.",
+            f"* The best way goes from {markdown_text(best.trained_on)} to "
+            f"{markdown_text(best.tested_on)}: {in_brief(best)}.",
+        ]
     for what, table in by_other.items():
         others = left_out(table, what).estimate
         if len(others):
-            worst_of.append(f"{what} ({markdown_text(others.idxmin())}, {others.min():.2f})")
-    if worst_of:
-        lines.append(f"* The worst that was left out of training: {'; '.join(worst_of)}.")
-    of_logistic = styles[(styles.probe == "logistic") & (styles["style"] != "clean")]
-    in_style = [
-        f"{markdown_text(row['style'])} {interval_text(row)}" for _, row in of_logistic.iterrows()
-    ]
-    if in_style:
-        lines.append(f"* In another wording: {', '.join(in_style)}.")
+            lines.append(
+                f"* Left out of training, the {what} read worst is "
+                f"{markdown_text(others.idxmin())} with {others.min():.2f}, the one read best "
+                f"{markdown_text(others.idxmax())} with {others.max():.2f}."
+            )
+    for _, row in styles[styles.probe == "logistic"].iterrows():
+        lines.append(
+            f"* In the style *{markdown_text(row['style'])}* the {row.probe} probe reads "
+            f"{in_brief(row)} (the model's own answer {row.own_answer:.2f})."
+        )
     if len(regrouped):
         lines += [
             f"* Other splits of the same examples, on rows that the model knows: "
@@ -516,23 +523,15 @@ def mistake_findings(mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
     if first.empty:
         lines = ["* Too few rows of one class: nothing was scored."]
     else:
-        lines = [f"* As it should be: AUROC {in_brief(first)}."]
+        lines = [f"* As it should be: {in_brief(first)}."]
     for model, table in mistakes.items():
-        if len(table) < 2:
-            continue
-        clean, wrong = table.estimate.iloc[0], table.tail(-1)
-        raised = wrong[wrong.low > max(0.5, clean)]
-        line = (
-            f"* {markdown_text(model)}: {len(raised)} of {len(wrong)} mistakes raise the score "
-            f"({clean:.2f}) by more than its interval"
-        )
-        if len(raised):
-            top = raised.loc[raised.estimate.idxmax()]
-            line += (
-                f". The highest is *{top.mistake}*, with {interval_text(top)}. It would be read "
-                f"as: {top.claim}"
-            )
-        lines.append(f"{line}.")
+        clean = table.estimate.head(1).sum()
+        for row in table.tail(-1).itertuples():
+            if row.low > max(0.5, clean):
+                lines.append(
+                    f"* {markdown_text(model)}, with *{row.mistake}*: {interval_text(row)} "
+                    f"instead of {clean:.2f}, which would be read as: {row.claim}."
+                )
     return lines
 
 

@@ -11,11 +11,9 @@ from dlk_utils.evaluation.tasks import KNOWN, LYING, POSITIVE_CONTROL
 from dlk_utils.lab.findings import (
     headline,
     in_words,
-    mistake_findings,
     pair_findings,
     pairs_title,
     positive_controls,
-    probe_findings,
     rivals_title,
     summary,
     turn_title,
@@ -193,7 +191,7 @@ def test_the_rivals_of_the_probe_are_named_with_the_strongest():
     table = rivals(pd.DataFrame(rows))
     assert len(table) == 4
     expected = (
-        f"2 of 3 rivals read the truth as well as the probe or better; the strongest is: {TURNED}"
+        f"2 of 3 rivals read the truth as well as the probe or better; the strongest: {TURNED}"
     )
     assert rivals_title(table) == f"{expected} (0.98)"
 
@@ -213,40 +211,14 @@ def test_the_title_of_the_turn_goes_by_the_interval_of_the_headline(low, high, f
     assert turn_title(pd.DataFrame([row]).head(0)).endswith(": too few rows")
 
 
-def test_the_pages_of_probes_pairs_and_mistakes_end_in_few_lines():
-    results = pd.DataFrame(
-        [
-            result(regime=KNOWN, probe="logistic_tuned"),
-            result(target="pair", regime=LYING, probe="pair_ranking", feature="two draws"),
-        ]
-    )
-    gate = pd.DataFrame({"passes": [False]})
-    no_curves = pd.DataFrame(columns=["chosen", "feature", "fitted_on"])
-    truth, lie, pair, claims_nothing = probe_findings(results, no_curves, gate)
-    assert "AUROC 0.60 [0.55, 0.65]" in truth and "above chance and above TF-IDF" in truth
-    assert (
-        "not scored" in lie and "AUROC 0.60" in pair and "none of these numbers" in claims_nothing
-    )
-
-    pairs = results.assign(pairs="draws", least_move=0.0)
+def test_the_page_of_pairs_counts_rankings_and_says_what_could_have_been_seen():
+    pairs = pd.DataFrame([result(regime=LYING, pairs="draws", least_move=0.0)])
     votes = pd.DataFrame([{"method": "listwise", "draws": 16} | result()])
     ranked, power, voted = pair_findings(pairs, votes, "0.90")
     assert "1 of 1 rankings (kinds of pairs x losses) are above chance, and 1 beat" in ranked
     assert "an AUROC of 0." in power and "16 draws" in voted and voted.endswith(": 0.90.")
     assert pairs_title(pairs).startswith("Told to lie: 1 of 1 rankings")
     assert pair_findings(pairs.head(0), votes.head(0), "") == []
-
-    wrong = [{"mistake": m, "claim": "the same"} | result(low=x, estimate=x) for m, x in MISTAKES]
-    clean, first, none_raised = mistake_findings(
-        {"a": pd.DataFrame(wrong), "b": pd.DataFrame(wrong[:2]), "c": pd.DataFrame(wrong[:1])}
-    )
-    assert clean.startswith("* As it should be: AUROC 0.60")
-    assert "a: 1 of 2 mistakes raise the score (0.60)" in first and "*high*, with 0.90" in first
-    assert none_raised.endswith("0 of 1 mistakes raise the score (0.60) by more than its interval.")
-
-
-MISTAKES = [("none", 0.6), ("low", 0.55), ("high", 0.9)]
-"""A score as it should be, and with two mistakes."""
 
 
 def test_a_positive_control_is_fitted_and_tested_on_rows_of_one_role():
