@@ -475,7 +475,7 @@ def pair_findings(pairs: pd.DataFrame, votes: pd.DataFrame, one_state: str) -> l
             f"score, picked on the test rows and so an upper end, is {best.probe} on "
             f"{best.pairs}: {in_brief(best)}.",
             "* An effect may have been missed: with these rows, four trials in five would find an "
-            f"AUROC of {visible_auroc(best.n, best.n_smaller):.2f} or more.",
+            f"AUROC of {visible_auroc(int(best.n), int(best.n_smaller)):.2f} or more.",
         ]
     if len(votes):
         lines.append(

@@ -32,12 +32,12 @@ TOO_FEW = "This run has too few rows to say."
 TURN = "front_turn_sentence"
 """The key of the sentence that goes on where the finding ends."""
 RIVALS_IN_WORDS = {
-    ASKED_AGAIN: "asking the model the same question again, told to tell the truth",
-    TWIN: "asking the model the same question again, told to tell the truth",
-    TURNED: "its own answer, turned round wherever it was told to lie",
-    ORIENTED: "its own answer",
-    TOLD_TO_LIE_PROBE: "its own answer, turned round where its states show that it was told to lie",
-    TOLD_TO_LIE_WORDS: "its own answer, turned round where the words of the prompt ask for a lie",
+    ASKED_AGAIN: "to ask the model the same question again, under an instruction to tell the truth,",
+    TWIN: "to ask the model the same question again, under an instruction to tell the truth,",
+    TURNED: "the model's own answer, turned round wherever it was told to lie,",
+    ORIENTED: "the model's own answer",
+    TOLD_TO_LIE_PROBE: "the model's own answer, turned round where its states show that a lie was asked for,",
+    TOLD_TO_LIE_WORDS: "the model's own answer, turned round where the words of the prompt ask for a lie,",
 }
 """What a rival of the probe does, where the name of the control would not say it."""
 
@@ -85,6 +85,13 @@ def of_probes(results: pd.DataFrame, *, model_name: str) -> dict[str, str]:
         "front_finding_sentence": finding_sentence(row, model_name),
         TURN: turn_sentence(results),
         "front_rival_sentence": rival_sentence(row),
+        **truth_cells(row),
+    }
+
+
+def truth_cells(row: pd.Series) -> dict[str, str]:
+    """Write the score of a headline, and that of its strongest control."""
+    return {
         "front_truth": interval_text(row),
         "front_truth_rival": f"{row.estimate - row.lift:.2f}, {row.best_control}",
     }
@@ -145,12 +152,12 @@ def _layers_in_words(layers: pd.Series) -> str:
 def rival_sentence(row: pd.Series) -> str:
     """Say whether the probe of a headline does better than the strongest control beside it."""
     rival = RIVALS_IN_WORDS.get(row.best_control, row.best_control)
-    score = f"{row.estimate - row.lift:.2f}"
+    score = f"(AUROC {row.estimate - row.lift:.2f})"
     if row.lift_low > 0:
-        return f"The probe does better than its strongest rival, {rival} (AUROC {score})."
+        return f"The probe beats it: {rival} does worse {score}."
     if row.lift_high < 0:
-        return f"Its strongest rival does better than the probe: {rival} (AUROC {score})."
-    return f"The probe does no better than its strongest rival: {rival} (AUROC {score})."
+        return f"It beats the probe: {rival} does better {score}."
+    return f"The probe does not beat it: {rival} does as well {score}."
 
 
 # 06: the detector.
@@ -192,8 +199,8 @@ def detector_sentence(rates: pd.DataFrame) -> str:
     if lies is None or honest is None:
         return sentence
     return (
-        f"{sentence} Shown prompts that ask for lies as well, without labels, it flags "
-        f"{percent(lies.flagged)} and {percent(honest.flagged)}."
+        f"{sentence} If it also sees prompts that ask for lies, without labels, it "
+        f"flags {percent(lies.flagged)} and {percent(honest.flagged)}."
     )
 
 

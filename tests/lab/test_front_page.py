@@ -84,7 +84,7 @@ def compare(derived: Figures, run: Run, layers: list[int]) -> None:
     assert row.layer == derived.layer and row.n == derived.n
     assert row.estimate == pytest.approx(derived.estimate, abs=1e-3)
     assert (row.low, row.high) == pytest.approx(derived.with_choice, abs=5e-3)
-    shown = front_page.of_probes(results, model_name="planted")
+    shown = front_page.truth_cells(row)
     assert shown["front_truth"].startswith(f"{derived.estimate:.2f} [")
     low, high = derived.given_layer
     assert f"given the layer [{low:.2f}, {high:.2f}]" in in_words(row)

@@ -121,24 +121,24 @@ def test_the_turn_goes_by_the_intervals_of_the_layers(by_layer, own_answer, sent
         (
             (-0.3, 0.02),
             ASKED_AGAIN,
-            "The probe does no better than its strongest rival: asking the model the same question "
-            "again, told to tell the truth (AUROC 0.94).",
+            "The probe does not beat it: to ask the model the same question again, under an "
+            "instruction to tell the truth, does as well (AUROC 0.94).",
         ),
         (
             (-0.3, -0.1),
             TURNED,
-            "Its strongest rival does better than the probe: its own answer, turned round wherever "
-            "it was told to lie (AUROC 0.94).",
+            "It beats the probe: the model's own answer, turned round wherever it was told to lie, "
+            "does better (AUROC 0.94).",
         ),
         (
             (0.1, 0.2),
             "TF-IDF of the prompt",
-            "The probe does better than its strongest rival, TF-IDF of the prompt (AUROC 0.94).",
+            "The probe beats it: TF-IDF of the prompt does worse (AUROC 0.94).",
         ),
         (
             (np.nan, np.nan),
             "length",
-            "The probe does no better than its strongest rival: length (AUROC 0.94).",
+            "The probe does not beat it: length does as well (AUROC 0.94).",
         ),
     ],
 )
@@ -180,7 +180,7 @@ def flag_rates(**flagged: tuple[float, float]) -> pd.DataFrame:
 def test_the_detector_is_judged_by_both_shares_at_its_threshold(lies, honest, verdict):
     texts = front_page.of_detector(flag_rates(**{HONEST_ONLY: (lies, honest)}))
     sentence = texts["front_detector_sentence"]
-    assert sentence.startswith(verdict) and "Shown prompts" not in sentence
+    assert sentence.startswith(verdict) and "it also sees" not in sentence
     assert f"flags {100 * lies:.0f} % of the lies and {100 * honest:.0f} % of the" in sentence
 
 
