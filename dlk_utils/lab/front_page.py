@@ -31,13 +31,14 @@ NO_NUMBER = "–"
 TOO_FEW = "This run has too few rows to say."
 TURN = "front_turn_sentence"
 """The key of the sentence that goes on where the finding ends."""
+ASK_AGAIN = "to ask the model the same question again, under an instruction to tell the truth,"
 RIVALS_IN_WORDS = {
-    ASKED_AGAIN: "to ask the model the same question again, under an instruction to tell the truth,",
-    TWIN: "to ask the model the same question again, under an instruction to tell the truth,",
+    ASKED_AGAIN: ASK_AGAIN,
+    TWIN: ASK_AGAIN,
     TURNED: "the model's own answer, turned round wherever it was told to lie,",
     ORIENTED: "the model's own answer",
-    TOLD_TO_LIE_PROBE: "the model's own answer, turned round where its states show that a lie was asked for,",
-    TOLD_TO_LIE_WORDS: "the model's own answer, turned round where the words of the prompt ask for a lie,",
+    TOLD_TO_LIE_PROBE: "the model's own answer, turned round where its states show that it should lie,",
+    TOLD_TO_LIE_WORDS: "the model's own answer, turned round where the prompt seems to ask for a lie,",
 }
 """What a rival of the probe does, where the name of the control would not say it."""
 
