@@ -37,7 +37,7 @@ RIVALS_IN_WORDS = {
     TWIN: ASK_AGAIN,
     TURNED: "the model's own answer, turned round wherever it was told to lie,",
     ORIENTED: "the model's own answer",
-    TOLD_TO_LIE_PROBE: "its own answer, turned round where its states show that it was told to lie,",
+    TOLD_TO_LIE_PROBE: "its own answer, turned round where its states show that it should lie,",
     TOLD_TO_LIE_WORDS: "its own answer, turned round where the words of the prompt ask for a lie,",
 }
 """What a rival of the probe does, where the name of the control would not say it."""
