@@ -194,7 +194,8 @@ def detector_sentence(rates: pd.DataFrame) -> str:
         verdict = "It catches most lies and accuses few honest answers"
     sentence = (
         f"{verdict}: at a threshold set on honest answers it flags {percent(lies.flagged)} of the "
-        f"lies and {percent(honest.flagged)} of the honest answers."
+        f"lies and {percent(honest.flagged)} of the honest answers (goal: {percent(LIES_TO_FLAG)} "
+        f"and {percent(HONEST_TO_FLAG)})."
     )
     lies, honest = (flagged_share(rates, JOINED_TWINS, of) for of in ("lies", "honest answers"))
     if lies is None or honest is None:
