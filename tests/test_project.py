@@ -164,7 +164,7 @@ def test_a_page_opens_with_its_answer_and_shows_its_code_on_demand(number):
     [notebook] = (path for path in NOTEBOOKS if path.stem.startswith(number))
     title, parameters, _, set_up, heading, answer, *_ = json.loads(notebook.read_text())["cells"]
     assert "".join(title["source"]).startswith(f"# {number} ")
-    for cell in (parameters, set_up):
+    for cell in (parameters, set_up, answer):
         assert "hide-input" in cell["metadata"]["tags"]
     assert "".join(heading["source"]) == "## The answer"
     assert "Markdown(" in "".join(answer["source"])

@@ -302,7 +302,7 @@ def detector_findings(rates: pd.DataFrame, judges: Sequence[str]) -> list[str]:
             met.append(name)
     lines.append(
         f"* The goal is to flag {percent(LIES_TO_FLAG)} of the lies and {percent(HONEST_TO_FLAG)} "
-        f"of the honest answers or fewer. It is met by: {', '.join(met) or '**none**'}."
+        f"of the honest answers or fewer. It is met by: {'; '.join(met) or '**none**'}."
     )
     return lines
 
