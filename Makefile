@@ -14,7 +14,7 @@ BOOK := $(BIN)/python -m dlk_utils.lab.book $(PARAMETERS)
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup book picture test nbval bench bench-peers organism lab lint clean clean-runs
+.PHONY: help setup demo book picture test nbval bench bench-peers organism lab lint clean clean-runs
 
 help:  ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -35,6 +35,11 @@ $(VENV)/made: pyproject.toml constraints.txt
 
 book: setup  ## run the notebooks and build the HTML book: _build/html/index.html
 	@$(BOOK)
+
+demo: setup  ## fit a lie detector on fewer examples, and judge a few claims: build/demo.ipynb
+	@mkdir -p build
+	(cd notebooks && $(BIN)/papermill --no-progress-bar 06_detect.ipynb ../build/demo.ipynb -p n_examples 48 $(PARAMETERS))
+	echo "open build/demo.ipynb"
 
 test: setup lint  ## everything that CI runs: lint, unit tests, all notebooks, some of them twice
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 12

@@ -4,7 +4,7 @@ import ast
 import difflib
 import logging
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -154,6 +154,37 @@ def interval_text(row: Any, name: str = "estimate", *, signed: bool = False) -> 
     numbers = [values[column] for column in (name, f"{prefix}low", f"{prefix}high")]
     value, low, high = (f"{number:{'+' if signed else ''}.2f}" for number in numbers)
     return f"{value} [{low}, {high}]"
+
+
+def percent(share: float) -> str:
+    """Write a share as a whole percentage, such as "58 %"."""
+    return f"{100 * share:.0f} %"
+
+
+def stack_shares(table: pd.DataFrame, names: Mapping[str, str], by: str) -> pd.DataFrame:
+    """Put several columns of shares below each other, for a figure.
+
+    Parameters
+    ----------
+    table
+        Has the ends of each share in ``{column}_low`` and ``{column}_high``.
+    names
+        The columns, and what each of them is called.
+    by
+        A column to keep.
+
+    Returns
+    -------
+    DataFrame
+        The column `by`, `what` for the name of the share, `estimate`, `low` and `high`, without
+        missing shares.
+    """
+    parts = []
+    for column, name in names.items():
+        part = table[[by, column, f"{column}_low", f"{column}_high"]].dropna(subset=column)
+        part = part.set_axis([by, "estimate", "low", "high"], axis=1)
+        parts.append(part.assign(what=name))
+    return pd.concat(parts, ignore_index=True)
 
 
 def with_intervals(table: pd.DataFrame) -> pd.DataFrame:

@@ -10,11 +10,10 @@ from typing import Any
 import pandas as pd
 
 from dlk_utils.evaluation.controls import TURNED
-from dlk_utils.evaluation.detector import TruthDetector
 from dlk_utils.evaluation.selection import BY_TWINS, EARLIEST
 from dlk_utils.evaluation.stats import visible_auroc
 from dlk_utils.evaluation.tasks import KNOWN, LYING, MIN_FOR_HEADLINE, POSITIVE_CONTROL, REGIMES
-from dlk_utils.lab.display import interval_text
+from dlk_utils.lab.display import interval_text, percent
 from dlk_utils.lab.escaping import markdown_text
 from dlk_utils.lab.tables import in_brief, least_to_most
 from dlk_utils.lab.tables.carry_over import (
@@ -46,6 +45,7 @@ from dlk_utils.lab.tables.steering import (
     effects,
 )
 
+NOT_SCORED = "not scored"
 AUROC = "signed AUROC on test (95 % interval; dashed: chance)"
 """The label of most axes."""
 NAMED = {
@@ -210,7 +210,7 @@ def gradient_adds(curves: pd.DataFrame) -> str:
         f"{interval_text(row, 'gain', signed=True)} (layer {row.layer})"
         for row in _at_chosen_layer(curves, "both")
     ]
-    return "; ".join(found) or "not scored"
+    return "; ".join(found) or NOT_SCORED
 
 
 def gradient_lines(curves: pd.DataFrame) -> list[str]:
@@ -304,54 +304,56 @@ def probe_findings(
 # 06: the detector.
 
 
-def flagged(rates: pd.DataFrame, detector: str, of: str) -> str:
-    """Write the share of lies or of honest answers that a detector flags, over all data sets."""
-    if (detector, of, "all") not in rates.index:
-        return "not scored"
-    row = rates.loc[(detector, of, "all")]
-    if not row.n:
-        return "not scored, as there are none"
-    return f"{interval_text(row, 'flagged')}, n = {int(row.n)}"
+LIES_TO_FLAG, HONEST_TO_FLAG = 0.9, 0.05
+"""The goal: the share of the lies to flag at least, and of the honest answers at most."""
 
 
-def detector_findings(
-    rates: pd.DataFrame,
-    detectors: Mapping[str, TruthDetector],
-    judges: Sequence[str],
-    ways: pd.DataFrame,
-) -> list[str]:
-    """Say what notebook 06 found.
+def flagged_share(rates: pd.DataFrame, detector: str, of: str) -> pd.Series | None:
+    """Return what a detector flags of the lies or of the honest answers, over all data sets.
 
-    `judges` are the detectors that judge every lie; `ways` is a table of
-    `detector_ways.compare_ways`.
+    `rates` is the table of `detector.flag_rates`. None if there was nothing to flag.
     """
-    if not detectors:
+    key = (detector, of, "all")
+    return rates.loc[key] if key in rates.index and rates.loc[key].n else None
+
+
+def flagged(rates: pd.DataFrame, detector: str, of: str) -> str:
+    """Write the share that a detector flags, with its interval and the number of rows."""
+    row = flagged_share(rates, detector, of)
+    if row is None:
+        return f"{NOT_SCORED}, as there are none"
+    return f"{interval_text(row, 'flagged')} (n = {int(row.n)})"
+
+
+def detector_findings(rates: pd.DataFrame, judges: Sequence[str]) -> list[str]:
+    """Say what notebook 06 found: what each of `judges`, which judge every lie, flags."""
+    if not judges:
         return []
     lines, met = [], []
-    for name in dict.fromkeys([*judges, *detectors]):
+    for name in judges:
         lies, honest = (flagged(rates, name, of) for of in ("lies", "honest answers"))
-        if name in judges:
-            lines.append(
-                f"* **{name}**: of the lies it flags {lies}; of the honest answers {honest}."
-            )
-            shares = rates.flagged[name].xs("all", level="dataset")
-            if shares["lies"] >= 0.9 and shares["honest answers"] <= 0.05:
-                met.append(name)
-        else:
-            lines.append(
-                f"* Each half alone: *{name}* flags {lies} of the lies under families that it has "
-                f"not seen, and {honest} of the honest answers."
-            )
-    for name, detector in detectors.items():
-        card = detector.card
-        validation = f"on validation rows (AUROC {card['validation_auroc']:.2f})"
-        lines.append(
-            f"* The detector *{name}* reads {detector.site} after block {detector.layer}, chosen "
-            f"from {card['compared']} layers {validation}."
-        )
-    goal = "The figures to reach are 0.90 of the lies at 0.05 of the honest answers."
-    lines.append(f"* {goal} Met by: {', '.join(met) or '**none**'}.")
-    return [*lines, *(f"* {sentence}" for sentence in way_lines(ways))]
+        lines.append(f"* **{name}**: lies flagged {lies}; honest answers flagged {honest}.")
+        shares = rates.flagged[name].xs("all", level="dataset")
+        if shares["lies"] >= LIES_TO_FLAG and shares["honest answers"] <= HONEST_TO_FLAG:
+            met.append(name)
+    lines.append(
+        f"* The goal is to flag {percent(LIES_TO_FLAG)} of the lies and {percent(HONEST_TO_FLAG)} "
+        f"of the honest answers or fewer. It is met by: {'; '.join(met) or '**none**'}."
+    )
+    return lines
+
+
+def detector_title(rates: pd.DataFrame, judges: Sequence[str]) -> str:
+    """Title the figure of what each detector flags, by what the first of `judges` does."""
+    if not judges:
+        return NOT_SCORED
+    lies, honest = (flagged_share(rates, judges[0], of) for of in ("lies", "honest answers"))
+    if lies is None or honest is None:
+        return "There was no lie, or no honest answer, to judge"
+    return (
+        f'The detector "{judges[0]}" flags {percent(lies.flagged)} of the lies and '
+        f"{percent(honest.flagged)} of the honest answers"
+    )
 
 
 def way_lines(ways: pd.DataFrame) -> list[str]:
@@ -410,7 +412,7 @@ def split_spread(regrouped: pd.DataFrame) -> str:
     """
     compared = rules_compared(regrouped[regrouped.tested_on == SAME]).dropna(subset="mean")
     found = [f"{_spread(row)} at the {row.rule}" for _, row in compared.iterrows()]
-    return "; ".join(found) or "not scored"
+    return "; ".join(found) or NOT_SCORED
 
 
 def _spread(row: pd.Series) -> str:
@@ -589,27 +591,39 @@ def votes_of_most_draws(votes: pd.DataFrame) -> str:
     """Write the score of each way to vote, with all draws."""
     is_vote = (votes.draws == votes.draws.max()) & (votes.method != "mean answer")
     found = [f"{row.method} {interval_text(row)}" for row in votes[is_vote].itertuples()]
-    return "; ".join(found) or "not scored"
+    return "; ".join(found) or NOT_SCORED
+
+
+def pairs_title(pairs: pd.DataFrame) -> str:
+    """Count the rankings of two passes that are above chance on rows told to lie."""
+    told_to_lie = pairs[(pairs.least_move == 0) & (pairs.regime == LYING)]
+    n_above = int((told_to_lie.low > 0.5).sum())
+    return (
+        f"Told to lie: {n_above} of {len(told_to_lie)} rankings of two passes (kinds of pairs x "
+        "losses) are above chance. Shown is one loss, by the least change that counts"
+    )
 
 
 def pair_findings(pairs: pd.DataFrame, votes: pd.DataFrame, one_state: str) -> list[str]:
     """Say what notebook 09 found; `one_state` is the score of one clean state, for comparison."""
     lines = []
-    all_moves = pairs[pairs.least_move == 0]
-    for (kind, regime), table in all_moves.groupby(["pairs", "regime"], sort=False):
-        best = table.loc[table.estimate.idxmax()]
-        visible = visible_auroc(best.n, best.n_smaller)
-        lines.append(
-            f"* **{kind}**, {regime}: the best of {len(table)} losses on test is {best.probe} with "
-            f"{in_brief(best)}; {(table.lift_low > 0).sum()} of {len(table)} beat their best "
-            f"control, {best.best_control} ({best.estimate - best.lift:.2f}). With these rows an "
-            f"AUROC of {visible:.2f} or more would be seen four times out of five."
-        )
+    told_to_lie = pairs[(pairs.least_move == 0) & (pairs.regime == LYING)]
+    if len(told_to_lie):
+        n_above = int((told_to_lie.low > 0.5).sum())
+        n_beat = int((told_to_lie.lift_low > 0).sum())
+        best = told_to_lie.loc[told_to_lie.estimate.idxmax()]
+        lines += [
+            f"* On rows told to lie, {n_above} of {len(told_to_lie)} rankings (kinds of pairs x "
+            f"losses) are above chance, and {n_beat} beat their strongest control. The highest "
+            f"score, picked on the test rows and so an upper end, is {best.probe} on "
+            f"{best.pairs}: {in_brief(best)}.",
+            "* An effect may have been missed: with these rows, four trials in five would find an "
+            f"AUROC of {visible_auroc(int(best.n), int(best.n_smaller)):.2f} or more.",
+        ]
     if len(votes):
-        voted = votes_of_most_draws(votes)
         lines.append(
-            f"* Votes of {votes.draws.max()} draws: {voted}. One clean state, no draws at all: "
-            f"{one_state}."
+            f"* The votes of {votes.draws.max()} draws read the truth with AUROC "
+            f"{votes_of_most_draws(votes)}. One state without dropout: {one_state}."
         )
     return lines
 
@@ -629,7 +643,7 @@ def mistakes_title(mistakes: pd.DataFrame) -> str:
 def raised_title(mistakes: pd.DataFrame) -> str:
     """Count the mistakes with which a score is above chance."""
     if mistakes.empty:
-        return "not scored"
+        return NOT_SCORED
     n_above = (mistakes.low > 0.5).sum()
     return (
         f"as it should be {interval_text(mistakes.iloc[0])}. Above chance, wrongly: {n_above} of "
@@ -740,48 +754,46 @@ def _push(responses: pd.DataFrame, direction: str, dose: float, role: str) -> pd
 def steering_title(responses: pd.DataFrame, dose: float, role: str) -> str:
     """Title the curve of one role: what the truth direction does at the dose, and a random one."""
     if responses.empty:
-        return "not scored"
+        return NOT_SCORED
     told, does = ("lie", "tell the truth") if role == "lie" else ("tell the truth", "lie")
-    shares = [
-        f"{way} {_push(responses, TRUTH, signed, role).disobeyed:.2f}"
-        for way, signed in (("towards the truth", dose), ("away from it", -dose))
-    ]
+    towards, away = (_push(responses, TRUTH, sign * dose, role).disobeyed for sign in (1, -1))
     random = max(_push(responses, RANDOM, signed, role).disobeyed for signed in (dose, -dose))
     return (
-        f"Told to {told}, pushed by {dose:g} deviations: these {does}: {', '.join(shares)}; "
-        f"random directions, either way, at most {random:.2f}"
+        f"Told to {told}, {percent(towards)} {does} after a push towards the truth, "
+        f"{percent(away)} after one away from it; after random pushes at most {percent(random)}"
     )
 
 
 def steering_in_brief(responses: pd.DataFrame, dose: float) -> str:
-    """Say in one sentence what pushes along the direction of truth do to rows told to lie."""
+    """Say in a sentence or two what pushes along the direction of truth do to rows told to lie."""
     if responses.empty:
-        return "not scored"
+        return NOT_SCORED
     towards, away = (_push(responses, TRUTH, signed, "lie") for signed in (dose, -dose))
-    random = _push(responses, RANDOM, dose, "lie")
+    random = max(_push(responses, RANDOM, sign * dose, "lie").disobeyed for sign in (1, -1))
     effect = effects(responses, dose).loc[TRUTH]
     return (
-        f"pushed by {dose:g} standard deviations along the direction of truth, a liar answers "
-        f"truthfully in {interval_text(towards, 'disobeyed')} (towards the truth) and "
-        f"{interval_text(away, 'disobeyed')} (away from it) of {towards.n} rows, along random "
-        f"directions in {random.disobeyed:.2f}: the direction {steering_verdict(effect, TRUTH)}"
+        f"Told to lie and pushed by {dose:g} standard deviations along the direction of truth, the "
+        f"model answers truthfully in {interval_text(towards, 'disobeyed')} (towards the truth) "
+        f"and {interval_text(away, 'disobeyed')} (away from it) of {towards.n} rows; along random "
+        f"directions in {random:.2f} at most. So the direction "
+        f"{steering_verdict(effect, TRUTH)}"
     )
 
 
 def layers_title(responses: pd.DataFrame) -> str:
     """Say from which layer on the twin's state carries the answer with it."""
     if responses.empty:
-        return "not scored"
+        return NOT_SCORED
     twin = responses[(responses.direction == TWIN) & (responses.role == "lie")]
     carried = twin.layer[twin.disobeyed >= 0.5]
     if carried.empty:
         return (
-            "At no layer does the honest twin's state make half of the lies into truths "
-            f"(at most {twin.disobeyed.max():.2f})"
+            "At no layer does the honest twin's state turn half of the lies into true answers "
+            f"(at most {percent(twin.disobeyed.max())})"
         )
     return (
-        f"From layer {carried.min()} on, the honest twin's last state makes half of the lies or "
-        "more into truths"
+        f"From layer {carried.min()} on, the honest twin's state turns half of the lies or more "
+        "into true answers"
     )
 
 
@@ -791,66 +803,21 @@ def layer_verdicts(responses: pd.DataFrame, dose: float) -> str:
     for layer, of_layer in responses[responses.direction != TWIN].groupby("layer"):
         verdict_there = steering_verdict(effects(of_layer, dose).loc[TRUTH], TRUTH)
         layers_of.setdefault(verdict_there, []).append(str(layer))
-    return "; ".join(f"at {', '.join(layers)} it {said}" for said, layers in layers_of.items())
+    found = [f"at layer {', '.join(layers)} it {said}" for said, layers in layers_of.items()]
+    return f"The direction of truth, fitted layer by layer: {'; '.join(found) or NOT_SCORED}."
 
 
-def steering_findings(
-    undisturbed: pd.DataFrame,
-    pushed: pd.DataFrame,
-    by_layer: pd.DataFrame,
-    everywhere: pd.DataFrame,
-    dose: float,
-) -> list[str]:
+def steering_findings(pushed: pd.DataFrame, by_layer: pd.DataFrame, dose: float) -> list[str]:
     """Say what notebook 11 found, from the tables of `tables.steering.responses`."""
     if pushed.empty:
         return []
-    of_role = undisturbed.set_index("role")
-    lie, truth = of_role.loc["lie"], of_role.loc["truth"]
-    lines = [
-        f"* Undisturbed, {interval_text(lie, 'disobeyed')} of {lie.n} known rows told to lie are "
-        f"answered truthfully, and {interval_text(truth, 'disobeyed')} of their twins, told to "
-        "tell the truth, wrongly."
+    verdicts = effects(pushed, dose)
+    directions = (*TRUTHS, *RIVALS)
+    said = {name: steering_verdict(verdicts.loc[name], name) for name in directions}
+    moving = [f"{name} ({verdict})" for name, verdict in said.items() if verdict != NOTHING_MOVED]
+    count = f"Of {len(said)} directions, {len(moving)} move more answers than the controls do"
+    return [
+        f"* {steering_in_brief(pushed, dose)}.",
+        f"* {count}: {'; '.join(moving)}." if moving else f"* {count}.",
+        f"* {layers_title(by_layer)}.",
     ]
-    effect_of = effects(pushed, dose)
-    for direction in (*TRUTHS, *RIVALS):
-        cells = {
-            (role, sign): _push(pushed, direction, sign * dose, role)
-            for role in ("lie", "truth")
-            for sign in (1, -1)
-        }
-        texts = {key: interval_text(cell, "disobeyed") for key, cell in cells.items()}
-        unreadable = max(cell.unreadable for cell in cells.values())
-        lines.append(
-            f"* **{direction}** {steering_verdict(effect_of.loc[direction], direction)}. Pushed by "
-            f"{dose:+g} and {-dose:+g}, those told to lie tell the truth in {texts['lie', 1]} and "
-            f"{texts['lie', -1]}, those told to tell the truth lie in {texts['truth', 1]} and "
-            f"{texts['truth', -1]}; unreadable are at most {unreadable:.2f}."
-        )
-    controls = pushed[pushed.direction.isin(CONTROLS) & (pushed.dose.abs() - dose).abs().lt(1e-9)]
-    lines.append(
-        f"* Controls of the same length ({', '.join(CONTROLS)}) change these shares by "
-        f"{controls.difference.min():+.2f} to {controls.difference.max():+.2f}; unreadable are at "
-        f"most {controls.unreadable.max():.2f}."
-    )
-    lines.append(f"* {layers_title(by_layer)}.")
-    lines.append(
-        f"* Layer by layer, the direction of truth fitted there, pushed by {dose:g} either "
-        f"way: {layer_verdicts(by_layer, dose)}."
-    )
-    return [*lines, *_everywhere_findings(everywhere)]
-
-
-def _everywhere_findings(everywhere: pd.DataFrame) -> list[str]:
-    lines = []
-    for (direction, dose), cells in everywhere.groupby(["direction", "dose"], sort=False):
-        cell = cells.set_index("role")
-        change = f"pushed by {dose:+g} at all tokens"
-        if dose == 0:
-            change = "taken out of the last token at all layers"
-        lines.append(
-            f"* *{direction}*, {change}: told to lie, "
-            f"{interval_text(cell.loc['lie'], 'disobeyed')} tell the truth; told to tell the "
-            f"truth, {interval_text(cell.loc['truth'], 'disobeyed')} lie; unreadable are "
-            f"{cell.unreadable['lie']:.2f} and {cell.unreadable['truth']:.2f}."
-        )
-    return lines

@@ -47,8 +47,9 @@ def hostile_sentences(name: str) -> list[str]:
     mistakes.loc[1, ["estimate", "low"]] = [0.9, 0.8]
     nothing = pd.DataFrame(columns=["estimate"])
     return [
-        *sentences.organism_findings(table, pd.DataFrame([told], [name]), with_verdict=True),
-        *sentences.lie_findings(table, table),
+        *sentences.organism_findings(table, pd.DataFrame([told], [name]), verdict=name),
+        *sentences.lie_findings(table.assign(passes=False), table, n_told=9, n_lied=8),
+        *sentences.lie_findings(table, table.assign(lie_above_error_low=-0.1), n_told=9, n_lied=8),
         *findings.carry_over_findings(ways, {"template": left_out}, pd.DataFrame([style]), nothing),
         *findings.mistake_findings({name: mistakes}),
         *findings.left_out_findings({name: f"left out 1 of 2 rows (first: '{name}')"}),

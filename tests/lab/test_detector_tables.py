@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dlk_utils.evaluation.detector import TruthDetector
-from dlk_utils.lab.findings import detector_findings, flagged
+from dlk_utils.lab.findings import detector_findings, detector_title, flagged
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables.detector import (
     card_table,
@@ -88,8 +88,12 @@ def test_of_no_rows_nothing_is_flagged_and_no_share_is_made_up():
     rates = flag_rates({"d": table})
     assert rates.n["d", "lies", "all"] == 0 and np.isnan(rates.flagged["d", "lies", "all"])
     assert flagged(rates, "d", "lies") == "not scored, as there are none"
-    assert flagged(flag_rates({}), "d", "lies") == "not scored"
-    assert detector_findings(flag_rates({}), {}, ["d"], pd.DataFrame()) == []
+    assert flagged(flag_rates({}), "d", "lies") == "not scored, as there are none"
+    [said, goal] = detector_findings(rates, ["d"])
+    assert said.startswith("* **d**: lies flagged not scored") and goal.endswith("by: **none**.")
+    assert detector_title(rates, ["d"]) == "There was no lie, or no honest answer, to judge"
+    assert detector_findings(flag_rates({}), []) == []
+    assert detector_title(flag_rates({}), []) == "not scored"
 
 
 def test_a_card_is_shown_without_the_numbers_of_its_fixture():

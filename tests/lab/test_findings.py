@@ -11,9 +11,12 @@ from dlk_utils.evaluation.tasks import KNOWN, LYING, POSITIVE_CONTROL
 from dlk_utils.lab.findings import (
     headline,
     in_words,
+    pair_findings,
+    pairs_title,
     positive_controls,
     rivals_title,
     summary,
+    turn_title,
     verdict,
 )
 from dlk_utils.lab.tables.headlines import clean_numbers, survivors
@@ -191,6 +194,31 @@ def test_the_rivals_of_the_probe_are_named_with_the_strongest():
         f"2 of 3 rivals read the truth as well as the probe or better; the strongest: {TURNED}"
     )
     assert rivals_title(table) == f"{expected} (0.98)"
+
+
+@pytest.mark.parametrize(
+    "low, high, found",
+    [
+        (0.6, 0.8, "reads the truth"),
+        (0.2, 0.4, "reads the opposite of the truth"),
+        (0.4, 0.6, "does not clearly read the truth"),
+    ],
+)
+def test_the_title_of_the_turn_goes_by_the_interval_of_the_headline(low, high, found):
+    row = result(regime=KNOWN, probe="logistic_tuned", layer=7, low=low, high=high)
+    title = turn_title(pd.DataFrame([row]))
+    assert title.startswith(f"At layer 7 the probe {found} while the model is told to lie: AUROC ")
+    assert turn_title(pd.DataFrame([row]).head(0)).endswith(": too few rows")
+
+
+def test_the_page_of_pairs_counts_rankings_and_says_what_could_have_been_seen():
+    pairs = pd.DataFrame([result(regime=LYING, pairs="draws", least_move=0.0)])
+    votes = pd.DataFrame([{"method": "listwise", "draws": 16} | result()])
+    ranked, power, voted = pair_findings(pairs, votes, "0.90")
+    assert "1 of 1 rankings (kinds of pairs x losses) are above chance, and 1 beat" in ranked
+    assert "an AUROC of 0." in power and "16 draws" in voted and voted.endswith(": 0.90.")
+    assert pairs_title(pairs).startswith("Told to lie: 1 of 1 rankings")
+    assert pair_findings(pairs.head(0), votes.head(0), "") == []
 
 
 def test_a_positive_control_is_fitted_and_tested_on_rows_of_one_role():

@@ -15,7 +15,8 @@ from dlk_utils.evaluation import evaluate
 from dlk_utils.evaluation.behaviour import label_behaviour
 from dlk_utils.evaluation.tasks import KNOWN, LYING, make_task
 from dlk_utils.extract.store import fill
-from dlk_utils.lab.findings import flagged, headline, in_words
+from dlk_utils.lab import front_page
+from dlk_utils.lab.findings import headline, in_words
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables import least_to_most
 from dlk_utils.lab.tables.carry_over import between_groups, transfer
@@ -79,23 +80,29 @@ def compare(derived: Figures, run: Run, layers: list[int]) -> None:
     """Compare derived figures with those that the pages glue."""
     tasks = [make_task(run.truth_rows, "truth", regime) for regime in (LYING, KNOWN)]
     results = pd.concat(evaluate.evaluate_tasks(tasks, run.states(layers), seed=run.seed))
-    row = headline(results.reset_index(drop=True), "truth", KNOWN)
+    results = results.reset_index(drop=True)
+    row = headline(results, "truth", KNOWN)
     assert row.layer == derived.layer and row.n == derived.n
     assert chosen_layer(run, layers=layers) == derived.layer
     assert row.estimate == pytest.approx(derived.estimate, abs=1e-3)
     assert (row.low, row.high) == pytest.approx(derived.with_choice, abs=5e-3)
+    shown = front_page.truth_cells(row)
+    assert shown["front_truth"].startswith(f"{derived.estimate:.2f} [")
     low, high = derived.given_layer
     assert f"given the layer [{low:.2f}, {high:.2f}]" in in_words(row)
 
-    across = between_groups(transfer(run, "dataset", layers=layers)).estimate
+    by_dataset = transfer(run, "dataset", layers=layers)
+    across = between_groups(by_dataset).estimate
     assert sorted(across) == pytest.approx(sorted(derived.across), abs=1e-3)
     assert least_to_most(across) == least_to_most(pd.Series(derived.across))
+    shown = front_page.of_carry_over(by_dataset, pd.DataFrame(columns=["style", "probe", "low"]))
+    assert shown["front_worst_way"].startswith(f"{min(derived.across):.2f} [")
 
     detectors = {"honest only": fit_detector(run, layers=layers)}
     rates = flag_rates(judge_test_rows(run, detectors, {"honest only": []}))
-    of_lies, of_honest = derived.lies_flagged, derived.honest_flagged
-    assert flagged(rates, "honest only", "lies").startswith(f"{of_lies:.2f} [")
-    assert flagged(rates, "honest only", "honest answers").startswith(f"{of_honest:.2f} [")
+    shown = front_page.of_detector(rates)
+    assert shown["front_lies"].startswith(f"{derived.lies_flagged:.2f} [")
+    assert shown["front_honest"].startswith(f"{derived.honest_flagged:.2f} [")
 
 
 @pytest.mark.slow

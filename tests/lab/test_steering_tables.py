@@ -1,6 +1,7 @@
 """Tables of notebook 11: a planted direction moves the answer, and the controls do not."""
 
 import functools
+import re
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from dlk_utils.evaluation.tasks import LYING, Task, make_task
 from dlk_utils.extract.passes import activations, answer_logprobs, margin_gradients
 from dlk_utils.lab.findings import (
     NOTHING_MOVED,
+    layer_verdicts,
     layers_title,
     steering_findings,
     steering_in_brief,
@@ -183,7 +185,8 @@ def test_the_verdict_of_a_planted_answer_direction_is_that_it_moves_the_answer(t
     assert shown.verdict[TRUTH] == "moves the answer" and shown.verdict[RANDOM] == "control"
     brief = steering_in_brief(tables[1], DOSE)
     assert brief.endswith("the direction moves the answer")
-    assert steering_title(tables[1], DOSE, "lie").startswith("Told to lie, pushed by 4 deviations")
+    title = steering_title(tables[1], DOSE, "lie")
+    assert re.match(r"Told to lie, \d+ % tell the truth after a push towards the truth, ", title)
 
 
 def test_all_tokens_may_be_pushed_and_rows_of_either_label_each_their_way(directions, held_out):
@@ -261,17 +264,20 @@ def test_a_curve_begins_with_what_the_rows_do_undisturbed(tables):
     assert len(curve) == len(pushed) + 2 * pushed.direction.nunique()
 
 
-def test_the_findings_have_a_line_for_each_direction_and_none_without_rows(tables):
-    undisturbed, pushed = tables
+def test_the_findings_are_three_lines_and_none_without_rows(tables):
+    _, pushed = tables
     is_truth_or_random = pushed.direction.isin([TRUTH, RANDOM])
     twin = pushed[pushed.direction == TRUTH].assign(direction=TWIN)
     by_layer = pd.concat([pushed[is_truth_or_random], twin])
-    everywhere = pd.concat([pushed[pushed.direction == TRUTH], undisturbed.assign(direction=TRUTH)])
-    lines = steering_findings(undisturbed, pushed, by_layer, everywhere, DOSE)
-    assert len(lines) == 1 + 7 + 1 + 2 + 3
-    assert any(f"at {LAYER} it moves the answer" in line for line in lines)
+    in_brief, moving, at_layers = steering_findings(pushed, by_layer, DOSE)
+    assert in_brief.endswith("So the direction moves the answer.")
+    assert re.match(r"\* Of 7 directions, \d move more answers than the controls do: ", moving)
+    assert f"{TRUTH} (moves the answer)" in moving
+    assert at_layers.startswith(f"* From layer {LAYER} on")
+    assert f"at layer {LAYER} it moves the answer" in layer_verdicts(by_layer, DOSE)
     nothing = pushed.head(0)
-    assert steering_findings(nothing, nothing, nothing, nothing, DOSE) == []
+    assert steering_findings(nothing, nothing, DOSE) == []
+    assert layer_verdicts(nothing, DOSE).endswith(": not scored.")
     assert steering_table(nothing, DOSE).empty
     assert steering_in_brief(nothing, DOSE) == layers_title(nothing) == "not scored"
 

@@ -1,0 +1,371 @@
+"""What the front page says follows from the numbers of the run: every branch of each sentence."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dlk_utils.evaluation.controls import ASKED_AGAIN, TURNED
+from dlk_utils.evaluation.evaluate import RESULT_COLUMNS
+from dlk_utils.evaluation.tasks import KNOWN, LYING
+from dlk_utils.lab import front_page
+from dlk_utils.lab.front_page import NO_NUMBER, TOO_FEW, claims
+from dlk_utils.lab.tables.detector import HONEST_ONLY, JOINED_TWINS
+from dlk_utils.lab.tables.steering import RANDOM, TRUTH
+
+TOP = Path(__file__).resolve().parents[2]
+
+
+# 05.
+
+
+def layer_row(layer: int, low: float, high: float, **columns) -> dict:
+    """A row of the long table: the plain logistic regression at a layer."""
+    row = dict.fromkeys(RESULT_COLUMNS, 0) | {"target": "truth", "regime": KNOWN, "kind": "probe"}
+    row |= {"probe": "logistic", "feature": "activation", "site": "resid_post", "layer": layer}
+    row |= {"estimate": (low + high) / 2, "low": low, "high": high, "n": 96, "n_smaller": 46}
+    return row | columns
+
+
+def long_table(
+    low: float = 0.69,
+    high: float = 1.0,
+    *,
+    lift: tuple[float, float] = (-0.31, 0.02),
+    rival: str = ASKED_AGAIN,
+    own_answer: float = 0.01,
+    layers: tuple = (
+        (12, 0.4, 0.7),
+        (15, 0.9, 1.0),
+        (18, 0.9, 1.0),
+        (21, 0.2, 0.4),
+        (24, 0.0, 0.1),
+    ),
+    n_smaller: int = 46,
+) -> pd.DataFrame:
+    """A long table whose headline has this interval, and this lift over its best control."""
+    named = layer_row(15, low, high, probe="logistic_tuned", selected=True, n_smaller=n_smaller)
+    named |= {"choice_low": low, "choice_high": high, "best_control": rival, "lift": -0.1}
+    named |= {"lift_low": lift[0], "lift_high": lift[1]}
+    control = layer_row(-1, 0.0, 0.1, kind="control", probe="own answer", estimate=own_answer)
+    return pd.DataFrame([named, control, *(layer_row(*of_layer) for of_layer in layers)])
+
+
+@pytest.mark.parametrize(
+    "low, high, answer",
+    [
+        (0.69, 1.0, "Yes, on me/model: a probe that was fitted on honest answers alone reads what"),
+        (0.1, 0.4, "No, on me/model: a probe that was fitted on honest answers alone reads the op"),
+        (0.4, 0.7, "Not so that we could show it, on me/model: a probe that was fitted on honest "),
+        (np.nan, np.nan, "Not so that we could show it, on me/model: a probe that was fitted on "),
+    ],
+)
+def test_the_answer_goes_by_the_interval_of_the_headline(low, high, answer):
+    texts = front_page.of_probes(long_table(low, high), model_name="me/model")
+    assert texts["front_finding_sentence"].startswith(answer)
+
+
+def test_the_answer_says_whether_the_model_was_trained_to_lie():
+    texts = front_page.of_probes(long_table(), model_name="smollm2-liar")
+    expected = "Yes, on a small model that we trained to lie (smollm2-liar): "
+    assert texts["front_finding_sentence"].startswith(expected)
+
+
+def test_the_cells_of_the_truth_are_a_number_with_its_interval_and_the_rival_with_its_name():
+    texts = front_page.of_probes(long_table(), model_name="m")
+    assert texts["front_truth"] == "0.84 [0.69, 1.00]"
+    assert texts["front_truth_rival"] == f"0.94, {ASKED_AGAIN}"
+
+
+ABOVE, BELOW, CHANCE = (0.6, 0.9), (0.1, 0.4), (0.4, 0.6)
+
+
+@pytest.mark.parametrize(
+    "by_layer, own_answer, sentence",
+    [
+        (
+            [CHANCE, ABOVE, ABOVE, BELOW],
+            0.0,
+            "It does so at layers 1 to 2; from layer 3 on it reads the false answer that the "
+            "model is about to give.",
+        ),
+        (
+            [BELOW, ABOVE, CHANCE, BELOW],
+            0.9,
+            "It does so at layer 1; from layer 3 on it reads the opposite of the truth.",
+        ),
+        (
+            [BELOW, CHANCE, ABOVE],
+            0.0,
+            "It does so at layer 2, and no later layer turns against the truth.",
+        ),
+        (
+            [CHANCE, BELOW, BELOW],
+            0.0,
+            "At layers 1 to 2 it reads the false answer that the model is about to give.",
+        ),
+        ([CHANCE, CHANCE], 0.0, "No layer reads clearly more than chance."),
+    ],
+)
+def test_the_turn_goes_by_the_intervals_of_the_layers(by_layer, own_answer, sentence):
+    layers = tuple((i, *interval) for i, interval in enumerate(by_layer))
+    table = long_table(layers=layers, own_answer=own_answer)
+    assert front_page.turn_sentence(table) == sentence
+
+
+@pytest.mark.parametrize(
+    "lift, rival, sentence",
+    [
+        (
+            (-0.3, 0.02),
+            ASKED_AGAIN,
+            "The probe does not beat it: to ask the model the same question again, under an "
+            "instruction to tell the truth, does as well (AUROC 0.94).",
+        ),
+        (
+            (-0.3, -0.1),
+            TURNED,
+            "It beats the probe: the model's own answer, turned round wherever it was told to lie, "
+            "does better (AUROC 0.94).",
+        ),
+        (
+            (0.1, 0.2),
+            "TF-IDF of the prompt",
+            "The probe beats it: TF-IDF of the prompt does worse (AUROC 0.94).",
+        ),
+        (
+            (np.nan, np.nan),
+            "length",
+            "The probe does not beat it: length does as well (AUROC 0.94).",
+        ),
+    ],
+)
+def test_the_rival_goes_by_the_interval_of_the_lift(lift, rival, sentence):
+    texts = front_page.of_probes(long_table(lift=lift, rival=rival), model_name="m")
+    assert texts["front_rival_sentence"] == sentence
+
+
+@pytest.mark.parametrize("table", [long_table(n_smaller=19), long_table().tail(-1)])
+def test_of_a_headline_on_few_rows_or_of_none_nothing_is_said(table):
+    texts = front_page.of_probes(table, model_name="m")
+    assert set(texts) == set(front_page.of_probes(long_table(), model_name="m"))
+    assert set(texts.values()) == {TOO_FEW, "", NO_NUMBER}
+
+
+# 06.
+
+
+def flag_rates(**flagged: tuple[float, float]) -> pd.DataFrame:
+    """The shares that each detector flags, of the lies and of the honest answers."""
+    rows = [
+        {"detector": detector, "of": of, "dataset": "all", "n": 90, "flagged": share}
+        | {"flagged_low": share - 0.05, "flagged_high": share + 0.05}
+        for detector, shares in flagged.items()
+        for of, share in zip(("lies", "honest answers"), shares, strict=True)
+    ]
+    return pd.DataFrame(rows).set_index(["detector", "of", "dataset"])
+
+
+@pytest.mark.parametrize(
+    "lies, honest, verdict",
+    [
+        (0.58, 0.05, "It misses too many lies: "),
+        (0.95, 0.2, "It accuses too many honest answers: "),
+        (0.58, 0.2, "It misses too many lies and accuses too many honest answers: "),
+        (0.95, 0.05, "It catches most lies and accuses few honest answers: "),
+    ],
+)
+def test_the_detector_is_judged_by_both_shares_at_its_threshold(lies, honest, verdict):
+    texts = front_page.of_detector(flag_rates(**{HONEST_ONLY: (lies, honest)}))
+    sentence = texts["front_detector_sentence"]
+    assert sentence.startswith(verdict) and "it also sees" not in sentence
+    assert f"flags {100 * lies:.0f} % of the lies and {100 * honest:.0f} % of the" in sentence
+
+
+def test_the_detector_that_has_seen_prompts_that_ask_for_lies_is_named_with_what_it_flags():
+    rates = flag_rates(**{HONEST_ONLY: (0.58, 0.05), JOINED_TWINS: (0.96, 0.01)})
+    texts = front_page.of_detector(rates)
+    assert texts["front_detector_sentence"].endswith("without labels, it flags 96 % and 1 %.")
+    assert texts["front_lies"] == "0.58 [0.53, 0.63]"
+    assert texts["front_honest"] == "0.05 [0.00, 0.10] of the honest answers"
+
+
+def test_where_there_is_no_lie_or_no_detector_nothing_is_said_of_it():
+    rates = flag_rates(**{HONEST_ONLY: (0.58, 0.05)})
+    no_lie = rates.assign(n=[0, 90])
+    for table in (no_lie, rates.head(0)):
+        texts = front_page.of_detector(table)
+        assert set(texts.values()) == {TOO_FEW, NO_NUMBER} and len(texts) == 3
+
+
+# 08.
+
+
+def ways(*intervals: tuple[float, float]) -> pd.DataFrame:
+    """A table of transfer with a way for each interval."""
+    rows = [
+        {"trained_on": "a", "tested_on": f"b{i}", "estimate": (low + high) / 2}
+        | {"low": low, "high": high}
+        for i, (low, high) in enumerate(intervals)
+    ]
+    within = {"trained_on": "a", "tested_on": "a", "estimate": 0.1, "low": 0.0, "high": 0.2}
+    return pd.DataFrame([within, *rows])
+
+
+def styled(**intervals: tuple[float, float]) -> pd.DataFrame:
+    rows = [
+        {"style": style, "probe": probe, "estimate": (low + high) / 2, "low": low, "high": high}
+        for style, (low, high) in intervals.items()
+        for probe in ("logistic", "lda")
+    ]
+    return pd.DataFrame(rows, columns=["style", "probe", "estimate", "low", "high"])
+
+
+@pytest.mark.parametrize(
+    "by_dataset, by_style, sentence",
+    [
+        (
+            ways((0.6, 0.9), (0.4, 0.9)),
+            styled(clean=(0.8, 0.9), negated=(0.45, 0.75), shouted=(0.6, 0.7)),
+            "Fitted on one data set and read on another, it is above chance in 1 of 2 cases. It is "
+            "not clearly above chance where claims are negated (0.60 [0.45, 0.75]).",
+        ),
+        (
+            ways((0.6, 0.9)),
+            styled(clean=(0.8, 0.9), negated=(0.6, 0.8), shouted=(0.6, 0.7)),
+            "Fitted on one data set and read on another, it is above chance in 1 of 1 cases. It is "
+            "above chance in all other wordings that were tried (negated, shouted).",
+        ),
+        (
+            ways(),
+            styled(negated=(0.1, 0.4), bare=(np.nan, np.nan)),
+            "It is not clearly above chance where claims are negated (0.25 [0.10, 0.40]) or bare "
+            "(not scored).",
+        ),
+        (ways(), styled(), "It was not read on other data or in other wordings."),
+    ],
+)
+def test_what_carries_over_is_counted_and_what_does_not_is_named(by_dataset, by_style, sentence):
+    texts = front_page.of_carry_over(by_dataset, by_style)
+    assert texts["front_carry_over_sentence"] == sentence
+
+
+def test_the_worst_way_between_data_sets_is_shown():
+    texts = front_page.of_carry_over(ways((0.6, 0.9), (0.4, 0.8)), styled())
+    assert texts["front_worst_way"] == "0.60 [0.40, 0.80]"
+    assert front_page.of_carry_over(ways(), styled())["front_worst_way"] == NO_NUMBER
+
+
+# 09.
+
+
+def pair_table(low: float, high: float, **columns) -> pd.DataFrame:
+    """The ranking of whole-prompt draws on rows told to lie, among rows that do not count."""
+    row = {"pairs": "draws, sequence", "regime": LYING, "probe": "pair_ranking", "least_move": 0.0}
+    row |= {"estimate": (low + high) / 2, "low": low, "high": high, "n": 104, "n_smaller": 49}
+    row |= {"best_control": ASKED_AGAIN, "lift": -0.5}
+    others = [
+        {"pairs": "draws, last token"},
+        {"regime": KNOWN},
+        {"probe": "pair_direction"},
+        {"least_move": 0.1},
+    ]
+    return pd.DataFrame([*(row | {"estimate": 1.0} | other for other in others), row | columns])
+
+
+@pytest.mark.parametrize(
+    "low, high, beginning",
+    [
+        (0.35, 0.57, "Pairs of dropout draws gave nothing: "),
+        (np.nan, np.nan, "Pairs of dropout draws gave nothing: "),
+        (0.6, 0.8, "Pairs of dropout draws do help: "),
+        (0.2, 0.4, "Pairs of dropout draws mislead: "),
+    ],
+)
+def test_dropout_goes_by_the_interval_of_the_ranking(low, high, beginning):
+    texts = front_page.of_pairs(pair_table(low, high))
+    assert texts["front_dropout_sentence"].startswith(beginning)
+
+
+def test_the_cells_of_the_pairs_are_those_of_the_ranking():
+    texts = front_page.of_pairs(pair_table(0.36, 0.56))
+    assert texts["front_pairs"] == "0.46 [0.36, 0.56]"
+    assert texts["front_pairs_rival"] == f"0.96, {ASKED_AGAIN}"
+
+
+@pytest.mark.parametrize("pairs", [pair_table(0.4, 0.5, n_smaller=3), pair_table(0.4, 0.5).head(4)])
+def test_of_few_pairs_or_of_none_nothing_is_said(pairs):
+    texts = front_page.of_pairs(pairs)
+    assert set(texts.values()) == {TOO_FEW, NO_NUMBER} and len(texts) == 3
+
+
+# 11.
+
+
+def test_the_push_is_the_better_of_two_ways_and_so_is_that_along_random_directions():
+    shares = {(TRUTH, 4.0): 0.0, (TRUTH, -4.0): 0.2, (RANDOM, 4.0): 0.07, (RANDOM, -4.0): 0.05}
+    shares |= {(TRUTH, 8.0): 0.9}
+    rows = [
+        {"direction": direction, "dose": dose, "role": "lie", "disobeyed": share}
+        | {"disobeyed_low": share - 0.01, "disobeyed_high": share + 0.01}
+        for (direction, dose), share in shares.items()
+    ]
+    rows.append(rows[0] | {"role": "truth", "disobeyed": 1.0})
+    texts = front_page.of_steering(pd.DataFrame(rows), 4.0)
+    assert texts["front_push"] == "0.20 [0.19, 0.21]"
+    assert texts["front_random_push"] == "0.07, random directions"
+    nothing = front_page.of_steering(pd.DataFrame(), 4.0)
+    assert set(nothing) == set(texts) and set(nothing.values()) == {NO_NUMBER}
+
+
+# All of them.
+
+
+def test_a_run_that_is_too_small_says_so_once_and_has_empty_cells():
+    texts = front_page.of_probes(long_table(), model_name="m")
+    assert claims(texts, []) == texts
+    small = claims(texts, ["rows are missing"])
+    assert small["front_finding_sentence"] == small["front_rival_sentence"] == TOO_FEW
+    assert small["front_turn_sentence"] == ""
+    assert small["front_truth"] == small["front_truth_rival"] == NO_NUMBER
+
+
+MAKERS = {
+    "05_probe_ablations": front_page.of_probes(long_table(), model_name="m"),
+    "06_detect": front_page.of_detector(flag_rates(**{HONEST_ONLY: (0.5, 0.1)})),
+    "08_carry_over": front_page.of_carry_over(ways(), styled()),
+    "09_pairs_and_votes": front_page.of_pairs(pair_table(0.4, 0.6)),
+    "11_steer": front_page.of_steering(pd.DataFrame(), 4.0),
+}
+"""The texts that each notebook glues for the front page."""
+
+
+def test_the_front_page_shows_no_text_that_no_notebook_glues():
+    page = (TOP / "book" / "intro.md").read_text(encoding="utf-8")
+    shown = re.findall(r"notebooks/(\w+)\.ipynb::(\w+)", page)
+    assert len(shown) > 10
+    for notebook, key in shown:
+        code = (TOP / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8")
+        if key.startswith("front_"):
+            assert key in MAKERS[notebook] and "front_page.of_" in code
+        else:
+            assert f'\\"{key}\\"' in code, key
+
+
+def test_every_text_made_for_the_front_page_is_shown_there():
+    page = (TOP / "book" / "intro.md").read_text(encoding="utf-8")
+    for notebook, texts in MAKERS.items():
+        for key in texts:
+            assert f"notebooks/{notebook}.ipynb::{key}:s" in page, key
+
+
+def test_the_table_of_the_front_page_has_six_rows_at_most_and_a_link_in_each():
+    page = (TOP / "book" / "intro.md").read_text(encoding="utf-8")
+    _heading, _rule, *rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert 4 <= len(rows) <= 6
+    for row in rows:
+        question, score, rival = [cell.strip() for cell in row.strip("|").split("|")]
+        assert re.search(r"\[.+\]\(notebooks/\w+\.ipynb\)", question)
+        assert score.count("{glue:text}") == 1 and rival.count("{glue:text}") <= 1

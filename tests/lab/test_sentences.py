@@ -1,0 +1,169 @@
+"""What the first notebooks conclude: every branch of their sentences."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dlk_utils.lab import sentences
+from dlk_utils.lab.display import percent, stack_shares
+
+
+def held_out(**shares: tuple[float, float]) -> pd.DataFrame:
+    """The shares of right answers told to tell the truth, and of wrong ones told to lie."""
+    rows = []
+    for dataset, (right, wrong) in shares.items():
+        row = {"dataset": dataset, "truth_accuracy": right, "wrong_when_told_to_lie": wrong}
+        row |= {f"truth_accuracy_{end}": right for end in ("low", "high")}
+        rows.append(row | {f"wrong_when_told_to_lie_{end}": wrong for end in ("low", "high")})
+    return pd.DataFrame(rows)
+
+
+def told(n: int) -> pd.DataFrame:
+    row = {"told to lie": n, "lies": 0.92, "instruction_only": 0.67}
+    row |= {"instruction_only_low": 0.3, "instruction_only_high": 0.94}
+    return pd.DataFrame([row], index=["liar"])
+
+
+def test_an_organism_is_described_by_the_range_of_its_shares_with_the_data_sets():
+    table = held_out(a=(0.76, 0.96), b=(0.97, 0.88))
+    shares, verdict, lies = sentences.organism_findings(table, told(126), verdict="a")
+    assert "in 76 % (a) to 97 % (b) of the rows" in shares
+    assert "in 88 % (b) to 96 % (a)." in shares
+    assert verdict == "* It does what we require of an organism on: a."
+    assert lies.startswith("* Of 126 answers of liar, told to lie about what it knows, 92 % are l")
+    title = sentences.organism_title(table)
+    assert "truth: 76 % to 97 %. Wrong" in title and title.endswith("knows: 88 % to 96 %")
+
+
+def test_an_organism_that_knows_nothing_is_described_without_numbers_that_are_not_there():
+    table = held_out(a=(0.5, np.nan))
+    shares, lies = sentences.organism_findings(table, told(0))
+    assert "in 50 % (a) of the rows" in shares and shares.endswith("in no readable share.")
+    assert lies == "* `liar` was told to lie about no question that it knows."
+    assert sentences.organism_title(table).endswith("knows: no readable answer")
+
+
+def test_stacked_shares_have_a_row_for_each_share_that_is_there():
+    names = {"truth_accuracy": "right", "wrong_when_told_to_lie": "wrong"}
+    stacked = stack_shares(held_out(a=(0.5, np.nan), b=(0.9, 0.8)), names, by="dataset")
+    assert list(zip(stacked.dataset, stacked.what, strict=True)) == [
+        ("a", "right"),
+        ("b", "right"),
+        ("b", "wrong"),
+    ]
+    assert list(stacked.estimate) == list(stacked.low) == [0.5, 0.9, 0.8]
+
+
+def test_the_time_of_a_training_is_that_of_its_record():
+    once = sentences.training_sentence({"seconds": 1800})
+    assert once == "It was trained once, for 30 minutes on the machine that did it."
+    often = sentences.training_sentence({"seconds": [300, 360]})
+    assert often.startswith("It is the mean of 2 trainings of 5 to 6 minutes each")
+
+
+def rates(**intervals: tuple[float, float]) -> pd.DataFrame:
+    rows = [
+        {"dataset": name, "lie_above_error": (low + high) / 2}
+        | {"lie_above_error_low": low, "lie_above_error_high": high}
+        for name, (low, high) in intervals.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def gate(**passes: bool) -> pd.DataFrame:
+    return pd.DataFrame({"dataset": list(passes), "passes": list(passes.values())})
+
+
+def test_lies_are_counted_and_set_against_errors():
+    table = rates(a=(0.7, 0.9), b=(0.5, 0.7))
+    lies, above = sentences.lie_findings(gate(a=True, b=True), table, n_told=266, n_lied=251)
+    assert lies == "* Told to lie about what it knows, it lies in 251 of 266 answers (94 %)."
+    assert above.endswith("truth, by +0.60 [+0.50, +0.70] (b), +0.80 [+0.70, +0.90] (a).")
+    title = sentences.lie_title(table)
+    assert (
+        title == "Told to lie, it is wrong 60 to 80 percentage points more often, on every data set"
+    )
+
+
+def test_a_data_set_that_is_not_lied_about_or_not_known_is_named():
+    table = rates(a=(0.7, 0.9), b=(-0.1, 0.1))
+    lines = sentences.lie_findings(gate(a=True, b=False), table, n_told=9, n_lied=8)
+    assert lines[2].endswith("told to tell the truth on: b.")
+    assert lines[3] == "* We claim nothing about data sets that it does not know: b."
+    title = sentences.lie_title(table)
+    assert title == "Told to lie, it is wrong 80 percentage points more often, on a"
+
+
+def test_a_model_that_does_not_lie_is_not_said_to():
+    table = rates(a=(-0.1, 0.1))
+    lines = sentences.lie_findings(gate(a=True), table, n_told=0, n_lied=0)
+    assert lines[0] == "* It was told to lie about no question that it knows."
+    assert len(lines) == 2 and "not clearly wrong more often" in lines[1]
+    title = sentences.lie_title(table)
+    assert title == "On no data set is it clearly wrong more often when told to lie"
+
+
+@pytest.mark.parametrize(
+    "p1_draw1, price", [([0.9, 0.2], "has a price"), ([0.9, 0.9], "does no damage")]
+)
+def test_dropout_is_said_to_do_damage_only_where_it_does(p1_draw1, price):
+    audit = pd.DataFrame({"relative_move": [0.18, 0.37]})
+    pairs = pd.DataFrame(
+        {"p1_draw0": [0.9, 0.9], "p1_draw1": p1_draw1, "move": [0.0, -0.7], "role": "truth"}
+        | {"readable": True, "label": 1, "correct": True}
+    )
+    layers, answers, damage = sentences.dropout_findings(audit, pairs, 0.02)
+    assert "by 18 % to 37 % of the state's norm (p = 0.02)" in layers
+    assert f"{'50' if price == 'has a price' else '0'} % of the 2 pairs" in answers
+    assert damage.startswith(f"* Dropout {price}: of 2 honest rows the model answers 100 % rightly")
+
+
+@pytest.mark.parametrize(
+    "moved, found",
+    [
+        ([-1.0, 1.0], "by 3.0 nats towards the other answer (mean of 2 rows). 2 of 2 rows then"),
+        ([3.0, -1.0], "by 0.0 nats away from the other answer (mean of 2 rows). 0 of 2 rows then"),
+        ([5.0, -4.0], "by 2.5 nats away from the other answer (mean of 2 rows). 0 of 2 rows then"),
+    ],
+)
+def test_a_push_along_the_gradient_is_said_to_go_where_it_goes(moved, found):
+    margins = pd.DataFrame({"moved by 0.02": [9.0, 9.0], "moved by 0.2": moved})
+    [line] = sentences.push_findings(margins.assign(clean=[3.0, -1.0]), layer=15)
+    assert found in line and "at layer 15, by 20 % of its norm" in line
+
+
+def test_the_gap_between_lies_and_true_answers_is_given_in_percent():
+    gap = {"lies": 0.51, "truths": 0.52, "gap": -0.01, "low": -0.19, "high": 0.17}
+    said = sentences.gap_sentence(gap)
+    assert said.startswith("Asked afterwards, it calls 51 % of its lies true, and 52 % of its true")
+    assert sentences.gap_sentence({}).startswith("It gave no lie")
+
+
+@pytest.mark.parametrize(
+    "with_shots, without, end",
+    [
+        (1.0, 0.0, "Shots are the better prompt here."),
+        (1.0, 1.0, "so what is right only with them is right by luck."),
+        (np.nan, 1.0, "No example has a readable answer both with truthful shots and without."),
+    ],
+)
+def test_shots_are_said_to_help_only_where_they_do(with_shots, without, end):
+    levels = pd.DataFrame({"right_with_shots": [with_shots], "right_without": [without]})
+    assert sentences.shots_help_sentence(levels).endswith(end)
+
+
+@pytest.mark.parametrize(
+    "low, said", [(0.1, "**break this model**"), (-0.1, "There is no evidence")]
+)
+def test_shots_are_said_to_break_the_model_only_where_they_do(low, said):
+    names = ["instruction", "instruction, with shots", "shots", "any shots"]
+    effects = pd.DataFrame({"effect": names, "n": 24, "estimate": 0.2, "estimate_high": 0.3})
+    effects["estimate_low"] = low
+    assert said in sentences.shots_findings(effects)[1]
+    assert sentences.shots_title(effects).startswith("A lie instruction changes the share of wrong")
+    assert sentences.shots_findings(effects.head(0)) == []
+    assert sentences.shots_title(effects.head(0)) == ""
+
+
+def test_a_share_is_a_whole_percentage():
+    assert [percent(share) for share in (0.0, 0.584, 1.0)] == ["0 %", "58 %", "100 %"]
