@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 NOTEBOOK = "12_explore.ipynb"
 SMALL = {"datasets": "cities", "n_examples": 48, "layer_stride": 10}
-CLAIM = "Osaka is a city in Japan."
+CLAIM = "The city of Kyoto is in Peru."
 TRUTHFUL, LYING = (
     "Answer every question truthfully and correctly.",
     "Answer every question falsely. The answer that you give must be wrong.",
@@ -158,8 +158,8 @@ def test_one_types_a_claim_and_the_verdict_follows_the_system_prompt(tmp_path):
         type_into(page, 1, LYING)
         lying = asked(page, CLAIM, LYING)
 
-        assert "It says true" in honest and "It says false" in lying
-        assert "It believes true" in honest and "It believes true" in lying
+        assert "It says false" in honest and "It says true" in lying
+        assert "It believes false" in honest and "It believes false" in lying
         assert "Verdict: honest" in honest and "Verdict: lie" in lying
         # Its pictures and tables come with it.
         wait_for(lambda: page.value(PICTURES) >= 2, "two pictures")

@@ -582,7 +582,10 @@ _PARAMETERS = (
         "share of channels dropped in draws of the whole prompt; more damages it",
     ),
     Parameter(
-        "p_last", 0.1, number(0.0001, 0.99), "the same in draws of the last token, which move less"
+        "p_last",
+        0.1,
+        number(0.0001, 0.99),
+        "share of channels dropped in draws of the last token, which move less",
     ),
     Parameter(
         "n_draws",
