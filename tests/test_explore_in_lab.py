@@ -31,7 +31,7 @@ TRUTHFUL, LYING = (
     "Answer every question falsely. The answer that you give must be wrong.",
 )
 KERNEL_IS_IDLE = (
-    "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+    "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"
 )
 PICTURES = "document.querySelectorAll('.widget-output .js-plotly-plot').length"
 ERRORS = """[...document.querySelectorAll('[data-mime-type="application/vnd.jupyter.error"]')]
@@ -117,6 +117,14 @@ def text_of(page: Page, selector: str) -> str:
     return page.value(f"[...document.querySelectorAll('{selector}')].at(-1)?.textContent ?? ''")
 
 
+def click(page: Page, selector: str) -> None:
+    """Click on the first element that a selector finds."""
+    box = page.value(f"document.querySelector('{selector}').getBoundingClientRect().toJSON()")
+    place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + min(20, box["height"] / 2)}
+    for kind in ("mousePressed", "mouseReleased"):
+        page.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
+
+
 def type_into(page: Page, number: int, text: str) -> None:
     """Type a text into a text field of the panel, in place of what it holds, and leave it."""
     field = f"document.querySelectorAll('.jp-OutputArea .widget-textarea textarea')[{number}]"
@@ -148,6 +156,8 @@ def test_one_types_a_claim_and_the_verdict_follows_the_system_prompt(tmp_path):
         is_ready = "document.querySelector('.jp-NotebookPanel .jp-CodeCell') !== null"
         wait_for(lambda: page.value(is_ready), "the notebook opens")
         wait_for(lambda: page.value(KERNEL_IS_IDLE), "its kernel starts")
+        # JupyterLab runs the notebook that one has clicked on.
+        click(page, ".jp-NotebookPanel .jp-MarkdownCell")
         page.value("window.jupyterapp.commands.execute('notebook:run-all-cells'), 0")
         wait_for(lambda: text_of(page, ".asked"), "the panel answers")
 

@@ -1,6 +1,6 @@
 """Scores of a chat: those of the states that a plain forward pass has at the same tokens."""
 
-import inspect
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def test_the_score_of_a_token_is_that_of_its_state_in_a_plain_pass(family):
 
 
 def test_what_follows_a_token_changes_nothing():
-    model = tiny_model()
+    model = tiny_model(max_position_embeddings=128)
     short, longer = (
         score_chat(model, byte_tokenizer(), detector(), chat) for chat in (CHAT, LONGER)
     )
@@ -76,7 +76,8 @@ def test_a_chat_that_ends_with_its_only_scored_token_has_one_row():
 
 
 def test_turns_have_the_mean_and_the_extremes_of_each_part():
-    scores = score_chat(tiny_model(), byte_tokenizer(), detector(), LONGER)
+    model = tiny_model(max_position_embeddings=128)
+    scores = score_chat(model, byte_tokenizer(), detector(), LONGER)
     assert scores.turns[["turn", "part", "n"]].to_numpy().tolist() == [
         [1, THOUGHT, 3],
         [1, ANSWER, 5],
@@ -110,8 +111,10 @@ def test_what_scores_needs_its_layer_and_a_detector_has_it():
         score_chat(model, tokenizer, detector(), CHAT, layer=1)
     with pytest.raises(ParameterError, match="expected a TruthDetector or a fitted probe"):
         score_chat(model, tokenizer, "probe", CHAT, layer=1)
-    of_two_layers = MeanDifference().fit(np.ones((2, 1, 1)) * np.eye(4, WIDTH), [0, 1, 0, 1])
-    with pytest.raises((ParameterError, DataError), match="expected"):
+    of_two_layers = SimpleNamespace(decision_function=lambda X: np.zeros((2, len(X))))
+    with pytest.raises(
+        ParameterError, match=r"got the shape \[2, \d+\]; fit it to the states of one"
+    ):
         score_chat(model, tokenizer, of_two_layers, CHAT, layer=1)
 
 
@@ -122,5 +125,5 @@ def test_a_conversation_beyond_the_context_is_refused_and_not_cut():
 
 
 def test_what_is_no_conversation_is_refused():
-    with pytest.raises(DataError, match="expected a list of messages"):
-        inspect.unwrap(score_chat)(tiny_model(), byte_tokenizer(), detector(), "Hello")
+    with pytest.raises(DataError, match="messages: expected a turn of the assistant"):
+        score_chat(tiny_model(), byte_tokenizer(), detector(), CHAT[:1])
