@@ -30,6 +30,7 @@ TRUTHFUL, LYING = (
     "Answer every question truthfully and correctly.",
     "Answer every question falsely. The answer that you give must be wrong.",
 )
+IS_OPEN = "document.querySelector('.jp-NotebookPanel .jp-RenderedMarkdown h1') !== null"
 KERNEL_IS_IDLE = (
     "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"
 )
@@ -95,9 +96,13 @@ def jupyterlab(folder: Path) -> Iterator[str]:
         wait_for(answers, "the server answers")
         yield address
     finally:
-        # It ends its kernels first.
+        # It ends its kernels first. A kernel whose server is gone ends by itself.
         server.terminate()
-        server.wait(60)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
 
 
 def with_parameters(notebook: str, **parameters: Any) -> str:
@@ -153,11 +158,10 @@ def test_one_types_a_claim_and_the_verdict_follows_the_system_prompt(tmp_path):
     )
     with jupyterlab(tmp_path) as address, opened_browser(program, tmp_path / "profile") as page:
         page.open(f"{address}/lab/tree/{NOTEBOOK}")
-        is_ready = "document.querySelector('.jp-NotebookPanel .jp-CodeCell') !== null"
-        wait_for(lambda: page.value(is_ready), "the notebook opens")
+        wait_for(lambda: page.value(IS_OPEN), "the notebook opens")
         wait_for(lambda: page.value(KERNEL_IS_IDLE), "its kernel starts")
         # JupyterLab runs the notebook that one has clicked on.
-        click(page, ".jp-NotebookPanel .jp-MarkdownCell")
+        click(page, ".jp-NotebookPanel .jp-RenderedMarkdown h1")
         page.value("window.jupyterapp.commands.execute('notebook:run-all-cells'), 0")
         wait_for(lambda: text_of(page, ".asked"), "the panel answers")
 
