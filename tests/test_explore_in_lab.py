@@ -31,9 +31,13 @@ TRUTHFUL, LYING = (
     "Answer every question falsely. The answer that you give must be wrong.",
 )
 IS_OPEN = "document.querySelector('.jp-NotebookPanel .jp-RenderedMarkdown h1') !== null"
-KERNEL_IS_IDLE = (
-    "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"
-)
+KERNEL_IS_IDLE = """
+(() => {
+  const panels = [...window.jupyterapp.shell.widgets("main")].filter(panel => panel.sessionContext);
+  const kernel = panels[0]?.sessionContext.session?.kernel;
+  return kernel?.status === "idle" && kernel.connectionStatus === "connected";
+})()
+"""
 PICTURES = "document.querySelectorAll('.widget-output .js-plotly-plot').length"
 ERRORS = """[...document.querySelectorAll('[data-mime-type="application/vnd.jupyter.error"]')]
   .map(error => error.textContent)"""
@@ -130,6 +134,27 @@ def click(page: Page, selector: str) -> None:
         page.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
 
 
+def run_all_cells(page: Page) -> None:
+    """Run all cells of the notebook, and wait until one of them is the panel's first answer.
+
+    On a busy machine, JupyterLab may give up the kernel that it has started and start another one.
+    What was to run is then lost, and is run again.
+    """
+
+    def panel_answers() -> bool:
+        if text_of(page, ".asked"):
+            return True
+        if page.value(KERNEL_IS_IDLE):
+            # JupyterLab runs the notebook that one has clicked on.
+            click(page, ".jp-NotebookPanel .jp-RenderedMarkdown h1")
+            page.value("window.jupyterapp.commands.execute('notebook:run-all-cells'), 0")
+            # Until the kernel has begun, it is idle.
+            time.sleep(5)
+        return False
+
+    wait_for(panel_answers, "the panel answers")
+
+
 def type_into(page: Page, number: int, text: str) -> None:
     """Type a text into a text field of the panel, in place of what it holds, and leave it."""
     field = f"document.querySelectorAll('.jp-OutputArea .widget-textarea textarea')[{number}]"
@@ -159,11 +184,7 @@ def test_one_types_a_claim_and_the_verdict_follows_the_system_prompt(tmp_path):
     with jupyterlab(tmp_path) as address, opened_browser(program, tmp_path / "profile") as page:
         page.open(f"{address}/lab/tree/{NOTEBOOK}")
         wait_for(lambda: page.value(IS_OPEN), "the notebook opens")
-        wait_for(lambda: page.value(KERNEL_IS_IDLE), "its kernel starts")
-        # JupyterLab runs the notebook that one has clicked on.
-        click(page, ".jp-NotebookPanel .jp-RenderedMarkdown h1")
-        page.value("window.jupyterapp.commands.execute('notebook:run-all-cells'), 0")
-        wait_for(lambda: text_of(page, ".asked"), "the panel answers")
+        run_all_cells(page)
 
         type_into(page, 0, CLAIM)
         asked(page, CLAIM)
