@@ -21,6 +21,7 @@ _MODULES = {
     "questions.examples": ["load_examples"],
     "questions.prompts": ["make_prompts"],
     "questions.chat": ["tokenize"],
+    "questions.conversations": ["read_chats"],
     "questions.choices": ["choice_token_ids"],
     "extract.passes": ["activations", "dropout_draws", "margin_gradients", "answer_logprobs"],
     "extract.steering": ["steer", "ablate", "scaled_to_spread"],
@@ -33,6 +34,7 @@ _MODULES = {
     "evaluation.evaluate": ["evaluate"],
     "evaluation.stats": ["auroc"],
     "evaluation.detector": ["TruthDetector"],
+    "evaluation.chats": ["score_chat"],
     "errors": [
         "DlkError",
         "CardError",

@@ -34,6 +34,8 @@ NOTEBOOKS = {
     "08_carry_over": ("02_check_lie_rate",),
     "10_headlines": ("08_carry_over", "09_pairs_and_votes"),
     "11_steer": ("02_check_lie_rate",),
+    # It reads the detector that 06 keeps.
+    "12_explore": ("06_detect",),
 }
 """Those that each notebook waits for, as it reads their files. The first that may start, starts."""
 SMALL = {
@@ -47,6 +49,7 @@ SMALL = {
     "09_pairs_and_votes": {"layer_stride": 10, "n_draws": 4},
     "10_headlines": {"layer_stride": 10, "n_draws": 4},
     "11_steer": {"layer_stride": 10, "n_random": 1},
+    "12_explore": {"layer_stride": 10},
 }
 """The parameters of the small size that the check runs: of all notebooks, and of each."""
 WIDGET = "application/vnd.jupyter.widget-view+json"

@@ -1,4 +1,4 @@
-"""Plotly figures of finished tables, by five builders.
+"""Plotly figures of finished tables, by seven builders.
 
 They never compute. A figure shows in JupyterLab, in the book without internet, and as a still
 picture where no scripts run. It can be read on a phone: in the book its title is text of the page,
@@ -10,7 +10,7 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -38,6 +38,8 @@ MOST_MARKERS = 32
 """A line of more points has no markers."""
 NARROW = 48
 """Characters of a line that fits on a phone."""
+IN_MENU = 34
+"""Characters of a menu that fits beside an axis on a phone."""
 Number = int | float
 
 
@@ -60,10 +62,9 @@ def _figure_html(fig_dict: dict[str, Any], figure_id: str) -> str:
     """Write a figure for the book, with its title as a caption that no narrow page cuts off."""
     layout = dict(fig_dict.get("layout", {}))
     caption = html_text(_plain_text(layout.get("title", {}).get("text", "")))
-    has_controls = layout.get("updatemenus") or layout.get("sliders")
-    if not has_controls:
-        layout.pop("title", None)
-        layout["margin"] = {**layout.get("margin", {}), "t": 20}
+    has_controls = bool(layout.get("updatemenus") or layout.get("sliders"))
+    layout.pop("title", None)
+    layout["margin"] = {**layout.get("margin", {}), "t": 60 if has_controls else 20}
     untitled = {**fig_dict, "layout": layout}
     live = pio.to_html(
         untitled,
@@ -77,9 +78,11 @@ def _figure_html(fig_dict: dict[str, Any], figure_id: str) -> str:
     png = base64.b64encode(draw_png(untitled)).decode()
     alternative = html_text(text_alternative(fig_dict))
     plot_class = "plot wide" if layout.get("width") else "plot"
+    # What is inside of a picture cannot be operated.
+    role = "group" if has_controls else "img"
     return (
         f'<figure class="live-figure"><figcaption>{caption}</figcaption>'
-        f'<div class="{plot_class}" role="img" aria-label="{alternative}">{live}</div>'
+        f'<div class="{plot_class}" role="{role}" aria-label="{alternative}">{live}</div>'
         # Without scripts the plot would be an empty box.
         "<noscript><style>.live-figure .plot {display: none}</style>"
         f'<img class="still-figure" alt="{alternative}" src="data:image/png;base64,{png}">'
@@ -101,6 +104,10 @@ def text_alternative(fig_dict: dict[str, Any]) -> str:
     rows = [_plain_text(note.get("text") or "") for note in layout.get("annotations", ())]
     if rows:
         sentences.append(f"Rows: {', '.join(rows)}")
+    buttons = [button for menu in layout.get("updatemenus", ()) for button in menu["buttons"]]
+    if buttons:
+        labels = [_plain_text(button["label"]) for button in buttons]
+        sentences.append(f"To choose from: {', '.join(labels)}")
     return ". ".join(sentences)
 
 
@@ -353,6 +360,89 @@ def tokens_figure(track: pd.DataFrame, *, title: str) -> go.Figure:
     least_width = 60 + 14 * len(track)
     # A long prompt is wider than the page, and scrolls in its box.
     return fig.update_layout(width=least_width if least_width > 660 else None)
+
+
+def belief_figure(beliefs: pd.DataFrame, *, title: str) -> go.Figure:
+    """Draw what a probe of each layer reads at each token of a prompt, as a heat map.
+
+    `beliefs` has a row for each token and layer, with the columns `place` of the token, `token`,
+    `layer` and `score`. White is 0. Above it (blue) the claim is taken to be true.
+    """
+    scores = beliefs.pivot(index="layer", columns="place", values="score")
+    tokens = beliefs.drop_duplicates("place").sort_values("place").token
+    words = [plotly_text(token.replace("\n", "\\n")) for token in tokens]
+    limit = max(1.0, float(beliefs.score.abs().quantile(0.98)))
+    hover = [
+        [f"{word}, layer {layer}: {score:+.1f}" for word, score in zip(words, row, strict=True)]
+        for layer, row in zip(scores.index, scores.to_numpy(), strict=True)
+    ]
+    fig = go.Figure()
+    fig.add_heatmap(
+        x=list(range(len(words))),
+        y=list(range(len(scores))),
+        z=scores.to_numpy().tolist(),
+        hovertext=hover,
+        hoverinfo="text",
+        zmin=-limit,
+        zmax=limit,
+        colorscale="RdBu",
+        colorbar={"thickness": 10, "title": {"text": "belief", "font": {"size": 11}}},
+    )
+    layers = [str(layer) for layer in scores.index]
+    fig = _finish(fig, title, "token", "layer", height=420)
+    fig.update_yaxes(
+        tickvals=list(range(len(layers))), ticktext=layers, showgrid=False, zeroline=False
+    )
+    fig.update_xaxes(
+        tickvals=list(range(len(words))),
+        ticktext=words,
+        tickangle=-60,
+        showgrid=False,
+        zeroline=False,
+    )
+    least_width = 120 + 14 * len(words)
+    return fig.update_layout(width=least_width if least_width > 660 else None)
+
+
+def menu_figure(figures: Mapping[str, go.Figure], *, title: str) -> go.Figure:
+    """Join figures of one kind into one with a menu that shows one of them at a time.
+
+    Parameters
+    ----------
+    figures
+        The figures, by their name in the menu. The first one is shown first. Their own titles are
+        left out.
+    title
+        The title of all of them.
+    """
+    first = next(iter(figures.values()))
+    joined = go.Figure(layout=first.layout)
+    numbers = [number for number, fig in enumerate(figures.values()) for _ in fig.data]
+    joined.add_traces([trace for fig in figures.values() for trace in fig.data])
+    for trace, number in zip(joined.data, numbers, strict=True):
+        trace.visible = number == 0
+    buttons = []
+    for number, (name, fig) in enumerate(figures.items()):
+        axes = {
+            f"{axis}.{key}": fig.layout[axis][key]
+            for axis in ("xaxis", "yaxis")
+            for key in ("tickvals", "ticktext")
+            if fig.layout[axis][key] is not None
+        }
+        visible = [other == number for other in numbers]
+        label = plotly_text(name if len(name) <= IN_MENU else f"{name[: IN_MENU - 1]}…")
+        buttons.append({"label": label, "method": "update", "args": [{"visible": visible}, axes]})
+    widths = [fig.layout.width for fig in figures.values() if fig.layout.width]
+    title = plotly_text(title, 80)
+    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
+    return joined.update_layout(
+        title_text=title,
+        width=max(widths, default=None),
+        margin_t=80 + 20 * (1 + title.count("<br>")),
+        height=first.layout.height + 50,
+        showlegend=False,
+        updatemenus=[menu | {"bgcolor": "#ffffff", "font": {"size": 12}}],
+    )
 
 
 def _series(table: pd.DataFrame, color: str | None) -> list[tuple[str, pd.DataFrame]]:

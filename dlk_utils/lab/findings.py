@@ -1,9 +1,10 @@
-"""What may be said of the tables of notebooks 01 and 05 to 11: headlines, verdicts, sentences.
+"""What may be said of the tables of notebooks 01 and 05 to 12: headlines, verdicts, sentences.
 
 No module of tables imports this one, so that a change of words computes nothing again. Titles are
 plain text. The functions called `..._findings` write Markdown, with names escaped.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -821,3 +822,34 @@ def steering_findings(pushed: pd.DataFrame, by_layer: pd.DataFrame, dose: float)
         f"* {count}: {'; '.join(moving)}." if moving else f"* {count}.",
         f"* {layers_title(by_layer)}.",
     ]
+
+
+# 12: one's own questions.
+
+
+def explore_title(answers: pd.DataFrame) -> str:
+    """Say what the system prompts change, from the table of `explore.answers_table`."""
+    by_text = answers.groupby("text", sort=False)
+    n_answers = int((by_text.says.nunique() > 1).sum())
+    title = f"The system prompt changes the answer to {n_answers} of {by_text.ngroups} claims"
+    if "believes" not in answers:
+        return title
+    n_beliefs = int((by_text.believes.nunique() > 1).sum())
+    return f"{title}, and the belief about {n_beliefs}"
+
+
+def explore_findings(answers: pd.DataFrame) -> list[str]:
+    """Conclude what the model says and believes of claims under each system prompt."""
+    lines = [f"* {explore_title(answers)}."]
+    for prompt, rows in answers.groupby("system_prompt", sort=False):
+        line = f"* Told *{markdown_text(prompt)}*: {_counts(rows.says)} said"
+        if "believes" in rows:
+            line += f"; {_counts(rows.believes)} believed; verdicts: {_counts(rows.verdict)}"
+        lines.append(f"{line}.")
+    return lines
+
+
+def _counts(values: pd.Series) -> str:
+    """Say how often each value occurs, such as "3 true, 1 false"."""
+    counts = Counter(values).most_common()
+    return ", ".join(f"{n} {markdown_text(value)}" for value, n in counts)

@@ -221,6 +221,24 @@ def text_file() -> Values:
     return Values('the path of a text file in UTF-8 with a line or more, or "" for none', read)
 
 
+def texts() -> Values:
+    """Take a list of texts, or what `text_file` takes."""
+    file = text_file()
+
+    def read(value: Any) -> str | list[str]:
+        if isinstance(value, list | tuple):
+            return _read_list(value)
+        try:
+            return file.read(value)
+        except _Refused as refused:
+            # A text by itself looks like the path of a file that is not there.
+            hint = "a text by itself is written as a list: [...]"
+            is_text = isinstance(value, str) and any(mark.isspace() for mark in value.strip())
+            raise (_Refused(f"{refused}; {hint}") if is_text else refused) from None
+
+    return Values(f"a list of texts, {file.expected}", read)
+
+
 def folder_of_card() -> Values:
     """Take the path of a folder that is there, or an empty text for none."""
 
@@ -341,6 +359,18 @@ def _read_names(value: Any) -> list[str]:
             raise _Refused(f"{_shown(name)} comes twice")
         seen.add(name)
     return names
+
+
+def _read_list(values: Sequence[Any]) -> list[str]:
+    """Return texts without the blanks around them; refuse what is no text, or an empty one."""
+    if not values:
+        raise _Refused("there is none in it")
+    for number, value in enumerate(values):
+        if not isinstance(value, str) or not value.strip() or "\0" in value:
+            raise _Refused(f"number {number} is no text with words in it")
+        if any(unicodedata.category(character) == "Cs" for character in value):
+            raise _Refused(f"number {number} is not Unicode")
+    return [value.strip() for value in values]
 
 
 def _check_dataset(name: str) -> None:
@@ -543,7 +573,7 @@ _PARAMETERS = (
         "keep_states",
         True,
         true_or_false(),
-        "keep states and gradients of the same pass, for notebooks 04 to 11",
+        "keep states and gradients of the same pass, for notebooks 04 to 12",
     ),
     Parameter("compare", "smollm2", models_or_none(), "other models, asked the same questions"),
     Parameter(
@@ -556,7 +586,10 @@ _PARAMETERS = (
         "share of channels dropped in draws of the whole prompt; more damages it",
     ),
     Parameter(
-        "p_last", 0.1, number(0.0001, 0.99), "the same in draws of the last token, which move less"
+        "p_last",
+        0.1,
+        number(0.0001, 0.99),
+        "share of channels dropped in draws of the last token, which move less",
     ),
     Parameter(
         "n_draws",
@@ -586,10 +619,13 @@ _PARAMETERS = (
         true_or_false(),
         "pooled weight gradients too, which cost a full backprop a row",
     ),
-    Parameter("statements", "", text_file(), 'a text file, one claim a line; "": a few of ours'),
     Parameter(
-        "system_prompts", "", text_file(), 'a text file, one system prompt a line; "": some of ours'
+        "statements", "", texts(), 'a list of claims, or a text file with one a line; "": ours'
     ),
+    Parameter(
+        "system_prompts", "", texts(), 'a list, or a text file with one a line; "": some of ours'
+    ),
+    Parameter("chats", "", text_file(), 'a JSONL file, one conversation a line; "": a few of ours'),
     Parameter(
         "card", "", folder_of_card(), 'a detector that was kept, to judge with; "": fit detectors'
     ),
@@ -656,6 +692,15 @@ NOTEBOOKS = {
         "n_compare",
     ),
     "11_steer": (*COMMON, "layer_stride", "dose", "n_random"),
+    "12_explore": (
+        *COMMON,
+        "layer_stride",
+        "p_last",
+        "statements",
+        "system_prompts",
+        "card",
+        "chats",
+    ),
 }
 """The names of the parameters of each notebook, in the order of its cell of parameters."""
 

@@ -1,6 +1,7 @@
 """Still pictures of plotly figures, drawn by matplotlib, so that no browser is needed.
 
-They show what `lab.figures` makes: points, lines, bars, error bars, and a heat map with text.
+They show what `lab.figures` makes: points, lines, bars, error bars, and heat maps. Of a figure with
+a menu they show what is chosen first.
 """
 
 import html
@@ -59,7 +60,8 @@ def _draw(fig: dict, width: float, dpi: int) -> bytes:
     FigureCanvasAgg(picture)
     axes = picture.add_subplot()
     bars = {}
-    for number, trace in enumerate(fig["data"]):
+    traces = [trace for trace in fig["data"] if trace.get("visible", True) is True]
+    for number, trace in enumerate(traces):
         if trace["type"] == "scatter":
             _draw_scatter(axes, trace, str(number))
         elif trace["type"] == "heatmap":
@@ -83,8 +85,8 @@ def _draw(fig: dict, width: float, dpi: int) -> bytes:
     _set_axis(axes, "x", layout.get("xaxis", {}))
     _set_axis(axes, "y", layout.get("yaxis", {}))
     axes.tick_params(labelsize=7)
-    if len(fig["data"]) > 1:
-        _draw_legend(picture, axes, fig["data"])
+    if len(traces) > 1:
+        _draw_legend(picture, axes, traces)
     png = io.BytesIO()
     # Without the version of matplotlib, the same figure has the same bytes.
     # The page shows through: it may be dark.
@@ -166,7 +168,7 @@ def _draw_bars(axes: Any, bars: Mapping[str, dict]) -> None:
 def _draw_heatmap(axes: Any, trace: dict) -> None:
     values, low, high = np.array(trace["z"], float), trace["zmin"], trace["zmax"]
     axes.imshow(values, cmap="RdBu", vmin=low, vmax=high, aspect="auto", origin="lower")
-    for i, row in enumerate(trace["text"]):
+    for i, row in enumerate(trace.get("text") or ()):
         for j, text in enumerate(row):
             # Both ends of the colour map are dark.
             color = (

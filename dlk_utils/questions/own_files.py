@@ -279,13 +279,13 @@ def _parse(path: Path, content: bytes) -> _Parsed:
             ) from None
     if _has_suffix(path.name, ".parquet"):
         return _parse_parquet(path, content)
-    text, notes = _decode(path, content)
+    text, notes = decode_text(path, content)
     is_separated = _has_suffix(path.name, ".csv", ".tsv")
     parsed = _parse_separated(path, text) if is_separated else _parse_json(path, text)
     return _Parsed(parsed.kind, parsed.values, notes + parsed.notes)
 
 
-def _decode(path: Path, content: bytes) -> tuple[str, list[str]]:
+def decode_text(path: Path, content: bytes) -> tuple[str, list[str]]:
     """Decode UTF-8, or UTF-16 if a byte-order mark says so; return the text, and notes on it."""
     if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise DataError(

@@ -17,6 +17,9 @@ from dlk_utils.questions.choices import choice_tokens_after
 from dlk_utils.questions.ids import Example, example_id, examples_of, near_duplicate_key
 from dlk_utils.questions.templates import Instruction, Template, prompt_library
 
+OWN_KINDS = ("claim", "review")
+"""Kinds of example that one can ask of one's own: those that are a text and nothing else."""
+
 
 class _Plan(NamedTuple):
     """What one prompt about an example is made of, besides its shots."""
@@ -186,18 +189,18 @@ def own_prompts(
     context: int = 2048,
     vocab_size: int | None = None,
 ) -> pd.DataFrame:
-    """Make prompts about claims of one's own, each under each system prompt.
+    """Make prompts about claims or reviews of one's own, each under each system prompt.
 
     Parameters
     ----------
     statements
-        The claims. One that comes twice is asked once.
+        The claims, or the reviews. One that comes twice is asked once.
     instructions
         The text of each system prompt, by its name.
     tokenizer
         The model's tokenizer, with a chat template.
     template
-        Name of the template of claims that asks for them.
+        Name of the template that asks for them: one of those of claims or of reviews.
     context, vocab_size
         As in `make_prompts`.
 
@@ -216,12 +219,11 @@ def own_prompts(
         If there is no such template.
     """
     _require_texts(statements, instructions)
-    library = prompt_library("claim")
-    if template not in library.index:
-        raise ParameterError(
-            f"template: expected one of {', '.join(library.index)}, got {template!r}"
-        )
-    claim_template = Template(**library.loc[template])
+    kind_of = {name: kind for kind in OWN_KINDS for name in prompt_library(kind).index}
+    if template not in kind_of:
+        raise ParameterError(f"template: expected one of {', '.join(kind_of)}, got {template!r}")
+    kind = kind_of[template]
+    own_template = Template(**prompt_library(kind).loc[template])
     plans = []
     for name, text in instructions.items():
         if spelt := marks_in(tokenizer, text):
@@ -230,12 +232,12 @@ def own_prompts(
                 f"could end it, got {', '.join(map(repr, spelt))}"
             )
         instruction = Instruction(name, family="own", asks="neutral", text=text)
-        plans.append(_Plan("own", instruction, claim_template))
+        plans.append(_Plan("own", instruction, own_template))
     examples = [
         Example(
             example_id=example_id(text),
             dataset="own",
-            kind="claim",
+            kind=kind,
             text=text,
             choice_0="",
             choice_1="",

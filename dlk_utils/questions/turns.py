@@ -1,4 +1,4 @@
-"""Render a conversation by a tokenizer's chat template, up to where the answer begins.
+"""Render a conversation by a tokenizer's chat template, up to where the answer begins, or whole.
 
 Chat templates differ in more than the marks between turns. Some raise an error for a system turn,
 or drop it. Some write no generation prompt, and the generation prompts of reasoning models begin a
@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dlk_utils.errors import TemplateError
 from dlk_utils.questions.rendering import render_template
@@ -103,15 +103,47 @@ class TurnFormat:
         TemplateError
             If the template leaves out or changes a turn, or it is unclear where the answer begins.
         """
-        if messages[0]["role"] == "system" and not self.has_system:
-            system, first, *rest = messages
-            text = f"{system['content']}\n\n{first['content']}"
-            messages = [{"role": first["role"], "content": text}, *rest]
+        messages = self._with_system_text(messages)
         written = _write(self.template, self.variables, self.name, messages, self.takes_parts)
         self._require_turns(messages, written)
         question = messages[-1]["content"].strip()
         generation_prompt = self._generation_prompt(question, written)
         return written + self._completion_of(generation_prompt)
+
+    def render_whole(self, messages: Sequence[Mapping[str, str]], *, thinking: bool = False) -> str:
+        """Render a complete conversation, without the beginning of a further answer.
+
+        Parameters
+        ----------
+        messages
+            The turns, each with `role` and `content`. A system turn is treated as by `render`.
+        thinking
+            Leave it to the template whether answers have thoughts. Otherwise it is told that they
+            have none.
+
+        Raises
+        ------
+        TemplateError
+            If the template fails.
+        """
+        variables = self.variables
+        if thinking:
+            variables = {name: x for name, x in variables.items() if name not in _THINKING_OFF}
+        messages = self._with_system_text(messages)
+        return _write(
+            *(self.template, variables, self.name, messages, self.takes_parts),
+            add_generation_prompt=False,
+        )
+
+    def _with_system_text(
+        self, messages: Sequence[Mapping[str, str]]
+    ) -> Sequence[Mapping[str, str]]:
+        """Put the text of a system turn into the first user turn, where there is no system turn."""
+        if messages[0]["role"] != "system" or self.has_system:
+            return messages
+        system, first, *rest = messages
+        text = f"{system['content']}\n\n{first['content']}"
+        return [{"role": first["role"], "content": text}, *rest]
 
     @property
     def marks(self) -> list[str]:
@@ -293,6 +325,8 @@ def _write(
     name: str,
     messages: Sequence[Mapping[str, str]],
     takes_parts: bool,
+    *,
+    add_generation_prompt: bool = True,
 ) -> str:
     """Render messages by a template; an error names the tokenizer and says what to do."""
     turns = [dict(message) for message in messages]
@@ -300,7 +334,9 @@ def _write(
         for turn in turns:
             turn["content"] = [{"type": "text", "text": turn["content"]}]
     try:
-        return render_template(template, turns, variables=variables)
+        return render_template(
+            template, turns, variables=variables, add_generation_prompt=add_generation_prompt
+        )
     except TemplateError as error:
         raise TemplateError(f"{name}: {error}; {_ADVICE}") from None
 
@@ -365,6 +401,53 @@ def _open_thought(text: str) -> tuple[str, str] | None:
             if end_mark not in content:
                 return end_mark, content
     return None
+
+
+class Passage(NamedTuple):
+    """A part of an answer's text without blanks at its ends: a thought, or what is said."""
+
+    start: int
+    end: int
+    is_thought: bool
+
+
+def passages_of(answer: str) -> list[Passage]:
+    """Divide an answer into its thoughts, without their marks, and what is said outside of them.
+
+    A thought that does not end goes on to the end of the text. What stands before an end mark that
+    has no beginning is a thought as well: the chat template may have written the beginning.
+    """
+    passages = []
+    place = 0
+    while place < len(answer):
+        begins = [
+            (match, match.expand(end))
+            for begin, end in _THOUGHTS
+            if (match := re.compile(begin).search(answer, place))
+        ]
+        begin, end_mark = min(begins, key=lambda found: found[0].start(), default=(None, ""))
+        until = len(answer) if begin is None else begin.start()
+        lone_end = re.compile(_END_WITHOUT_BEGINNING).search(answer, place, until)
+        if lone_end:
+            passages.append(Passage(place, lone_end.start(), True))
+            place = lone_end.end()
+            continue
+        passages.append(Passage(place, until, False))
+        if begin is None:
+            break
+        end = answer.find(end_mark, begin.end())
+        end = len(answer) if end < 0 else end
+        passages.append(Passage(begin.end(), end, True))
+        place = end + len(end_mark)
+    return [
+        _trimmed(passage, answer) for passage in passages if answer[slice(*passage[:2])].strip()
+    ]
+
+
+def _trimmed(passage: Passage, answer: str) -> Passage:
+    text = answer[passage.start : passage.end]
+    start = passage.start + len(text) - len(text.lstrip())
+    return Passage(start, start + len(text.strip()), passage.is_thought)
 
 
 def _shortened(text: str) -> str:

@@ -42,6 +42,8 @@ def hostile_sentences(name: str) -> list[str]:
     told |= {"instruction_only_low": 0.4, "instruction_only_high": 0.6}
     ways = pd.DataFrame([{"trained_on": name, "tested_on": f"other {name}"} | score])
     left_out = pd.DataFrame([{"trained_on": "all others", "tested_on": name, "rule": ""} | score])
+    own = pd.DataFrame([dict.fromkeys(["text", "system_prompt", "says", "believes"], name)])
+    own = own.assign(verdict="honest")
     style = {"style": name, "probe": "logistic", "own_answer": 0.5} | score
     mistakes = pd.DataFrame([{"mistake": m, "claim": "the same"} | score for m in ("none", "one")])
     mistakes.loc[1, ["estimate", "low"]] = [0.9, 0.8]
@@ -53,6 +55,7 @@ def hostile_sentences(name: str) -> list[str]:
         *findings.carry_over_findings(ways, {"template": left_out}, pd.DataFrame([style]), nothing),
         *findings.mistake_findings({name: mistakes}),
         *findings.left_out_findings({name: f"left out 1 of 2 rows (first: '{name}')"}),
+        *findings.explore_findings(own),
     ]
 
 

@@ -103,8 +103,9 @@ def test_a_card_is_shown_without_the_numbers_of_its_fixture():
     assert shown["fixture"] == "2 prompts and their scores"
 
 
-def test_blank_lines_of_a_file_are_left_out_and_no_file_has_no_lines(tmp_path):
+def test_blank_lines_of_a_file_are_left_out_no_file_has_no_lines_and_a_list_stays(tmp_path):
     path = tmp_path / "claims.txt"
     path.write_text("One claim.\r\n\n  Another claim. \n", encoding="utf-8")
     assert read_lines(str(path)) == ["One claim.", "Another claim."]
     assert read_lines("") == []
+    assert read_lines(["One claim.", "Another\nclaim."]) == ["One claim.", "Another\nclaim."]

@@ -28,6 +28,7 @@ PARAMETERS = {
     "09_pairs_and_votes": DRAWS,
     "10_headlines": DRAWS | {"plain": ""},
     "11_steer": {},
+    "12_explore": {"p_last": 0.3},
 }
 """The notebooks of a model and its data; 00 asks its own organism."""
 REASONS = {"no readable answer": NOTHING_READABLE, "one class": ONE_LABEL}

@@ -89,6 +89,8 @@ AS_IT_IS = {
         "folder",
     ),
     "card": ("folder",),
+    "statements": ("comma in a name", "long list"),
+    "system_prompts": ("comma in a name", "long list"),
     "seed": ("zero",),
     "n_shots": ("zero",),
     "quantization": ("None",),
@@ -109,6 +111,7 @@ READ_AS = {
     "statements": NONE,
     "system_prompts": NONE,
     "card": NONE,
+    "chats": NONE,
 }
 """Values of `BAD` that these parameters take as another value."""
 
@@ -160,6 +163,17 @@ def test_several_names_may_be_a_list_and_blanks_around_them_do_not_count(folder)
     (folder / "my claims.csv").touch()
     assert read_parameters({"datasets": Path("my claims.csv")}) == {"datasets": "my claims.csv"}
     assert read_parameters({"styles": ["bare", "negated"]}) == {"styles": "bare,negated"}
+
+
+def test_texts_may_be_a_list_and_one_text_is_not_taken_for_a_file():
+    texts = [" Osaka is in Japan. ", "Osaka is in Peru."]
+    read = read_parameters({"statements": texts, "system_prompts": tuple(texts)})
+    stripped = [text.strip() for text in texts]
+    assert read == {"statements": stripped, "system_prompts": stripped}
+    message = refusal_of("statements", "Osaka is in Japan.")
+    assert message.endswith("; a text by itself is written as a list: [...]")
+    for bad in (["Yes.", " "], ["Yes.", 3], ["Yes.", "a\0b"], ["Yes.", None]):
+        assert "number 1 is no text with words in it" in refusal_of("statements", bad)
 
 
 def test_an_error_says_what_to_do_about_a_name():
@@ -305,7 +319,7 @@ def test_the_table_of_the_readme_is_the_one_that_the_table_of_parameters_makes()
     ("notebook", "parameters", "expected"),
     [
         ("04_extract_grads", {"check_rows": -1}, "check_rows: expected a whole number from 1"),
-        ("06_detect", {"statements": "none.txt"}, "statements: expected the path of a text file"),
+        ("06_detect", {"statements": "none.txt"}, "statements: expected a list of texts, the path"),
     ],
 )
 def test_a_notebook_shows_a_bad_value_without_frames_and_runs_nothing(

@@ -3,11 +3,15 @@
 import pandas as pd
 import plotly.graph_objects as go
 
+from dlk_utils.evaluation.chats import ANSWER, THOUGHT, ChatScores
+from dlk_utils.lab.chat_view import ShownChat, show_chat
 from dlk_utils.lab.figures import (
     bars_figure,
+    belief_figure,
     intervals_figure,
     lines_figure,
     matrix_figure,
+    menu_figure,
     tokens_figure,
 )
 from dlk_utils.lab.table_display import ShownTable, show_table
@@ -71,6 +75,9 @@ def figures() -> list[go.Figure]:
         matrices.append(pd.DataFrame(cells).assign(estimate=0.75, low=0.6, high=0.9, n=104))
     words = ["<|im_start|>", "system", " Answer", " truthfully", "\n"] * 16
     track = pd.DataFrame({"place": range(-70, 10), "token": words, "score": 0.5})
+    by_layer = [track.assign(layer=layer, score=layer - 9.5) for layer in range(0, 30, 3)]
+    beliefs = belief_figure(pd.concat(by_layer), title=LABELS["title"])
+    one_line = lines_figure(track, x="place", y="score", **LABELS)
     return [
         intervals_figure(table, y="who", color="where", reference=0.5, x_range=(0, 1), **LABELS),
         lines_figure(layers, x="step", y="estimate", color="line", **LABELS),
@@ -80,4 +87,20 @@ def figures() -> list[go.Figure]:
         bars_figure(steps.query("step < 2"), x="step", y="n", color="who", **LABELS),
         *(matrix_figure(matrix, title=LABELS["title"]) for matrix in matrices),
         tokens_figure(track, title=LABELS["title"]),
+        menu_figure(dict.fromkeys(WHO, beliefs), title=LABELS["title"]),
+        menu_figure(dict.fromkeys(WHO, one_line), title=LABELS["title"]),
     ]
+
+
+def chats() -> list[ShownChat]:
+    words = {THOUGHT: ["Hm", "."], ANSWER: ["word"] * 300 + ["x" * 200]}
+    rows = [{"turn": 1, "part": part, "token": token} for part in words for token in words[part]]
+    tokens = pd.DataFrame(rows)
+    tokens["score"] = [(number % 21) - 10.0 for number in range(len(tokens))]
+    by_part = tokens.groupby(["turn", "part"], sort=False).score
+    turns = by_part.agg(n="size", mean="mean", highest="max", lowest="min").reset_index()
+    messages = [
+        {"role": "user", "content": "Is it? " * 80},
+        {"role": "assistant", "content": "<think>Hm.</think>" + "".join(words[ANSWER])},
+    ]
+    return [show_chat(ChatScores(tokens, turns, [], []), messages, caption=LABELS["title"])]

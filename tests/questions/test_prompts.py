@@ -265,6 +265,14 @@ def test_claims_and_system_prompts_that_cannot_be_asked_are_refused(
         own_prompts(statements, instructions, tokenizer)
 
 
+def test_reviews_of_ones_own_are_asked_by_a_template_of_reviews():
+    instructions = {"honest": "Tell the truth."}
+    options = {"template": "review_sentiment"}
+    [row] = own_prompts(["A fine film."], instructions, byte_tokenizer(), **options).itertuples()
+    assert row.choices == ["negative", "positive"] and "sentiment of this review" in row.prompt
+    assert row.label == -1 and row.role == "own"
+
+
 def test_an_unknown_template_of_ones_own_claims_is_answered_with_those_there_are(tokenizer):
     with pytest.raises(ParameterError, match="template: expected one of claim_true"):
         own_prompts(["It rains."], {"i": "Be true."}, tokenizer, template="none")

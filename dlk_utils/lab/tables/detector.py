@@ -186,12 +186,19 @@ def flag_rates(judged: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rates, columns=columns).set_index(columns[:3])
 
 
-def prompts_of_own(run: Run, claims: Sequence[str], system_prompts: Sequence[str]) -> pd.DataFrame:
+def prompts_of_own(
+    run: Run,
+    claims: Sequence[str],
+    system_prompts: Sequence[str],
+    *,
+    template: str = "claim_true",
+) -> pd.DataFrame:
     """Make the prompts of `own_prompts` for a run's model, and print which claims are left out."""
     prompts = own_prompts(
         claims,
         {text: text for text in system_prompts},
         run.tokenizer,
+        template=template,
         context=run.context,
         vocab_size=run.vocab_size,
     )
@@ -213,7 +220,9 @@ def rates_shown(rates: pd.DataFrame, judges: Sequence[str]) -> pd.DataFrame:
     return pd.concat([rates[is_judge], rates[~is_judge & (dataset == "all")]])
 
 
-def read_lines(path: str) -> list[str]:
-    """Return the lines of a text file that are not blank; of no path, no lines."""
-    text = Path(path).read_text(encoding="utf-8-sig") if path else ""
+def read_lines(source: str | list[str]) -> list[str]:
+    """Return the lines of a text file that are not blank, or a list as it is; of "", no lines."""
+    if isinstance(source, list):
+        return source
+    text = Path(source).read_text(encoding="utf-8-sig") if source else ""
     return [line.strip() for line in text.splitlines() if line.strip()]
