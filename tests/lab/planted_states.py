@@ -18,6 +18,7 @@ def twins(n: int = 300) -> pd.DataFrame:
                 {
                     "row_id": f"{i}{role}",
                     "example_id": f"e{i}",
+                    "subject": f"e{i}",
                     "split": ("train", "validation", "test")[i % 3],
                     "role": role,
                     "label": label,

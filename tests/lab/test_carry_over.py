@@ -32,6 +32,7 @@ def rows() -> pd.DataFrame:
         [
             {
                 "example_id": f"{dataset}{i}",
+                "subject": f"{dataset}{i}",
                 "dataset": dataset,
                 "y": int(rng.integers(2)),
                 "split": ("train", "validation", "test")[i % 3],
