@@ -558,7 +558,7 @@ _PARAMETERS = (
         12,
         whole_number(4, 1_000_000),
         "examples per data set that the second organism is asked; in 08, of the test split",
-        {"08_carry_over": 84},
+        {"08_carry_over": 96},
     ),
     Parameter(
         "train", False, true_or_false(), "train it again first, into organisms/ of the runs folder"
