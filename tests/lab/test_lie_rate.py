@@ -165,7 +165,7 @@ def test_an_example_without_a_readable_answer_has_no_level_and_is_not_wrong(twin
     unreadable = knowledge_levels(twins.assign(readable=False), truth_grid.assign(readable=False))
     assert set(unreadable.level) == {"not readable"}
     assert unreadable.wrong_when_told_to_lie.isna().all()
-    assert "no example has an answer that can be read" in shots_help_sentence(unreadable)
+    assert "No example has a readable answer" in shots_help_sentence(unreadable)
     # Without the known rows, b is right under every prompt that it answers.
     known_unreadable = twins.assign(readable=twins.role != "known")
     levels = {"a": "always", "b": "always", "c": "only with shots", "d": "never"}
