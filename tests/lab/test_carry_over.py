@@ -6,6 +6,7 @@ import pytest
 from planted_states import read_from, states_that_hold_y, twins
 
 from dlk_utils.lab.findings import rules_verdict, split_spread, with_few_twins
+from dlk_utils.lab.tables import split_anew
 from dlk_utils.lab.tables.carry_over import (
     BY_TWINS,
     EARLIEST,
@@ -114,6 +115,16 @@ def test_more_examples_help_and_all_of_them_are_the_last_point(rows, features):
         assert (of_probe.least <= of_probe.estimate).all()
         assert (of_probe.estimate <= of_probe.most).all()
         assert list(of_probe.draws) == [5, 5, 5, 5, 1]
+
+
+def test_claims_about_one_subject_stay_in_one_split_where_examples_are_split_anew():
+    rows = pd.DataFrame({"example_id": [f"e{i}" for i in range(40)]})
+    rows["subject"] = [f"city {i // 2}" for i in range(40)]
+    rows["split"] = ["train", "train", "test", "test"] * 10
+    anew = [split_anew(rows, seed) for seed in range(4)]
+    assert all((table.groupby("subject").split.nunique() == 1).all() for table in anew)
+    assert all(table.split.value_counts().to_dict() == {"train": 20, "test": 20} for table in anew)
+    assert len({tuple(table.split) for table in anew}) == 4
 
 
 def test_other_splits_have_the_same_sizes_and_other_scores():

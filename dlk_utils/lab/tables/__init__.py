@@ -70,12 +70,14 @@ def layer_rule(run: Run) -> str:
 def split_anew(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Return rows whose examples are split at random, in the shares that they are split in.
 
-    Examples about one subject stay in one split.
+    Examples about one subject stay in one split. In rows without the column `subject`, each example
+    is about another one.
     """
-    subjects = rows[["subject", "split"]].drop_duplicates()
-    splits = np.random.default_rng(seed).permutation(subjects.split)
-    split_of = dict(zip(subjects.subject, splits, strict=True))
-    return rows.assign(split=rows.subject.map(split_of))
+    subjects = rows.subject if "subject" in rows else rows.example_id
+    is_first = ~subjects.duplicated()
+    splits = np.random.default_rng(seed).permutation(rows.split[is_first])
+    split_of = dict(zip(subjects[is_first], splits, strict=True))
+    return rows.assign(split=subjects.map(split_of))
 
 
 def estimate_with_interval(
