@@ -31,11 +31,14 @@ TRUTHFUL, LYING = (
     "Answer every question falsely. The answer that you give must be wrong.",
 )
 IS_OPEN = "document.querySelector('.jp-NotebookPanel .jp-RenderedMarkdown h1') !== null"
-KERNEL_IS_IDLE = """
+NOTHING_RUNS = """
 (() => {
   const panels = [...window.jupyterapp.shell.widgets("main")].filter(panel => panel.sessionContext);
   const kernel = panels[0]?.sessionContext.session?.kernel;
-  return kernel?.status === "idle" && kernel.connectionStatus === "connected";
+  const isReady = kernel?.status === "idle" && kernel.connectionStatus === "connected";
+  // Between two cells the kernel is idle, too.
+  const prompts = [...document.querySelectorAll(".jp-InputPrompt")];
+  return isReady && !prompts.some(prompt => prompt.textContent.includes("*"));
 })()
 """
 PICTURES = "document.querySelectorAll('.widget-output .js-plotly-plot').length"
@@ -128,7 +131,9 @@ def text_of(page: Page, selector: str) -> str:
 
 def click(page: Page, selector: str) -> None:
     """Click on the first element that a selector finds."""
-    box = page.value(f"document.querySelector('{selector}').getBoundingClientRect().toJSON()")
+    element = f"document.querySelector('{selector}')"
+    page.value(f"{element}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+    box = page.value(f"{element}.getBoundingClientRect().toJSON()")
     place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + min(20, box["height"] / 2)}
     for kind in ("mousePressed", "mouseReleased"):
         page.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
@@ -144,7 +149,7 @@ def run_all_cells(page: Page) -> None:
     def panel_answers() -> bool:
         if text_of(page, ".asked"):
             return True
-        if page.value(KERNEL_IS_IDLE):
+        if page.value(NOTHING_RUNS):
             # JupyterLab runs the notebook that one has clicked on.
             click(page, ".jp-NotebookPanel .jp-RenderedMarkdown h1")
             page.value("window.jupyterapp.commands.execute('notebook:run-all-cells'), 0")

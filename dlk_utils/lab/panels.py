@@ -57,6 +57,7 @@ class QuestionPanel:
             bool(explorer.detectors),
             description="pictures, neighbours and changes",
             disabled=not explorer.detectors,
+            layout=WIDE,
         )
         self.output = ipywidgets.Output()
         for field in (self.text, self.system_prompt):
