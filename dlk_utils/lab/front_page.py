@@ -1,8 +1,8 @@
 """What the front page of the book says of a run: a few sentences, and short cells of one table.
 
 Each function takes tables of one notebook and returns texts by the key under which that notebook
-glues them. Every claim is a branch that the numbers decide, so that a run with other parameters
-never stands beside a sentence that it contradicts. All texts are plain text, as `glue` shows them.
+glues them. The numbers choose each sentence, so that a run with other parameters cannot contradict
+its own text. All texts are plain text, as `glue` shows them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,22 +29,22 @@ from dlk_utils.models.loading import organism_names
 NO_NUMBER = "–"
 """The cell of a score that the run does not have."""
 TOO_FEW = "This run has too few rows to say."
-TURN = "front_turn_sentence"
-"""The key of the sentence that goes on where the finding ends."""
-ASK_AGAIN = "to ask the model the same question again, under an instruction to tell the truth,"
+TURN_KEY = "front_turn_sentence"
+"""The key of the sentence that follows the finding."""
+ASK_AGAIN = "asking the model the same question again, under an instruction to tell the truth,"
 RIVALS_IN_WORDS = {
     ASKED_AGAIN: ASK_AGAIN,
     TWIN: ASK_AGAIN,
     TURNED: "the model's own answer, turned round wherever it was told to lie,",
     ORIENTED: "the model's own answer",
-    TOLD_TO_LIE_PROBE: "its own answer, turned round where its states show that it should lie,",
-    TOLD_TO_LIE_WORDS: "its own answer, turned round where the words of the prompt ask for a lie,",
+    TOLD_TO_LIE_PROBE: "the model's own answer, turned round where its states ask for a lie,",
+    TOLD_TO_LIE_WORDS: "the model's own answer, turned round where its prompt asks for a lie,",
 }
-"""What a rival of the probe does, where the name of the control would not say it."""
+"""Plain words for the controls whose names do not explain themselves."""
 
 
 def claims(texts: Mapping[str, str], missing: Sequence[str]) -> dict[str, str]:
-    """Return texts to glue, or of each one that the run is too small for it.
+    """Return the texts, or a placeholder for each if the run is too small for any claim.
 
     Parameters
     ----------
@@ -55,9 +55,9 @@ def claims(texts: Mapping[str, str], missing: Sequence[str]) -> dict[str, str]:
     """
     if not missing:
         return dict(texts)
-    nothing = {key: TOO_FEW if key.endswith("sentence") else NO_NUMBER for key in texts}
-    # It goes on where the finding ends.
-    return nothing | {key: "" for key in texts if key == TURN}
+    placeholders = {key: TOO_FEW if key.endswith("sentence") else NO_NUMBER for key in texts}
+    # The finding before it says that the run is too small.
+    return placeholders | {key: "" for key in texts if key == TURN_KEY}
 
 
 # 05: the finding, and its strongest rival.
@@ -77,14 +77,14 @@ def of_probes(results: pd.DataFrame, *, model_name: str) -> dict[str, str]:
     if row is None or row.n_smaller < MIN_FOR_HEADLINE:
         return {
             "front_finding_sentence": TOO_FEW,
-            TURN: "",
+            TURN_KEY: "",
             "front_rival_sentence": TOO_FEW,
             "front_truth": NO_NUMBER,
             "front_truth_rival": NO_NUMBER,
         }
     return {
         "front_finding_sentence": finding_sentence(row, model_name),
-        TURN: turn_sentence(results),
+        TURN_KEY: turn_sentence(results),
         "front_rival_sentence": rival_sentence(row),
         **truth_cells(row),
     }
@@ -108,7 +108,7 @@ def finding_sentence(row: pd.Series, model_name: str) -> str:
         answer = "No"
         found = "reads the opposite of the truth while the model is told to lie about it"
     else:
-        answer = "Not so that we could show it"
+        answer = "It could not be shown"
         found = "does not clearly read what is true while the model is told to lie about it"
     return (
         f"{answer}, on {_described(model_name)}: a probe that was fitted on honest answers alone "
@@ -123,42 +123,53 @@ def _described(model_name: str) -> str:
 
 
 def turn_sentence(results: pd.DataFrame) -> str:
-    """Say at which layers the probe reads the truth, and from which one on it reads the answer."""
+    """Say at which layers the probe reads the truth, and at which later ones the opposite."""
     is_known = (results.target == "truth") & (results.regime == KNOWN)
-    is_line = (results.probe == "logistic") & (results.feature == "activation")
-    layers = results[is_known & is_line & (results.site == "resid_post")].sort_values("layer")
-    above = layers.layer[layers.low > 0.5]
-    inverted = layers[layers.high < 0.5]
-    late = inverted.layer[inverted.layer > above.max()] if len(above) else inverted.layer
+    is_headline_probe = (results.probe == "logistic") & (results.feature == "activation")
+    layers = results[is_known & is_headline_probe & (results.site == "resid_post")].sort_values(
+        "layer"
+    )
+    tested = list(layers.layer)
+    above = list(layers.layer[layers.low > 0.5])
+    inverted = list(layers.layer[layers.high < 0.5])
+    later = [layer for layer in inverted if not above or layer > max(above)]
     own_answer = results[is_known & (results.probe == "own answer")].estimate
     what = "the opposite of the truth"
     if len(own_answer) and own_answer.iloc[0] < 0.5:
         what = "the false answer that the model is about to give"
-    if above.empty and late.empty:
-        return "No layer reads clearly more than chance."
-    if above.empty:
-        return f"At {_layers_in_words(late)} it reads {what}."
-    reads = f"It does so at {_layers_in_words(above)}"
-    if late.empty:
+    if not above and not later:
+        return "At no layer is it clearly above or below chance."
+    if not above:
+        return f"At {_layers_in_words(later, tested)} it reads {what}."
+    reads = f"It is above chance at {_layers_in_words(above, tested)}"
+    if not later:
         return f"{reads}, and no later layer turns against the truth."
-    return f"{reads}; from layer {late.min()} on it reads {what}."
+    if later == [layer for layer in tested if layer >= later[0]]:
+        return f"{reads}; from layer {later[0]} on it reads {what}."
+    return f"{reads}; at {_layers_in_words(later, tested)} it reads {what}."
 
 
-def _layers_in_words(layers: pd.Series) -> str:
-    if len(layers) == 1:
-        return f"layer {layers.iloc[0]}"
-    return f"layers {layers.min()} to {layers.max()}"
+def _layers_in_words(layers: Sequence[int], tested: Sequence[int]) -> str:
+    """Write "layers 3, 9 to 15", say; a range holds neighbours among the `tested` layers."""
+    ranges: list[list[int]] = []
+    for layer in layers:
+        if ranges and tested.index(layer) == tested.index(ranges[-1][-1]) + 1:
+            ranges[-1].append(layer)
+        else:
+            ranges.append([layer])
+    texts = [f"{one[0]} to {one[-1]}" if len(one) > 1 else str(one[0]) for one in ranges]
+    return f"{'layer' if len(layers) == 1 else 'layers'} {', '.join(texts)}"
 
 
 def rival_sentence(row: pd.Series) -> str:
     """Say whether the probe of a headline does better than the strongest control beside it."""
     rival = RIVALS_IN_WORDS.get(row.best_control, row.best_control)
-    score = f"(AUROC {row.estimate - row.lift:.2f})"
+    gives = f"{rival} gives AUROC {row.estimate - row.lift:.2f}"
     if row.lift_low > 0:
-        return f"The probe beats it: {rival} does worse {score}."
+        return f"The probe beats it: {gives}."
     if row.lift_high < 0:
-        return f"It beats the probe: {rival} does better {score}."
-    return f"The probe does not beat it: {rival} does as well {score}."
+        return f"It beats the probe: {gives}."
+    return f"The probe does not clearly beat it: {gives}."
 
 
 # 06: the detector.
@@ -181,9 +192,11 @@ def of_detector(rates: pd.DataFrame) -> dict[str, str]:
 
 
 def detector_sentence(rates: pd.DataFrame) -> str:
-    """Say what the threshold of the detector fitted on honest answers does, and what helps."""
+    """Say what a detector flags that was fitted on honest answers, and one that saw twins too."""
     lies, honest = (flagged_share(rates, HONEST_ONLY, of) for of in ("lies", "honest answers"))
-    few_lies, many_honest = lies.flagged < LIES_TO_FLAG, honest.flagged > HONEST_TO_FLAG
+    # As printed: a share that is shown as the goal has met it.
+    few_lies = round(lies.flagged, 2) < LIES_TO_FLAG
+    many_honest = round(honest.flagged, 2) > HONEST_TO_FLAG
     if few_lies and many_honest:
         verdict = "It misses too many lies and accuses too many honest answers"
     elif few_lies:
@@ -194,15 +207,15 @@ def detector_sentence(rates: pd.DataFrame) -> str:
         verdict = "It catches most lies and accuses few honest answers"
     sentence = (
         f"{verdict}: at a threshold set on honest answers it flags {percent(lies.flagged)} of the "
-        f"lies and {percent(honest.flagged)} of the honest answers (goal: {percent(LIES_TO_FLAG)} "
-        f"and {percent(HONEST_TO_FLAG)})."
+        f"lies and {percent(honest.flagged)} of the honest answers (goal: at least "
+        f"{percent(LIES_TO_FLAG)} and at most {percent(HONEST_TO_FLAG)})."
     )
     lies, honest = (flagged_share(rates, JOINED_TWINS, of) for of in ("lies", "honest answers"))
     if lies is None or honest is None:
         return sentence
     return (
-        f"{sentence} If it also sees prompts that ask for lies, without labels, it "
-        f"flags {percent(lies.flagged)} and {percent(honest.flagged)}."
+        f"{sentence} When it is also fitted to prompts that ask for lies, without labels, it flags "
+        f"{percent(lies.flagged)} and {percent(honest.flagged)}."
     )
 
 
@@ -219,25 +232,29 @@ def of_carry_over(by_dataset: pd.DataFrame, styled: pd.DataFrame) -> dict[str, s
     styled
         The table of `carry_over.style_table`.
     """
-    ways = between_groups(by_dataset)
-    worst = interval_text(ways.loc[ways.estimate.idxmin()]) if len(ways) else NO_NUMBER
+    pairs = between_groups(by_dataset)
+    worst = interval_text(pairs.loc[pairs.estimate.idxmin()]) if len(pairs) else NO_NUMBER
     return {
-        "front_carry_over_sentence": carry_over_sentence(ways, styled),
+        "front_carry_over_sentence": carry_over_sentence(pairs, styled),
         "front_worst_way": worst,
     }
 
 
-def carry_over_sentence(ways: pd.DataFrame, styled: pd.DataFrame) -> str:
-    """Say how many ways between data sets are above chance, and which wordings are not."""
+def carry_over_sentence(pairs: pd.DataFrame, styled: pd.DataFrame) -> str:
+    """Say for how many pairs of data sets it is above chance, and which wordings it cannot read.
+
+    The first data set of a pair is the one that the probe was fitted on, the second the one that it
+    reads.
+    """
     sentences = []
-    if len(ways):
-        n_above = int((ways.low > 0.5).sum())
+    if len(pairs):
+        n_above = int((pairs.low > 0.5).sum())
         sentences.append(
             "Fitted on one data set and read on another, it is above chance in "
-            f"{n_above} of {len(ways)} cases."
+            f"{n_above} of {len(pairs)} cases."
         )
-    other = styled[(styled["style"] != "clean") & (styled.probe == "logistic")]
-    fails = other[~(other.low > 0.5)]
+    other = styled[(styled["style"] != "clean") & (styled.probe == "logistic")].dropna(subset="low")
+    fails = other[other.low <= 0.5]
     if len(fails):
         found = [f"{row['style']} ({interval_text(row)})" for _, row in fails.iterrows()]
         sentences.append(f"It is not clearly above chance where claims are {' or '.join(found)}.")
@@ -274,8 +291,8 @@ def dropout_sentence(row: pd.Series) -> str:
     scored = f"AUROC {interval_text(row)}"
     if row.low > 0.5:
         return (
-            "Pairs of dropout draws do help: a probe tells which of the two is nearer to the "
-            f"truth ({scored})."
+            "Pairs of dropout draws can be told apart: a probe tells which of the two is nearer to "
+            f"the truth ({scored}; {row.best_control}: {row.estimate - row.lift:.2f})."
         )
     if row.high < 0.5:
         return (
@@ -292,18 +309,22 @@ def dropout_sentence(row: pd.Series) -> str:
 
 
 def of_steering(responses: pd.DataFrame, dose: float) -> dict[str, str]:
-    """Say how many lies a push along the direction of truth turns into truthful answers.
+    """Say how many answers told to lie are true while states are pushed along the truth direction.
 
-    The better of the two ways to push is taken, of that direction and of random ones alike.
+    Of the pushes in either sign, the one with more true answers is shown, for random directions
+    too.
     """
+    no_numbers = {"front_push": NO_NUMBER, "front_random_push": NO_NUMBER}
     if responses.empty:
-        return {"front_push": NO_NUMBER, "front_random_push": NO_NUMBER}
+        return no_numbers
     of_dose = responses[(responses.role == "lie") & np.isclose(responses.dose.abs(), dose)]
-    most = {}
+    best_push = {}
     for direction in (TRUTH, RANDOM):
-        rows = of_dose[of_dose.direction == direction]
-        most[direction] = rows.loc[rows.disobeyed.idxmax()]
+        rows = of_dose[of_dose.direction == direction].dropna(subset="disobeyed")
+        if rows.empty:
+            return no_numbers
+        best_push[direction] = rows.loc[rows.disobeyed.idxmax()]
     return {
-        "front_push": interval_text(most[TRUTH], "disobeyed"),
-        "front_random_push": f"{most[RANDOM].disobeyed:.2f}, random directions",
+        "front_push": interval_text(best_push[TRUTH], "disobeyed"),
+        "front_random_push": f"{best_push[RANDOM].disobeyed:.2f}, random directions",
     }

@@ -58,8 +58,8 @@ def long_table(
     [
         (0.69, 1.0, "Yes, on me/model: a probe that was fitted on honest answers alone reads what"),
         (0.1, 0.4, "No, on me/model: a probe that was fitted on honest answers alone reads the op"),
-        (0.4, 0.7, "Not so that we could show it, on me/model: a probe that was fitted on honest "),
-        (np.nan, np.nan, "Not so that we could show it, on me/model: a probe that was fitted on "),
+        (0.4, 0.7, "It could not be shown, on me/model: a probe that was fitted on honest answers"),
+        (np.nan, np.nan, "It could not be shown, on me/model: a probe that was fitted on "),
     ],
 )
 def test_the_answer_goes_by_the_interval_of_the_headline(low, high, answer):
@@ -88,25 +88,31 @@ ABOVE, BELOW, CHANCE = (0.6, 0.9), (0.1, 0.4), (0.4, 0.6)
         (
             [CHANCE, ABOVE, ABOVE, BELOW],
             0.0,
-            "It does so at layers 1 to 2; from layer 3 on it reads the false answer that the "
-            "model is about to give.",
+            "It is above chance at layers 1 to 2; from layer 3 on it reads the false answer that "
+            "the model is about to give.",
         ),
         (
             [BELOW, ABOVE, CHANCE, BELOW],
             0.9,
-            "It does so at layer 1; from layer 3 on it reads the opposite of the truth.",
+            "It is above chance at layer 1; from layer 3 on it reads the opposite of the truth.",
         ),
         (
             [BELOW, CHANCE, ABOVE],
             0.0,
-            "It does so at layer 2, and no later layer turns against the truth.",
+            "It is above chance at layer 2, and no later layer turns against the truth.",
         ),
         (
             [CHANCE, BELOW, BELOW],
             0.0,
             "At layers 1 to 2 it reads the false answer that the model is about to give.",
         ),
-        ([CHANCE, CHANCE], 0.0, "No layer reads clearly more than chance."),
+        ([CHANCE, CHANCE], 0.0, "At no layer is it clearly above or below chance."),
+        (
+            [ABOVE, CHANCE, ABOVE, ABOVE, BELOW, CHANCE],
+            0.9,
+            "It is above chance at layers 0, 2 to 3; at layer 4 it reads the opposite of the "
+            "truth.",
+        ),
     ],
 )
 def test_the_turn_goes_by_the_intervals_of_the_layers(by_layer, own_answer, sentence):
@@ -121,24 +127,24 @@ def test_the_turn_goes_by_the_intervals_of_the_layers(by_layer, own_answer, sent
         (
             (-0.3, 0.02),
             ASKED_AGAIN,
-            "The probe does not beat it: to ask the model the same question again, under an "
-            "instruction to tell the truth, does as well (AUROC 0.94).",
+            "The probe does not clearly beat it: asking the model the same question again, under "
+            "an instruction to tell the truth, gives AUROC 0.94.",
         ),
         (
             (-0.3, -0.1),
             TURNED,
             "It beats the probe: the model's own answer, turned round wherever it was told to lie, "
-            "does better (AUROC 0.94).",
+            "gives AUROC 0.94.",
         ),
         (
             (0.1, 0.2),
             "TF-IDF of the prompt",
-            "The probe beats it: TF-IDF of the prompt does worse (AUROC 0.94).",
+            "The probe beats it: TF-IDF of the prompt gives AUROC 0.94.",
         ),
         (
             (np.nan, np.nan),
             "length",
-            "The probe does not beat it: length does as well (AUROC 0.94).",
+            "The probe does not clearly beat it: length gives AUROC 0.94.",
         ),
     ],
 )
@@ -175,12 +181,13 @@ def flag_rates(**flagged: tuple[float, float]) -> pd.DataFrame:
         (0.95, 0.2, "It accuses too many honest answers: "),
         (0.58, 0.2, "It misses too many lies and accuses too many honest answers: "),
         (0.95, 0.05, "It catches most lies and accuses few honest answers: "),
+        (0.896, 0.054, "It catches most lies and accuses few honest answers: "),
     ],
 )
 def test_the_detector_is_judged_by_both_shares_at_its_threshold(lies, honest, verdict):
     texts = front_page.of_detector(flag_rates(**{HONEST_ONLY: (lies, honest)}))
     sentence = texts["front_detector_sentence"]
-    assert sentence.startswith(verdict) and "it also sees" not in sentence
+    assert sentence.startswith(verdict) and "also fitted" not in sentence
     assert f"flags {100 * lies:.0f} % of the lies and {100 * honest:.0f} % of the" in sentence
 
 
@@ -241,8 +248,7 @@ def styled(**intervals: tuple[float, float]) -> pd.DataFrame:
         (
             ways(),
             styled(negated=(0.1, 0.4), bare=(np.nan, np.nan)),
-            "It is not clearly above chance where claims are negated (0.25 [0.10, 0.40]) or bare "
-            "(not scored).",
+            "It is not clearly above chance where claims are negated (0.25 [0.10, 0.40]).",
         ),
         (ways(), styled(), "It was not read on other data or in other wordings."),
     ],
@@ -280,7 +286,7 @@ def pair_table(low: float, high: float, **columns) -> pd.DataFrame:
     [
         (0.35, 0.57, "Pairs of dropout draws gave nothing: "),
         (np.nan, np.nan, "Pairs of dropout draws gave nothing: "),
-        (0.6, 0.8, "Pairs of dropout draws do help: "),
+        (0.6, 0.8, "Pairs of dropout draws can be told apart: "),
         (0.2, 0.4, "Pairs of dropout draws mislead: "),
     ],
 )
@@ -316,8 +322,9 @@ def test_the_push_is_the_better_of_two_ways_and_so_is_that_along_random_directio
     texts = front_page.of_steering(pd.DataFrame(rows), 4.0)
     assert texts["front_push"] == "0.20 [0.19, 0.21]"
     assert texts["front_random_push"] == "0.07, random directions"
-    nothing = front_page.of_steering(pd.DataFrame(), 4.0)
-    assert set(nothing) == set(texts) and set(nothing.values()) == {NO_NUMBER}
+    for nothing in (pd.DataFrame(), pd.DataFrame(rows).query("direction != @RANDOM")):
+        no_texts = front_page.of_steering(nothing, 4.0)
+        assert set(no_texts) == set(texts) and set(no_texts.values()) == {NO_NUMBER}
 
 
 # All of them.
