@@ -24,17 +24,17 @@ class ChatScores(NamedTuple):
     Attributes
     ----------
     tokens : DataFrame
-        A row for each token of the assistant's turns: `turn` (the number of the message, from 0),
-        `part` ("answer" or "thought"), `position` (its place in `input_ids`), `token` (its text)
-        and `score`.
+        A row for each scored token: `turn` (the index of its message in `messages`), `part`
+        ("answer" or "thought"), `position` (its place in `input_ids`), `token` (its text) and
+        `score`.
     turns : DataFrame
         A row for each part of each turn: `turn`, `part`, `n` tokens, and of their scores `mean`,
         `highest`, `lowest`.
     input_ids : list of int
         The tokens of the conversation, as the model read them.
     left_out : list of int
-        Numbers of the messages whose thought the model's chat template leaves out. It is not
-        scored.
+        Indices of the messages whose thought the model's chat template leaves out, so that it is
+        not scored.
     """
 
     tokens: pd.DataFrame
@@ -55,9 +55,10 @@ def score_chat(
     """Score every token of the assistant's turns of a conversation, in one forward pass.
 
     The conversation is written by the model's own chat template. The score of a token is that of
-    the state at this token, so of all that was read up to it, and of nothing after it. Thoughts
-    (between ``<think>`` and ``</think>``, or other marks that models use) are kept apart from what
-    is said. A probe of truth is fitted where an answer begins, and says less about other places.
+    the state at this token, so it depends on the conversation up to and including this token.
+    Thoughts (between ``<think>`` and ``</think>``, or other marks that models use) are kept apart
+    from what is said, and the marks are not scored. A probe of truth is fitted where an answer
+    begins; its scores elsewhere are less reliable.
 
     Parameters
     ----------
@@ -87,7 +88,7 @@ def score_chat(
     ModelError
         If the tokenizer does not say which characters a token stands for.
     ParameterError
-        If the layer is missing, or given with a detector.
+        If the layer is missing, or given with a detector, or the probe gives no score per state.
     TemplateError
         If the tokenizer has no chat template, or one that leaves out or changes a turn.
     """
@@ -108,14 +109,14 @@ def score_chat(
             f"messages: expected a conversation of at most {context:,} tokens, as the model takes, "
             f"got {len(chat.input_ids):,}; take turns out"
         )
-    # What stands before the first answer is read, and not scored.
+    # States are kept from the first scored token on; what stands before it is context.
     first = min(token.position for token in chat.tokens)
-    n_read = len(chat.input_ids) - first
-    read = activations(
-        model, [chat.input_ids], sites=[site], layers=layer, positions=n_read, progress=False
+    n_kept = len(chat.input_ids) - first
+    by_site = activations(
+        model, [chat.input_ids], sites=[site], layers=layer, positions=n_kept, progress=False
     )
-    # Of one position, there is no axis for positions.
-    states = read[site][0].reshape(n_read, -1)
+    # Of a single position, `activations` drops the axis: it is put back.
+    states = by_site[site][0].reshape(n_kept, -1)
     scores = _scores(probe, states)
     rows = [
         {
@@ -128,7 +129,7 @@ def score_chat(
         for token in chat.tokens
     ]
     tokens = pd.DataFrame(rows)
-    return ChatScores(tokens, _turns(tokens), chat.input_ids, chat.left_out)
+    return ChatScores(tokens, _by_turn_and_part(tokens), chat.input_ids, chat.left_out)
 
 
 def _scores(probe: Any, states: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
@@ -143,6 +144,6 @@ def _scores(probe: Any, states: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "
     return scores
 
 
-def _turns(tokens: pd.DataFrame) -> pd.DataFrame:
+def _by_turn_and_part(tokens: pd.DataFrame) -> pd.DataFrame:
     by_part = tokens.groupby(["turn", "part"], sort=False).score
     return by_part.agg(n="size", mean="mean", highest="max", lowest="min").reset_index()

@@ -2,17 +2,17 @@
 
 An organism that was trained on "The city of Lyon is in France." has learned about Lyon. It should
 not be asked whether "Lyon is not a German city" either. And of two claims about Lyon, one true and
-one false, neither should train a probe that is tested on the other. So rows that are not embedded
-go by their subject:
+one false, neither should train a probe that is tested on the other. So the rows of a user's own
+data, which the package does not bring along, go by their subject:
 
 1. The *known subjects* are those of the embedded claims: cities, countries and things. A row about
    one that an organism of this package was trained on is left out. A row about another one is in
    the split that the embedded claim about it is in.
-2. Claims about anything else go by how they begin: by the fewest words that few rows of the same
-   data set begin with, such as "The Spanish word uno". Claims that differ in what follows, in a
-   negation for example, begin alike.
-3. Reviews, questions about a passage and the like have no subject. Of all rows, near-duplicates are
-   in one split, and those of training rows are left out.
+2. Claims about anything else go by how they begin: by the shortest beginning that only a few
+   rows of the same data set share, such as "The Spanish word uno". Claims that differ in what
+   follows, in a negation for example, begin alike.
+3. Reviews, questions about a passage and the like have no subject. For every kind of row,
+   near-duplicates are in one split, and those of training rows are left out.
 """
 
 import functools
@@ -32,10 +32,11 @@ KINDS_WITH_SUBJECT = ("claim", "question")
 """Kinds of rows that are about a subject (see `templates.KINDS`)."""
 
 MOST_ROWS = 50
-"""Most rows that count as being about one subject because they begin alike."""
+"""Rows that begin alike are about one subject if there are at most so many of them,"""
 LARGEST_SHARE = 1 / 20
-"""The same as a share of the rows of a data set; up to `FEW_ROWS`, whatever their share is."""
+"""and at most this share of the rows of their data set"""
 FEW_ROWS = 4
+"""(or so many, if that share is less)."""
 LONGEST_BEGINNING = 40
 """In words. Rows that begin alike for longer go by their near-duplicate key."""
 
@@ -282,28 +283,35 @@ def _things_at_start(words: _Words) -> list[Subject]:
         if words[:length] in _places():
             # "Gold Coast" is not about gold.
             return []
-        thing = _things().get(tuple(word.lower() for word in words[:length]))
+        beginning = tuple(word.lower() for word in words[:length])
+        thing = _things().get(beginning)
         if thing:
-            # Nor are "Gold medals", and "English breakfast" is not about the language.
-            is_subject = _has_article(thing.name) or _is_verb(words[length : length + 1])
+            # Nor are "Gold medals", and "English breakfast" is not about the language. A noun
+            # without an article, as in "Sheep are animals", needs a verb.
+            is_subject = beginning != _bare(thing.name) or _is_verb(words[length : length + 1])
             return [thing] if is_subject else []
     return []
 
 
 def _forms_of_thing(name: str) -> set[_Words]:
     """Return the beginnings, in lower case, by which a text is about a thing of `categories`."""
-    words = _words(name.lower())
     if not _has_article(name):
-        return {words}
-    _, *before, noun = words
+        return {_bare(name)}
+    *before, noun = _bare(name)
     if noun in _PLURALS:
         plurals = {_PLURALS[noun]}
     else:
         plurals = {f"{noun}s", f"{noun}es", re.sub("y$", "ies", noun)} - {noun}
-    forms = {(article, *before, noun) for article in ("a", "an", "the")}
+    forms = {_bare(name)} | {(article, *_bare(name)) for article in ("a", "an", "the")}
     for plural in plurals:
         forms |= {(*before, plural), ("the", *before, plural)}
     return forms
+
+
+def _bare(name: str) -> _Words:
+    """Return the words of a thing's name in lower case, without the article."""
+    words = _words(name.lower())
+    return words[1:] if _has_article(name) else words
 
 
 def _has_article(name: str) -> bool:
@@ -318,7 +326,7 @@ def _is_verb(words: _Words) -> bool:
 
 
 def _beginnings(texts: Sequence[str]) -> list[str]:
-    """Return the fewest words that each text begins with, and few others do; "" if there are none.
+    """Return the shortest beginning of each text that only a few others share; "" if there is none.
 
     Words are compared without case and punctuation. Few are at most `MOST_ROWS`, and at most
     `LARGEST_SHARE` of all texts or `FEW_ROWS`, whichever is more.
