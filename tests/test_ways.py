@@ -55,11 +55,11 @@ def test_forty_statements_of_ones_own_go_through_all_five_notebooks(tmp_path):
         done = run(papermill(stage, tmp_path / f"{stage}.ipynb", **options, **parameters))
         assert done.returncode == 0, done.stderr[-2000:]
     answers = text_outputs(tmp_path / "02_check_lie_rate.ipynb")
-    assert "**refused**, the model does not know these answers" in answers
+    assert "**Nothing is claimed**" in answers
     results = text_outputs(tmp_path / "05_probe_ablations.ipynb")
     # Nothing that it does not know can be lied about.
     assert "skipped: lie, by example, lie rows: expected of each class at least" in results
-    assert "**Nothing is claimed**" in results
+    assert "data sets that pass the gate: none" in results and "**Nothing is claimed**" in results
 
 
 def test_the_default_model_goes_through_a_notebook_that_none_ran_before(tmp_path):
@@ -67,7 +67,7 @@ def test_the_default_model_goes_through_a_notebook_that_none_ran_before(tmp_path
     done = run(papermill("04_extract_grads", tmp_path / "out.ipynb", **options))
     assert done.returncode == 0, done.stderr[-2000:]
     results = text_outputs(tmp_path / "out.ipynb")
-    assert "The cached prefix gives the gradient of full backprop" in results
+    assert "It equals that of full backprop" in results
 
 
 def test_a_model_that_needs_a_hub_ends_with_a_short_error_and_a_failing_exit_code(tmp_path):
