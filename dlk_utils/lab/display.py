@@ -5,7 +5,7 @@ import difflib
 import logging
 import platform
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 import pandas as pd
 import torch
@@ -156,9 +156,9 @@ def interval_text(row: Any, name: str = "estimate", *, signed: bool = False) -> 
     return f"{value} [{low}, {high}]"
 
 
-def percent(share: float) -> str:
-    """Write a share as a whole percentage, such as "58 %"."""
-    return f"{100 * share:.0f} %"
+def percent(share: SupportsFloat) -> str:
+    """Write a share, a number of Python or of numpy, as a whole percentage, such as "58 %"."""
+    return f"{100 * float(share):.0f} %"
 
 
 def stack_shares(table: pd.DataFrame, names: Mapping[str, str], by: str) -> pd.DataFrame:

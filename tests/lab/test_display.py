@@ -4,6 +4,7 @@ import re
 from importlib.metadata import version
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -13,6 +14,7 @@ from dlk_utils.lab.display import (
     check_parameters,
     describe_run,
     interval_text,
+    percent,
     refusal,
     show_prompt,
     start,
@@ -168,3 +170,10 @@ def test_a_guard_that_refuses_is_quoted_and_one_that_does_not_is_an_error(capsys
     assert capsys.readouterr().out == "DataError: expected rows, got none\n"
     with pytest.raises(AssertionError, match="nothing was refused"):
         refusal(lambda: None)
+
+
+@pytest.mark.parametrize(
+    "share", [0.576, np.float64(0.576), np.float32(0.576), np.mean([True, False])]
+)
+def test_a_share_of_any_kind_of_number_is_a_whole_percentage(share):
+    assert percent(share) == f"{round(100 * float(share))} %"
