@@ -41,6 +41,8 @@ NOTHING_RUNS = """
   return isReady && !prompts.some(prompt => prompt.textContent.includes("*"));
 })()
 """
+TEXT_FIELDS = ".jp-OutputArea .widget-textarea textarea"
+"""The text fields of the panel: the claim, and the system prompt."""
 PICTURES = "document.querySelectorAll('.widget-output .js-plotly-plot').length"
 ERRORS = """[...document.querySelectorAll('[data-mime-type="application/vnd.jupyter.error"]')]
   .map(error => error.textContent)"""
@@ -140,14 +142,14 @@ def click(page: Page, selector: str) -> None:
 
 
 def run_all_cells(page: Page) -> None:
-    """Run all cells of the notebook, and wait until one of them is the panel's first answer.
+    """Run all cells of the notebook, and wait until one of them shows the panel.
 
     On a busy machine, JupyterLab may give up the kernel that it has started and start another one.
     What was to run is then lost, and is run again.
     """
 
-    def panel_answers() -> bool:
-        if text_of(page, ".asked"):
+    def shows_panel() -> bool:
+        if page.value(f"document.querySelectorAll('{TEXT_FIELDS}').length"):
             return True
         if page.value(NOTHING_RUNS):
             # JupyterLab runs the notebook that one has clicked on.
@@ -157,12 +159,12 @@ def run_all_cells(page: Page) -> None:
             time.sleep(5)
         return False
 
-    wait_for(panel_answers, "the panel answers")
+    wait_for(shows_panel, "the panel is shown")
 
 
 def type_into(page: Page, number: int, text: str) -> None:
     """Type a text into a text field of the panel, in place of what it holds, and leave it."""
-    field = f"document.querySelectorAll('.jp-OutputArea .widget-textarea textarea')[{number}]"
+    field = f"document.querySelectorAll('{TEXT_FIELDS}')[{number}]"
     page.value(f"{field}.scrollIntoView(), {field}.focus(), {field}.select()")
     page.call("Input.insertText", text=text)
     assert page.value(f"{field}.value") == text
