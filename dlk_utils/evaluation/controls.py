@@ -12,6 +12,7 @@ question under a truth instruction. A probe of truth adds something only where i
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -111,16 +112,22 @@ def scores_without_states(task: Task) -> dict[str, Float[np.ndarray, " n"]]:
         encoder = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
         return _encoded_scores(encoder, column, task, y, C=WORDS_C)
 
-    length_probe = Logistic(C=1.0).fit(_log_length(task.train), y)
-    scores = {
-        "majority": np.full(len(task.test), y.mean() - 0.5),
-        **rival_scores(task),
-        "instruction only": from_categories(["instruction"]),
-        "metadata": from_categories(["instruction", "template", "dataset"]),
-        "length": length_probe.decision_function(_log_length(task.test)),
-        "TF-IDF": from_words("prompt"),
-        "TF-IDF, question only": from_words("text"),
+    def from_length() -> Float[np.ndarray, " n"]:
+        probe = Logistic(C=1.0).fit(_log_length(task.train), y)
+        return probe.decision_function(_log_length(task.test))
+
+    learned = {
+        "instruction only": partial(from_categories, ["instruction"]),
+        "metadata": partial(from_categories, ["instruction", "template", "dataset"]),
+        "length": from_length,
+        "TF-IDF": partial(from_words, "prompt"),
+        "TF-IDF, question only": partial(from_words, "text"),
     }
+    majority = np.full(len(task.test), y.mean() - 0.5)
+    # Pairs have two classes also where their rows have one label. There is only that to learn.
+    has_one_label = len(np.unique(y)) < 2
+    scores = {"majority": majority, **rival_scores(task)}
+    scores |= {name: majority if has_one_label else learn() for name, learn in learned.items()}
     if task.of_pairs:
         return {name: score_pairs(guesses, task) for name, guesses in scores.items()}
     return scores
