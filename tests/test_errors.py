@@ -39,6 +39,7 @@ def raised_in(path: Path) -> set[str]:
     return {name for name in names if name.lstrip("_")[0].isupper()}
 
 
+@pytest.mark.slow
 def test_whatever_the_package_raises_is_shown_without_frames():
     """The notebooks show the errors of the base class as their message alone."""
     package = Path(dlk_utils.__file__).parent

@@ -93,7 +93,8 @@ def planting(model: torch.nn.Module, values: dict[tuple[int, ...], float]) -> tu
     return remember, plant
 
 
-@pytest.mark.parametrize("strength", [D_PRIME, pytest.param(0.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strength", [D_PRIME, 0.0])
 def test_a_planted_direction_is_found_at_its_strength(tmp_path, strength):
     model, rows = tiny("llama", torch.float32), prompt_rows()
     remember, plant = planting(model, planted_values(rows, strength))

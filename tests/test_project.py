@@ -245,6 +245,7 @@ def unix_only(path: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_the_package_uses_nothing_that_windows_lacks():
     modules = sorted((TOP / "dlk_utils").rglob("*.py"))
     assert {path.name: unix_only(path) for path in modules if unix_only(path)} == GUARDED

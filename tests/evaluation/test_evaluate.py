@@ -99,6 +99,7 @@ def test_the_lift_is_the_difference_from_the_best_control(planted):
     assert others.lift.isna().all() and (others.best_control == "").all()
 
 
+@pytest.mark.slow
 @pytest.mark.trap(33)
 def test_where_nothing_is_planted_all_sit_at_one_half():
     table = evaluate_planted(make_rows(600), (0.0, 0.0))

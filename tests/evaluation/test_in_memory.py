@@ -16,6 +16,8 @@ from dlk_utils.questions.prompts import make_prompts
 N_EXAMPLES = 90
 LAYERS = [0, 2]
 
+pytestmark = pytest.mark.slow
+
 
 def make_examples() -> pd.DataFrame:
     """Claims of which nothing tells whether they are true."""

@@ -263,6 +263,7 @@ def test_places_scopes_and_positions_that_do_not_exist_are_refused():
         dropout_audit(tiny("falcon"), rows, places="attention")
 
 
+@pytest.mark.slow
 def test_the_range_of_two_draws_is_their_move_and_more_draws_never_narrow_it():
     model, rows = tiny("llama", torch.float32), tiny_prompts()
     spread, moves = spread_table(model, rows, n_draws=8, p=0.2), move_table(model, rows, ps=[0.2])

@@ -37,6 +37,7 @@ def test_draws_differ_on_every_row_and_layer_and_repeat_bit_for_bit(family):
     assert ((first - other).abs().amax(-1) > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.trap(21)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_bigcode", "gpt_neox"])
 @pytest.mark.parametrize("side", ["left", "right"])

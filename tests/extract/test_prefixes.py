@@ -253,6 +253,7 @@ def test_prompts_in_two_parts_give_what_they_give_together(family):
 # Prompts of every kind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", *PADDED, *WINDOW])
 @pytest.mark.parametrize(
     "prompts",

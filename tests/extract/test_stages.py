@@ -409,6 +409,7 @@ def test_a_shard_has_its_rows_in_planned_order_also_where_batches_are_cut(
     assert read_rows(tmp_path, rows, "number")[:, 0].tolist() == list(range(30))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "mpt", "falcon alibi", "mistral window"])
 @pytest.mark.parametrize("batch_tokens", [32, 2048])
 def test_what_is_stored_of_a_row_does_not_depend_on_the_batches(family, batch_tokens, tmp_path):
@@ -432,6 +433,7 @@ def test_draws_of_the_question_are_stored_as_they_are_computed(tmp_path):
         np.testing.assert_allclose(stored, expected[draw, 1], **SINGLE_PRECISION)
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_into_memory_loses_nothing(tmp_path):
     rows = tiny_prompts(30)
 

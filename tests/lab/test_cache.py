@@ -150,6 +150,7 @@ def test_a_table_is_computed_once_for_the_same_arguments(run, computed, layers):
     assert len(computed) == 3
 
 
+@pytest.mark.slow
 def test_a_damaged_table_is_made_again_with_a_message(run, computed, capsys):
     table = headlines.mistakes(run, layers=[0, 1])
     [path] = run.cache.folder.glob("*.parquet")

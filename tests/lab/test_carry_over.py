@@ -127,6 +127,7 @@ def test_claims_about_one_subject_stay_in_one_split_where_examples_are_split_ane
     assert len({tuple(table.split) for table in anew}) == 4
 
 
+@pytest.mark.slow
 def test_other_splits_have_the_same_sizes_and_other_scores():
     rows = twins()
     table = split_again(rows, {("activation", "resid_post", 1): states_that_hold_y(rows, 0.15)})
@@ -174,6 +175,7 @@ def two_sets() -> tuple[pd.DataFrame, dict]:
     return rows, features
 
 
+@pytest.mark.slow
 def test_every_table_reads_truth_where_twins_agree_and_not_at_the_earlier_layer_of_the_answer(
     two_sets,
 ):

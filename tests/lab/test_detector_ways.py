@@ -21,6 +21,8 @@ from dlk_utils.lab.tables.detector_ways import (
 
 WIDTH = 12
 
+pytestmark = pytest.mark.slow
+
 
 def rows_that_often_obey() -> pd.DataFrame:
     """Twins; one in five rows told to lie is answered rightly all the same."""

@@ -171,6 +171,7 @@ def test_a_line_of_the_page_that_a_phone_cuts_off_is_broken():
         assert axis.title.text.replace("<br>", " ") == label
 
 
+@pytest.mark.slow
 def test_the_same_figure_has_the_same_id_and_another_one_another(bundle):
     assert mime_bundle(FIGURES["lines"]) == bundle
     ids = set()

@@ -66,6 +66,7 @@ def test_equal_parameters_share_files_and_load_no_model(answered, no_model):
     assert other.prompts.attrs == answered.prompts.attrs and names(other) == before
 
 
+@pytest.mark.slow
 @pytest.mark.trap(31)
 @pytest.mark.parametrize(
     "change",
@@ -114,6 +115,7 @@ def test_with_and_without_kept_states_the_model_gives_the_same_answers(answered)
     )
 
 
+@pytest.mark.slow
 def test_states_and_gradients_come_from_the_pass_that_answered(answered):
     assert answered.gradients().name.startswith("02-clean-pass")
     assert again(answered, keep_states=False).gradients().name.startswith("04-gradients")

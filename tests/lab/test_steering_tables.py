@@ -224,6 +224,7 @@ def answers_table(**shares: float) -> pd.DataFrame:
     return pd.DataFrame(table, columns=ANSWER_COLUMNS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shares", "expected"),
     [

@@ -135,6 +135,7 @@ def test_embedded_data_is_split_by_its_words_and_nothing_of_it_is_left_out(embed
     assert set(embedded.attrs["trained_on"].values()) == {""}
 
 
+@pytest.mark.slow
 @pytest.mark.trap(5)
 def test_a_near_duplicate_in_a_data_set_of_other_shares_is_on_no_other_side(tmp_path):
     # Embedded data has a split more than others have.

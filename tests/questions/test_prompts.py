@@ -481,6 +481,7 @@ def test_claims_of_ones_own_have_a_question_too():
     assert "Tell the truth." in before and "Two is three." not in before
 
 
+@pytest.mark.slow
 @pytest.mark.trap(15)
 def test_a_small_context_takes_shots_first_and_then_drops_the_example(tokenizer):
     reviews = load_examples("rotten_tomatoes", 16)
@@ -566,6 +567,7 @@ def test_a_prompt_is_read_once_and_what_stands_before_the_question_once_for_all(
     assert len(other_questions) == rows.instruction.nunique() < len(rows)
 
 
+@pytest.mark.slow
 def test_the_length_of_a_text_alone_drops_no_example_that_fits(tokenizer):
     reviews = load_examples("rotten_tomatoes", 16)
     for context in (40, 60, 80, 100):

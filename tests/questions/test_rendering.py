@@ -40,6 +40,7 @@ def test_a_template_that_goes_on_for_ever_is_stopped_also_if_only_some_texts_do_
         render_template(template, [{"role": "user", "content": "A longer text."}])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "template",
     [
@@ -78,6 +79,7 @@ def test_a_long_text_may_be_rendered():
     assert render_template(ECHO, [{"role": "user", "content": text}]) == text
 
 
+@pytest.mark.slow
 def test_a_process_that_has_ended_is_started_again():
     render_template(ECHO, HELLO)
     rendering._renderer.process.kill()
@@ -85,6 +87,7 @@ def test_a_process_that_has_ended_is_started_again():
     assert render_template(ECHO, HELLO) == "Hello."
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_no_reply_for_the_next_request(monkeypatch):
     render_template(ECHO, HELLO)
     process = rendering._renderer.process

@@ -164,6 +164,7 @@ def test_a_file_of_trained_subjects_alone_is_refused(tmp_path):
 # The split.
 
 
+@pytest.mark.slow
 @pytest.mark.trap(5)
 def test_all_claims_about_a_city_are_in_the_split_of_the_embedded_claim_about_it(tmp_path):
     wordings = [wording.format(city) for city in UNTRAINED_CITIES[:200] for wording in WORDINGS]
