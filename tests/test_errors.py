@@ -4,6 +4,8 @@ import ast
 import pickle
 from pathlib import Path
 
+import pytest
+
 import dlk_utils
 from dlk_utils import errors
 from dlk_utils.errors import MOST_CHARACTERS, DataError, DlkError, ParameterError

@@ -27,6 +27,8 @@ from dlk_utils.extract.passes import (
 )
 from dlk_utils.extract.steering import ablate, scaled_to_spread, steer
 
+pytestmark = pytest.mark.slow
+
 QUIET = {"progress": False}
 LAYER = 1
 

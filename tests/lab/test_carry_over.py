@@ -22,6 +22,8 @@ from dlk_utils.lab.tables.carry_over import (
     transfer_matrix,
 )
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 30
 
 

@@ -24,6 +24,8 @@ from dlk_utils.lab.tables.graded import (
     with_rivals,
 )
 
+pytestmark = pytest.mark.slow
+
 LAYERS = [1, 2]
 
 

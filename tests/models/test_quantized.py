@@ -19,6 +19,8 @@ from dlk_utils.extract.gradients import full_backprop, pooled_weight_gradients, 
 from dlk_utils.models.loading import load_model
 from dlk_utils.models.sites import SITES
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("bitsandbytes")
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11], [12] * 9]
 
