@@ -11,7 +11,7 @@ data, which the package does not bring along, go by their subject:
 2. Claims about anything else go by how they begin: by the shortest beginning that only a few
    rows of the same data set share, such as "The Spanish word uno". Claims that differ in what
    follows, in a negation for example, begin alike.
-3. Reviews, questions about a passage and the like have no subject. For every kind of row,
+3. Reviews and questions about a passage, for example, have no subject. For every kind of row,
    near-duplicates are in one split, and those of training rows are left out.
 """
 

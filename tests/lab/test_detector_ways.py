@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 
 def rows_that_often_obey() -> pd.DataFrame:
-    """Twins; one in five rows told to lie is answered rightly all the same."""
+    """Twins; one in five rows told to lie is answered rightly nevertheless."""
     rows = twins(160)
     disobeys = (rows.role == "lie") & (np.random.default_rng(0).random(len(rows)) < 0.2)
     answer = np.where(disobeys, rows.label, rows.answer)
