@@ -44,6 +44,8 @@ NOTHING_RUNS = """
 TEXT_FIELDS = ".jp-OutputArea .widget-textarea textarea"
 """The text fields of the panel: the claim, and the system prompt."""
 PICTURES = "document.querySelectorAll('.widget-output .js-plotly-plot').length"
+CHANGES = ".widget-output .shown-table"
+"""The tables of the panel. The last one, which comes last, says what a change does."""
 ERRORS = """[...document.querySelectorAll('[data-mime-type="application/vnd.jupyter.error"]')]
   .map(error => error.textContent)"""
 SETTINGS = {"@jupyterlab/notebook-extension/tracker": '{"windowingMode": "none"}'}
@@ -205,6 +207,5 @@ def test_one_types_a_claim_and_the_verdict_follows_the_system_prompt(tmp_path):
         assert "Verdict: honest" in honest and "Verdict: lie" in lying
         # Its pictures and tables come with it.
         wait_for(lambda: page.value(PICTURES) >= 2, "two pictures")
-        tables = wait_for(lambda: text_of(page, ".widget-output .shown-table"), "a table")
-        assert "dropout draw 1" in tables
+        wait_for(lambda: "dropout draw 1" in text_of(page, CHANGES), "the table of changes")
         assert page.value(ERRORS) == []
