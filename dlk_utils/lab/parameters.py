@@ -534,7 +534,7 @@ _PARAMETERS = (
         "seed",
         0,
         whole_number(0, 2**32 - 1),
-        "decides which examples, templates, instructions and dropout masks",
+        "decides which examples, templates, instructions and dropout masks are drawn",
     ),
     Parameter(
         "runs_dir",
@@ -612,28 +612,38 @@ _PARAMETERS = (
         "rows whose gradient is computed again by full backprop",
     ),
     Parameter("engine", "local", _engines(), '"ray": the extraction as a Ray Data job'),
-    Parameter("layer_stride", 3, whole_number(1, 1000), "every how many layers a probe is fitted"),
+    Parameter(
+        "layer_stride",
+        3,
+        whole_number(1, 1000),
+        "step between the layers at which probes are fitted",
+    ),
     Parameter(
         "weight_gradients",
         False,
         true_or_false(),
-        "pooled weight gradients too, which cost a full backprop a row",
+        "pooled weight gradients too, which cost a full backprop per row",
     ),
     Parameter(
-        "statements", "", texts(), 'a list of claims, or a text file with one a line; "": ours'
+        "statements", "", texts(), 'a list of claims, or a text file with one per line; "": ours'
     ),
     Parameter(
-        "system_prompts", "", texts(), 'a list, or a text file with one a line; "": some of ours'
+        "system_prompts", "", texts(), 'a list, or a text file with one per line; "": some of ours'
     ),
-    Parameter("chats", "", text_file(), 'a JSONL file, one conversation a line; "": a few of ours'),
     Parameter(
-        "card", "", folder_of_card(), 'a detector that was kept, to judge with; "": fit detectors'
+        "chats", "", text_file(), 'a JSONL file, one conversation per line; "": a few of ours'
+    ),
+    Parameter(
+        "card",
+        "",
+        folder_of_card(),
+        'the folder of a saved detector, to judge with; "": fit detectors',
     ),
     Parameter(
         "styles",
         "negated,reported,shouted",
         some_of(tuple(STYLES)),
-        "in which the test examples are asked again",
+        "styles in which the test examples are asked again",
     ),
     Parameter(
         "graded",
@@ -648,7 +658,10 @@ _PARAMETERS = (
         "how far a state is pushed, in standard deviations of the states along the direction",
     ),
     Parameter(
-        "n_random", 4, whole_number(1, 1000), "random directions, and as many of shuffled labels"
+        "n_random",
+        4,
+        whole_number(1, 1000),
+        "number of random directions, and of directions from shuffled labels",
     ),
     Parameter("plain", "smollm2", model_or_none(), "a model that hardly lies, for comparison"),
 )
