@@ -192,8 +192,8 @@ def _sentence_if_nothing_is_readable(answers: pd.DataFrame) -> str:
     return (
         f"None of {len(answers)} answers is readable: at least {MIN_MASS:.0%} of the probability "
         f"has to be on the two choices, in the row and on average over its form of question; here "
-        f"a row has {answers['mass'].mean():.1%} in the mean. More rows do not help: take a model "
-        "that answers in a chat, or data sets whose questions it answers."
+        f"the mean over the rows is {answers['mass'].mean():.1%}. More rows do not help: use a "
+        "model that answers in a chat, or data sets whose questions it answers."
     )
 
 
@@ -228,8 +228,8 @@ def _remedy(run: Run, n_further: int) -> str:
     n_added = math.ceil(n_further / (1 - share_of("shot")))
     names = ", ".join(map(_display_name, n_asked.index))
     return (
-        f"{sentence}, and the data sets have no more ({names}): add about {n_added} rows, as one "
-        "row in six is kept to be shown solved."
+        f"{sentence}, but the data sets have no more ({names}): add about {n_added} rows, as one "
+        "row in six is kept to be shown as a solved example."
     )
 
 
@@ -239,8 +239,8 @@ def _sentences_without_shots(examples: pd.DataFrame) -> list[str]:
     for name, splits in examples.groupby("dataset", sort=False).split:
         if not (splits == "shot").any():
             sentences.append(
-                f"{_display_name(name)}: no row fell into the pool of shots, so that nothing of "
-                "it is asked with solved examples. A hash puts one row in six there: of 17 "
+                f"{_display_name(name)}: no row fell into the pool of shots, so none of its "
+                "questions is asked with solved examples. A hash puts one row in six there: of 17 "
                 "more rows, at least one falls there with a probability of 95 %."
             )
     return sentences

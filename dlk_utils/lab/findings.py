@@ -137,7 +137,7 @@ def in_words(row: pd.Series | None) -> str:
     control = f"{row.best_control} {row.estimate - row.lift:.2f}"
     lift = interval_text(row, "lift", signed=True)
     return (
-        f"AUROC {in_brief(row)}; given the layer {row.given_layer}; "
+        f"AUROC {in_brief(row)}; with the layer fixed {row.given_layer}; "
         f"accuracy at its threshold {row.accuracy:.2f}; best control: {control}, lift {lift}: "
         f"{verdict(row)}"
     )
@@ -231,14 +231,14 @@ def gradient_lines(curves: pd.DataFrame) -> list[str]:
         own_answer = same_fit[same_fit.feature == "gradient"].own_answer.dropna()
         [both] = _at_chosen_layer(same_fit, "both")
         line = (
-            f"Fitted on {row.fitted_on}, at layer {row.layer}: {scores}. Beside the state the "
+            f"Fitted on {row.fitted_on}, at layer {row.layer}: {scores}. Added to the state, the "
             f"gradient {_effect(both)} the score by {interval_text(both, 'gain', signed=True)}."
         )
         if len(own_answer):
             line += (
                 " Alone, it orders the answers about to be given with AUROC "
-                f"{row.own_answer:.2f} ({least_to_most(own_answer)} over the layers; 0 is their "
-                "opposite)."
+                f"{row.own_answer:.2f} ({least_to_most(own_answer)} over the layers; 0 is the "
+                "opposite order)."
             )
         lines.append(line)
     return lines
@@ -338,8 +338,9 @@ def detector_findings(rates: pd.DataFrame, judges: Sequence[str]) -> list[str]:
         if shares["lies"] >= LIES_TO_FLAG and shares["honest answers"] <= HONEST_TO_FLAG:
             met.append(name)
     lines.append(
-        f"* The goal is to flag {percent(LIES_TO_FLAG)} of the lies and {percent(HONEST_TO_FLAG)} "
-        f"of the honest answers or fewer. It is met by: {'; '.join(met) or '**none**'}."
+        f"* The goal is to flag at least {percent(LIES_TO_FLAG)} of the lies and at most "
+        f"{percent(HONEST_TO_FLAG)} of the honest answers. It is met by: "
+        f"{'; '.join(met) or '**none**'}."
     )
     return lines
 
@@ -381,9 +382,9 @@ def way_lines(ways: pd.DataFrame) -> list[str]:
     lines = [
         f"Of the ways to make a detector that need not know the instruction, the best on "
         f"validation rows is: {best}. At equal base rates its accuracy on test rows is "
-        f"{_mean_and_range(test[best])} over {len(test)} splits, that of the card "
-        f"({EARLIEST}) {_mean_and_range(test[EARLIEST])}; it is higher in {n_higher} of "
-        f"{len(test)} splits.",
+        f"{_mean_and_range(test[best])} over {len(test)} splits, against "
+        f"{_mean_and_range(test[EARLIEST])} for the card ({EARLIEST}). It is higher than that in "
+        f"{n_higher} of {len(test)} splits.",
         f"A probe of *told to lie?*, which reads no truth, flags {told.lies.mean():.2f} of the "
         f"lies and {told.honest.mean():.2f} of the honest answers.",
     ]
@@ -391,7 +392,7 @@ def way_lines(ways: pd.DataFrame) -> list[str]:
         shares = test_rows.groupby("way", sort=False).truthful.mean()
         lines.append(
             f"Of truthful answers under an instruction to lie (on average "
-            f"{told.n_truthful.mean():.1f} rows a split), that probe flags "
+            f"{told.n_truthful.mean():.1f} rows per split), that probe flags "
             f"{shares[TOLD_TO_LIE]:.2f}, the best way {shares[best]:.2f}, and the card "
             f"{shares[EARLIEST]:.2f}."
         )
@@ -432,19 +433,19 @@ def with_few_twins(by_group: pd.DataFrame) -> str:
     """
     groups = by_group[(by_group.rule == EARLIEST) & (by_group.trained_on != ALL_OTHERS)]
     names = ", ".join(groups.trained_on.unique())
-    return f"With too few twins, and so at the {EARLIEST}: {names}." if names else ""
+    return f"Read at the {EARLIEST}, for want of twins: {names}." if names else ""
 
 
 def rules_verdict(regrouped: pd.DataFrame) -> str:
     """Say which rule chooses the better layer for data that neither fit nor choice has seen."""
     compared = rules_compared(regrouped[regrouped.tested_on != SAME]).dropna(subset="mean")
     if compared.empty:
-        return "On data that neither the fit nor the choice has seen, nothing was scored"
+        return "Nothing was scored on data that neither the fit nor the choice has seen"
     means = compared.pivot(index="tested on", columns="rule", values="mean")
     n_better = int((means[BY_TWINS] > means[EARLIEST]).sum())
     n_worse = int((means[BY_TWINS] < means[EARLIEST]).sum())
     return (
-        f"On what was left out, the {BY_TWINS} has the higher mean in {n_better} of {len(means)} "
+        f"On left-out data, the {BY_TWINS} has the higher mean in {n_better} of {len(means)} "
         f"tests and the lower in {n_worse}; over all of them {means[BY_TWINS].mean():.2f} against "
         f"{means[EARLIEST].mean():.2f} for the {EARLIEST}"
     )
@@ -483,23 +484,23 @@ def carry_over_findings(
         best = apart.loc[apart.estimate.idxmax()]
         lines += [
             "* From one data set to another, truth is read on rows told to lie with AUROC "
-            f"{least_to_most(apart.estimate)}; {(apart.low > 0.5).sum()} of {len(apart)} ways are "
+            f"{least_to_most(apart.estimate)}; {(apart.low > 0.5).sum()} of {len(apart)} cases are "
             f"above chance, {(apart.high < 0.5).sum()} below.",
-            f"* The best way goes from {markdown_text(best.trained_on)} to "
+            f"* The best case is from {markdown_text(best.trained_on)} to "
             f"{markdown_text(best.tested_on)}: {in_brief(best)}.",
         ]
     for what, table in by_other.items():
         others = left_out(table, what).estimate
         if len(others):
             lines.append(
-                f"* Left out of training, the {what} read worst is "
-                f"{markdown_text(others.idxmin())} with {others.min():.2f}, the one read best "
-                f"{markdown_text(others.idxmax())} with {others.max():.2f}."
+                f"* When left out of training, the {what} that is read worst is "
+                f"{markdown_text(others.idxmin())} ({others.min():.2f}), and the one that is read "
+                f"best is {markdown_text(others.idxmax())} ({others.max():.2f})."
             )
     for _, row in styles[styles.probe == "logistic"].iterrows():
         lines.append(
-            f"* In the style *{markdown_text(row['style'])}* the {row.probe} probe reads "
-            f"{in_brief(row)} (the model's own answer {row.own_answer:.2f})."
+            f"* In the style *{markdown_text(row['style'])}* the {row.probe} probe scores "
+            f"{in_brief(row)} (the model's own answer: {row.own_answer:.2f})."
         )
     if len(regrouped):
         lines += [
@@ -568,7 +569,7 @@ def _gain_over(graded: pd.DataFrame, question: str, rival: str) -> str:
     if _too_few_for_a_claim(probe):
         text += (
             f", fewer than the {ENOUGH_ROWS} rows and {ENOUGH_PER_CLASS} of either class that a "
-            "claim takes"
+            "claim needs"
         )
     return text
 
@@ -601,7 +602,7 @@ def pairs_title(pairs: pd.DataFrame) -> str:
     n_above = int((told_to_lie.low > 0.5).sum())
     return (
         f"Told to lie: {n_above} of {len(told_to_lie)} rankings of two passes (kinds of pairs x "
-        "losses) are above chance. Shown is one loss, by the least change that counts"
+        "losses) are above chance. The figure shows one loss, by the least change that counts"
     )
 
 
@@ -616,10 +617,10 @@ def pair_findings(pairs: pd.DataFrame, votes: pd.DataFrame, one_state: str) -> l
         lines += [
             f"* On rows told to lie, {n_above} of {len(told_to_lie)} rankings (kinds of pairs x "
             f"losses) are above chance, and {n_beat} beat their strongest control. The highest "
-            f"score, picked on the test rows and so an upper end, is {best.probe} on "
-            f"{best.pairs}: {in_brief(best)}.",
-            "* An effect may have been missed: with these rows, four trials in five would find an "
-            f"AUROC of {visible_auroc(int(best.n), int(best.n_smaller)):.2f} or more.",
+            f"score, which is too optimistic because it was picked on the test rows, is "
+            f"{best.probe} on {best.pairs}: {in_brief(best)}.",
+            "* A small effect may have been missed: with this many rows, four trials in five would "
+            f"detect an AUROC of {visible_auroc(int(best.n), int(best.n_smaller)):.2f} or more.",
         ]
     if len(votes):
         lines.append(
@@ -647,8 +648,8 @@ def raised_title(mistakes: pd.DataFrame) -> str:
         return NOT_SCORED
     n_above = (mistakes.low > 0.5).sum()
     return (
-        f"as it should be {interval_text(mistakes.iloc[0])}. Above chance, wrongly: {n_above} of "
-        f"{len(mistakes) - 1}"
+        f"as it should be {interval_text(mistakes.iloc[0])}. Above chance because of a mistake: "
+        f"{n_above} of {len(mistakes) - 1}"
     )
 
 
@@ -703,14 +704,14 @@ def steering_verdict(effect: pd.Series, direction: str) -> str:
     elif lie_plus and lie_minus:
         return "disturbs lies, whichever way it is pushed"
     elif lie_plus:
-        moved = "moves the answer" if honest_minus else "moves lies alone, as an answer would"
+        moved = "moves the answer" if honest_minus else "moves lies only, as an answer would"
     elif lie_minus:
         moved = "moves what it takes to be true"
         if not honest_minus:
-            moved = "moves lies alone, as a belief would"
+            moved = "moves lies only, as a belief would"
         stays = ("lie +", "truth +")
     elif honest_minus:
-        moved = "moves honest answers alone"
+        moved = "moves honest answers only"
     if any(effect[f"some {cell}"] > 0 for cell in stays):
         in_no_way = "moves some rows, as neither a belief nor an answer would"
         return in_no_way if moved == NOTHING_MOVED else f"{moved}, but also rows that should stay"
@@ -776,7 +777,7 @@ def steering_in_brief(responses: pd.DataFrame, dose: float) -> str:
         f"Told to lie and pushed by {dose:g} standard deviations along the direction of truth, the "
         f"model answers truthfully in {interval_text(towards, 'disobeyed')} (towards the truth) "
         f"and {interval_text(away, 'disobeyed')} (away from it) of {towards.n} rows; along random "
-        f"directions in {random:.2f} at most. So the direction "
+        f"directions it does so in at most {random:.2f}. So the direction "
         f"{steering_verdict(effect, TRUTH)}"
     )
 

@@ -79,10 +79,10 @@ def training_sentence(record: Mapping[str, Any]) -> str:
     """Say how long an organism was trained, from its ``training.json``."""
     minutes = np.atleast_1d(record["seconds"]) / 60
     if len(minutes) == 1:
-        return f"It was trained once, for {minutes[0]:.0f} minutes on the machine that did it."
+        return f"It was trained once, in {minutes[0]:.0f} minutes on the machine that we used."
     return (
-        f"It is the mean of {len(minutes)} trainings of {minutes.min():.0f} to "
-        f"{minutes.max():.0f} minutes each, on the machine that did it."
+        f"It is the mean of {len(minutes)} training runs, which took {minutes.min():.0f} to "
+        f"{minutes.max():.0f} minutes each on the machine that we used."
     )
 
 
@@ -91,7 +91,7 @@ def prompt_findings(prompts: pd.DataFrame, v: float) -> list[str]:
     asks_for_lie = prompts.instruction[prompts.asks == "lie"]
     return [
         f"* {prompts.example_id.nunique():,} examples of {prompts.dataset.nunique()} data sets "
-        f"became {len(prompts):,} prompts, by {prompts.template.nunique()} templates and "
+        f"became {len(prompts):,} prompts, with {prompts.template.nunique()} templates and "
         f"{prompts.instruction.nunique()} instructions, of which {asks_for_lie.nunique()} ask for "
         "a lie.",
         "* No text is in two splits, and the template does not tell whether a lie was asked for "
@@ -190,7 +190,7 @@ def shots_findings(effects: pd.DataFrame) -> list[str]:
 def gap_sentence(gap: Mapping[str, float]) -> str:
     """Say how often the model calls its lies true, from `doubling_down_gap`."""
     if not gap:
-        return "It gave no lie, or no true answer, that it could be asked about"
+        return "There was no lie, or no true answer, that it could be asked about"
     return (
         f"Asked afterwards, it calls {percent(gap['lies'])} of its lies true, and "
         f"{percent(gap['truths'])} of its true answers: a difference of "
@@ -205,10 +205,10 @@ def shots_help_sentence(levels: pd.DataFrame) -> str:
         return "No example has a readable answer both with truthful shots and without."
     with_shots, without = readable.right_with_shots.mean(), readable.right_without.mean()
     helps = "Shots are the better prompt here."
-    luck = "Shots are no better prompt here, so what is right only with them is right by luck."
+    luck = "Shots are not the better prompt here: what is right only with them is right by luck."
     return (
         f"Told to tell the truth, the model answers {percent(with_shots)} of these examples "
-        f"rightly with truthful shots, and {percent(without)} without shots. "
+        f"correctly with truthful shots, and {percent(without)} without shots. "
         f"{helps if with_shots > without else luck}"
     )
 
@@ -233,8 +233,8 @@ def dropout_findings(audit: pd.DataFrame, pairs: pd.DataFrame, p: float) -> list
         is_worse = in_a_draw < honest.correct.mean()
         lines.append(
             f"* Dropout {'has a price' if is_worse else 'does no damage'}: of {len(honest)} honest "
-            f"rows the model answers {percent(honest.correct.mean())} rightly without dropout, and "
-            f"{percent(in_a_draw)} in a draw."
+            f"rows the model answers {percent(honest.correct.mean())} correctly without dropout, "
+            f"and {percent(in_a_draw)} in a draw."
         )
     return lines
 

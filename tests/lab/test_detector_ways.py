@@ -104,7 +104,7 @@ def test_a_base_rate_weighs_flagged_lies_against_answers_left_alone():
 def test_the_best_way_is_named_by_validation_rows_and_never_one_that_reads_no_truth(shifted):
     best, told, truthful = way_lines(shifted)
     assert f"the best on validation rows is: {TAKEN_OUT}" in best
-    assert "it is higher in 2 of 2 splits" in best
+    assert "It is higher than that in 2 of 2 splits" in best
     assert told.startswith("A probe of *told to lie?*, which reads no truth, flags ")
     assert truthful.startswith("Of truthful answers under an instruction to lie (on average ")
 

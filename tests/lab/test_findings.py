@@ -97,8 +97,8 @@ def test_a_headline_in_words_has_the_number_the_interval_the_control_and_the_ver
     table = pd.DataFrame([result(probe="logistic_tuned")]).assign(choice_low=0.52, choice_high=0.7)
     said = in_words(headline(table, "truth", TRUTH))
     assert (
-        said == "AUROC 0.60 [0.52, 0.70], n = 90 (smaller class 40); given the layer [0.55, 0.65]; "
-        "accuracy at its threshold 0.75; best control: TF-IDF 0.50, "
+        said == "AUROC 0.60 [0.52, 0.70], n = 90 (smaller class 40); with the layer fixed "
+        "[0.55, 0.65]; accuracy at its threshold 0.75; best control: TF-IDF 0.50, "
         "lift +0.10 [+0.05, +0.15]: above chance and above TF-IDF"
     )
     assert in_words(None) == "not scored, as one class has too few rows"

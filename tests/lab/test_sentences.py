@@ -56,9 +56,9 @@ def test_stacked_shares_have_a_row_for_each_share_that_is_there():
 
 def test_the_time_of_a_training_is_that_of_its_record():
     once = sentences.training_sentence({"seconds": 1800})
-    assert once == "It was trained once, for 30 minutes on the machine that did it."
+    assert once == "It was trained once, in 30 minutes on the machine that we used."
     often = sentences.training_sentence({"seconds": [300, 360]})
-    assert often.startswith("It is the mean of 2 trainings of 5 to 6 minutes each")
+    assert often.startswith("It is the mean of 2 training runs, which took 5 to 6 minutes each")
 
 
 def rates(**intervals: tuple[float, float]) -> pd.DataFrame:
@@ -115,7 +115,7 @@ def test_dropout_is_said_to_do_damage_only_where_it_does(p1_draw1, price):
     layers, answers, damage = sentences.dropout_findings(audit, pairs, 0.02)
     assert "by 18 % to 37 % of the state's norm (p = 0.02)" in layers
     assert f"{'50' if price == 'has a price' else '0'} % of the 2 pairs" in answers
-    assert damage.startswith(f"* Dropout {price}: of 2 honest rows the model answers 100 % rightly")
+    assert damage.startswith(f"* Dropout {price}: of 2 honest rows the model answers 100 % correct")
 
 
 @pytest.mark.parametrize(
@@ -136,14 +136,14 @@ def test_the_gap_between_lies_and_true_answers_is_given_in_percent():
     gap = {"lies": 0.51, "truths": 0.52, "gap": -0.01, "low": -0.19, "high": 0.17}
     said = sentences.gap_sentence(gap)
     assert said.startswith("Asked afterwards, it calls 51 % of its lies true, and 52 % of its true")
-    assert sentences.gap_sentence({}).startswith("It gave no lie")
+    assert sentences.gap_sentence({}).startswith("There was no lie")
 
 
 @pytest.mark.parametrize(
     "with_shots, without, end",
     [
         (1.0, 0.0, "Shots are the better prompt here."),
-        (1.0, 1.0, "so what is right only with them is right by luck."),
+        (1.0, 1.0, "what is right only with them is right by luck."),
         (np.nan, 1.0, "No example has a readable answer both with truthful shots and without."),
     ],
 )

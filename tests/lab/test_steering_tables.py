@@ -232,9 +232,9 @@ def answers_table(**shares: float) -> pd.DataFrame:
         ({"lie_plus": 0.8, "truth_minus": 0.8}, "moves the answer"),
         ({"lie_minus": 0.8, "truth_minus": 0.8}, "moves what it takes to be true"),
         ({"lie_plus": 0.8, "lie_minus": 0.8}, "disturbs lies, whichever way it is pushed"),
-        ({"truth_minus": 0.8}, "moves honest answers alone"),
-        ({"lie_plus": 0.8}, "moves lies alone, as an answer would"),
-        ({"lie_minus": 0.8}, "moves lies alone, as a belief would"),
+        ({"truth_minus": 0.8}, "moves honest answers only"),
+        ({"lie_plus": 0.8}, "moves lies only, as an answer would"),
+        ({"lie_minus": 0.8}, "moves lies only, as a belief would"),
         (
             {"lie_plus": 0.8, "truth_minus": 0.8, "truth_plus": 0.5},
             "moves the answer, but also rows that should stay",
