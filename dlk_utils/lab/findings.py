@@ -440,7 +440,7 @@ def rules_verdict(regrouped: pd.DataFrame) -> str:
     """Say which rule chooses the better layer for data that neither fit nor choice has seen."""
     compared = rules_compared(regrouped[regrouped.tested_on != SAME]).dropna(subset="mean")
     if compared.empty:
-        return "Nothing was scored on data that neither the fit nor the choice has seen"
+        return "On data that neither the fit nor the choice has seen, nothing was scored"
     means = compared.pivot(index="tested on", columns="rule", values="mean")
     n_better = int((means[BY_TWINS] > means[EARLIEST]).sum())
     n_worse = int((means[BY_TWINS] < means[EARLIEST]).sum())

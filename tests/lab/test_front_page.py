@@ -89,7 +89,7 @@ def compare(derived: Figures, run: Run, layers: list[int]) -> None:
     shown = front_page.truth_cells(row)
     assert shown["front_truth"].startswith(f"{derived.estimate:.2f} [")
     low, high = derived.given_layer
-    assert f"given the layer [{low:.2f}, {high:.2f}]" in in_words(row)
+    assert f"with the layer fixed [{low:.2f}, {high:.2f}]" in in_words(row)
 
     by_dataset = transfer(run, "dataset", layers=layers)
     across = between_groups(by_dataset).estimate
