@@ -78,7 +78,7 @@ def test_before_the_model_is_asked_the_prompts_are_counted():
     assert "these rows are missing" in missing_rows(run, answered=False)[0]
     [sentence] = missing_rows(run)
     assert sentence.startswith("None of 24 answers is readable")
-    assert "at least 5% of the probability" in sentence and "0.1% in the mean" in sentence
+    assert "at least 5% of the probability" in sentence and "over the rows is 0.1%" in sentence
 
 
 def test_one_label_is_named_with_how_many_of_the_other_it_takes():
