@@ -1,6 +1,7 @@
-"""The errors that a user can mend.
+"""The errors that a user can fix.
 
-All of them are kinds of `DlkError`. Each message says what was expected, what was found, and where.
+All of them are subclasses of `DlkError`. Each message says what was expected, what was found, and
+where.
 """
 
 MOST_CHARACTERS = 1600
@@ -9,10 +10,10 @@ MOST_LINES = 24
 
 
 class DlkError(Exception):
-    """Base class of every error that a user of this package can put right.
+    """Base class of every error that a user of this package can fix.
 
-    A message that is longer than a screen is shown without its middle: what was expected stands at
-    its beginning, and what to do at its end.
+    A message that is longer than a screen is shown without its middle: its beginning says what was
+    expected, and its end says what to do.
     """
 
     def __str__(self) -> str:

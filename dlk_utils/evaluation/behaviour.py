@@ -42,7 +42,7 @@ LIE_RATE_COLUMNS = [
 def answer_prompts(
     model: nn.Module, tokenizer: Any, prompts: pd.DataFrame, *, batch_tokens: int = 2048
 ) -> pd.DataFrame:
-    """Ask a model all prompts in memory, and read its answers.
+    """Run a model on prompts, in memory, and read its answers.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def answer_prompts(
     Raises
     ------
     DataError
-        If `prompts` are no such rows.
+        If `prompts` are not such rows.
     """
     require_columns(prompts, ["input_ids", "choice_ids", "label"], "prompts", "make_prompts")
     answers = answer_rows(model, prompts, batch_tokens=batch_tokens)
@@ -213,9 +213,9 @@ def label_behaviour(answers: pd.DataFrame, gate: pd.DataFrame | None = None) -> 
     DataFrame
         The answers with
 
-        * `knows`: every row of role "known" of the example is answered rightly and readably, by at
-          least `MIN_MARGIN`, in a data set that passes the gate. So a row of role truth or lie is
-          no evidence for itself;
+        * `knows`: the data set passes the gate, and every row of role "known" of the example has a
+          readable and correct answer, by at least `MIN_MARGIN`. So a row of role truth or lie is
+          not evidence for itself;
         * `unknown_by`: if not, why not: "data set refused", "wrong elsewhere" (a row of role known
           was answered wrongly or unreadably) or "margin";
         * `lied`: told to lie, knows the answer, and gave the wrong one;

@@ -54,10 +54,10 @@ def score_chat(
 ) -> ChatScores:
     """Score every token of the assistant's turns of a conversation, in one forward pass.
 
-    The conversation is written by the model's own chat template. The score of a token is that of
-    the state at this token, so it depends on the conversation up to and including this token.
-    Thoughts (between ``<think>`` and ``</think>``, or other marks that models use) are kept apart
-    from what is said, and the marks are not scored. A probe of truth is fitted where an answer
+    The conversation is written by the model's own chat template. The score of a token is read
+    from the state at this token, so it depends on the conversation up to and including this token.
+    Thoughts (between ``<think>`` and ``</think>``, or other markers that models use) are kept apart
+    from the answer, and the markers are not scored. A probe of truth is fitted where an answer
     begins; its scores elsewhere are less reliable.
 
     Parameters

@@ -123,15 +123,15 @@ class TruthDetector:
         """Fit a logistic probe of the truth, and choose its layer and its thresholds.
 
         The strength of the penalty is chosen by cross-validation of the training rows, the layer by
-        `earliest_good_layer` on the validation rows. The threshold is the least one that lets at
-        most a share `honest_alarms` of the right validation answers be called lies. It is 0 where
+        `earliest_good_layer` on the validation rows. The threshold is the lowest one at which at
+        most a share `honest_alarms` of the right validation answers are called lies. It is 0 where
         the probe speaks against fewer of them than that, as it does where the rows are honest. The
-        `least_agreement` lets at most the same share agree less.
+        `least_agreement` is set so that at most the same share agrees less.
 
-        An instruction to lie may move the scores of all answers, so that their order survives and
+        An instruction to lie may shift the scores of all answers, so that their order survives but
         the threshold does not. With rows `told_to_lie`, the layer is chosen by `choose_by_twins`,
-        and what the instruction changes is taken out of the score (`fit_shift`). That needs their
-        states, but none of their labels.
+        and what the instruction changes is subtracted from the score (`fit_shift`). This needs
+        their states, but none of their labels.
 
         Parameters
         ----------

@@ -128,9 +128,9 @@ def evaluate(task: Task, features: Features, *, n_boot: int = 1000, seed: int = 
     """Fit every probe on every feature, and score it next to the controls.
 
     All layers of a feature at a site are fitted in one batch, and one of them is chosen on
-    validation rows. Probes of truth that are fitted on honest rows are read where they agree most
-    between the twins of the validation examples, other probes at the earliest good layer (see
-    `fit_layers` and `choosing_twins`).
+    validation rows. Probes of truth that are fitted on honest rows are read where their scores
+    agree most between the twins of the validation examples, and other probes at the earliest good
+    layer (see `fit_layers` and `choosing_twins`).
 
     Some things take long, and are done for the first feature and site only: the controls that use
     states (shuffled labels, a random direction, and the first layer), and the further probes
@@ -154,8 +154,8 @@ def evaluate(task: Task, features: Features, *, n_boot: int = 1000, seed: int = 
         * `selected`: whether this layer was chosen on the validation rows, of `compared` layers,
           by the `rule` (`selection.BY_TWINS` or `selection.EARLIEST`);
         * `validation`, `validation_accuracy`: AUROC and accuracy on the validation rows;
-        * `estimate`, `low`, `high`: the signed AUROC on the test rows and its 95 % interval, given
-          the layer;
+        * `estimate`, `low`, `high`: the signed AUROC on the test rows and its 95 % interval, with
+          the layer fixed;
         * `n`, `n_smaller`, `n_train`: the number of test rows, of test rows in the smaller class,
           and of training rows. The fewer in the smaller class, the less an AUROC can say;
         * `accuracy`, `balanced_accuracy`: at the threshold that was fitted on the training rows;
@@ -165,12 +165,12 @@ def evaluate(task: Task, features: Features, *, n_boot: int = 1000, seed: int = 
 
         * `choice_low`, `choice_high`: the 95 % interval of the AUROC if the layer is chosen anew in
           each resample, from resampled validation examples with their twins
-          (`FittingRows.choose_again`). What is still taken as given are the training rows;
+          (`FittingRows.choose_again`). The training rows are still taken as given;
         * `brier`, `calibration_error`: of probabilities calibrated on the validation rows;
         * `best_control`: the control of the task with the highest AUROC on the test rows;
-        * `lift`, `lift_low`, `lift_high`: the AUROC minus that of the best control, and its 95 %
-          interval. Both AUROCs come from the same resamples, and the layer is chosen anew in each.
-          That this control was chosen on the test rows is not part of the interval.
+        * `lift`, `lift_low`, `lift_high`: the AUROC minus the AUROC of the best control, with its
+          95 % interval. Both AUROCs come from the same resamples, and the layer is chosen anew in
+          each. The interval does not account for the choice of this control on the test rows.
     """
     [table] = evaluate_tasks([task], features, n_boot=n_boot, seed=seed)
     return table

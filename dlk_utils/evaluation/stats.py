@@ -21,7 +21,7 @@ def auroc(
 
     Equal scores count half, and a value under one half is never flipped; it is nan if a class is
     missing, or a score is nan. This is scikit-learn's `roc_auc_score` in exact arithmetic: AUROCs
-    that are equal compare as equal, so that no choice of a layer hangs on rounding.
+    that are equal compare as equal, so that no choice of a layer depends on rounding.
 
     Raises
     ------

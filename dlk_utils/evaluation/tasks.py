@@ -59,7 +59,7 @@ REGIMES = {
 """Regime -> (role of the training and validation rows, role of the test rows)."""
 
 MIN_FOR_HEADLINE = 20
-"""Test rows of either class without which a score is shown, but is no headline."""
+"""With fewer test rows of either class, a score is shown, but is not a headline."""
 
 MIN_PER_CLASS = {"train": 5, "validation": 2, "test": 4}
 """How many rows of each class a split needs at least.
@@ -93,7 +93,7 @@ def truth_rows(answers: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     DataError
-        If `answers` are no rows of `answer_prompts`.
+        If `answers` are not rows of `answer_prompts`.
     """
     require_columns(answers, ["readable", "label", "choices"], "answers", "answer_prompts")
     rows = answers[answers.readable].reset_index(drop=True)
@@ -359,7 +359,7 @@ def choosing_twins(rows: pd.DataFrame, target: str, fit_role: str) -> pd.DataFra
 
 
 def make_task(rows: pd.DataFrame, target: str, regime: str) -> Task:
-    """Split the rows of a target for a regime, which is one of `REGIMES`.
+    """Split the rows of a target according to a regime of `REGIMES`.
 
     The rows have `row_id`, `example_id`, `role`, `split` and `y`; for the regime `KNOWN` also
     `knows`.

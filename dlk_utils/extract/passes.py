@@ -138,8 +138,8 @@ def dropout_draws(
 ) -> dict[str, Float[np.ndarray, "draw layer n d"]]:
     """Return the states at the last token of each prompt under Monte-Carlo dropout.
 
-    The model needs no dropout of its own. A mask depends on the prompt's key, the number of the
-    draw and the seed alone.
+    The model needs no dropout of its own. A mask depends only on the prompt's key, the index of the
+    draw and the seed.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def dropout_draws(
         identical prompts get identical masks. With the column `row_id` of a table of prompts, draws
         are those of `stages.store_draws`.
     question_starts
-        With scope "question", how many tokens of each prompt stand before its question (the column
+        With scope "question", how many tokens of each prompt come before its question (the column
         `question_start` of a table of prompts).
 
     Returns

@@ -90,7 +90,7 @@ def store_draws(
 
     The tensors are `activation.site.layer.draw` [n, d], or [n, positions, d] of the last few
     tokens, and `choice_logprobs.draw` [n, 2]. The options are those of `draws.draw_states`. A mask
-    depends on the row's id, the draw and the seed alone.
+    depends only on the row's id, the draw and the seed.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def store_gradients(
     step: float = 0.1,
     **storing: Any,
 ) -> None:
-    """Store the states at the last token, and the gradients of the margin by them.
+    """Store the states at the last token, and the gradients of the margin with respect to them.
 
     The tensors are `activation.site.layer.0` and `gradient.site.layer.0` [n, d], and the answers of
     `store_answers`, of one pass without dropout. The same pass over the prefixes also gives the
@@ -225,7 +225,7 @@ def store_weight_gradients(
     batch_tokens: int = 1024,
     **storing: Any,
 ) -> None:
-    """Store the gradient of each row's margin by the weight of each MLP's last linear layer.
+    """Store each row's margin gradient with respect to the weights of each MLP's last linear layer.
 
     The tensors are `weight_gradient.mlp_out.layer.0` [n, out + in]: the gradient's means over
     inputs and over outputs, side by side (`gradients.pooled_weight_gradients`).

@@ -1,7 +1,7 @@
-"""Steer a model while it runs: add a direction to its states, or take one out of them.
+"""Steer a model while it runs: add a direction to its states, or remove one from them.
 
-A probe shows what can be read from a state. Whether the model itself makes use of it is another
-question, and an intervention answers it: change the state along the probe's direction, and see
+A probe shows what can be read from a state. Whether the model itself uses it is another
+question, which an intervention answers: change the state along the probe's direction, and see
 whether the answer changes::
 
     with steer(model, direction, layer=12, scale=2.0):
@@ -19,7 +19,7 @@ arXiv:2306.03341: directions are added in units of the standard deviation along 
 S. Marks and M. Tegmark, *The Geometry of Truth*, arXiv:2310.06824: the difference of class means
 moves answers more than the weights of a classifier do.
 A. Arditi et al., *Refusal in Language Models Is Mediated by a Single Direction*, arXiv:2406.11717:
-one direction is taken out at all layers.
+one direction is removed at all layers.
 """
 
 import contextlib
@@ -110,7 +110,7 @@ def ablate(
     center: Vectors | None = None,
     positions: Positions = "all",
 ) -> Iterator[None]:
-    """Within the ``with`` block, take a direction out of the residual stream.
+    """Within the ``with`` block, remove a direction from the residual stream.
 
     After each of the layers, states lose their component along `direction`, whose length does not
     matter: ``h - ((h - center) . u) u`` with the unit vector u. It is computed in single precision

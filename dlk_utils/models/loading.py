@@ -119,22 +119,22 @@ def load_model(
     ----------
     name
         ``"smollm2"`` or one of `organism_names` (these need no hub), an alias of `registry`, the id
-        of a model on the Hugging Face hub, or a local folder. The id or folder may also be that of
-        an adapter of peft (LoRA, DoRA, IA3, ...; also a checkpoint of a trainer). It is laid on the
-        model that it was trained on, by itself found in the same ways. It is merged into the
-        weights, in fp32. Only on a quantised model it stays beside them, because rounding to 4 bits
-        takes most of it away. The tokenizer and chat template are the adapter's where it has them.
+        of a model on the Hugging Face hub, or a local folder. The id or folder may also belong to
+        a peft adapter (LoRA, DoRA, IA3, ...; also a trainer's checkpoint). The base model that it
+        was trained on is found in the same ways, and the adapter is merged into its weights, in
+        fp32. On a quantised model it stays separate, because rounding to 4 bits would lose most of
+        it. The adapter's own tokenizer and chat template are used if it has them.
     quantization
         "8bit", "4bit" (both with bitsandbytes), or None: what `registry` says of the alias, if
         anything.
     dtype
         One of `DTYPES`, or "auto". "auto" is the value of the environment variable ``DLK_DTYPE``
         (float32 or bfloat16) if it is set. Otherwise it is bfloat16 where the hardware is fast in
-        it, and else float16 on a GPU and float32 on a CPU or another device.
+        it; elsewhere it is float16 on a GPU, and float32 on a CPU or another device.
     device
         "cpu", "cuda", "cuda:1" and so on, "mps", or "auto": a CUDA GPU if there is one, else the
-        CPU. On a device of another kind than these two the model is used only if a short text has
-        the same states there as on the CPU, so "mps" has to be asked for.
+        CPU. On any other kind of device, the model is used only if a short text has the same
+        states there as on the CPU, so "mps" has to be asked for.
 
     Returns
     -------

@@ -14,8 +14,9 @@ as in TransformerLens:
     The input of the output projection of attention, W_O. It holds the outputs of the heads side by
     side: head ``h`` of width ``w`` is at ``[h * w : (h + 1) * w]``.
 
-Where they are in a model is said by a table of families (`architectures`), or else found from the
-model (`finding`). `check_sites` runs a model and refuses it if it does not keep these rules.
+A table of families (`architectures`) says where they are in a model; for other families they are
+found by running the model (`finding`). `check_sites` runs a model and refuses it if it does not
+keep these rules.
 """
 
 import contextlib

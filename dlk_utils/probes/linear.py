@@ -258,13 +258,13 @@ class TTPD(LinearProbe):
     4. A logistic regression of t on the projections on the first direction of step 2 and that of
        step 3 is the probe.
 
-    The polarity of a question is +1 where affirming it says that label 1 is right. If all training
-    rows have the same, steps 2 and 3 give the difference of means and nothing else.
+    The polarity of a question is +1 where affirming it says that label 1 is right. If it is the
+    same in all training rows, steps 2 and 3 give the difference of means and nothing else.
 
     Parameters
     ----------
     C : float
-        Inverse of the weight of the L2 penalty of step 3. That of step 4 has weight 1.
+        Inverse of the weight of the L2 penalty of step 3. The penalty of step 4 has weight 1.
     scale : str
         How states are scaled: see `Scale`.
 

@@ -63,8 +63,8 @@ class PairRanking(PairProbe):
     """Ranking of two draws: the truer should score higher by a margin of 1.
 
     1. Scale the differences of the draws by their root mean square on the training rows.
-    2. Minimise ``|y| max(0, 1 - sign(y) (f(x1) - f(x0)))^2 / 2`` plus an L2 penalty: a row counts
-       as much as its answer moved.
+    2. Minimise ``|y| max(0, 1 - sign(y) (f(x1) - f(x0)))^2 / 2`` plus an L2 penalty: each row is
+       weighted by how far its answer moved.
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ def tokenize(
         up to where the assistant's turn begins.
     system
         Text of a system turn before the user's, with `chat=True` only. Where the chat template has
-        no system turn, it heads the user's turn.
+        no system turn, this text is put at the beginning of the user's turn.
 
     Returns
     -------
@@ -34,9 +34,9 @@ def tokenize(
     Raises
     ------
     DataError
-        If `texts` is a single text, one of them is no text, or it gives no token.
+        If `texts` is a single text, or if one of them is not a text or gives no token.
     ParameterError
-        If there is a `system` turn without `chat=True`, or it is no text.
+        If there is a `system` turn without `chat=True`, or it is not a text.
     TemplateError
         If `chat=True` and the tokenizer has no chat template.
     """

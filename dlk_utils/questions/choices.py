@@ -57,7 +57,7 @@ def choice_token_ids(
     A choice counts as given, after a space and on a new line, and by the token with which it begins
     where it is `written`. In lower case and capitalised it counts only if that is a single token,
     for the first piece of a rarer spelling could begin any word. A single letter counts in its own
-    case only: the word *a* is no choice A.
+    case only: the word *a* is not the choice A.
 
     Parameters
     ----------

@@ -49,7 +49,7 @@ class WrittenConversation(NamedTuple):
 
 
 def read_chats(path: Path | str) -> list[list[dict[str, str]]]:
-    """Read conversations from a file, one a line, each a list of messages in JSON.
+    """Read conversations from a file, one per line, each a list of messages in JSON.
 
     Parameters
     ----------

@@ -29,14 +29,14 @@ def load_examples(
     ----------
     datasets
         Names, in a list or separated by commas: embedded data sets (see `dataset_names`); paths of
-        files of one's own (see `own_files.read_own_file`); data sets of `hub_sets.yaml`, by name or
+        your own files (see `own_files.read_own_file`); data sets of `hub_sets.yaml`, by name or
         as a local folder of that name. A `~` at the start of a path is the home folder.
     n_examples
         Most examples of a data set, at least 4.
     seed
         Decides which examples are taken.
     n_pool
-        Most examples of a data set that are kept, besides, to be shown solved (split "shot").
+        Most further examples of a data set that are kept to be shown solved (split "shot").
 
     Returns
     -------
@@ -45,15 +45,15 @@ def load_examples(
         `near_duplicate_key`, `subject` (see `ids.Example`). `attrs["sources"]` says where the rows
         that were read come from. Further `attrs` count rows of each data set:
 
-        * `dropped_duplicates`: they repeat another one or contradict it (in an embedded data set:
-          or are its near-duplicates).
+        * `dropped_duplicates`: they repeat or contradict another row (or, in an embedded data set,
+          are near-duplicates of another row).
         * `dropped_in_another`: an earlier data set has them, or has a near-duplicate in another
           split.
         * `dropped_trained_on`: an organism of this package was trained on them, on a
           near-duplicate, or on claims about the same subject (see `subjects`). This is never so in
           an embedded data set. `trained_on` says it in words, with the first row of each reason.
-        * `near_duplicates`: the same words, in another spelling or with other signs, are in another
-          row. These are kept, in one split.
+        * `near_duplicates`: another row has the same words in another spelling or with other signs.
+          These are kept, in one split.
 
     Warns
     -----

@@ -88,7 +88,7 @@ def make_prompts(
 
         * `example_id`, `dataset`, `split`, `text`, `label`: as in `examples`.
         * `role`: one of `asks`, or "known".
-        * `instruction`, `family`, `asks`, `template`: what asks.
+        * `instruction`, `family`, `asks`, `template`: what the prompt asks with.
         * `shots`, `shots_say`: ids of the shots, and what they say ("none": there are none).
         * `near_duplicate_keys`: those of the example and then of its shots (see `ids`).
         * `subject`: what the example is about (see `ids.Example`).
@@ -97,7 +97,8 @@ def make_prompts(
         * `messages`, `prefix`, `prompt`: the conversation as JSON, how the answer begins, and the
           text of both.
         * `input_ids`: tokens of the prompt, with exactly one BOS where the tokenizer has one.
-        * `question_start`: how many of them stand before the question: instruction and shots.
+        * `question_start`: how many of these tokens come before the question (instruction and
+          shots).
         * `choice_ids`, `strict_ids`: the first tokens of each choice, in all spellings and as
           written.
         * `choice_tokens`: all tokens of each choice, where the template scores these; else None.
@@ -118,7 +119,7 @@ def make_prompts(
         If the tokenizer has tokens that are beyond `vocab_size`, and a prompt has one of them.
     ParameterError
         If `shots_say` is none of the three, `n_shots` or `folder` is not as above, `templates` or
-        `families` name something that there is not, or there are too few truth instructions for
+        `families` name something that does not exist, or there are too few truth instructions for
         `n_known`.
     TemplateError
         If the tokenizer has no chat template, or one that leaves something out, takes too long or
