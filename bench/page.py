@@ -52,30 +52,30 @@ PAGE = """\
 ```
 
 This page is for developers. `make bench` measures everything in one run, and writes this page. No
-number on it is typed.
+number on it is typed by hand.
 
 ## Goals
 
 {goals}
 
-The *bare pass* is the model's forward pass over all tokens of the prompts. They are in padded
-batches, sorted by length, and the LM head runs at the last tokens alone. It reads no states, so it
-is the limit for every library that runs each prompt from its first token.
+The *bare pass* is the model's forward pass over all tokens of the prompts. These are in padded
+batches, sorted by length, and the LM head runs at the last tokens alone. The bare pass reads no
+states, so it is the limit for every library that runs each prompt from its first token.
 
 {limits}
 
 ## How it is measured
 
-The model is `smollm2` in fp32 on a processor. Every way gets the same token ids. The ways take
-turns, in an order drawn anew each round, because a processor runs faster after a lighter load. The
-tables have the median of three rounds, with the fastest and the slowest. Where nothing is shared
-there are five rounds, as those goals are near 1. What takes long has fewer: two on two shots in the
-default run and for probes whose strength is chosen, one for full backprop of the default run's
-prompts or of 32 prompts, for the intervals, for growth and for memory.
+The model is `smollm2` in fp32 on a CPU. Every method gets the same token ids. The methods take
+turns, in a new random order each round, because a processor runs faster after a lighter load. The
+tables show the median of three rounds, with the fastest and the slowest. Where nothing is shared
+there are five rounds, as those goals are near 1. Slow measurements have fewer: two rounds for two
+shots in the default run and for probes whose strength is chosen; one round for full backprop of
+the default run's prompts or of 32 prompts, for the intervals, for growth and for memory.
 
-Ways whose values differ (cosine under 0.99999, or log-probabilities that are 1e-4 apart) fail the
-command. nnsight and transformer-lens are used at their best, without the LM head on every token.
-Growth and memory are measured in a process of their own for each size and way.
+If the values of two methods differ (cosine under 0.99999, or log-probabilities that are 1e-4
+apart), the command fails. nnsight and transformer-lens are used at their best, without the LM head
+on every token. Growth and memory are measured in a separate process for each size and method.
 
 Measured on:
 
@@ -158,10 +158,10 @@ def summarise(tables: dict[str, pd.DataFrame]) -> str:
     together = tables["together"]["bare passes"]
     with_shots = tables["default_two_shots"][FASTER]
     return (
-        f"Last-token states of the default run's prompts come {default[OURS]:.2f} times as fast as "
-        "a bare forward pass over all their tokens, because what prompts begin with runs only "
-        f"once. The fastest other library comes to {default[list(LIBRARIES)].max():.2f}. Answers, "
-        f"states and gradients of all four sites together take "
+        f"Reading the last-token states of the default run's prompts is {default[OURS]:.2f} times "
+        "as fast as a bare forward pass over all their tokens, because prefixes that prompts share "
+        f"run only once. The fastest other library reaches {default[list(LIBRARIES)].max():.2f}. "
+        "Answers, states and gradients of all four sites together take "
         f"{together['ours, one pass for all three']:.2f} bare passes; with two shots before each "
         f"question, states are {with_shots[OURS]:.2f} times as fast as the bare pass."
     )
@@ -188,22 +188,22 @@ def state_goals(tables: dict[str, pd.DataFrame]) -> list[Goal]:
             "peers_default",
             1.9,
             1.9,
-            "**Default run.** Every node of the tree has to run once (the raw table's title says "
-            "how many there are). Besides, the branches attend to the trunk, and the trunk has a "
-            "short pass of its own.",
+            "**Default run.** Shared prefixes form a tree, of which every token has to run once "
+            "(the raw table's title says how many there are). In addition, the branches attend to "
+            "the trunk, and the trunk takes a short pass of its own.",
         ),
         (
             "peers_unshared",
             0.98,
             1.0,
             "**Nothing shared.** Ours then runs as many tokens as the bare pass, "
-            "and reads states besides.",
+            "and reads states as well.",
         ),
         (
             "peers_two_shots",
             None,
             3.0,
-            "**Two shots.** Every node of the tree has to run once, and the more prompts there "
+            "**Two shots.** Every token of the tree has to run once, and the more prompts there "
             "are for an instruction, the more they share.",
         ),
     ):
@@ -241,7 +241,7 @@ def gradient_goals(seconds: pd.Series, memory: pd.DataFrame) -> list[Goal]:
         possible = seconds[way] / seconds["bare pass, 4 x 256"]
         limit = (
             f"**{name[0].upper()}{name[1:]}.** It takes {possible:.2f} bare passes itself, so even "
-            "free gradients could not be faster than that many times."
+            "gradients that cost nothing could not beat it by more than that factor."
         )
         goals.append(at_least(f"gradients, 4 x 256: times as fast as {name}", 2.5, ratio, limit))
     for shape, share in memory["ours / full backprop"].items():
@@ -288,9 +288,10 @@ def other_goals(tables: dict[str, pd.DataFrame]) -> list[Goal]:
         for _, shares in tables["probes_profile"].items()
     )
     limit = (
-        "**Probes.** One set of matrix products serves the fits of many strengths, folds and "
-        "layers, so with one fixed strength little is left to share. The operation that then takes "
-        f"most of our time is {fixed}; where the strength is chosen, it is {chosen}."
+        "**Probes.** The fits of many strengths, folds and layers share one set of matrix "
+        "products, so with one fixed strength little is left to share. The operation that takes "
+        f"most of our time is {fixed} with a fixed strength, and {chosen} where the strength is "
+        "chosen."
     )
     return [
         at_least("store, one layer of 10,000 rows: MB/s", 1000, store["MB/s"]["read one layer"]),
