@@ -61,7 +61,7 @@ def test_twins_on_both_sides_make_a_score_out_of_nothing(scores):
 
 @pytest.mark.trap(3)
 def test_honest_rows_next_to_lies_let_the_probe_read_the_system_prompt(scores):
-    assert scores.estimate["honest rows beside the lies"] > 0.99
+    assert scores.estimate["honest rows among the lies"] > 0.99
 
 
 def test_only_the_first_row_is_as_it_should_be(scores):

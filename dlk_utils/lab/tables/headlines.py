@@ -42,11 +42,11 @@ CLAIMS = {
     "none: as it should be": "truth, trained on honest rows, read on rows told to lie",
     "layer with the highest score on honest rows": "the same; but on honest rows the answer itself "
     "scores highest",
-    "tested on honest rows": "truth; but there the answer says it too",
+    "tested on honest rows": "truth; but there the answer gives it away",
     "split by row, twins on both sides": "truth, on rows of either kind",
     "the next word taken for the truth": "truth; but choices that begin alike leave nothing else "
     "to read",
-    "honest rows beside the lies": "was this answer a lie; but the system prompt says it too",
+    "honest rows among the lies": "was this answer a lie; but the system prompt gives it away",
 }
 """What a score claims to measure, by mistake; the others claim the same as the first."""
 FEW_EXAMPLES = 38
@@ -116,7 +116,7 @@ def with_each_mistake(rows: pd.DataFrame, features: Features, *, seed: int = 0) 
     lied = rows[rows.knows].assign(y=lambda known: known.lied.astype(int))
     for mistake, asked in (
         ("the next word taken for the truth", next_word),
-        ("honest rows beside the lies", lied),
+        ("honest rows among the lies", lied),
     ):
         with suppress(TooFewRows):
             add(mistake, *_scores_of_best_layer(asked, features))
