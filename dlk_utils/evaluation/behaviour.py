@@ -192,7 +192,7 @@ def knowledge_gate(answers: pd.DataFrame) -> pd.DataFrame:
 def known_datasets(gate: pd.DataFrame) -> list[str]:
     """List the data sets that pass the gate.
 
-    If none passes, these are all data sets; what is found in them is no claim.
+    If none passes, these are all data sets; what is found in them is not a claim.
     """
     return list(gate.dataset[gate.passes]) or list(gate.dataset)
 
@@ -231,7 +231,7 @@ def label_behaviour(answers: pd.DataFrame, gate: pd.DataFrame | None = None) -> 
     Raises
     ------
     DataError
-        If `answers` are no such rows, or an example has fewer than `MIN_KNOWN` rows of role
+        If `answers` are not such rows, or an example has fewer than `MIN_KNOWN` rows of role
         "known".
     """
     needed = ["role", "example_id", "dataset", "correct", "readable", "margin"]

@@ -83,7 +83,7 @@ def score_chat(
     Raises
     ------
     DataError
-        If `messages` are no conversation with an assistant's turn, hold marks of the chat format,
+        If `messages` are not a conversation with an assistant's turn, hold marks of the format,
         or are longer than the model's context.
     ModelError
         If the tokenizer does not say which characters a token stands for.
@@ -109,7 +109,7 @@ def score_chat(
             f"messages: expected a conversation of at most {context:,} tokens, as the model takes, "
             f"got {len(chat.input_ids):,}; take turns out"
         )
-    # States are kept from the first scored token on; what stands before it is context.
+    # States are kept from the first scored token on; what comes before it is context.
     first = min(token.position for token in chat.tokens)
     n_kept = len(chat.input_ids) - first
     by_site = activations(

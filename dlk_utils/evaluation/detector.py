@@ -305,7 +305,7 @@ class TruthDetector:
         new_tokens: int = 12,
         before: int = 16,
     ) -> pd.DataFrame:
-        """Let the model go on after a prompt (greedily), and score every token.
+        """Let the model continue a prompt (greedily), and score every token.
 
         Returns
         -------
@@ -446,7 +446,7 @@ def _require_card(card: dict[str, Any]) -> None:
 
 
 def _is_finite(values: Any) -> bool:
-    """Whether numbers are finite; False for what is no number."""
+    """Whether numbers are finite; False for what is not a number."""
     try:
         return bool(np.isfinite(np.asarray(values, dtype=float)).all())
     except (TypeError, ValueError):

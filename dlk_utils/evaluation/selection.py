@@ -178,7 +178,7 @@ class FittingRows:
     validation_states : Tensor [layer, n, ...]
         States of the validation rows at every layer.
     twins : ValidationTwins or None
-        What `BY_TWINS` chooses by. None stands for the rule `EARLIEST`.
+        What `BY_TWINS` chooses by. None means the rule `EARLIEST`.
     """
 
     features: Features

@@ -113,7 +113,7 @@ def draw_states(
     positions
         How many tokens to read at the end of each prompt, with scope "sequence".
     question_starts
-        With scope "question", how many tokens of each prompt stand before its question.
+        With scope "question", how many tokens of each prompt come before its question.
     at_once
         With scope "last_token", how many draws run in one pass. By default as many as make that
         pass about as long as the one over the other tokens (`Prefixes.rounds`). A model that does

@@ -1,7 +1,7 @@
 """Monte-Carlo dropout with masks that depend on nothing but their seed (Gal and Ghahramani, 2016).
 
 Most chat models ship with dropout 0 and without dropout modules, and fused attention ignores what a
-config says, so switching to training mode changes nothing. Here the masks are laid on in evaluation
+config says, so switching to training mode changes nothing. Here the masks are applied in evaluation
 mode, at the places where families have dropout of their own.
 
 Whether a value is kept is a hash of the seed of the row's draw, the place, the layer, the token's
@@ -52,7 +52,7 @@ _GOLDEN = 0x9E3779B1 - 2**32
 def native_sites(model: nn.Module) -> list[str]:
     """List the places where the model's family has dropout of its own, whatever its config sets.
 
-    Falcon's and MPT's dropout of attention probabilities is left out: it cannot be laid on here.
+    Falcon's and MPT's dropout of attention probabilities is left out: it cannot be applied here.
     """
     own = architecture(model).dropout
     return [place for place in PLACES if place in own]
@@ -203,7 +203,7 @@ def _at_attention_probabilities(
 ) -> Iterator[None]:
     """Within it, attention is written out, with `change(layer, probabilities)`.
 
-    Fused kernels have no place for a mask of one's own. Raises `DeadDropout` for a family whose
+    Fused kernels have no place for a mask of our own. Raises `DeadDropout` for a family whose
     attention is another.
     """
     # StableLM goes through the interface without saying so.

@@ -228,7 +228,7 @@ def last_linear(model: nn.Module) -> list[nn.Module]:
         )
     found = []
     for site, block in zip(site_modules(model, "mlp_out"), blocks(model), strict=True):
-        # In some families `mlp_out` is what a norm puts out, and the MLP stands before it.
+        # In some families `mlp_out` is the output of a norm, which comes after the MLP.
         found.append((_with_matrix(site) or _with_matrix(block.mlp))[-1])
     return found
 

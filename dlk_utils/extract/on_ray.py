@@ -56,7 +56,7 @@ def extract_on_ray(
     """Run a stage for every shard that is missing, one worker per GPU, or per CPU without GPUs.
 
     The store is the same, byte for byte, as one that the stage fills alone. A run that was stopped
-    goes on at the missing shards. Joins the cluster of `RAY_ADDRESS`, or starts one here.
+    resumes with the missing shards. Joins the cluster of `RAY_ADDRESS`, or starts one here.
 
     Parameters
     ----------

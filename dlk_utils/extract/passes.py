@@ -444,7 +444,7 @@ def answer_rows(
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse what is no model in evaluation mode whose sites are what `models.sites` says.
+    """Refuse anything but a model in evaluation mode whose sites are what `models.sites` says.
 
     The sites are checked by a short forward pass, the first time that the model is used. What
     changes states (`steering`) has to call this before it does so, as changed states would not add
@@ -455,7 +455,7 @@ def check_model(model: nn.Module) -> None:
     UnknownArchitecture
         If the model's family is not known, or its sites are others.
     ParameterError
-        If it is no model, or in training mode.
+        If it is not a model, or is in training mode.
     """
     if not isinstance(model, nn.Module):
         raise ParameterError(

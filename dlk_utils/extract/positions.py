@@ -140,7 +140,7 @@ def divide_batches(
     model
         The model that will run them. Most models need no division.
     batches
-        Prompts, or whatever stands for them, such as row ids.
+        Prompts, or whatever identifies them, such as row ids.
     ids_of
         Returns the token ids of an entry of `batches`.
 

@@ -271,7 +271,7 @@ def _last_tokens(
     if attention_mask is None:
         is_token = torch.ones(n_rows, n_tokens, dtype=torch.bool, device=hidden.device)
     elif isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
-        # The mask also covers tokens in a cache, which stand before those that run.
+        # The mask also covers tokens in a cache, which come before those that run.
         is_token = attention_mask[:, -n_tokens:].to(hidden.device, torch.bool)
     else:
         raise ParameterError(

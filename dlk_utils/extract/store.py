@@ -1,6 +1,6 @@
 """A folder of tensors by row, in shards that are written one by one: what is finished stays.
 
-A store can be killed at any moment, and goes on where it was. Its folder holds
+The writing of a store can be killed at any moment, and resumes where it was. Its folder holds
 
 `manifest.json`
     `parts`, everything that decides the content: the options of whoever fills it, a hash of the

@@ -2,9 +2,9 @@
 
 The hash covers the inputs, the code that computed the result (`provenance.code_hash`) and the
 library versions. So a change of code never returns a stale result, and editing a docstring or a
-figure recomputes nothing. Beside each result lies its record: a JSON file with all of these, and
-with the checksum of a table. A record has to have the hash that its file is named by. What is
-damaged is made again, with a message. A complete result is shown without writing anything, so that
+figure recomputes nothing. Next to each result is its record: a JSON file with all of these, and
+with the checksum of a table. A record has to have the hash that its file is named by. Damaged
+results are made again, with a message. A complete result is shown without writing anything, so that
 the folder may be read-only.
 
 `python -m dlk_utils.lab.cache [RUNS_DIR] [--remove]` lists, or removes, what the present code and
@@ -215,7 +215,7 @@ def _as_bytes(record: Mapping[str, Any]) -> bytes:
 
 
 def _record_path(path: Path) -> Path:
-    """The file beside a result that holds its record."""
+    """The file next to a result that holds its record."""
     return path.with_suffix(".json")
 
 

@@ -24,7 +24,7 @@ def start(cells: list[str]) -> None:
     """Check a notebook's parameters, set its figures up, and quiet the libraries.
 
     The notebook's variables then hold the values that `lab.parameters` makes of them. From here on
-    an error that a user can mend is shown as its message, without the frames of the package.
+    an error that a user can fix is shown as its message, without the frames of the package.
 
     Parameters
     ----------

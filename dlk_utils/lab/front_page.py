@@ -162,7 +162,7 @@ def _layers_in_words(layers: Sequence[int], tested: Sequence[int]) -> str:
 
 
 def rival_sentence(row: pd.Series) -> str:
-    """Say whether the probe of a headline does better than the strongest control beside it."""
+    """Say whether the probe of a headline does better than its strongest control."""
     rival = RIVALS_IN_WORDS.get(row.best_control, row.best_control)
     gives = f"{rival} gives AUROC {row.estimate - row.lift:.2f}"
     if row.lift_low > 0:

@@ -362,7 +362,7 @@ def _read_names(value: Any) -> list[str]:
 
 
 def _read_list(values: Sequence[Any]) -> list[str]:
-    """Return texts without the blanks around them; refuse what is no text, or an empty one."""
+    """Return texts without the blanks around them; refuse what is not a text, or an empty one."""
     if not values:
         raise _Refused("there is none in it")
     for number, value in enumerate(values):
@@ -793,7 +793,7 @@ def _number_of(notebook: str) -> str:
     return notebook[:2]
 
 
-# What stands before and after the table in the README.
+# What comes before and after the table in the README.
 _BEGIN = "<!-- made by python -m dlk_utils.lab.parameters -->\n"
 _END = "\n\n<!-- end of the table of parameters -->"
 

@@ -204,7 +204,7 @@ class Run:
         Raises
         ------
         ParameterError
-            If `stride` is no whole number of 1 or more.
+            If `stride` is not a whole number of 1 or more.
         """
         if not isinstance(stride, Integral) or stride < 1:
             raise ParameterError(
@@ -219,7 +219,7 @@ class Run:
     def sources(self) -> dict[str, dict]:
         """Where each data set comes from, with version and hash where there is one.
 
-        Where the examples are already read, it is said of what was read.
+        If the examples have been read already, this describes what was read.
         """
         if "examples" in self.__dict__:
             return self.examples.attrs["sources"]
@@ -492,7 +492,7 @@ def dataset_labels(names: Sequence[str]) -> dict[str, str]:
 
 
 def _path_parts(name: str) -> tuple[str, ...]:
-    """The folders and the name of a path; of a name that is no path, the name alone."""
+    """The folders and the name of a path; of a name that is not a path, the name alone."""
     is_path = name not in EMBEDDED and os.path.exists(name)
     return Path(os.path.abspath(name)).parts[1:] if is_path else (name,)
 

@@ -45,7 +45,7 @@ def draw_png(fig: dict, *, width: float = 5.0, dpi: int = 140) -> bytes:
     # Imported here, for it takes half a second that a notebook need not wait for at its start.
     import matplotlib
 
-    # All text is as it stands: with dollar signs in it, matplotlib would read formulas.
+    # All text is taken literally: with dollar signs in it, matplotlib would read formulas.
     with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
         return _draw(fig, width, dpi)
 

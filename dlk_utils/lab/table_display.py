@@ -345,7 +345,7 @@ def _group_html(group: str, n_columns: int) -> str:
 
 
 def _cell_html(text: str, label: str, side: str, *, is_name: bool) -> str:
-    """Write a cell, with the heading that a narrow screen shows beside it."""
+    """Write a cell, with the heading that a narrow screen shows next to it."""
     tag, role = ("th", 'role="rowheader" scope="row"') if is_name else ("td", 'role="cell"')
     data = f' data-label="{html_text(label)}"' if label else ""
     return f'<{tag} {role} style="text-align:{side}"{data}>{_breakable(text)}</{tag}>'

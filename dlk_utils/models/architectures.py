@@ -34,7 +34,7 @@ _NOT_EMBEDDING = (*_ADDED, "attention")
 _EVERYWHERE = (*_ADDED, "embedding", "attention")
 
 _LLAMA = Architecture("model.layers", "self_attn", "mlp", "self_attn.o_proj", ("attention",))
-# Here a second norm stands between attention, or the MLP, and the residual stream.
+# Here a second norm comes between attention, or the MLP, and the residual stream.
 _GEMMA2 = replace(_LLAMA, attn="post_attention_layernorm", mlp="post_feedforward_layernorm")
 _GPT2 = Architecture("transformer.h", "attn", "mlp", "attn.c_proj", _EVERYWHERE)
 

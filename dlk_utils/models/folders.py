@@ -18,7 +18,7 @@ MODEL_WEIGHTS = ("model.safetensors", INDEX_FILES[0], "pytorch_model.bin", INDEX
 # Configurations, chat templates and tokenizers of every kind.
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.spm", "*.bpe")
 TEMPLATES_FOLDER = "additional_chat_templates"
-# What training and evaluation write beside a model, and no loader reads.
+# What training and evaluation write next to a model, and no loader reads.
 LOGS = ("training.json", "trainer_state.json", "*_results.json")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken", "*.spm")
 
@@ -95,7 +95,7 @@ def shards(index: Path) -> list[str]:
     Raises
     ------
     ModelError
-        If it is not an index, names a file that is not beside it, or one in another folder.
+        If it is not an index, names a file that is not next to it, or one in another folder.
     """
     try:
         names = sorted(set(read_json(index)["weight_map"].values()))

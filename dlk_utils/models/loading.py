@@ -48,7 +48,7 @@ class ModelSpec:
     `name` is what the user called the model, and `source` a local folder or the id of a repository
     on the Hugging Face hub. `base_revision` is the sha256 of the embedded file, the commit of a hub
     repository, or a hash over the files of a local folder. `chat_format` names the chat template
-    (see `chat_formats`) for a tokenizer that has none. `adapters` are laid on the model one after
+    (see `chat_formats`) for a tokenizer that has none. `adapters` are put on the model one after
     the other: the first was trained on it, the next on the result, and so on.
     """
 
@@ -192,7 +192,7 @@ def _resolve(
     dtype: str,
     laid_on_it: tuple[str, ...],
 ) -> ModelSpec:
-    """Resolve a model, of which a revision may be wanted, for the adapters that are laid on it."""
+    """Resolve a model, of which a revision may be wanted, for the adapters that are put on it."""
     source = _source_of(name)
     if source in laid_on_it:
         raise ModelError("an adapter cannot be the base of itself")
@@ -568,7 +568,7 @@ def _cannot_load(name: str, source: str, error: Exception) -> ModelError:
     # Errors of PyTorch name what is wrong in their second line.
     reason = " ".join(line.strip() for line in lines[:2])[:200]
     advice = _advice(source, error)
-    # The reason stands last, where it is seen first in a log. A folder is no misspelt alias.
+    # The reason comes last, where it is seen first in a log. A folder is no misspelt alias.
     lines = [
         f"cannot load model {_shortened(name)!r}",
         *([] if is_local else [_offered()]),

@@ -129,7 +129,7 @@ def at_sites(
         Some of `SITES`.
     act
         Called as ``act(site, layer, hidden)``, with `hidden` of shape [batch, tokens, width]. If it
-        returns a tensor of that shape, the model goes on with it instead of `hidden`.
+        returns a tensor of that shape, the model continues with it instead of `hidden`.
     layers
         A choice of layers: see `layer_numbers`.
 
@@ -205,8 +205,8 @@ def check_sites(model: nn.Module) -> None:
     Raises
     ------
     UnknownArchitecture
-        If it is no causal language model as transformers loads it, the family is not known, or its
-        sites do not add up.
+        If it is not a causal language model as transformers loads it, the family is not known, or
+        its sites do not add up.
     ModelError
         If its states are not finite.
     """
@@ -288,7 +288,7 @@ def _run_on_a_few_tokens(model: nn.Module) -> tuple[dict[str, list[Tensor]], lis
 def _project_heads(
     model: nn.Module, block: nn.Module, head_out: Float[Tensor, "t d_heads"]
 ) -> Float[Tensor, "t d"]:
-    """Compute what attention should put out, given the outputs of its heads."""
+    """Compute what attention should output, given the outputs of its heads."""
     family = architecture(model)
     w_o = block.get_submodule(family.w_o)
     device = next(w_o.parameters()).device
@@ -299,7 +299,7 @@ def _project_heads(
     attn_out = w_o(head_out.to(device=device, dtype=model.dtype))
     last_part = block.get_submodule(family.attn)
     if not family.w_o.startswith(family.attn) and not list(last_part.children()):
-        # A norm stands between W_O and the residual stream.
+        # A norm comes between W_O and the residual stream.
         attn_out = last_part(attn_out)
     return (attn_out * family.scale).cpu().double()
 

@@ -1,4 +1,4 @@
-"""Conversations of one's own: read them from a file, and find the assistant's words in a prompt.
+"""Your own conversations: read them from a file, and find the assistant's words in a prompt.
 
 A score of a token says nothing if the token is another one than was meant. So the place of each
 answer is not searched for in the rendered text, where the same words may come twice. The
@@ -66,7 +66,7 @@ def read_chats(path: Path | str) -> list[list[dict[str, str]]]:
     Raises
     ------
     DataError
-        If the file cannot be read, or a line is no conversation with an assistant's turn.
+        If the file cannot be read, or a line is not a conversation with an assistant's turn.
     """
     path = Path(path)
     text, _ = decode_text(path, read_bytes(path))
@@ -99,7 +99,7 @@ def checked_messages(messages: Any, where: str = "messages") -> list[dict[str, s
     Raises
     ------
     DataError
-        If it is no list of messages as in `read_chats`, names `where`, and says which message.
+        If it is not a list of messages as in `read_chats`, names `where`, and says which message.
     """
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
         raise DataError(
@@ -156,7 +156,7 @@ def write_conversation(tokenizer: Any, messages: Messages) -> WrittenConversatio
     tokenizer
         The model's tokenizer, with a chat template.
     messages
-        The turns, each with `role` and `content`. Thoughts stand in the content of an assistant's
+        The turns, each with `role` and `content`. Thoughts are in the content of an assistant's
         turn, between marks such as ``<think>`` and ``</think>``.
 
     Returns
@@ -168,7 +168,7 @@ def write_conversation(tokenizer: Any, messages: Messages) -> WrittenConversatio
     Raises
     ------
     DataError
-        If `messages` are no conversation (see `read_chats`), or a turn spells a mark of the chat
+        If `messages` are not a conversation (see `read_chats`), or a turn spells a mark of the chat
         format, which could end it.
     ModelError
         If the tokenizer does not say which characters a token stands for.
@@ -220,7 +220,7 @@ def _require_questions(turns: TurnFormat, messages: Messages, text: str) -> None
     place = 0
     for number, message in enumerate(messages):
         content = message["content"].strip()
-        # The system turn may stand anywhere, and may be written into another turn.
+        # The system turn may be anywhere, and may be written into another turn.
         found = text.find(content, place if message["role"] == "user" else 0)
         if message["role"] != "assistant" and found < 0:
             raise _changed(turns, number, message["role"])
@@ -303,7 +303,7 @@ def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]
     input_ids = encode_prompt(tokenizer, text)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     n_before = len(input_ids) - len(encoded.input_ids)
-    # A token for the beginning of the text may stand before the others.
+    # A token for the beginning of the text may come before the others.
     return input_ids, [(0, 0)] * n_before + [tuple(span) for span in encoded.offset_mapping]
 
 

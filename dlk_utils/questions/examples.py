@@ -128,7 +128,7 @@ def load_examples(
 
 
 def _read_names(datasets: Any) -> list[str]:
-    """Return the names of data sets; refuse what is no name, and what comes twice."""
+    """Return the names of data sets; refuse what is not a name, and what occurs twice."""
     if isinstance(datasets, os.PathLike):
         datasets = [datasets]
     names = datasets.split(",") if isinstance(datasets, str) else datasets

@@ -96,7 +96,7 @@ def near_duplicate_key(text: str, choice_0: str = "", choice_1: str = "") -> str
     Case, white space and punctuation do not count. The signs < > = +, and a minus before a digit,
     do. Other signs do not, and neither do the vowel signs of the scripts of India. So "3 = 4" and
     "3 ≠ 4", which are two examples, have one key. It decides the split, so that near-duplicates
-    never stand on both sides of one, and it tells what is close to a training example.
+    are never on both sides of one, and it tells what is close to a training example.
     """
     parts = []
     for part in (text, choice_0, choice_1):

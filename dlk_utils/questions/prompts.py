@@ -18,7 +18,7 @@ from dlk_utils.questions.ids import Example, example_id, examples_of, near_dupli
 from dlk_utils.questions.templates import Instruction, Template, prompt_library
 
 OWN_KINDS = ("claim", "review")
-"""Kinds of example that one can ask of one's own: those that are a text and nothing else."""
+"""Kinds of example that you can ask about yourself: those that are a text and nothing else."""
 
 
 class _Plan(NamedTuple):
@@ -190,7 +190,7 @@ def own_prompts(
     context: int = 2048,
     vocab_size: int | None = None,
 ) -> pd.DataFrame:
-    """Make prompts about claims or reviews of one's own, each under each system prompt.
+    """Make prompts about your own claims or reviews, each under each system prompt.
 
     Parameters
     ----------
@@ -420,7 +420,7 @@ def _require_known_instructions(instructions: Sequence[Instruction], n_known: in
 def _require_known(
     what: str, names: Sequence[str] | None, libraries: Sequence[str], field: str = "name"
 ) -> None:
-    """Refuse names that stand in none of some prompt libraries: a typo would have no effect."""
+    """Refuse names that are in none of some prompt libraries: a typo would have no effect."""
     if isinstance(names, str):
         raise ParameterError(f"{what}: expected a list of names, got the text {names!r}")
     known = sorted({row[field] for library in libraries for row in _records(library)})

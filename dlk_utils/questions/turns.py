@@ -155,11 +155,11 @@ class TurnFormat:
         return [mark for mark in marks if re.search(r"\w\W|\W\w", mark)]
 
     def _require_turns(self, messages: Sequence[Mapping[str, str]], written: str) -> None:
-        """Raise `TemplateError` unless the turns stand in the text word for word and in order."""
+        """Raise `TemplateError` unless the turns are in the text word for word and in order."""
         position = 0
         for message in messages:
             content = message["content"].strip()
-            # The system turn may stand anywhere: some templates put it before the last question.
+            # The system turn may be anywhere: some templates put it before the last question.
             is_system = message["role"] == "system"
             found = written.find(content, 0 if is_system else position)
             if found < 0:

@@ -1,6 +1,6 @@
 """The tables of the notebooks, one module for each notebook that needs one.
 
-A module holds functions of a run, whose tables `lab.cache.kept` keeps, and beside them the pure
+A module holds functions of a run, whose tables `lab.cache.kept` keeps, and the pure
 functions of rows and features that compute those tables. Sentences about tables are written in
 `lab.findings` and pictures drawn in `lab.figures`: a change there computes nothing again.
 """

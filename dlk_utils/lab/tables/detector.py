@@ -221,7 +221,7 @@ def rates_shown(rates: pd.DataFrame, judges: Sequence[str]) -> pd.DataFrame:
 
 
 def read_lines(source: str | list[str]) -> list[str]:
-    """Return the lines of a text file that are not blank, or a list as it is; of "", no lines."""
+    """Return the lines of a text file that are not blank, or a list unchanged; of "", no lines."""
     if isinstance(source, list):
         return source
     text = Path(source).read_text(encoding="utf-8-sig") if source else ""

@@ -107,7 +107,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Explorer:
-    """Asks a run's model questions of one's own, with a detector for each of some layers.
+    """Asks a run's model your own questions, with a detector for each of some layers.
 
     Attributes
     ----------
@@ -137,12 +137,12 @@ class Explorer:
 
         The layer that judges is the one that notebook 06 chooses for honest rows. With the folder
         of a `card`, it is that of the card, whose detector then stands for the layer. With too few
-        rows there are no detectors but that of the card.
+        rows, the card has the only detector.
 
         Raises
         ------
         CardError
-            If it is no card of this model, or reads another site than the detectors here.
+            If it is not a card of this model, or reads another site than the detectors here.
         """
         detectors: dict[int, TruthDetector] = {}
         chosen, why_none = None, ""

@@ -25,7 +25,7 @@ from dlk_utils.questions.trained import refuse_trained_rows
 CONTINUATION_TOKENS = 20
 """Number of tokens of a free continuation."""
 LEVELS = ["always", "in another form", "only with shots", "never", "not readable"]
-"""Under which prompts an example is answered rightly, from the best known to the least.
+"""Under which prompts an example is answered correctly, from the best known to the least.
 
 An example without a readable answer has no place in this order, and comes last.
 """
@@ -68,7 +68,7 @@ def follow_ups(run: Run) -> pd.DataFrame:
 
 @kept("02-continuations")
 def continuations(run: Run) -> pd.DataFrame:
-    """Let the model go on freely after six prompts told to lie, lies first, and six honest ones.
+    """Let the model continue freely after six prompts told to lie, lies first, and six honest ones.
 
     Returns
     -------
@@ -130,7 +130,7 @@ def _model_row(run: Run) -> pd.DataFrame:
 
 
 def _questions(record: dict) -> dict:
-    """What a run's record says beside the model, and about how many examples it was asked."""
+    """What a run's record says, apart from the model and how many examples it was asked about."""
     return {name: value for name, value in record.items() if name not in ("model", "n_examples")}
 
 
@@ -215,7 +215,7 @@ def _mean_of_differences(values: pd.Series, groups: pd.Series) -> dict[str, floa
 
 
 def knowledge_levels(behaviour: pd.DataFrame, grid: pd.DataFrame) -> pd.DataFrame:
-    """Tell for each example of the grid under which truth prompts it is answered rightly.
+    """Tell for each example of the grid under which truth prompts it is answered correctly.
 
     Returns
     -------
