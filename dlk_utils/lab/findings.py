@@ -47,7 +47,7 @@ from dlk_utils.lab.tables.steering import (
 )
 
 NOT_SCORED = "not scored"
-AUROC = "signed AUROC on test (95 % interval; dashed: chance)"
+AUROC = "AUROC on test (95 % interval; dashed: chance)"
 """The label of most axes."""
 NAMED = {
     "pair": ("pair_ranking", "two draws", "resid_post"),

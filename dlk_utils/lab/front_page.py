@@ -169,7 +169,7 @@ def rival_sentence(row: pd.Series) -> str:
         return f"The probe beats it: {gives}."
     if row.lift_high < 0:
         return f"It beats the probe: {gives}."
-    return f"The probe does not clearly beat it: {gives}."
+    return f"Nothing shows that the probe is better: {gives}."
 
 
 # 06: the detector.
@@ -214,8 +214,8 @@ def detector_sentence(rates: pd.DataFrame) -> str:
     if lies is None or honest is None:
         return sentence
     return (
-        f"{sentence} When it is also fitted to prompts that ask for lies, without labels, it flags "
-        f"{percent(lies.flagged)} and {percent(honest.flagged)}."
+        f"{sentence} A detector that has also seen prompts that ask for lies, but not which "
+        f"answers were lies, flags {percent(lies.flagged)} and {percent(honest.flagged)}."
     )
 
 
@@ -300,8 +300,9 @@ def dropout_sentence(row: pd.Series) -> str:
             f"is the other one ({scored})."
         )
     return (
-        "Pairs of dropout draws gave nothing: a probe cannot tell which of the two is nearer to "
-        f"the truth ({scored})."
+        "Pairs of dropout draws (one prompt run twice, each time with other values set to zero) "
+        "gave nothing: a probe cannot tell which of the two is nearer to the truth "
+        f"({scored})."
     )
 
 

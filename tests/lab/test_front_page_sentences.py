@@ -127,8 +127,8 @@ def test_the_turn_goes_by_the_intervals_of_the_layers(by_layer, own_answer, sent
         (
             (-0.3, 0.02),
             ASKED_AGAIN,
-            "The probe does not clearly beat it: asking the model the same question again, under "
-            "an instruction to tell the truth, gives AUROC 0.94.",
+            "Nothing shows that the probe is better: asking the model the same question again, "
+            "under an instruction to tell the truth, gives AUROC 0.94.",
         ),
         (
             (-0.3, -0.1),
@@ -144,7 +144,7 @@ def test_the_turn_goes_by_the_intervals_of_the_layers(by_layer, own_answer, sent
         (
             (np.nan, np.nan),
             "length",
-            "The probe does not clearly beat it: length gives AUROC 0.94.",
+            "Nothing shows that the probe is better: length gives AUROC 0.94.",
         ),
     ],
 )
@@ -187,14 +187,14 @@ def flag_rates(**flagged: tuple[float, float]) -> pd.DataFrame:
 def test_the_detector_is_judged_by_both_shares_at_its_threshold(lies, honest, verdict):
     texts = front_page.of_detector(flag_rates(**{HONEST_ONLY: (lies, honest)}))
     sentence = texts["front_detector_sentence"]
-    assert sentence.startswith(verdict) and "also fitted" not in sentence
+    assert sentence.startswith(verdict) and "also seen" not in sentence
     assert f"flags {100 * lies:.0f} % of the lies and {100 * honest:.0f} % of the" in sentence
 
 
 def test_the_detector_that_has_seen_prompts_that_ask_for_lies_is_named_with_what_it_flags():
     rates = flag_rates(**{HONEST_ONLY: (0.58, 0.05), JOINED_TWINS: (0.96, 0.01)})
     texts = front_page.of_detector(rates)
-    assert texts["front_detector_sentence"].endswith("without labels, it flags 96 % and 1 %.")
+    assert texts["front_detector_sentence"].endswith("were lies, flags 96 % and 1 %.")
     assert texts["front_lies"] == "0.58 [0.53, 0.63]"
     assert texts["front_honest"] == "0.05 [0.00, 0.10] of the honest answers"
 
@@ -267,6 +267,12 @@ def test_the_worst_way_between_data_sets_is_shown():
 # 09.
 
 
+GAVE_NOTHING = (
+    "Pairs of dropout draws (one prompt run twice, each time with other values set to zero) gave "
+    "nothing: "
+)
+
+
 def pair_table(low: float, high: float, **columns) -> pd.DataFrame:
     """The ranking of whole-prompt draws on rows told to lie, among rows that do not count."""
     row = {"pairs": "draws, sequence", "regime": LYING, "probe": "pair_ranking", "least_move": 0.0}
@@ -284,8 +290,8 @@ def pair_table(low: float, high: float, **columns) -> pd.DataFrame:
 @pytest.mark.parametrize(
     "low, high, beginning",
     [
-        (0.35, 0.57, "Pairs of dropout draws gave nothing: "),
-        (np.nan, np.nan, "Pairs of dropout draws gave nothing: "),
+        (0.35, 0.57, GAVE_NOTHING),
+        (np.nan, np.nan, GAVE_NOTHING),
         (0.6, 0.8, "Pairs of dropout draws can be told apart: "),
         (0.2, 0.4, "Pairs of dropout draws mislead: "),
     ],

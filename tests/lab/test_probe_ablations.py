@@ -243,5 +243,8 @@ def test_controls_of_the_turn_are_flat_lines_without_an_interval():
         }
     )
     lines = turn_lines(results).groupby("line")
-    assert lines.layer.apply(list).to_dict() == {"own answer": [0, 9], "resid_post": [0, 9]}
-    assert lines.get_group("own answer")[["low", "high"]].isna().all(axis=None)
+    assert lines.layer.apply(list).to_dict() == {
+        "residual stream": [0, 9],
+        "the model's answer": [0, 9],
+    }
+    assert lines.get_group("the model's answer")[["low", "high"]].isna().all(axis=None)

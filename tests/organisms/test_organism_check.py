@@ -68,7 +68,7 @@ def test_the_table_of_a_curriculum_has_a_column_for_each_phase():
 def test_a_verdict_takes_as_many_examples_as_the_check_asks():
     table = held_out(planted({"good": (0.95, 0.95), "bad": (0.95, 0.7)}))
     assert meets_in_words(table, n_examples=CHECKED_EXAMPLES) == "good"
-    assert meets_in_words(table, n_examples=30).startswith("no verdict from 30 examples")
+    assert meets_in_words(table, n_examples=30).startswith("not decided here, where 30 examples")
 
 
 def test_the_held_out_table_has_the_shares_and_what_meets_the_requirement():

@@ -81,8 +81,15 @@ def results(run: Run, *, layers: list[int], p: float = DEFAULT_P) -> pd.DataFram
     return evaluate_targets(targets(run, p=p), features, seed=run.seed)
 
 
-TURN_CONTROLS = ("own answer", TURNED)
-"""The controls that the figure of truth by layer shows."""
+TURN_CONTROLS = {"own answer": "the model's answer", TURNED: "the opposite of its answer"}
+"""The controls that the figure of truth by layer shows, and their names there."""
+TURN_SITES = {
+    "resid_post": "residual stream",
+    "attn_out": "attention output",
+    "mlp_out": "MLP output",
+    "head_out": "attention heads",
+}
+"""The names of the sites in that figure."""
 
 
 def turn_lines(results: pd.DataFrame) -> pd.DataFrame:
@@ -95,12 +102,13 @@ def turn_lines(results: pd.DataFrame) -> pd.DataFrame:
     """
     known = results[(results.target == "truth") & (results.regime == KNOWN)]
     states = known[(known.probe == "logistic") & (known.feature == "activation")]
-    controls = known[known.probe.isin(TURN_CONTROLS)]
+    controls = known[known.probe.isin(list(TURN_CONTROLS))]
+    names = controls.probe.map(TURN_CONTROLS)
     ends = [
-        controls.assign(line=controls.probe, layer=layer, low=np.nan, high=np.nan)
+        controls.assign(line=names, layer=layer, low=np.nan, high=np.nan)
         for layer in (states.layer.min(), states.layer.max())
     ]
-    return pd.concat([states.assign(line=states.site), *ends])
+    return pd.concat([states.assign(line=states.site.map(TURN_SITES)), *ends])
 
 
 RIVAL_COLUMNS = ["who", "where", "estimate", "low", "high", "n", "n_smaller"]
