@@ -54,13 +54,13 @@ def show_answer(row: pd.Series, by_layer: pd.DataFrame, *, caption: str) -> Show
     ]
     frame = "margin: 0 0 1.2em; padding: 0.3em 0.8em; border: 1px solid #808890"
     prompt = (
-        "white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.85em; padding-left: 0.6em; "
-        "border-left: 3px solid #808890"
+        "margin: 0.5em 0; padding-left: 0.6em; border-left: 3px solid #808890; "
+        "white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.85em"
     )
     parts = [
         f"<p><b>{html_text(caption)}</b></p>",
         f'<div style="{prompt}">{html_text(row.prompt)}</div>',
-        *(f"<p>{html_text(sentence)}</p>" for sentence in sentences),
+        *(f'<p style="margin: 0.3em 0">{html_text(sentence)}</p>' for sentence in sentences),
     ]
     if len(by_layer):
         parts.append(_strip(by_layer))
@@ -79,6 +79,6 @@ def _strip(by_layer: pd.DataFrame) -> str:
         for row in by_layer.itertuples()
     )
     return (
-        '<p style="line-height: 2">The belief at each layer, above 0 for what is right: '
-        f"{swatches}</p>"
+        '<p style="margin: 0.3em 0; line-height: 2">The belief at each layer, above 0 for what is '
+        f"right: {swatches}</p>"
     )

@@ -347,6 +347,8 @@ def bars_figure(
         fig.add_bar(x=list(part[x]), y=list(part[y]), name=name, marker=marker)
     if reference is not None:
         fig.add_vline(x=reference, line_dash="dash", line_color=GREY)
+        # So few that they are round numbers, and not the middles of the bars.
+        fig.update_xaxes(nticks=7)
     return _finish(fig, title, xlabel, ylabel)
 
 

@@ -17,7 +17,7 @@ from dlk_utils.evaluation.tasks import KNOWN, LYING, MIN_FOR_HEADLINE, POSITIVE_
 from dlk_utils.lab.display import interval_text, percent
 from dlk_utils.lab.escaping import markdown_text
 from dlk_utils.lab.tables import in_brief, least_to_most
-from dlk_utils.lab.tables.answer_kinds import KINDS, LIES, MISTAKES
+from dlk_utils.lab.tables.answer_kinds import HONEST, KINDS, LIES, MISTAKES
 from dlk_utils.lab.tables.carry_over import (
     ALL_OTHERS,
     SAME,
@@ -213,22 +213,30 @@ def sides_title(points: pd.DataFrame, layer: int) -> str:
 
     `points` is a table of `components.project`.
     """
-    lies = points[points.kind == LIES]
-    if lies.empty:
-        return "States of honest answers in two dimensions: there was no lie to show"
-    parts = []
-    for number in dict.fromkeys([layer, points.layer.max()]):
-        of_layer = lies[lies.layer == number].with_truth
-        n, n_with_truth = len(of_layer), int(of_layer.sum())
-        low, high = wilson_interval(n_with_truth, n)
-        if high < 0.5:
-            side = f"{n - n_with_truth} of {n} lies lie with what is said"
-        else:
-            side = f"{n_with_truth} of {n} lies lie with what is true"
-            side += "" if low > 0.5 else ", about as many as by chance"
-        parts.append(f"at layer {number}, {side}")
+    if not {LIES, HONEST} <= set(points.kind):
+        return "States in two dimensions: there was no lie, or no honest answer, to show"
+    parts = [
+        f"at layer {number}, {_side(points[points.layer == number])}"
+        for number in dict.fromkeys([layer, points.layer.max()])
+    ]
     title = "; ".join(parts)
     return f"{title[0].upper()}{title[1:]}"
+
+
+def _side(points: pd.DataFrame) -> str:
+    """Say where lies are at a layer, if its two components tell the truth of honest answers."""
+    is_with_truth = {kind: points.with_truth[points.kind == kind] for kind in (HONEST, LIES)}
+    n_with_truth = {kind: int(rows.sum()) for kind, rows in is_with_truth.items()}
+    n = {kind: len(rows) for kind, rows in is_with_truth.items()}
+    intervals = {kind: wilson_interval(n_with_truth[kind], n[kind]) for kind in n}
+    honest = f"{n_with_truth[HONEST]} of {n[HONEST]} honest answers"
+    if intervals[HONEST][0] <= 0.5:
+        return f"two components do not show what is true ({honest} lie with it)"
+    low, high = intervals[LIES]
+    if high < 0.5:
+        return f"{n[LIES] - n_with_truth[LIES]} of {n[LIES]} lies lie with what is said"
+    by_chance = "" if low > 0.5 else ", about as many as by chance"
+    return f"{n_with_truth[LIES]} of {n[LIES]} lies, and {honest}, lie with what is true{by_chance}"
 
 
 def gradient_adds(curves: pd.DataFrame) -> str:
@@ -398,13 +406,13 @@ def roc_title(point: pd.Series | None) -> str:
     """
     if point is None:
         return "There was no lie, or no honest answer, to judge"
-    at = f"it catches {percent(point.caught)} of the lies"
-    best = f"the best threshold in hindsight {percent(point.best_caught)}"
+    found = "No threshold would be much better"
     if point.best_caught > point.caught + MUCH_BETTER:
-        return (
-            f"The order is better than the threshold: {at}, {best} (AUROC {interval_text(point)})"
-        )
-    return f"The threshold is about the best one: {at}, {best} (AUROC {interval_text(point)})"
+        found = "The order is better than the threshold"
+    return (
+        f"{found}: this one catches {percent(point.caught)} of the lies, the best in hindsight "
+        f"{percent(point.best_caught)} (AUROC {interval_text(point)})"
+    )
 
 
 def bins_title(answers: pd.DataFrame, threshold: float) -> str:

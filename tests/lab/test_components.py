@@ -58,15 +58,19 @@ def test_kinds_are_lies_honest_answers_and_mistakes_and_nothing_else(rows):
 def test_lies_lie_with_what_is_true_where_states_hold_it_and_else_with_what_is_said(points):
     found = sides(points)
     assert found[LIES].to_dict() == {1: 1.0, 2: 0.0} and (found[HONEST] == 1).all()
-    n = (points.kind == LIES).sum() // 2
-    title = f"At layer 1, {n} of {n} lies lie with what is true; at layer 2, {n} of {n} lies lie "
-    assert sides_title(points, 1) == f"{title}with what is said"
-    assert sides_title(points, 2) == f"At layer 2, {n} of {n} lies lie with what is said"
+    n, n_honest = ((points.kind == kind).sum() // 2 for kind in (LIES, HONEST))
+    first = f"At layer 1, {n} of {n} lies, and {n_honest} of {n_honest} honest answers, lie with "
+    second = f"t layer 2, {n} of {n} lies lie with what is said"
+    assert sides_title(points, 1) == f"{first}what is true; a{second}"
+    assert sides_title(points, 2) == f"A{second}"
 
 
-def test_a_title_says_that_a_side_is_no_more_than_chance_and_that_there_is_no_lie(points):
-    half = points.assign(with_truth=np.arange(len(points)) % 2 == 0)
-    assert sides_title(half, 2).endswith("lies lie with what is true, about as many as by chance")
+def test_a_title_says_what_two_components_do_not_show_and_that_there_is_no_lie(points):
+    every_other = np.arange(len(points)) % 2 == 0
+    lies_by_chance = points.assign(with_truth=every_other | (points.kind == HONEST))
+    assert sides_title(lies_by_chance, 2).endswith("is true, about as many as by chance")
+    all_by_chance = sides_title(points.assign(with_truth=every_other), 2)
+    assert all_by_chance.startswith("At layer 2, two components do not show what is true (")
     assert "there was no lie" in sides_title(points[points.kind != LIES], 1)
 
 

@@ -47,13 +47,23 @@ def test_what_speaks_against_an_answer_is_a_belief_in_the_other_choice():
 
 
 def test_bins_hold_every_answer_once_and_kinds_are_compared_by_their_shares():
-    bins = judging.belief_bins(answers(n=50))
+    bins = judging.belief_bins(answers(n=50), 0.1)
     by_kind = bins.groupby("kind")
     assert by_kind.n.sum().to_dict() == {HONEST: 50, LIES: 50, MISTAKES: 50}
     assert by_kind.share.sum().to_numpy() == pytest.approx(1)
-    assert by_kind.size().eq(judging.N_BINS).all()
-    high = bins[bins.share > 0].groupby("kind").against.min()
-    assert high[LIES] > 0 > high[MISTAKES]
+    assert set(by_kind.size()) <= {judging.N_BINS, judging.N_BINS + 1}
+    assert bins.against.nunique() == by_kind.size().iloc[0]
+
+
+@pytest.mark.parametrize("threshold", [-0.9, 0.0, 1.1])
+def test_the_bars_above_the_threshold_are_the_answers_that_are_flagged(threshold):
+    found = answers(n=50)
+    # One lies at the threshold, and is not flagged.
+    found.loc[found.index[0], "against"] = threshold
+    bins = judging.belief_bins(found, threshold)
+    above = bins[bins.against > threshold].groupby("kind").n.sum()
+    flagged = (found.against > threshold).groupby(found.kind).sum()
+    assert above.reindex(flagged.index, fill_value=0).to_dict() == flagged.to_dict()
 
 
 def test_the_histogram_says_how_many_of_each_kind_lie_above_the_threshold():
@@ -67,11 +77,12 @@ def test_the_point_on_the_curve_is_what_the_threshold_flags():
     found = answers(lies=0.5, honest=0.0)
     threshold = 0.3
     curves = judging.roc(found, NOBODY, threshold).set_index("curve")
-    assert list(dict.fromkeys(curves.index)) == [HONEST, f"{judging.AT_THRESHOLD}{HONEST}"]
+    told_from = f"lies told from {HONEST}"
+    assert list(dict.fromkeys(curves.index)) == [told_from, f"{judging.AT_THRESHOLD}{HONEST}"]
     point = curves.loc[f"{judging.AT_THRESHOLD}{HONEST}"]
     flagged = found.assign(flagged=found.against > threshold).groupby("kind").flagged.mean()
     assert point.caught == flagged[LIES] and point.alarms == flagged[HONEST]
-    curve = curves.loc[HONEST]
+    curve = curves.loc[told_from]
     is_lie = found.kind[found.kind != MISTAKES] == LIES
     area = np.trapezoid(curve.caught, curve.alarms)
     assert area == pytest.approx(
@@ -83,10 +94,10 @@ def test_a_good_order_with_a_bad_threshold_is_told_from_a_good_threshold():
     found = answers()
     bad = judging.working_point(found, 1.1, HONEST_TO_FLAG)
     assert bad.best_caught == 1 and bad.caught < 0.8 and bad.alarms == 0
-    assert roc_title(bad).startswith("The order is better than the threshold: it catches ")
+    assert roc_title(bad).startswith("The order is better than the threshold: this one catches ")
     good = judging.working_point(found, 0.0, HONEST_TO_FLAG)
-    title = "it catches 100 % of the lies, the best threshold in hindsight 100 % (AUROC 1.00 ["
-    assert roc_title(good).startswith(f"The threshold is about the best one: {title}")
+    title = "this one catches 100 % of the lies, the best in hindsight 100 % (AUROC 1.00 ["
+    assert roc_title(good).startswith(f"No threshold would be much better: {title}")
 
 
 def test_the_best_threshold_may_flag_as_many_as_this_one_does():
@@ -102,9 +113,10 @@ def test_truthful_answers_have_a_curve_if_there_are_enough_of_them():
     truthful = judging.truthful_answers({"d": rows}, "d")
     assert len(truthful) == 15 and set(truthful.kind) == {judging.TRUTHFUL}
     found = judging.judged_answers({"d": rows}, "d")
-    assert judging.TRUTHFUL in set(judging.roc(found, truthful, 0.0).curve)
+    told_from = f"lies told from {judging.TRUTHFUL}"
+    assert told_from in set(judging.roc(found, truthful, 0.0).curve)
     few = truthful.head(judging.LEAST_TRUTHFUL - 1)
-    assert judging.TRUTHFUL not in set(judging.roc(found, few, 0.0).curve)
+    assert told_from not in set(judging.roc(found, few, 0.0).curve)
 
 
 @pytest.mark.parametrize("nothing", [NOBODY, answers()[lambda rows: rows.kind == MISTAKES]])
@@ -116,7 +128,7 @@ def test_where_nothing_was_judged_tables_say_why_and_titles_claim_nothing(nothin
     chosen = judging.examples(NOBODY)
     lines = judging.example_lines(chosen, judging.NOT_READ)
     assert chosen.empty and lines.empty and examples_title(lines) == "not scored"
-    assert judging.belief_bins(NOBODY).attrs["too_few_rows"] == judging.NO_ANSWERS
+    assert judging.belief_bins(NOBODY, 0.0).attrs["too_few_rows"] == judging.NO_ANSWERS
     assert bins_title(NOBODY, 0.0) == "There was no answer to judge"
 
 

@@ -17,7 +17,7 @@ from dlk_utils.lab.tables import empty_if_too_few
 from dlk_utils.lab.tables.answer_kinds import HONEST, LIES, MISTAKES, with_kinds
 from dlk_utils.probes import Logistic
 
-TRUTHFUL = "true answers to prompts that ask for a lie"
+TRUTHFUL = "true answers, told to lie"
 LEAST_TRUTHFUL = 10
 """With fewer of these, no curve against them is drawn."""
 N_BINS = 12
@@ -94,8 +94,8 @@ def roc(answers: pd.DataFrame, truthful: pd.DataFrame, threshold: float) -> pd.D
     -------
     DataFrame
         For each `curve` its points: the share of the other answers that are flagged (`alarms`), and
-        that of the lies (`caught`). A curve is named by the answers that lies are told from. There
-        are curves against honest answers, and against truthful ones if there are `LEAST_TRUTHFUL`.
+        that of the lies (`caught`). There is a curve of lies told from honest answers, and one of
+        lies told from truthful ones if there are `LEAST_TRUTHFUL` of these.
         The point at the threshold has a curve of its own, whose name begins with `AT_THRESHOLD`.
     """
     lies = answers.against[answers.kind == LIES].to_numpy(float)
@@ -107,7 +107,8 @@ def roc(answers: pd.DataFrame, truthful: pd.DataFrame, threshold: float) -> pd.D
             continue
         is_lie = np.repeat([True, False], [len(lies), len(others)])
         alarms, caught, _ = roc_curve(is_lie, np.concatenate([lies, others]))
-        curves.append(pd.DataFrame({"curve": name, "alarms": alarms, "caught": caught}))
+        curve = f"lies told from {name}"
+        curves.append(pd.DataFrame({"curve": curve, "alarms": alarms, "caught": caught}))
         flagged = {"alarms": np.mean(others > threshold), "caught": np.mean(lies > threshold)}
         curves.append(pd.DataFrame([{"curve": f"{AT_THRESHOLD}{name}", **flagged}]))
     return _or_reason(pd.concat(curves) if curves else pd.DataFrame(columns=ROC_COLUMNS))
@@ -137,8 +138,10 @@ def working_point(answers: pd.DataFrame, threshold: float, alarms: float) -> pd.
     return pd.Series(found | {"best_caught": recall_at(scores, is_lie.astype(int), allowed)})
 
 
-def belief_bins(answers: pd.DataFrame) -> pd.DataFrame:
-    """Count in `N_BINS` bins how strongly the belief speaks against the answers of each kind.
+def belief_bins(answers: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Count in bins how strongly the belief speaks against the answers of each kind.
+
+    There are `N_BINS` bins, or one more. The threshold lies between two of them.
 
     Returns
     -------
@@ -149,11 +152,15 @@ def belief_bins(answers: pd.DataFrame) -> pd.DataFrame:
     rows = answers[answers.kind.isin([HONEST, LIES, MISTAKES])]
     if rows.empty:
         return _or_reason(pd.DataFrame(columns=BIN_COLUMNS))
-    edges = np.histogram_bin_edges(rows.against.to_numpy(float), N_BINS)
-    middles = ((edges[:-1] + edges[1:]) / 2).round(3)
+    against = rows.against.to_numpy(float)
+    width = max(np.ptp(against), 1e-6) / N_BINS
+    # A score at the threshold is not flagged, so that it belongs to the bin below.
+    numbers = np.ceil((against - threshold) / width).astype(int) - 1
+    lowest, n_bins = numbers.min(), np.ptp(numbers) + 1
+    middles = threshold + width * (lowest + np.arange(n_bins) + 0.5)
     bins = []
-    for kind, part in rows.groupby("kind", sort=False):
-        counts, _ = np.histogram(part.against.to_numpy(float), edges)
+    for kind, part in rows.assign(number=numbers - lowest).groupby("kind", sort=False):
+        counts = np.bincount(part.number, minlength=n_bins)
         columns = {"kind": kind, "against": middles, "share": counts / len(part), "n": counts}
         bins.append(pd.DataFrame(columns))
     return pd.concat(bins, ignore_index=True)[BIN_COLUMNS]
