@@ -302,25 +302,42 @@ def scatter_figure(
     title: str,
     xlabel: str,
     ylabel: str,
+    fill: str | None = None,
     hover: str | None = None,
 ) -> go.Figure:
     """Draw a point for each row of a table, with a colour and a marker for each value of `color`.
 
-    `hover` is the column of what a pointer on the point shows.
+    Parameters
+    ----------
+    fill
+        Column of two values. Points of the one that comes first in the alphabet are hollow.
+    hover
+        Column of what a pointer on the point shows.
     """
     fig = go.Figure()
     for number, (label, part) in enumerate(_series(table, color)):
-        texts = [plotly_text(str(text), NARROW) for text in part[hover]] if hover else None
-        fig.add_scatter(
-            x=list(part[x]),
-            y=list(part[y]),
-            name=plotly_text(label, NARROW),
-            text=texts,
-            hoverinfo="text" if hover else "x+y+name",
-            mode="markers",
-            # The edge keeps points apart that lie over each other.
-            marker=_marker(number, 8) | {"line": {"width": 0.7, "color": "#ffffff"}},
-        )
+        series = [(label, False, part)]
+        if fill is not None:
+            hollow = min(table[fill])
+            by_fill = sorted(part.groupby(fill), reverse=True, key=_name_of_group)
+            series = [(f"{label}, {name}", name == hollow, rows) for name, rows in by_fill]
+        for name, is_hollow, rows in series:
+            marker = _marker(number, 8)
+            if is_hollow:
+                marker |= {"symbol": f"{marker['symbol']}-open", "line": {"width": 1.5}}
+            else:
+                # The edge keeps points apart that lie over each other.
+                marker |= {"line": {"width": 0.7, "color": "#ffffff"}}
+            texts = [plotly_text(str(text), NARROW) for text in rows[hover]] if hover else None
+            fig.add_scatter(
+                x=list(rows[x]),
+                y=list(rows[y]),
+                name=plotly_text(name, NARROW),
+                text=texts,
+                hoverinfo="text" if hover else "x+y+name",
+                mode="markers",
+                marker=marker,
+            )
     return _finish(fig, title, xlabel, ylabel)
 
 
@@ -538,6 +555,10 @@ def _series(table: pd.DataFrame, color: str | None) -> list[tuple[str, pd.DataFr
     if color is None:
         return [("", table)]
     return [(str(value), part) for value, part in table.groupby(color, sort=False)]
+
+
+def _name_of_group(group: tuple[str, pd.DataFrame]) -> str:
+    return group[0]
 
 
 def _pick(choices: Sequence[str], number: int) -> str:

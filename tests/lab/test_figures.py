@@ -283,6 +283,21 @@ def test_points_differ_by_colour_and_marker_and_say_what_they_are():
     assert {t.mode for t in fig.data} == {"markers"} and fig.layout.showlegend
 
 
+def test_hollow_points_are_a_series_of_their_own_also_in_the_picture():
+    table = SCORES.assign(right=["1 right", "0 right", "1 right", "0 right", "0 right"])
+    labels = {"title": "", "xlabel": "", "ylabel": ""}
+    columns = {"x": "estimate", "y": "layer", "color": "probe", "fill": "right"}
+    fig = scatter_figure(table, **columns, **labels)
+    looks = {t.name: (t.marker.symbol, t.marker.color) for t in fig.data}
+    assert list(looks)[:2] == ["logistic, 1 right", "logistic, 0 right"]
+    assert looks["logistic, 1 right"] == ("circle", COLORS[0])
+    assert looks["logistic, 0 right"] == ("circle-open", COLORS[0])
+    filled = fig.to_dict() | {
+        "data": [t | {"marker": t["marker"] | {"symbol": "circle"}} for t in fig.to_dict()["data"]]
+    }
+    assert draw_png(fig.to_dict()) != draw_png(filled)
+
+
 def test_a_line_stands_where_the_bars_are_to_be_compared_with_it():
     [line] = bars(reference=15).layout.shapes
     assert line.x0 == line.x1 == 15 and line.line.dash == "dash"

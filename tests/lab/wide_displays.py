@@ -81,7 +81,8 @@ def figures() -> list[go.Figure]:
     by_layer = [track.assign(layer=layer, score=layer - 9.5) for layer in range(0, 30, 3)]
     beliefs = belief_figure(pd.concat(by_layer), title=LABELS["title"])
     one_line = lines_figure(track, x="place", y="score", **LABELS)
-    points = scatter_figure(steps, x="step", y="estimate", color="who", hover="where", **LABELS)
+    names = {"x": "step", "y": "estimate", "color": "who", "fill": "where", "hover": "where"}
+    points = scatter_figure(steps, **names, **LABELS)
     layers_of_points = {str(layer): points for layer in range(0, 90, 3)}
     return [
         intervals_figure(table, y="who", color="where", reference=0.5, x_range=(0, 1), **LABELS),

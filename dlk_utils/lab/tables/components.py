@@ -13,8 +13,8 @@ from dlk_utils.lab.tables import empty_if_too_few
 from dlk_utils.lab.tables.answer_kinds import with_kinds
 
 POINT_COLUMNS = [
-    *("layer", "row_id", "kind", "text", "first", "second", "first_share", "second_share"),
-    "with_truth",
+    *("layer", "row_id", "kind", "right", "text", "first", "second"),
+    *("first_share", "second_share", "with_truth"),
 ]
 SHOWN_CHARACTERS = 48
 """Of a text; every layer repeats it on the page."""
@@ -53,14 +53,15 @@ def project(features: Features, train: pd.DataFrame, rows: pd.DataFrame) -> pd.D
     Returns
     -------
     DataFrame
-        One row for each of `rows` at each layer: its place on the `first` and `second` component,
-        the share of the variance of the training rows that each of these has, and `with_truth`:
-        whether it is nearer to the mean of training rows of its own class than to that of the
-        others. The mean of the other class is that of honest rows where the model says what a lie
-        about this row says.
+        One row for each of `rows` at each layer: which choice is `right`, its place on the `first`
+        and `second` component, the share of the variance of the training rows that each of these
+        has, and `with_truth`: whether it is nearer to the mean of training rows of its own class
+        than to that of the others. The mean of the other class is that of honest rows where the
+        model says what a lie about this row says.
     """
     classes = train.y.to_numpy()
     texts = [_shortened(text) for text in rows.text]
+    right = [f"choice {k} right" for k in rows.y]
     layers = []
     for (_, _, layer), read in features.items():
         reduction = make_pipeline(StandardScaler(), PCA(2, svd_solver="full"))
@@ -76,6 +77,7 @@ def project(features: Features, train: pd.DataFrame, rows: pd.DataFrame) -> pd.D
                 "layer": layer,
                 "row_id": rows.row_id.to_numpy(),
                 "kind": rows.kind.to_numpy(),
+                "right": right,
                 "text": texts,
                 # Digits that no picture shows would make the page larger.
                 "first": points[:, 0].round(2),
