@@ -4,7 +4,7 @@ Everything that came from data is escaped. The words have the colour of the page
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from dlk_utils.lab.escaping import html_text
 
@@ -29,7 +29,7 @@ class ShownTree:
         return "\n".join(self._lines)
 
 
-def count_nodes(prompts: Sequence[Sequence[int]]) -> int:
+def count_nodes(prompts: Iterable[Sequence[int]]) -> int:
     """Count the nodes of the tree that prompts form: a token that several share counts once."""
     paths = sorted(set(map(tuple, prompts)))
     n_shared = sum(_n_shared(one, other) for one, other in itertools.pairwise(paths))
@@ -37,7 +37,7 @@ def count_nodes(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def show_tree(
-    prompts: Sequence[Sequence[int]], decode: Callable[[Sequence[int]], str], *, caption: str
+    prompts: Iterable[Sequence[int]], decode: Callable[[Sequence[int]], str], *, caption: str
 ) -> ShownTree:
     """Show prompts as a tree.
 
