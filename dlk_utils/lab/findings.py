@@ -231,12 +231,13 @@ def _side(points: pd.DataFrame) -> str:
     intervals = {kind: wilson_interval(n_with_truth[kind], n[kind]) for kind in n}
     honest = f"{n_with_truth[HONEST]} of {n[HONEST]} honest answers"
     if intervals[HONEST][0] <= 0.5:
-        return f"two components do not show what is true ({honest} lie with it)"
+        return f"two components do not show what is true ({honest} are on its side)"
     low, high = intervals[LIES]
     if high < 0.5:
-        return f"{n[LIES] - n_with_truth[LIES]} of {n[LIES]} lies lie with what is said"
+        return f"{n[LIES] - n_with_truth[LIES]} of {n[LIES]} lies are on the side of what is said"
     by_chance = "" if low > 0.5 else ", about as many as by chance"
-    return f"{n_with_truth[LIES]} of {n[LIES]} lies, and {honest}, lie with what is true{by_chance}"
+    with_truth = f"{n_with_truth[LIES]} of {n[LIES]} lies, and {honest}"
+    return f"{with_truth}, are on the side of what is true{by_chance}"
 
 
 def gradient_adds(curves: pd.DataFrame) -> str:

@@ -55,13 +55,13 @@ def test_kinds_are_lies_honest_answers_and_mistakes_and_nothing_else(rows):
     assert list(kinds.unique()) == [HONEST, LIES, MISTAKES]
 
 
-def test_lies_lie_with_what_is_true_where_states_hold_it_and_else_with_what_is_said(points):
+def test_lies_are_with_what_is_true_where_states_hold_it_and_else_with_what_is_said(points):
     found = sides(points)
     assert found[LIES].to_dict() == {1: 1.0, 2: 0.0} and (found[HONEST] == 1).all()
     n, n_honest = ((points.kind == kind).sum() // 2 for kind in (LIES, HONEST))
-    first = f"At layer 1, {n} of {n} lies, and {n_honest} of {n_honest} honest answers, lie with "
-    second = f"t layer 2, {n} of {n} lies lie with what is said"
-    assert sides_title(points, 1) == f"{first}what is true; a{second}"
+    first = f"At layer 1, {n} of {n} lies, and {n_honest} of {n_honest} honest answers, are on the "
+    second = f"t layer 2, {n} of {n} lies are on the side of what is said"
+    assert sides_title(points, 1) == f"{first}side of what is true; a{second}"
     assert sides_title(points, 2) == f"A{second}"
 
 

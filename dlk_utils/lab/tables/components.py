@@ -92,7 +92,7 @@ def project(features: Features, train: pd.DataFrame, rows: pd.DataFrame) -> pd.D
 
 
 def sides(points: pd.DataFrame) -> pd.DataFrame:
-    """Return the share of each kind of answers that lies `with_truth`, by layer."""
+    """Return the share of each kind of answers that is `with_truth`, by layer."""
     shares = points.pivot_table("with_truth", "layer", "kind", sort=False)
     shares.columns.name = None
     return shares
