@@ -31,11 +31,11 @@ FRONT = """# Front
 PLANTED = """
 import sys
 sys.path.insert(0, {folder!r})
-from wide_displays import chats, figures, tables
+from wide_displays import answers, chats, figures, tables
 from IPython.display import display
 from dlk_utils.lab.display import start
 start(In)
-for shown in [*tables(), *chats(), *figures()]:
+for shown in [*tables(), *chats(), *answers(), *figures()]:
     display(shown)
 """
 FAULTS = """

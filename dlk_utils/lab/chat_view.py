@@ -98,7 +98,7 @@ def _scale(unit: float) -> str:
     """Draw the colours of some scores, from low to high."""
     steps = [-unit, -unit / 2, 0.0, unit / 2, unit]
     swatches = " ".join(
-        f'<span style="{_style(step, unit)}; padding: 0.1em 0.4em">{step:+.1f}</span>'
+        f'<span style="{score_style(step, unit)}; padding: 0.1em 0.4em">{step:+.1f}</span>'
         for step in steps
     )
     return f"<p>Score: {swatches}</p>"
@@ -117,11 +117,12 @@ def _token(row: Any, unit: float) -> str:
     """Write a token with its score, which a pointer on it shows."""
     if not row.token:
         return ""
-    style, text = _style(row.score, unit), html_text(row.token)
+    style, text = score_style(row.score, unit), html_text(row.token)
     return f'<span style="{style}" title="{row.score:+.2f}">{text}</span>'
 
 
-def _style(score: float, unit: float) -> str:
+def score_style(score: float, unit: float) -> str:
+    """Write the CSS of a ground for a score; `unit` is the score of the strongest colour."""
     strength = min(1.0, abs(score) / unit)
     color = ABOVE if score > 0 else BELOW
     line = "solid" if score > 0 else "dotted"

@@ -1,4 +1,4 @@
-"""Plotly figures of finished tables, by seven builders.
+"""Plotly figures of finished tables, each by a builder of its kind.
 
 They never compute. A figure shows in JupyterLab, in the book without internet, and as a still
 picture where no scripts run. It can be read on a phone: in the book its title is text of the page,
@@ -40,6 +40,9 @@ NARROW = 48
 """Characters of a line that fits on a phone."""
 IN_MENU = 34
 """Characters of a menu that fits beside an axis on a phone."""
+MENU_HEIGHT = 40
+SLIDER_HEIGHT = 75
+"""Pixels that the controls take above a plot."""
 Number = int | float
 
 
@@ -62,9 +65,10 @@ def _figure_html(fig_dict: dict[str, Any], figure_id: str) -> str:
     """Write a figure for the book, with its title as a caption that no narrow page cuts off."""
     layout = dict(fig_dict.get("layout", {}))
     caption = html_text(_plain_text(layout.get("title", {}).get("text", "")))
-    has_controls = bool(layout.get("updatemenus") or layout.get("sliders"))
+    controls_height = MENU_HEIGHT if layout.get("updatemenus") else 0
+    controls_height += SLIDER_HEIGHT if layout.get("sliders") else 0
     layout.pop("title", None)
-    layout["margin"] = {**layout.get("margin", {}), "t": 60 if has_controls else 20}
+    layout["margin"] = {**layout.get("margin", {}), "t": 20 + controls_height}
     untitled = {**fig_dict, "layout": layout}
     live = pio.to_html(
         untitled,
@@ -79,7 +83,7 @@ def _figure_html(fig_dict: dict[str, Any], figure_id: str) -> str:
     alternative = html_text(text_alternative(fig_dict))
     plot_class = "plot wide" if layout.get("width") else "plot"
     # What is inside of a picture cannot be operated.
-    role = "group" if has_controls else "img"
+    role = "group" if controls_height else "img"
     return (
         f'<figure class="live-figure"><figcaption>{caption}</figcaption>'
         f'<div class="{plot_class}" role="{role}" aria-label="{alternative}">{live}</div>'
@@ -98,15 +102,17 @@ def text_alternative(fig_dict: dict[str, Any]) -> str:
         label = _plain_text(layout.get(name, {}).get("title", {}).get("text", ""))
         if label:
             sentences.append(f"{side} axis: {label}")
-    names = [_plain_text(trace.get("name") or "") for trace in fig_dict["data"]]
+    # Every choice of a menu has traces of the same names.
+    names = dict.fromkeys(_plain_text(trace.get("name") or "") for trace in fig_dict["data"])
     if any(names):
         sentences.append(f"Series: {', '.join(names)}")
     rows = [_plain_text(note.get("text") or "") for note in layout.get("annotations", ())]
     if rows:
         sentences.append(f"Rows: {', '.join(rows)}")
-    buttons = [button for menu in layout.get("updatemenus", ()) for button in menu["buttons"]]
-    if buttons:
-        labels = [_plain_text(button["label"]) for button in buttons]
+    choices = [button for menu in layout.get("updatemenus", ()) for button in menu["buttons"]]
+    choices += [step for slider in layout.get("sliders", ()) for step in slider["steps"]]
+    if choices:
+        labels = [_plain_text(choice["label"]) for choice in choices]
         sentences.append(f"To choose from: {', '.join(labels)}")
     return ". ".join(sentences)
 
@@ -287,16 +293,79 @@ def lines_figure(
     return _finish(fig, title, xlabel, ylabel)
 
 
-def bars_figure(
-    table: pd.DataFrame, *, x: str, y: str, color: str, title: str, xlabel: str, ylabel: str
+def scatter_figure(
+    table: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    color: str,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    fill: str | None = None,
+    hover: str | None = None,
 ) -> go.Figure:
-    """Draw bars of height `y` at `x`, side by side for the values of `color`."""
+    """Draw a point for each row of a table, with a colour and a marker for each value of `color`.
+
+    Parameters
+    ----------
+    fill
+        Column of two values. Points of the one that comes first in the alphabet are hollow.
+    hover
+        Column of what a pointer on the point shows.
+    """
+    fig = go.Figure()
+    for number, (label, part) in enumerate(_series(table, color)):
+        series = [(label, False, part)]
+        if fill is not None:
+            hollow = min(table[fill])
+            by_fill = sorted(part.groupby(fill), reverse=True, key=_name_of_group)
+            series = [(f"{label}, {name}", name == hollow, rows) for name, rows in by_fill]
+        for name, is_hollow, rows in series:
+            marker = _marker(number, 8)
+            if is_hollow:
+                marker |= {"symbol": f"{marker['symbol']}-open", "line": {"width": 1.5}}
+            else:
+                # The edge keeps points apart that lie over each other.
+                marker |= {"line": {"width": 0.7, "color": "#ffffff"}}
+            texts = [plotly_text(str(text), NARROW) for text in rows[hover]] if hover else None
+            fig.add_scatter(
+                x=list(rows[x]),
+                y=list(rows[y]),
+                name=plotly_text(name, NARROW),
+                text=texts,
+                hoverinfo="text" if hover else "x+y+name",
+                mode="markers",
+                marker=marker,
+            )
+    return _finish(fig, title, xlabel, ylabel)
+
+
+def bars_figure(
+    table: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    color: str,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    reference: Number | None = None,
+) -> go.Figure:
+    """Draw bars of height `y` at `x`, side by side for the values of `color`.
+
+    `reference` is where to draw a dashed vertical line.
+    """
     fig = go.Figure()
     for number, (label, part) in enumerate(_series(table, color)):
         pattern = {"shape": _pick(PATTERNS, number)}
         marker = {"color": _pick(COLORS, number), "pattern": pattern}
         name = plotly_text(label, NARROW)
         fig.add_bar(x=list(part[x]), y=list(part[y]), name=name, marker=marker)
+    if reference is not None:
+        fig.add_vline(x=reference, line_dash="dash", line_color=GREY)
+        # So few that they are round numbers, and not the middles of the bars.
+        fig.update_xaxes(nticks=7)
     return _finish(fig, title, xlabel, ylabel)
 
 
@@ -404,44 +473,80 @@ def belief_figure(beliefs: pd.DataFrame, *, title: str) -> go.Figure:
     return fig.update_layout(width=least_width if least_width > 660 else None)
 
 
-def menu_figure(figures: Mapping[str, go.Figure], *, title: str) -> go.Figure:
+def menu_figure(
+    figures: Mapping[str, go.Figure], *, title: str, first: str | None = None
+) -> go.Figure:
     """Join figures of one kind into one with a menu that shows one of them at a time.
 
     Parameters
     ----------
     figures
-        The figures, by their name in the menu. The first one is shown first. Their own titles are
-        left out.
+        The figures, by their name in the menu. Their own titles are left out.
     title
         The title of all of them.
+    first
+        The name of the figure that is shown first, and where no scripts run; None is the first one.
     """
-    first = next(iter(figures.values()))
-    joined = go.Figure(layout=first.layout)
-    numbers = [number for number, fig in enumerate(figures.values()) for _ in fig.data]
+    first = next(iter(figures)) if first is None else first
+    joined, choices = _join(figures, first)
+    menu = {"buttons": choices, "active": list(figures).index(first), "font": {"size": 12}}
+    menu |= {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "bgcolor": "#ffffff"}
+    joined.update_layout(showlegend=False, updatemenus=[menu])
+    return _make_room(joined, title, MENU_HEIGHT)
+
+
+def slider_figure(
+    figures: Mapping[str, go.Figure], *, title: str, slides_over: str, first: str | None = None
+) -> go.Figure:
+    """Join figures of one kind, with the same series, into one with a slider over their names.
+
+    The slider needs no server. The arguments are those of `menu_figure`; `slides_over` is the word
+    that stands before the name of the figure that is shown, such as "layer".
+    """
+    first = next(iter(figures)) if first is None else first
+    joined, steps = _join(figures, first)
+    slider = {"steps": steps, "active": list(figures).index(first), "font": {"size": 12}}
+    slider |= {"x": 0, "xanchor": "left", "len": 1, "y": 1.02, "yanchor": "bottom"}
+    slider["pad"] = {"t": 0, "b": 0}
+    slider["currentvalue"] = {"prefix": f"{plotly_text(slides_over)} ", "font": {"size": 13}}
+    joined.update_layout(sliders=[slider])
+    return _make_room(joined, title, SLIDER_HEIGHT)
+
+
+def _join(figures: Mapping[str, go.Figure], first: str) -> tuple[go.Figure, list[dict]]:
+    """Put the traces of figures into one, which shows those of the `first`.
+
+    Also return, for each figure, the choice that shows its traces, its ticks, and the titles of its
+    axes.
+    """
+    joined = go.Figure(layout=figures[first].layout)
+    names = [name for name, fig in figures.items() for _ in fig.data]
     joined.add_traces([trace for fig in figures.values() for trace in fig.data])
-    for trace, number in zip(joined.data, numbers, strict=True):
-        trace.visible = number == 0
-    buttons = []
-    for number, (name, fig) in enumerate(figures.items()):
+    for trace, name in zip(joined.data, names, strict=True):
+        trace.visible = name == first
+    choices = []
+    for name, fig in figures.items():
         axes = {
             f"{axis}.{key}": fig.layout[axis][key]
             for axis in ("xaxis", "yaxis")
-            for key in ("tickvals", "ticktext")
+            for key in ("tickvals", "ticktext", "title.text")
             if fig.layout[axis][key] is not None
         }
-        visible = [other == number for other in numbers]
+        visible = [other == name for other in names]
         label = plotly_text(name if len(name) <= IN_MENU else f"{name[: IN_MENU - 1]}…")
-        buttons.append({"label": label, "method": "update", "args": [{"visible": visible}, axes]})
+        choices.append({"label": label, "method": "update", "args": [{"visible": visible}, axes]})
     widths = [fig.layout.width for fig in figures.values() if fig.layout.width]
+    joined.update_layout(width=max(widths, default=None))
+    return joined, choices
+
+
+def _make_room(fig: go.Figure, title: str, controls_height: int) -> go.Figure:
+    """Set the title of a figure with controls, and make it higher by what these take."""
     title = plotly_text(title, 80)
-    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
-    return joined.update_layout(
+    return fig.update_layout(
         title_text=title,
-        width=max(widths, default=None),
-        margin_t=80 + 20 * (1 + title.count("<br>")),
-        height=first.layout.height + 50,
-        showlegend=False,
-        updatemenus=[menu | {"bgcolor": "#ffffff", "font": {"size": 12}}],
+        margin_t=40 + controls_height + 20 * (1 + title.count("<br>")),
+        height=fig.layout.height + controls_height + 10,
     )
 
 
@@ -450,6 +555,10 @@ def _series(table: pd.DataFrame, color: str | None) -> list[tuple[str, pd.DataFr
     if color is None:
         return [("", table)]
     return [(str(value), part) for value, part in table.groupby(color, sort=False)]
+
+
+def _name_of_group(group: tuple[str, pd.DataFrame]) -> str:
+    return group[0]
 
 
 def _pick(choices: Sequence[str], number: int) -> str:

@@ -12,11 +12,12 @@ import pandas as pd
 
 from dlk_utils.evaluation.controls import TURNED
 from dlk_utils.evaluation.selection import BY_TWINS, EARLIEST
-from dlk_utils.evaluation.stats import visible_auroc
+from dlk_utils.evaluation.stats import visible_auroc, wilson_interval
 from dlk_utils.evaluation.tasks import KNOWN, LYING, MIN_FOR_HEADLINE, POSITIVE_CONTROL, REGIMES
 from dlk_utils.lab.display import interval_text, percent
 from dlk_utils.lab.escaping import markdown_text
 from dlk_utils.lab.tables import in_brief, least_to_most
+from dlk_utils.lab.tables.answer_kinds import HONEST, KINDS, LIES, MISTAKES
 from dlk_utils.lab.tables.carry_over import (
     ALL_OTHERS,
     SAME,
@@ -201,6 +202,44 @@ def turn_title(results: pd.DataFrame) -> str:
     )
 
 
+def layer_to_show(results: pd.DataFrame, layers: Sequence[int]) -> int:
+    """Return the layer at which the named probe of truth is read, or else the middle one."""
+    row = headline(results, "truth", KNOWN)
+    return layers[len(layers) // 2] if row is None else int(row.layer)
+
+
+def sides_title(points: pd.DataFrame, layer: int) -> str:
+    """Title the figure of states in two dimensions, by where lies are at a layer and at the last.
+
+    `points` is a table of `components.project`.
+    """
+    if not {LIES, HONEST} <= set(points.kind):
+        return "States in two dimensions: there was no lie, or no honest answer, to show"
+    parts = [
+        f"at layer {number}, {_side(points[points.layer == number])}"
+        for number in dict.fromkeys([layer, points.layer.max()])
+    ]
+    title = "; ".join(parts)
+    return f"{title[0].upper()}{title[1:]}"
+
+
+def _side(points: pd.DataFrame) -> str:
+    """Say where lies are at a layer, if its two components tell the truth of honest answers."""
+    is_with_truth = {kind: points.with_truth[points.kind == kind] for kind in (HONEST, LIES)}
+    n_with_truth = {kind: int(rows.sum()) for kind, rows in is_with_truth.items()}
+    n = {kind: len(rows) for kind, rows in is_with_truth.items()}
+    intervals = {kind: wilson_interval(n_with_truth[kind], n[kind]) for kind in n}
+    honest = f"{n_with_truth[HONEST]} of {n[HONEST]} honest answers"
+    if intervals[HONEST][0] <= 0.5:
+        return f"two components do not show what is true ({honest} are on its side)"
+    low, high = intervals[LIES]
+    if high < 0.5:
+        return f"{n[LIES] - n_with_truth[LIES]} of {n[LIES]} lies are on the side of what is said"
+    by_chance = "" if low > 0.5 else ", about as many as by chance"
+    with_truth = f"{n_with_truth[LIES]} of {n[LIES]} lies, and {honest}"
+    return f"{with_truth}, are on the side of what is true{by_chance}"
+
+
 def gradient_adds(curves: pd.DataFrame) -> str:
     """Say what the gradient adds to the state, by what the probe was fitted on.
 
@@ -355,6 +394,58 @@ def detector_title(rates: pd.DataFrame, judges: Sequence[str]) -> str:
     return (
         f'The detector "{judges[0]}" flags {percent(lies.flagged)} of the lies and '
         f"{percent(honest.flagged)} of the honest answers"
+    )
+
+
+MUCH_BETTER = 0.1
+"""By how much a share of lies has to rise for a threshold to be called a bad one."""
+
+
+def roc_title(point: pd.Series | None) -> str:
+    """Title the ROC curve by what the threshold catches, and what another one could.
+
+    `point` is what `judged_answers.working_point` returns with `HONEST_TO_FLAG`.
+    """
+    if point is None:
+        return "There was no lie, or no honest answer, to judge"
+    found = "No threshold would be much better"
+    if point.best_caught > point.caught + MUCH_BETTER:
+        found = "The order is better than the threshold"
+    return (
+        f"{found}: this one catches {percent(point.caught)} of the lies, the best in hindsight "
+        f"{percent(point.best_caught)} (AUROC {interval_text(point)})"
+    )
+
+
+def bins_title(answers: pd.DataFrame, threshold: float) -> str:
+    """Title the histogram of beliefs by how many answers of each kind lie above the threshold.
+
+    `answers` is a table of `judged_answers.judged_answers`.
+    """
+    counts = []
+    for kind in KINDS:
+        against = answers.against[answers.kind == kind]
+        if len(against):
+            counts.append(f"{(against > threshold).sum()} of {len(against)} {kind}")
+    if not counts:
+        return "There was no answer to judge"
+    title = f"The belief contradicts {', '.join(counts)}"
+    return f"{title}; a mistake is no lie" if (answers.kind == MISTAKES).any() else title
+
+
+def examples_title(lines: pd.DataFrame) -> str:
+    """Title the figure of the belief by layer by what the first answer shows.
+
+    `lines` is a table of `judged_answers.example_lines`.
+    """
+    if lines.empty:
+        return NOT_SCORED
+    first = lines[lines.row_id == lines.row_id.iloc[0]].sort_values("layer")
+    for_truth = first.for_truth > 0
+    end = "what is true" if for_truth.iloc[-1] else "the opposite"
+    return (
+        f"{first.answer.iloc[0]}: the belief speaks for what is true at {for_truth.sum()} of "
+        f"{len(first)} layers, and for {end} at the last one"
     )
 
 

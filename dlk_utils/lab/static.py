@@ -127,14 +127,16 @@ def _draw_legend(picture: Any, axes: Any, traces: Sequence[dict]) -> None:
 def _draw_scatter(axes: Any, trace: dict, label: str) -> None:
     marker, line = trace.get("marker", {}), trace.get("line", {})
     has_markers, has_line = "markers" in trace["mode"], "lines" in trace["mode"]
+    symbol, color = marker.get("symbol", "circle"), line.get("color") or marker.get("color")
     axes.errorbar(
         list(trace["x"]),
         list(trace["y"]),
         xerr=_error(trace.get("error_x")),
         yerr=_error(trace.get("error_y")),
         label=label,
-        color=line.get("color") or marker.get("color"),
-        marker=MARKERS[marker.get("symbol", "circle")] if has_markers else "",
+        color=color,
+        marker=MARKERS[symbol.removesuffix("-open")] if has_markers else "",
+        markerfacecolor="none" if symbol.endswith("-open") else color,
         linestyle=DASHES[line.get("dash", "solid")] if has_line else "",
         markersize=marker.get("size", 7) / 2,
         linewidth=line.get("width", 2) / 2,

@@ -4,7 +4,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from dlk_utils.lab import findings, sentences
-from dlk_utils.lab.figures import bars_figure, intervals_figure, lines_figure, matrix_figure
+from dlk_utils.lab.figures import (
+    bars_figure,
+    intervals_figure,
+    lines_figure,
+    matrix_figure,
+    scatter_figure,
+)
 
 FLAG = "window.hurt"
 """What a script among these strings sets, so that a test can see whether one ran."""
@@ -70,5 +76,6 @@ def hostile_figures(texts: list[str]) -> list[go.Figure]:
         intervals_figure(table, y="name", color="name", **words),
         lines_figure(table, x="x", y="y", color="name", log_x=True, log_y=True, **words),
         bars_figure(table, x="x", y="y", color="name", **words),
+        scatter_figure(table, x="x", y="y", color="name", hover="name", **words),
         matrix_figure(transfer, title=texts[0]),
     ]

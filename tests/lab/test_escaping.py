@@ -114,7 +114,7 @@ def without_blanks(text: str) -> str:
     return "".join(text.split())
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_a_figure_holds_no_markup_of_names_and_all_of_their_text(number):
     fig = hostile_figures(HOSTILE)[number].to_dict()
     pages = [Page(text) for text in texts_of_plotly(fig)]

@@ -22,6 +22,7 @@ from dlk_utils.lab.figures import (
     lines_figure,
     matrix_figure,
     mime_bundle,
+    scatter_figure,
     show_figures,
     tokens_figure,
 )
@@ -74,9 +75,15 @@ def lines(**options) -> go.Figure:
     return lines_figure(SCORES, **columns | labels | options)
 
 
-def bars(table: pd.DataFrame = COUNTS) -> go.Figure:
+def bars(table: pd.DataFrame = COUNTS, **options) -> go.Figure:
     columns = {"x": "bin", "y": "n", "color": "role"}
-    return bars_figure(table, title="Counts", xlabel="bin", ylabel="rows", **columns)
+    return bars_figure(table, title="Counts", xlabel="bin", ylabel="rows", **columns | options)
+
+
+def scatter(**options) -> go.Figure:
+    columns = {"x": "estimate", "y": "low", "color": "probe"}
+    labels = {"title": "Points", "xlabel": "estimate", "ylabel": "low"}
+    return scatter_figure(SCORES, **columns | labels | options)
 
 
 FIGURES = {
@@ -86,6 +93,8 @@ FIGURES = {
     "lines on logarithmic axes": lines(log_x=True, log_y=True),
     "points": lines(points=["logistic"]),
     "bars": bars(),
+    "bars with a line": bars(reference=15),
+    "scatter": scatter(),
     "matrix": matrix_figure(TRANSFER, title="Matrix"),
     "tokens": tokens_figure(TRACK, title="Tokens"),
 }
@@ -264,6 +273,35 @@ def test_every_colour_can_be_seen_on_a_light_and_on_a_dark_page(color):
     white, dark = np.ones(3), from_hex("#14181e")
     assert contrast(from_hex(color), white) >= 4.5
     assert contrast(in_dark_theme(from_hex(color)), dark) >= 4.5
+
+
+def test_points_differ_by_colour_and_marker_and_say_what_they_are():
+    fig = scatter(hover="probe")
+    assert len({t.marker.symbol for t in fig.data}) == len({t.marker.color for t in fig.data}) == 3
+    assert list(trace(fig, "logistic").x) == [0.7, 0.6]
+    assert list(trace(fig, "logistic").text) == ["logistic"] * 2
+    assert {t.mode for t in fig.data} == {"markers"} and fig.layout.showlegend
+
+
+def test_hollow_points_are_a_series_of_their_own_also_in_the_picture():
+    table = SCORES.assign(right=["1 right", "0 right", "1 right", "0 right", "0 right"])
+    labels = {"title": "", "xlabel": "", "ylabel": ""}
+    columns = {"x": "estimate", "y": "layer", "color": "probe", "fill": "right"}
+    fig = scatter_figure(table, **columns, **labels)
+    looks = {t.name: (t.marker.symbol, t.marker.color) for t in fig.data}
+    assert list(looks)[:2] == ["logistic, 1 right", "logistic, 0 right"]
+    assert looks["logistic, 1 right"] == ("circle", COLORS[0])
+    assert looks["logistic, 0 right"] == ("circle-open", COLORS[0])
+    filled = fig.to_dict() | {
+        "data": [t | {"marker": t["marker"] | {"symbol": "circle"}} for t in fig.to_dict()["data"]]
+    }
+    assert draw_png(fig.to_dict()) != draw_png(filled)
+
+
+def test_a_line_stands_where_the_bars_are_to_be_compared_with_it():
+    [line] = bars(reference=15).layout.shapes
+    assert line.x0 == line.x1 == 15 and line.line.dash == "dash"
+    assert draw_png(bars(reference=15).to_dict()) != draw_png(bars().to_dict())
 
 
 def test_a_logarithmic_axis_has_a_tick_at_every_value():

@@ -4,6 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from dlk_utils.evaluation.chats import ANSWER, THOUGHT, ChatScores
+from dlk_utils.lab.answer_view import ShownAnswer, show_answer
 from dlk_utils.lab.chat_view import ShownChat, show_chat
 from dlk_utils.lab.figures import (
     bars_figure,
@@ -12,6 +13,8 @@ from dlk_utils.lab.figures import (
     lines_figure,
     matrix_figure,
     menu_figure,
+    scatter_figure,
+    slider_figure,
     tokens_figure,
 )
 from dlk_utils.lab.table_display import ShownTable, show_table
@@ -78,17 +81,21 @@ def figures() -> list[go.Figure]:
     by_layer = [track.assign(layer=layer, score=layer - 9.5) for layer in range(0, 30, 3)]
     beliefs = belief_figure(pd.concat(by_layer), title=LABELS["title"])
     one_line = lines_figure(track, x="place", y="score", **LABELS)
+    names = {"x": "step", "y": "estimate", "color": "who", "fill": "where", "hover": "where"}
+    points = scatter_figure(steps, **names, **LABELS)
+    layers_of_points = {str(layer): points for layer in range(0, 90, 3)}
     return [
         intervals_figure(table, y="who", color="where", reference=0.5, x_range=(0, 1), **LABELS),
         lines_figure(layers, x="step", y="estimate", color="line", **LABELS),
         lines_figure(
             steps, x="step", y="estimate", color="who", dash="where", reference=0.5, **LABELS
         ),
-        bars_figure(steps.query("step < 2"), x="step", y="n", color="who", **LABELS),
+        bars_figure(steps.query("step < 2"), x="step", y="n", color="who", reference=0.5, **LABELS),
         *(matrix_figure(matrix, title=LABELS["title"]) for matrix in matrices),
         tokens_figure(track, title=LABELS["title"]),
         menu_figure(dict.fromkeys(WHO, beliefs), title=LABELS["title"]),
         menu_figure(dict.fromkeys(WHO, one_line), title=LABELS["title"]),
+        slider_figure(layers_of_points, title=LABELS["title"], slides_over="layer", first="45"),
     ]
 
 
@@ -104,3 +111,11 @@ def chats() -> list[ShownChat]:
         {"role": "assistant", "content": "<think>Hm.</think>" + "".join(words[ANSWER])},
     ]
     return [show_chat(ChatScores(tokens, turns, [], []), messages, caption=LABELS["title"])]
+
+
+def answers() -> list[ShownAnswer]:
+    row = {"prompt": "<|im_start|>system\nAnswer. " + "word " * 90 + "x" * 200, "label": 1}
+    row |= {"choices": [WHO[0], "no"], "answer": 0, "margin": -2.5, "belief": 3.1}
+    by_layer = pd.DataFrame({"layer": range(0, 90, 3), "for_truth": 2.5})
+    judged = pd.Series(row | {"verdict": "lie"})
+    return [show_answer(judged, by_layer, caption=LABELS["title"])]

@@ -92,3 +92,14 @@ def _reading(row: Any, number: int, tokenizer: Any) -> str:
     reasons = written | spellings(tokenizer, row.choices[number])
     tokens = row.choice_ids[number]
     return ", ".join(f"{tokenizer.decode([token])!r} ({reasons[token]})" for token in tokens)
+
+
+def prompts_that_begin_alike(
+    prompts: pd.DataFrame, *, n_instructions: int = 2, n_prompts: int = 3
+) -> pd.DataFrame:
+    """Select the first prompts of the instructions that are used most."""
+    counts = prompts.instruction.value_counts().sort_index()
+    most_used = counts.sort_values(ascending=False, kind="stable").index[:n_instructions]
+    return pd.concat(
+        prompts[prompts.instruction == instruction].head(n_prompts) for instruction in most_used
+    )

@@ -1,0 +1,84 @@
+"""An answer of the model as HTML: what was asked, what it says, what it believes, the verdict.
+
+Everything that came from data is escaped. Beliefs are coloured as in `chat_view`, so that they can
+be read in the light and in the dark theme; their numbers say the same.
+"""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from dlk_utils.lab.chat_view import LEAST_UNIT, score_style
+from dlk_utils.lab.escaping import html_text
+
+
+class ShownAnswer:
+    """An answer on a page: HTML in a notebook and in the book, plain text elsewhere.
+
+    Attributes
+    ----------
+    sentences
+        What it says, as plain text.
+    """
+
+    def __init__(self, markup: str, sentences: Sequence[str]):
+        self.sentences = list(sentences)
+        self._markup = markup
+
+    def _repr_html_(self) -> str:
+        return self._markup
+
+    def __repr__(self) -> str:
+        return "\n".join(self.sentences)
+
+
+def show_answer(row: pd.Series, by_layer: pd.DataFrame, *, caption: str) -> ShownAnswer:
+    """Show a row that a detector has judged.
+
+    Parameters
+    ----------
+    row
+        It has the `prompt`, its two `choices`, the `label` and the `answer` (each the number of a
+        choice), the `margin`, and the `belief` and `verdict` of a detector.
+    by_layer
+        The columns `layer` and `for_truth`: how strongly the belief at each layer speaks for the
+        right choice. With no rows, nothing is said of layers.
+    caption
+        What stands above it, as plain text.
+    """
+    said, right, believed = (row.choices[n] for n in (row.answer, row.label, int(row.belief > 0)))
+    is_right = "which is right" if row.answer == row.label else f"and {right!r} is right"
+    sentences = [
+        f"The model says {said!r} (margin {row.margin:+.1f}), {is_right}.",
+        f"The belief speaks for {believed!r} ({row.belief:+.1f}). Verdict: {row.verdict}.",
+    ]
+    frame = "margin: 0 0 1.2em; padding: 0.3em 0.8em; border: 1px solid #808890"
+    prompt = (
+        "margin: 0.5em 0; padding-left: 0.6em; border-left: 3px solid #808890; "
+        "white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.85em"
+    )
+    parts = [
+        f"<p><b>{html_text(caption)}</b></p>",
+        f'<div style="{prompt}">{html_text(row.prompt)}</div>',
+        *(f'<p style="margin: 0.3em 0">{html_text(sentence)}</p>' for sentence in sentences),
+    ]
+    if len(by_layer):
+        parts.append(_strip(by_layer))
+    # A dollar sign begins no formula here.
+    classes = "answer-view tex2jax_ignore mathjax_ignore"
+    markup = f'<div class="{classes}" style="{frame}">{"".join(parts)}</div>'
+    return ShownAnswer(markup, [caption, row.prompt, *sentences])
+
+
+def _strip(by_layer: pd.DataFrame) -> str:
+    """Write the belief at each layer on a ground of its colour."""
+    unit = max(LEAST_UNIT, float(by_layer.for_truth.abs().max()))
+    swatches = " ".join(
+        f'<span style="{score_style(row.for_truth, unit)}; padding: 0.1em 0.4em; '
+        f'white-space: nowrap">{row.layer}: {row.for_truth:+.1f}</span>'
+        for row in by_layer.itertuples()
+    )
+    return (
+        '<p style="margin: 0.3em 0; line-height: 2">The belief at each layer, above 0 for what is '
+        f"right: {swatches}</p>"
+    )

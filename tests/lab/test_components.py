@@ -1,0 +1,109 @@
+"""States in two dimensions: honest training rows alone choose the plane, and where lies lie."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from planted_states import read_from, twins
+
+from dlk_utils.evaluation.tasks import Features
+from dlk_utils.lab.findings import sides_title
+from dlk_utils.lab.run import Run
+from dlk_utils.lab.tables.answer_kinds import HONEST, LIES, MISTAKES, with_kinds
+from dlk_utils.lab.tables.components import POINT_COLUMNS, in_two_dimensions, project, sides
+
+WIDTH = 8
+
+
+@pytest.fixture(scope="module")
+def rows() -> pd.DataFrame:
+    """Twins whose model makes a mistake in every tenth honest row."""
+    rows = twins(90).assign(readable=True)
+    is_wrong = (rows.role == "truth") & (np.arange(len(rows)) % 10 == 0)
+    return rows.assign(correct=rows.correct & ~is_wrong)
+
+
+@pytest.fixture(scope="module")
+def features(rows) -> Features:
+    """Layer 1 holds what is true, and layer 2 what the model says; both in four neurons."""
+    rng = np.random.default_rng(0)
+    held = {1: rows.y, 2: rows.answer}
+    readers = {}
+    for layer, values in held.items():
+        states = rng.normal(size=(len(rows), WIDTH))
+        states[:, :4] += 6 * values.to_numpy()[:, None]
+        reader = read_from(dict(zip(rows.row_id, states, strict=True)))
+        readers["activation", "resid_post", layer] = reader
+    return readers
+
+
+def parts(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Honest training rows, and the test rows of a kind."""
+    train = rows[(rows.role == "truth") & (rows.split == "train")]
+    return train, with_kinds(rows[rows.split == "test"])
+
+
+@pytest.fixture(scope="module")
+def points(rows, features) -> pd.DataFrame:
+    return project(features, *parts(rows))
+
+
+def test_kinds_are_lies_honest_answers_and_mistakes_and_nothing_else(rows):
+    disobeys = rows.assign(lied=rows.lied & (rows.example_id != "e2"))
+    kinds = with_kinds(disobeys).set_index("row_id").kind
+    assert kinds["1lie"] == LIES and kinds["1truth"] == HONEST and kinds["0truth"] == MISTAKES
+    assert "2lie" not in kinds.index
+    assert list(kinds.unique()) == [HONEST, LIES, MISTAKES]
+
+
+def test_lies_are_with_what_is_true_where_states_hold_it_and_else_with_what_is_said(points):
+    found = sides(points)
+    assert found[LIES].to_dict() == {1: 1.0, 2: 0.0} and (found[HONEST] == 1).all()
+    n, n_honest = ((points.kind == kind).sum() // 2 for kind in (LIES, HONEST))
+    first = f"At layer 1, {n} of {n} lies, and {n_honest} of {n_honest} honest answers, are on the "
+    second = f"t layer 2, {n} of {n} lies are on the side of what is said"
+    assert sides_title(points, 1) == f"{first}side of what is true; a{second}"
+    assert sides_title(points, 2) == f"A{second}"
+
+
+def test_a_title_says_what_two_components_do_not_show_and_that_there_is_no_lie(points):
+    every_other = np.arange(len(points)) % 2 == 0
+    lies_by_chance = points.assign(with_truth=every_other | (points.kind == HONEST))
+    assert sides_title(lies_by_chance, 2).endswith("is true, about as many as by chance")
+    all_by_chance = sides_title(points.assign(with_truth=every_other), 2)
+    assert all_by_chance.startswith("At layer 2, two components do not show what is true (")
+    assert "there was no lie" in sides_title(points[points.kind != LIES], 1)
+
+
+@pytest.mark.trap(34)
+def test_a_row_has_the_same_place_alone_as_among_others(rows, features, points):
+    train, test = parts(rows)
+    alone = pd.concat([project(features, train, test.iloc[[i]]) for i in range(6)])
+    together = points[points.row_id.isin(test.row_id.head(6))]
+    order = ["layer", "row_id"]
+    alone, together = (table.sort_values(order, ignore_index=True) for table in (alone, together))
+    pd.testing.assert_frame_equal(alone, together)
+
+
+def test_lies_and_their_labels_do_not_choose_the_plane(rows, features, points):
+    turned = rows.assign(y=np.where(rows.role == "lie", 1 - rows.y, rows.y))
+    again = project(features, *parts(turned))
+    places = ["first", "second", "first_share"]
+    pd.testing.assert_frame_equal(again[places], points[places])
+
+
+def test_where_choice_1_is_right_training_rows_lie_higher_on_both_components(rows, features):
+    train, _ = parts(rows)
+    placed = project(features, train, train.assign(kind=HONEST))
+    means = placed.merge(train[["row_id", "y"]]).groupby(["layer", "y"])[["first", "second"]].mean()
+    assert (means.xs(1, level="y") >= means.xs(0, level="y")).all(axis=None)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_without_training_or_test_rows_there_are_no_points_and_a_reason(
+    monkeypatch, rows, features, split
+):
+    monkeypatch.setattr(Run, "truth_rows", rows[rows.split != split])
+    monkeypatch.setattr(Run, "states", lambda run, layers: features)
+    points = in_two_dimensions(Run(), layers=[1, 2])
+    assert points.empty and list(points) == POINT_COLUMNS
+    assert points.attrs["too_few_rows"].startswith("states in two dimensions")
