@@ -637,9 +637,9 @@ def follow_up_lines(tables: Mapping[str, pd.DataFrame]) -> list[str]:
             for place, who in PROBE_AT.items():
                 there, said = by_who.loc[who], by_who.loc[SAID_AT[place]]
                 found.append(
-                    f"{who} {interval_text(there)} (the probe at the answer is "
-                    f"{interval_text(there, 'gain', signed=True)} from that), where what it says "
-                    f"has {interval_text(said)}"
+                    f"{who} {interval_text(there)} ({AT_ANSWER} minus this: "
+                    f"{interval_text(there, 'gain', signed=True)}), {SAID_AT[place]} "
+                    f"{interval_text(said)}"
                 )
             line = (
                 f"* {markdown_text(model)}, {question}: {'; '.join(found)}; n = {probe.n} "

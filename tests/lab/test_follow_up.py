@@ -199,7 +199,7 @@ class AskedRun(Run):
 @pytest.fixture(scope="module")
 def prompts() -> pd.DataFrame:
     """Readable answers to prompts told to tell the truth, twice, and to lie."""
-    pair = twins(90)
+    pair = twins(60)
     known = pair[pair.role == "truth"]
     known = [known.assign(role="known", row_id=known.row_id + f" {number}") for number in (1, 2)]
     rows = with_own_answers(pd.concat([pair, *known], ignore_index=True))
@@ -336,7 +336,8 @@ def test_each_model_and_question_has_a_line_that_says_if_its_rows_are_few():
     )
     assert first.startswith("* **A follow-up") and first.endswith("there.**")
     assert enough.startswith(f"* a_b, {WHAT_IS_TRUE}: {AT_ANSWER} 0.80 [0.70, 0.90]; ")
-    assert "(the probe at the answer is -0.20 [-0.30, -0.10] from that), where" in enough
+    better = f"{PROBE_AT[SAME]} 0.80 [0.70, 0.90] ({AT_ANSWER} minus this: -0.20 [-0.30, -0.10])"
+    assert f"{better}, {SAID_AT[SAME]} 0.80 [0.70, 0.90]; {PROBE_AT[SEPARATE]}" in enough
     assert enough.endswith("n = 100 (smaller class 40).")
     assert few.endswith("n = 100 (smaller class 19), fewer than the 20 that a claim takes.")
 
@@ -345,3 +346,5 @@ def test_tables_of_models_stand_below_each_other_and_one_without_rows_is_left_ou
     both = joined({"a": table, "b": table.iloc[:0]})
     assert set(both.model) == {"a"} and len(both) == len(table)
     assert list(joined({"a": table, "b": table}).model.unique()) == ["a", "b"]
+    has_layer = both.who.isin([AT_ANSWER, *PROBE_AT.values()])
+    assert both.layer[has_layer].isin([1, 2, 3]).all() and both.layer[~has_layer].isna().all()

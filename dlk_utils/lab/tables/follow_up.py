@@ -77,11 +77,13 @@ def compare_graded_follow_ups(run: Run, *, layers: list[int], probe: str) -> pd.
 def joined(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Put the tables of several models below each other, with their names in `model`.
 
-    If all of them are empty, so is the result, and says what the first one lacks.
+    What reads no states has no `layer`. If all tables are empty, so is the result, and says what
+    the first one lacks.
     """
     filled = [table.assign(model=model) for model, table in tables.items() if len(table)]
     if filled:
-        return pd.concat(filled, ignore_index=True)
+        table = pd.concat(filled, ignore_index=True)
+        return table.assign(layer=table.layer.where(table["rule"] != ""))
     return next(iter(tables.values())).assign(model="")
 
 
