@@ -61,7 +61,7 @@ def hostile_sentences(name: str) -> list[str]:
         *findings.mistake_findings({name: mistakes}),
         *findings.left_out_findings({name: f"left out 1 of 2 rows (first: '{name}')"}),
         *findings.explore_findings(own),
-        *findings.follow_up_lines({name: follow_ups})[1:],
+        *findings.follow_up_lines({name: follow_ups}),
     ]
 
 

@@ -15,6 +15,7 @@ from dlk_utils.lab import findings
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables.follow_up import (
     AT_ANSWER,
+    DIRECT_AT,
     FITTED_OR_TESTED,
     PROBE_AT,
     SAID_AT,
@@ -101,7 +102,7 @@ def follow_ups(rows) -> dict:
 
 @pytest.fixture(scope="module")
 def table(rows, states, follow_ups) -> pd.DataFrame:
-    return compare_places(rows, states, follow_ups)
+    return compare_places(rows, states, follow_ups, probe="logistic_tuned")
 
 
 def of_question(table: pd.DataFrame, question: str) -> pd.DataFrame:
@@ -116,10 +117,16 @@ def test_where_the_state_at_the_follow_up_holds_the_truth_it_is_read_better_ther
     assert same.estimate > 0.97 and same.gain_high < 0
     assert separate.estimate < scores.estimate[AT_ANSWER] and separate.gain_low > 0
     assert (scores["rule"][[AT_ANSWER, *PROBE_AT.values()]] == BY_TWINS).all()
-    # A layer for what is true, and one for whether the answer was.
-    layers = {WHAT_IS_TRUE: 2, LIE_OR_NOT: 3}
-    assert scores.layer[AT_ANSWER] == 2 and same.layer == layers[question]
+    assert scores.layer[AT_ANSWER] == same.layer == 2
     assert (scores.n == 60).all() and (scores.n_train == 60).all()
+
+
+def test_lies_are_also_read_by_a_probe_that_learns_whether_the_answer_shown_is_true(table):
+    assert not set(DIRECT_AT.values()) & set(of_question(table, WHAT_IS_TRUE).index)
+    scores = of_question(table, LIE_OR_NOT)
+    same, separate = (scores.loc[DIRECT_AT[place]] for place in (SAME, SEPARATE))
+    assert same.layer == 3 and same["rule"] == BY_TWINS and same.estimate > 0.97
+    assert same.lead_low > -0.1 and separate.estimate < 0.75
 
 
 def test_a_probe_stands_beside_what_the_model_says_at_the_same_place(table):
@@ -144,7 +151,7 @@ def test_the_labels_of_rows_told_to_lie_have_no_say_in_the_probes(rows, states, 
         place: (turned(answers, "label"), features)
         for place, (answers, features) in follow_ups.items()
     }
-    again = compare_places(turned(rows, "y"), states, turned_follow_ups)
+    again = compare_places(turned(rows, "y"), states, turned_follow_ups, probe="logistic_tuned")
     pd.testing.assert_frame_equal(again, table)
 
 
@@ -276,8 +283,8 @@ def test_a_run_with_too_few_rows_has_an_empty_table_that_says_why(
     assert "asked" not in vars(run)
     both = joined({"a": table, "b": table})
     assert both.empty and both.attrs == table.attrs and "model" in both
-    [line] = findings.follow_up_lines({"a": table})
-    assert line == "* **Reading at the follow-up is not compared, as there are too few rows.**"
+    lines = findings.follow_up_lines({"a": table})
+    assert len(lines) == 2 and all("is not known, as there are too few rows" in x for x in lines)
 
 
 # What is said.
@@ -304,40 +311,56 @@ BETTER, WORSE, EQUAL = (-0.3, -0.1), (0.1, 0.3), (-0.1, 0.1)
 @pytest.mark.parametrize(
     "gains, sentence",
     [
-        ((BETTER, BETTER), "A follow-up question makes it easier to read what is true: of 2"),
-        ((WORSE, WORSE), "A follow-up question makes it harder to read what is true: of 2"),
-        ((BETTER, WORSE), "A follow-up question makes it easier here, and harder there, to read"),
-        ((BETTER, EQUAL), "A follow-up question makes it easier to read what is true, but not ev"),
-        ((EQUAL, WORSE), "A follow-up question never makes it easier to read what is true: of 2"),
-        ((EQUAL, EQUAL), "A follow-up question makes no clear difference to reading what is tru"),
+        ((BETTER, BETTER), "makes it easier to read what is true: of 2 "),
+        ((WORSE, WORSE), "makes it harder to read what is true: of 2 "),
+        ((BETTER, WORSE), "sometimes makes it easier, and sometimes harder, to read what is true:"),
+        ((BETTER, EQUAL), "sometimes makes it easier to read what is true: of 2 "),
+        ((EQUAL, WORSE), "sometimes makes it harder, and never easier, to read what is true: "),
+        ((EQUAL, EQUAL), "makes it neither clearly easier nor clearly harder to read what is true"),
     ],
 )
 def test_the_finding_goes_by_the_intervals_of_the_differences(gains, sentence):
-    said = findings.follow_up_finding({"m": scores(gains)})
-    assert said.startswith(sentence)
+    said = findings.follow_up_finding({"m": scores(gains)}, WHAT_IS_TRUE)
+    assert said.startswith(f"A follow-up question {sentence}")
     n_better, n_worse = gains.count(BETTER), gains.count(WORSE)
     assert f"{n_better} score clearly higher" in said and f"and {n_worse} clearly lower" in said
 
 
 def test_the_finding_counts_probes_that_beat_the_words_and_models_with_enough_rows():
     better, few = scores((BETTER, BETTER), lead=0.1), scores((WORSE, WORSE), n_smaller=19)
-    said = findings.follow_up_finding({"m": better, "few": few})
+    said = findings.follow_up_finding({"m": better, "few": few}, WHAT_IS_TRUE)
     assert said.startswith("A follow-up question makes it easier to read what is true: of 2 ")
     assert said.endswith("; 2 score clearly higher than what the model says there")
-    assert findings.follow_up_finding({"m": scores((WORSE, WORSE))}).count("; 0 score") == 1
-    assert findings.follow_up_finding({"few": few}) == (
-        "Reading at the follow-up is not compared, as there are too few rows"
+    worse = findings.follow_up_finding({"m": scores((WORSE, WORSE))}, WHAT_IS_TRUE)
+    assert worse.endswith("; 0 score clearly higher than what the model says there")
+
+
+def test_each_question_has_a_finding_of_its_own():
+    table = scores((WORSE, WORSE))
+    both = pd.concat([table, scores((BETTER, BETTER)).assign(question=LIE_OR_NOT)])
+    of_truth, of_lies = findings.follow_up_findings({"m": both})
+    assert of_truth.startswith("* A follow-up question makes it harder to read what is true: of 2")
+    assert of_lies.startswith("* A follow-up question makes it easier to tell lies from truthful ")
+    _, not_known = findings.follow_up_findings({"m": table})
+    assert not_known == (
+        "* Whether a follow-up question makes it easier to tell lies from truthful answers is not "
+        "known, as there are too few rows."
     )
 
 
 def test_each_model_and_question_has_a_line_that_says_if_its_rows_are_few():
-    first, enough, few = findings.follow_up_lines(
+    first, _, enough, few = findings.follow_up_lines(
         {"a_b": scores((BETTER, WORSE)), "c": scores((EQUAL, EQUAL), n_smaller=19)}
     )
-    assert first.startswith("* **A follow-up") and first.endswith("there.**")
+    assert first.startswith("* A follow-up question sometimes") and first.endswith("there.")
     assert enough.startswith(f"* a_b, {WHAT_IS_TRUE}: {AT_ANSWER} 0.80 [0.70, 0.90]; ")
     better = f"{PROBE_AT[SAME]} 0.80 [0.70, 0.90] ({AT_ANSWER} minus this: -0.20 [-0.30, -0.10])"
-    assert f"{better}, {SAID_AT[SAME]} 0.80 [0.70, 0.90]; {PROBE_AT[SEPARATE]}" in enough
+    assert f"{better}; {SAID_AT[SAME]} 0.80 [0.70, 0.90]; {PROBE_AT[SEPARATE]}" in enough
+    assert DIRECT_AT[SAME] not in enough
+    of_lies = scores((BETTER, WORSE)).assign(question=LIE_OR_NOT)
+    direct = of_lies[of_lies.who == PROBE_AT[SAME]].assign(who=DIRECT_AT[SAME])
+    *_, line = findings.follow_up_lines({"m": pd.concat([of_lies, direct])})
+    assert f"; {DIRECT_AT[SAME]} 0.80 [0.70, 0.90] ({AT_ANSWER} minus this" in line
     assert enough.endswith("n = 100 (smaller class 40).")
     assert few.endswith("n = 100 (smaller class 19), fewer than the 20 that a claim takes.")
 
@@ -346,5 +369,5 @@ def test_tables_of_models_stand_below_each_other_and_one_without_rows_is_left_ou
     both = joined({"a": table, "b": table.iloc[:0]})
     assert set(both.model) == {"a"} and len(both) == len(table)
     assert list(joined({"a": table, "b": table}).model.unique()) == ["a", "b"]
-    has_layer = both.who.isin([AT_ANSWER, *PROBE_AT.values()])
+    has_layer = both.who.isin([AT_ANSWER, *PROBE_AT.values(), *DIRECT_AT.values()])
     assert both.layer[has_layer].isin([1, 2, 3]).all() and both.layer[~has_layer].isna().all()

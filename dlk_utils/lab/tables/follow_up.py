@@ -40,7 +40,11 @@ from dlk_utils.questions.elicit import draw_answers, follow_up_prompts
 SAME, SEPARATE = "same conversation", "separate context"
 AT_ANSWER = "probe at the answer"
 PROBE_AT = {place: f"probe at the follow-up, {place}" for place in (SAME, SEPARATE)}
-"""Where the follow-up is asked -> the name of the probe that reads the state there."""
+"""Where the follow-up is asked -> the name of the probe that reads there what is true."""
+DIRECT_AT = {
+    place: f"the same, fitted to whether the answer was true, {place}" for place in PROBE_AT
+}
+"""Where the follow-up is asked -> the name of the probe that reads the right answer to it."""
 SAID_AT = {place: f"what it says at the follow-up, {place}" for place in (SAME, SEPARATE)}
 """Where the follow-up is asked -> the name of the rival: the answer that the model gives to it."""
 
@@ -126,9 +130,9 @@ def compare_places(
     equal, and so the earliest of the good layers is chosen.
 
     Two questions are put to rows told to lie: what is true (is choice 1 right?), and which answers
-    are lies, among rows that the model knows. At the answer one probe is for both: for the second
-    question it says how strongly it speaks against the answer. At a follow-up each question has a
-    probe of its own, which learns which choice is right, or whether the answer shown is.
+    are lies, among rows that the model knows. The same probe is for both: for the second question
+    it says how strongly it speaks against the answer. There, a follow-up also has a probe that
+    learns the right answer to the follow-up itself: whether the answer shown is true (`DIRECT_AT`).
 
     Parameters
     ----------
@@ -169,25 +173,26 @@ def compare_places(
     at_answer, chosen = _fit_and_read(fitting_rows, task.test, probe, seed)
     what_is_true = {AT_ANSWER: at_answer}
     was_true = {AT_ANSWER: _turned(at_answer, turn)}
-    layers = {(question, AT_ANSWER): chosen for question in (WHAT_IS_TRUE, LIE_OR_NOT)}
+    layers = {AT_ANSWER: chosen}
     unreadable = {}
     for place, (answers, states) in follow_ups.items():
         shown = answers.set_index("first_row_id", drop=False).loc[rows.row_id]
         states = in_memory(states, shown)
         test = select_rows(shown, "lie", "test")
-        who = PROBE_AT[place]
-        for question, readings, y in (
-            (WHAT_IS_TRUE, what_is_true, rows.y.to_numpy()),
-            (LIE_OR_NOT, was_true, shown.label),
-        ):
-            of_question = shown.assign(y=y)
-            train, validation = _fitting_parts(of_question).values()
-            twins = choosing_twins(of_question, "truth", "truth")
+        fitted = {}
+        for who, y in ((PROBE_AT[place], rows.y.to_numpy()), (DIRECT_AT[place], shown.label)):
+            with_class = shown.assign(y=y)
+            train, validation = _fitting_parts(with_class).values()
+            twins = choosing_twins(with_class, "truth", "truth")
             fitting_rows = FittingRows.read(states, train, validation, twins)
-            readings[who], layers[question, who] = _fit_and_read(fitting_rows, test, probe, seed)
+            fitted[who], layers[who] = _fit_and_read(fitting_rows, test, probe, seed)
         says_yes = test.margin.where(test.readable, 0).to_numpy(float)
-        was_true[SAID_AT[place]] = Reading.without_states(says_yes, N_BOOT)
-        what_is_true[SAID_AT[place]] = _turned(was_true[SAID_AT[place]], turn)
+        said = Reading.without_states(says_yes, N_BOOT)
+        what_is_true[PROBE_AT[place]] = fitted[PROBE_AT[place]]
+        what_is_true[SAID_AT[place]] = _turned(said, turn)
+        was_true[PROBE_AT[place]] = _turned(fitted[PROBE_AT[place]], turn)
+        was_true[DIRECT_AT[place]] = fitted[DIRECT_AT[place]]
+        was_true[SAID_AT[place]] = said
         unreadable[SAID_AT[place]] = int((~test.readable).sum())
     own_answer = task.test.margin.to_numpy(float)
     what_is_true[TURNED] = Reading.without_states(-own_answer, N_BOOT)
@@ -202,8 +207,7 @@ def compare_places(
         }
         tables.append(_score(known, was_lie, seed).assign(question=LIE_OR_NOT))
     table = pd.concat(tables, ignore_index=True)
-    keys = zip(table.question, table.who, strict=True)
-    chosen = [layers.get(key, (-1, "")) for key in keys]
+    chosen = [layers.get(who, (-1, "")) for who in table.who]
     return table.assign(
         layer=[layer for layer, _ in chosen],
         rule=[rule for _, rule in chosen],
@@ -246,9 +250,11 @@ def _score(test: pd.DataFrame, readings: Mapping[str, Reading], seed: int) -> pd
     """Score the readings against that at the answer, and those at a follow-up against its words."""
     table = score_readings(test, readings, AT_ANSWER, seed=seed)
     table[LEAD] = np.nan
-    for place, who in PROBE_AT.items():
-        pair = {name: readings[name] for name in (who, SAID_AT[place])}
-        beside = score_readings(test, pair, who, seed=seed)
-        said = beside.loc[beside.who == SAID_AT[place], GAIN]
-        table.loc[table.who == who, LEAD] = said.to_numpy(float)
+    for probes in (PROBE_AT, DIRECT_AT):
+        for place, who in probes.items():
+            if who in readings:
+                pair = {name: readings[name] for name in (who, SAID_AT[place])}
+                beside = score_readings(test, pair, who, seed=seed)
+                said = beside.loc[beside.who == SAID_AT[place], GAIN]
+                table.loc[table.who == who, LEAD] = said.to_numpy(float)
     return table
