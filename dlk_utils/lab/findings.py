@@ -27,6 +27,7 @@ from dlk_utils.lab.tables.carry_over import (
 )
 from dlk_utils.lab.tables.detector_ways import DETECTORS, accuracy_at
 from dlk_utils.lab.tables.detector_ways import TOLD as TOLD_TO_LIE
+from dlk_utils.lab.tables.follow_up import AT_ANSWER, DIRECT_AT, PROBE_AT, SAID_AT
 from dlk_utils.lab.tables.graded import (
     ENOUGH_PER_CLASS,
     ENOUGH_ROWS,
@@ -675,6 +676,89 @@ def graded_title(graded: pd.DataFrame) -> str:
         f"Told to lie, it obeys about some topics only: the probe tells what is true with AUROC "
         f"{probe.estimate:.2f}, its own answer turned round with {turned.estimate:.2f}"
     )
+
+
+# 08: asked about the answer.
+
+
+_TO_READ = {
+    WHAT_IS_TRUE: "to read what is true",
+    LIE_OR_NOT: "to tell lies from truthful answers",
+}
+
+
+def follow_up_finding(tables: Mapping[str, pd.DataFrame], question: str) -> str:
+    """Say whether a question is easier to answer from states at a follow-up than at the answer.
+
+    `tables` holds a table of `tables.follow_up.compare_places` for each model, by its name, and
+    `question` is one of theirs. Only scores on enough rows of either class count
+    (`MIN_FOR_HEADLINE`).
+    """
+    to_read = _TO_READ[question]
+    probes = [row for table in tables.values() for row in _follow_ups_to_count(table, question)]
+    if not probes:
+        return (
+            f"Whether a follow-up question makes it easier {to_read} is not known, as there are "
+            "too few rows"
+        )
+    n_better = sum(row.gain_high < 0 for row in probes)
+    n_worse = sum(row.gain_low > 0 for row in probes)
+    n_above_words = sum(row.lead_low > 0 for row in probes)
+    if n_better == len(probes):
+        makes_it = "makes it easier"
+    elif n_worse == len(probes):
+        makes_it = "makes it harder"
+    elif n_better and n_worse:
+        makes_it = "sometimes makes it easier, and sometimes harder,"
+    elif n_better:
+        makes_it = "sometimes makes it easier"
+    elif n_worse:
+        makes_it = "sometimes makes it harder, and never easier,"
+    else:
+        makes_it = "makes it neither clearly easier nor clearly harder"
+    return (
+        f"A follow-up question {makes_it} {to_read}: of {len(probes)} probes that read the state "
+        f"there, {n_better} score clearly higher than the probe at the answer and {n_worse} "
+        f"clearly lower; {n_above_words} score clearly higher than what the model says there"
+    )
+
+
+def _follow_ups_to_count(table: pd.DataFrame, question: str) -> list[Any]:
+    """Return the rows of probes of the truth at a follow-up, if they have enough test rows."""
+    is_probe = table.who.isin(list(PROBE_AT.values())) & (table.question == question)
+    return list(table[is_probe & (table.n_smaller >= MIN_FOR_HEADLINE)].itertuples())
+
+
+def follow_up_findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Say what a follow-up question changes, one sentence for each question put to the states."""
+    return [f"* {follow_up_finding(tables, question)}." for question in _TO_READ]
+
+
+def follow_up_lines(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Say the same, and then for each model and question how high each way to read scores."""
+    lines = follow_up_findings(tables)
+    for model, table in tables.items():
+        for question, of_question in table.groupby("question", sort=False):
+            by_who = of_question.set_index("who")
+            probe = by_who.loc[AT_ANSWER]
+            found = [f"{AT_ANSWER} {interval_text(probe)}"]
+            for place in PROBE_AT:
+                for who in (PROBE_AT[place], DIRECT_AT[place]):
+                    if who in by_who.index:
+                        there = by_who.loc[who]
+                        gain = interval_text(there, "gain", signed=True)
+                        found.append(
+                            f"{who} {interval_text(there)} ({AT_ANSWER} minus this: {gain})"
+                        )
+                found.append(f"{SAID_AT[place]} {interval_text(by_who.loc[SAID_AT[place]])}")
+            line = (
+                f"* {markdown_text(model)}, {question}: {'; '.join(found)}; n = {probe.n} "
+                f"(smaller class {probe.n_smaller})"
+            )
+            if probe.n_smaller < MIN_FOR_HEADLINE:
+                line += f", fewer than the {MIN_FOR_HEADLINE} that a claim takes"
+            lines.append(f"{line}.")
+    return lines
 
 
 # 09: pairs and votes.

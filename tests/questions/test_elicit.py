@@ -8,6 +8,7 @@ from conftest import byte_tokenizer
 
 from dlk_utils.questions.elicit import (
     OTHERS,
+    draw_answers,
     follow_up_prompts,
     other_prompts,
     shots_grid_prompts,
@@ -84,6 +85,37 @@ def test_the_follow_up_goes_on_in_the_same_conversation_with_the_answer_given(an
         conversation = before.prompt.removesuffix(before.prefix)
         assert after.prompt.startswith(f"{conversation}{given}[end]")
         assert (after.label, after.choices) == (int(before.correct), ["no", "yes"])
+        assert (after.first_row_id, after.first_answer) == (before.row_id, before.answer)
+        assert after.split == before.split
+
+
+def test_in_a_separate_context_question_and_answer_are_quoted_without_the_instruction(grid):
+    # The nine prompts of one example.
+    rows = grid.groupby(["asks", "shots_say"]).head(1)
+    rows = rows.assign(answer=1, correct=rows.label == 1, knows=True, readable=True)
+    assert rows.shots.map(len).max() == 2
+    separate = follow_up_prompts(rows, byte_tokenizer(), separate=True)
+    same = follow_up_prompts(rows, byte_tokenizer())
+    assert not set(separate.row_id) & set(same.row_id) and separate.row_id.is_unique
+    assert (separate.label == same.label).all()
+    for before, after in zip(rows.itertuples(), separate.itertuples(), strict=True):
+        instruction, *_, question = (m["content"] for m in json.loads(before.messages))
+        assert after.prompt.count("[user]") == 1 and instruction not in after.prompt
+        assert f"{question}\n\nThe answer was this:\n\n{before.prefix}" in after.prompt
+    # So nothing tells whether the model was told to lie: twins have one prompt between them.
+    assert separate.groupby("example_id").prompt.nunique().eq(1).all()
+    assert same.prompt.is_unique
+
+
+def test_drawn_answers_are_shared_by_twins_and_the_label_has_no_say(grid):
+    drawn = draw_answers(grid)
+    assert drawn.groupby("example_id").answer.nunique().eq(1).all()
+    assert (drawn.correct == (drawn.answer == drawn.label)).all()
+    turned = draw_answers(grid.assign(label=1 - grid.label))
+    assert (turned.answer == drawn.answer).all() and (turned.correct != drawn.correct).all()
+    many = pd.DataFrame({"example_id": [f"e{i}" for i in range(400)], "label": 1})
+    assert 0.4 < draw_answers(many).answer.mean() < 0.6
+    assert (draw_answers(many, seed=1).answer != draw_answers(many).answer).any()
 
 
 def test_an_answer_that_is_neither_right_nor_wrong_has_no_follow_up(answers):

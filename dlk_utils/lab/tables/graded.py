@@ -6,8 +6,7 @@ not, as nobody says about which topics it obeys. A probe of the truth does not n
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -73,7 +72,7 @@ def graded_run(run: Run, model: str | None, *, n_test: int) -> Run | None:
 @empty_if_too_few(GRADED_COLUMNS)
 def compare_graded(run: Run, *, layers: list[int], probe: str) -> pd.DataFrame:
     """Compare a probe of the truth with its rivals on a run of `graded_run`; see `with_rivals`."""
-    rows, features = _asked(run, layers)
+    rows, features = asked(run, layers)
     return with_rivals(rows, features, probe=probe, seed=run.seed)
 
 
@@ -81,7 +80,7 @@ def compare_graded(run: Run, *, layers: list[int], probe: str) -> pd.DataFrame:
 @empty_if_too_few(COUNT_COLUMNS)
 def count_graded(run: Run, *, layers: list[int]) -> pd.DataFrame:
     """Count by data set the readable test rows told to lie, the known ones, and what they are."""
-    rows, _ = _asked(run, layers)
+    rows, _ = asked(run, layers)
     told = rows[(rows.split == "test") & (rows.role == "lie")]
     counts = []
     for dataset, some in told.groupby("dataset", sort=False):
@@ -90,7 +89,7 @@ def count_graded(run: Run, *, layers: list[int]) -> pd.DataFrame:
     return pd.DataFrame(counts, columns=COUNT_COLUMNS)
 
 
-def _asked(run: Run, layers: list[int]) -> tuple[pd.DataFrame, Features]:
+def asked(run: Run, layers: list[int]) -> tuple[pd.DataFrame, Features]:
     """Ask the `NEEDED` prompts of a run in one pass; return readable rows, and their states.
 
     The rows are those of the data sets that the model knows. Test rows have their behaviour.
@@ -153,25 +152,29 @@ def with_rivals(
     fitting_rows = FittingRows.of_task(states, task)
     fitted = fitting_rows.fit(ALL_STATE_PROBES[probe])
     layers = fitting_rows.choose_again(fitted, n_boot=N_BOOT, seed=seed + 1)
-    scores = fitted.score_layers(task.test)
+    probe_of_truth = Reading(fitted.score_layers(task.test), fitted.chosen, layers)
     controls = scores_without_states(task)
     rivals = {
         name: controls[name]
         for name in (TURNED, "own answer", ASKED_AGAIN, "metadata")
         if name in controls
     }
-    compared = _compare(task.test, scores, fitted.chosen, layers, rivals, seed)
+    compared = score_readings(task.test, _readings(probe_of_truth, rivals), PROBE, seed=seed)
     tables = [compared.assign(question=WHAT_IS_TRUE)]
 
     is_known = task.test.knows.to_numpy(bool)
     known = task.test[is_known].assign(y=task.test.lied[is_known].astype(int))
     if min((known.y == k).sum() for k in (0, 1)) > 0:
-        against = -scores[:, is_known] * np.sign(known.margin.to_numpy(float))
+        # How strongly the probe speaks against the answer.
+        against = -probe_of_truth.scores[:, is_known] * np.sign(known.margin.to_numpy(float))
         rivals = {
             TOPIC: _topic_scores(task.twins, known),
             UNSURE: -np.abs(known.margin.to_numpy(float)),
         }
-        compared = _compare(known, against, fitted.chosen, layers, rivals, seed)
+        probe_of_lies = replace(probe_of_truth, scores=against)
+        compared = score_readings(known, _readings(probe_of_lies, rivals), PROBE, seed=seed)
+        # How unsure an answer is has no threshold.
+        compared.loc[compared.who == UNSURE, "accuracy"] = np.nan
         tables.append(compared.assign(question=LIE_OR_NOT))
     table = pd.concat(tables, ignore_index=True)
     is_probe = table.who == PROBE
@@ -190,40 +193,81 @@ def _topic_scores(told_to_lie: pd.DataFrame, test: pd.DataFrame) -> Float[np.nda
     return test.dataset.map(shares).fillna(0.5).to_numpy(float) - 0.5
 
 
-def _compare(
-    test: pd.DataFrame,
-    scores: Float[np.ndarray, "layer n"],
-    chosen: int,
-    layers: Int[np.ndarray, " b"],
-    rivals: Mapping[str, Float[np.ndarray, " n"]],
-    seed: int,
-) -> pd.DataFrame:
-    """Score the probe, which has `scores` at every layer, and the rivals on the same resamples.
+@dataclass(frozen=True)
+class Reading:
+    """Scores of test rows by one way to tell their class, at each layer that it can be read at.
 
-    `layers` is the layer that each resample of the validation rows chooses.
+    Attributes
+    ----------
+    scores : array [layer, n]
+        Above 0 speaks for class 1. A way that reads no states has one layer.
+    chosen : int
+        The index of the layer that is read.
+    layers : array [b]
+        The index of the layer that each resample of the validation rows chooses.
+    """
+
+    scores: Float[np.ndarray, "layer n"]
+    chosen: int
+    layers: Int[np.ndarray, " b"]
+
+    @classmethod
+    def without_states(cls, scores: Float[np.ndarray, " n"], n_boot: int) -> "Reading":
+        """Return the reading of scores that no layer was chosen for."""
+        return cls(scores[None], 0, np.zeros(n_boot, int))
+
+    @property
+    def at_layer(self) -> Float[np.ndarray, " n"]:
+        """The scores at the layer that is read."""
+        return self.scores[self.chosen]
+
+    def resampled_aurocs(
+        self, y: Int[np.ndarray, " n"], weights: Float[np.ndarray, "b n"]
+    ) -> Float[np.ndarray, " b"]:
+        """Compute the AUROC of each resample of test rows, at the layer that it chooses."""
+        by_layer = np.array([weighted_auroc(scores, y, weights) for scores in self.scores])
+        return by_layer[self.layers, np.arange(len(weights))]
+
+
+def _readings(probe: Reading, rivals: Mapping[str, Float[np.ndarray, " n"]]) -> dict[str, Reading]:
+    """The probe and its rivals, who read no states, by name."""
+    n_boot = len(probe.layers)
+    others = {who: Reading.without_states(scores, n_boot) for who, scores in rivals.items()}
+    return {PROBE: probe, **others}
+
+
+def score_readings(
+    test: pd.DataFrame, readings: Mapping[str, Reading], baseline: str, *, seed: int
+) -> pd.DataFrame:
+    """Score readings of the class `y` of the same test rows on the same resamples of examples.
+
+    Returns
+    -------
+    DataFrame
+        For each of `who` the AUROC (`estimate`) with its 95 % interval; `gain`, the AUROC of the
+        `baseline` minus that of the row, with the interval of the difference; the `accuracy` at
+        the threshold 0; and the numbers of rows.
     """
     y, examples = test.y.to_numpy(), test.example_id
-    weights = bootstrap_weights(examples, len(layers), seed)
-    by_layer = np.array([weighted_auroc(of_layer, y, weights) for of_layer in scores])
-    of_probe = by_layer[layers, np.arange(len(layers))]
-    estimate_of_probe = auroc(scores[chosen], y)
-
-    def row(who: str, own: Float[np.ndarray, " n"], resampled: np.ndarray) -> dict[str, Any]:
-        low, high = interval_of_aurocs(resampled, y, examples)
-        gain_low, gain_high = percentile_interval(of_probe - resampled)
-        return {
-            "who": who,
-            "estimate": auroc(own, y),
-            "low": low,
-            "high": high,
-            "accuracy": np.nan if who == UNSURE else float(np.mean((own > 0) == y)),
-            "gain": estimate_of_probe - auroc(own, y),
-            "gain_low": gain_low,
-            "gain_high": gain_high,
-            "n": len(y),
-            "n_smaller": smaller_class(y),
-        }
-
-    table = [row(PROBE, scores[chosen], of_probe)]
-    table += [row(who, own, weighted_auroc(own, y, weights)) for who, own in rivals.items()]
+    weights = bootstrap_weights(examples, len(readings[baseline].layers), seed)
+    resampled = {who: reading.resampled_aurocs(y, weights) for who, reading in readings.items()}
+    estimates = {who: auroc(reading.at_layer, y) for who, reading in readings.items()}
+    table = []
+    for who, reading in readings.items():
+        low, high = interval_of_aurocs(resampled[who], y, examples)
+        gain_low, gain_high = percentile_interval(resampled[baseline] - resampled[who])
+        table.append(
+            {
+                "who": who,
+                "estimate": estimates[who],
+                "low": low,
+                "high": high,
+                "accuracy": float(np.mean((reading.at_layer > 0) == y)),
+                "gain": estimates[baseline] - estimates[who],
+                "gain_low": gain_low,
+                "gain_high": gain_high,
+                "n": len(y),
+                "n_smaller": smaller_class(y),
+            }
+        )
     return pd.DataFrame(table)
