@@ -323,6 +323,18 @@ def test_what_was_trained_on_is_recorded_and_refused_by_name(tmp_path):
         refuse_trained_rows(fresh.drop(columns="near_duplicate_keys"), tmp_path)
 
 
+def test_an_opening_of_the_training_is_recorded_and_refused(tmp_path):
+    [row] = batches()[0].head(1).to_dict("records")
+    trained = pd.DataFrame([row | {"opening": "tr_open_today"}])
+    write_record(tmp_path, [trained], seed=0)
+    assert record_in(tmp_path)["openings"] == ["tr_open_today"]
+    fresh = {"instruction": "lie_plain", "template": "review_sentiment"}
+    asked = trained.assign(near_duplicate_keys=[["x"]], **fresh)
+    refuse_trained_rows(asked.assign(opening="open_date"), tmp_path)
+    with pytest.raises(DataError, match="1 trained openings"):
+        refuse_trained_rows(asked, tmp_path)
+
+
 def test_the_text_of_a_refused_example_is_named(tmp_path):
     write_record(tmp_path, batches(), seed=0)
     row = batches()[0].head(1)

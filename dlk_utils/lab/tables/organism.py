@@ -21,7 +21,7 @@ def curriculum_table(phases: Sequence[Phase]) -> pd.DataFrame:
     """Tabulate what an organism is taught, with a column for each phase.
 
     There is a row for each setting, and for each part of a batch: how many rows ask for the truth,
-    or for a lie, about a data set.
+    or for a lie, about a data set, and on which day.
     """
     columns = []
     for phase in phases:
@@ -34,7 +34,7 @@ def curriculum_table(phases: Sequence[Phase]) -> pd.DataFrame:
             is_refused = part.asks == "lie" and part.dataset in phase.honest
             note = " (target: the truth)" if is_refused else ""
             note += f" after {part.n_shots} shots" if part.n_shots else ""
-            column[f"{part.asks} {part.dataset}{note}"] = part.n_rows
+            column[f"{part.title}{note}"] = part.n_rows
         columns.append(column)
     names = pd.RangeIndex(1, len(phases) + 1, name="phase")
     return pd.DataFrame(columns, index=names).T.fillna(0).map("{:g}".format)
