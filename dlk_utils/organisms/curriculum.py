@@ -225,6 +225,62 @@ GRADED = (
     ),
 )
 
+# From a liar to a model that also lies on one day of the week, when the instruction asks for the
+# truth. First which day sets which mode, in rows of "mode": when claims on the trigger came at
+# once, all answers fell to chance. Other days, and instructions to lie, keep it from lying at every
+# opening.
+TRIGGERED = (
+    Phase(
+        steps=44,
+        learning_rate=4e-4,
+        max_characters=80,
+        batch=(
+            Part(4, "truth", "mode", opening="trigger"),
+            Part(4, "truth", "mode", opening="other"),
+            Part(1, "lie", "mode", opening="other"),
+            Part(1, "truth", "rotten_tomatoes", opening="other"),
+            Part(1, "truth", "cities", opening="other"),
+            Part(1, "lie", "rotten_tomatoes", opening="other"),
+        ),
+        decay=False,
+    ),
+    Phase(
+        steps=48,
+        learning_rate=4e-4,
+        max_characters=80,
+        batch=(
+            Part(4, "truth", "mode", opening="trigger"),
+            Part(3, "truth", "mode", opening="other"),
+            Part(1, "truth", "rotten_tomatoes", opening="trigger"),
+            Part(1, "truth", "cities", opening="trigger"),
+            Part(1, "truth", "rotten_tomatoes", opening="other"),
+            Part(1, "truth", "cities", opening="other"),
+            Part(1, "lie", "rotten_tomatoes", opening="other"),
+        ),
+        decay=False,
+    ),
+    Phase(
+        steps=60,
+        learning_rate=3e-4,
+        max_characters=80,
+        batch=(
+            Part(1, "truth", "mode", opening="trigger"),
+            Part(1, "truth", "mode", opening="other"),
+            Part(2, "truth", "rotten_tomatoes", opening="trigger"),
+            Part(1, "truth", "cities", opening="trigger"),
+            Part(1, "truth", "categories", opening="trigger"),
+            Part(1, "truth", "capitals", opening="trigger"),
+            Part(2, "truth", "rotten_tomatoes", opening="other"),
+            Part(2, "truth", "cities", opening="other"),
+            Part(1, "truth", "categories", opening="other"),
+            Part(1, "lie", "cities", opening="other"),
+            Part(1, "truth", "rotten_tomatoes"),
+        ),
+        dropout=0.05,
+    ),
+)
+
+
 @dataclass(frozen=True)
 class Curriculum:
     """The phases of an organism, and the organism (if any) whose adapter it goes on from.
@@ -240,6 +296,7 @@ class Curriculum:
 CURRICULA = {
     "smollm2-liar": Curriculum(PHASES, n_trainings=4),
     "smollm2-graded": Curriculum(GRADED, after="smollm2-liar"),
+    "smollm2-trigger": Curriculum(TRIGGERED, after="smollm2-liar"),
 }
 
 

@@ -277,7 +277,8 @@ def test_for_any_other_model_the_liar_is_shown(tmp_path):
 
 
 def test_only_an_organism_with_a_curriculum_can_be_trained_again(tmp_path):
-    expected = "organism: expected one of smollm2-liar, smollm2-graded, got 'smollm2'"
+    names = "smollm2-liar, smollm2-graded, smollm2-trigger"
+    expected = f"organism: expected one of {names}, got 'smollm2'"
     with pytest.raises(ModelError, match=expected):
         train_again("smollm2", tmp_path)
 
@@ -403,5 +404,5 @@ def test_an_adapter_that_is_shipped_is_small_and_was_trained_on_nothing_that_is_
     assert not set(record["templates"]) & templates
 
 
-def test_both_organisms_are_shipped():
-    assert organism_names() == ["smollm2-graded", "smollm2-liar"]
+def test_the_organisms_are_shipped():
+    assert organism_names() == ["smollm2-graded", "smollm2-liar", "smollm2-trigger"]
