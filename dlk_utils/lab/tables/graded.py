@@ -6,7 +6,7 @@ not, as nobody says about which topics it obeys. A probe of the truth does not n
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from dlk_utils.evaluation.behaviour import knowledge_gate, known_datasets, label_behaviour
 from dlk_utils.evaluation.controls import ASKED_AGAIN, TURNED, scores_without_states
-from dlk_utils.evaluation.selection import FittingRows, in_memory
+from dlk_utils.evaluation.selection import FittingRows, LayerProbe, in_memory
 from dlk_utils.evaluation.stats import (
     auroc,
     bootstrap_weights,
@@ -24,7 +24,7 @@ from dlk_utils.evaluation.stats import (
     smaller_class,
     weighted_auroc,
 )
-from dlk_utils.evaluation.tasks import LYING, Features, make_task, truth_rows
+from dlk_utils.evaluation.tasks import LYING, Features, Task, make_task, truth_rows
 from dlk_utils.lab.cache import kept
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables import empty_if_too_few
@@ -91,15 +91,27 @@ def count_graded(run: Run, *, layers: list[int]) -> pd.DataFrame:
 
 
 def _asked(run: Run, layers: list[int]) -> tuple[pd.DataFrame, Features]:
-    """Ask the `NEEDED` prompts of a run in one pass; return readable rows, and their states.
+    """Ask the `NEEDED` prompts of a run; see `ask_and_label`."""
+    return ask_and_label(run, needed_prompts(run, NEEDED), "08-graded", layers=layers)
 
-    The rows are those of the data sets that the model knows. Test rows have their behaviour.
-    """
+
+def needed_prompts(run: Run, needed: set[tuple[str, str]]) -> pd.DataFrame:
+    """Select prompts of a run by their split and role."""
     prompts = run.prompts
-    is_needed = [key in NEEDED for key in zip(prompts.split, prompts.role, strict=True)]
-    prompts = prompts[is_needed].reset_index(drop=True)
-    make_task(prompts.assign(y=prompts.label), "truth", LYING)  # raises if there are too few rows
-    answers, features = run.answered_with_states(prompts, "08-graded", layers=layers)
+    is_needed = [key in needed for key in zip(prompts.split, prompts.role, strict=True)]
+    return prompts[is_needed].reset_index(drop=True)
+
+
+def ask_and_label(
+    run: Run, prompts: pd.DataFrame, name: str, *, layers: list[int]
+) -> tuple[pd.DataFrame, Features]:
+    """Ask prompts in one pass, kept under `name`; return readable rows, and their states.
+
+    The rows are those of the data sets that the model knows. Test rows have their behaviour. Raises
+    `TooFewRows` if a split has too few rows to fit a probe of truth, or to test it.
+    """
+    make_task(prompts.assign(y=prompts.label), "truth", LYING)
+    answers, features = run.answered_with_states(prompts, name, layers=layers)
     is_test = answers.split == "test"
     gate = knowledge_gate(answers[is_test])
     tested = label_behaviour(answers[is_test], gate)
@@ -149,19 +161,15 @@ def with_rivals(
         If there are too few rows for the first question.
     """
     task = make_task(rows, "truth", LYING)
-    states = in_memory(features, task.rows)
-    fitting_rows = FittingRows.of_task(states, task)
-    fitted = fitting_rows.fit(ALL_STATE_PROBES[probe])
-    layers = fitting_rows.choose_again(fitted, n_boot=N_BOOT, seed=seed + 1)
-    scores = fitted.score_layers(task.test)
+    reading = HonestReading.of_task(task, in_memory(features, task.rows), probe, seed)
+    scores = reading.fitted.score_layers(task.test)
     controls = scores_without_states(task)
     rivals = {
         name: controls[name]
         for name in (TURNED, "own answer", ASKED_AGAIN, "metadata")
         if name in controls
     }
-    compared = _compare(task.test, scores, fitted.chosen, layers, rivals, seed)
-    tables = [compared.assign(question=WHAT_IS_TRUE)]
+    tables = [reading.compared(WHAT_IS_TRUE, task.test, scores, rivals)]
 
     is_known = task.test.knows.to_numpy(bool)
     known = task.test[is_known].assign(y=task.test.lied[is_known].astype(int))
@@ -171,13 +179,8 @@ def with_rivals(
             TOPIC: _topic_scores(task.twins, known),
             UNSURE: -np.abs(known.margin.to_numpy(float)),
         }
-        compared = _compare(known, against, fitted.chosen, layers, rivals, seed)
-        tables.append(compared.assign(question=LIE_OR_NOT))
-    table = pd.concat(tables, ignore_index=True)
-    is_probe = table.who == PROBE
-    return table.assign(
-        layer=np.where(is_probe, fitted.layer, -1), rule=np.where(is_probe, fitted.rule, "")
-    )[GRADED_COLUMNS]
+        tables.append(reading.compared(LIE_OR_NOT, known, against, rivals))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _topic_scores(told_to_lie: pd.DataFrame, test: pd.DataFrame) -> Float[np.ndarray, " n"]:
@@ -190,40 +193,69 @@ def _topic_scores(told_to_lie: pd.DataFrame, test: pd.DataFrame) -> Float[np.nda
     return test.dataset.map(shares).fillna(0.5).to_numpy(float) - 0.5
 
 
-def _compare(
-    test: pd.DataFrame,
-    scores: Float[np.ndarray, "layer n"],
-    chosen: int,
-    layers: Int[np.ndarray, " b"],
-    rivals: Mapping[str, Float[np.ndarray, " n"]],
-    seed: int,
-) -> pd.DataFrame:
-    """Score the probe, which has `scores` at every layer, and the rivals on the same resamples.
+@dataclass(frozen=True)
+class HonestReading:
+    """A probe of the truth that was fitted on honest rows, to be compared with who reads no states.
 
-    `layers` is the layer that each resample of the validation rows chooses.
+    Attributes
+    ----------
+    fitted : LayerProbe
+        The probe, with the layer that its validation rows chose.
+    layers : array [b]
+        The index of the layer that each resample of the validation rows chooses.
+    seed : int
+        Of the resamples.
     """
-    y, examples = test.y.to_numpy(), test.example_id
-    weights = bootstrap_weights(examples, len(layers), seed)
-    by_layer = np.array([weighted_auroc(of_layer, y, weights) for of_layer in scores])
-    of_probe = by_layer[layers, np.arange(len(layers))]
-    estimate_of_probe = auroc(scores[chosen], y)
 
-    def row(who: str, own: Float[np.ndarray, " n"], resampled: np.ndarray) -> dict[str, Any]:
-        low, high = interval_of_aurocs(resampled, y, examples)
-        gain_low, gain_high = percentile_interval(of_probe - resampled)
-        return {
-            "who": who,
-            "estimate": auroc(own, y),
-            "low": low,
-            "high": high,
-            "accuracy": np.nan if who == UNSURE else float(np.mean((own > 0) == y)),
-            "gain": estimate_of_probe - auroc(own, y),
-            "gain_low": gain_low,
-            "gain_high": gain_high,
-            "n": len(y),
-            "n_smaller": smaller_class(y),
-        }
+    fitted: LayerProbe
+    layers: Int[np.ndarray, " b"]
+    seed: int
 
-    table = [row(PROBE, scores[chosen], of_probe)]
-    table += [row(who, own, weighted_auroc(own, y, weights)) for who, own in rivals.items()]
-    return pd.DataFrame(table)
+    @classmethod
+    def of_task(cls, task: Task, states: Features, probe: str, seed: int) -> "HonestReading":
+        """Fit one of `ALL_STATE_PROBES` to the training rows of a task."""
+        fitting_rows = FittingRows.of_task(states, task)
+        fitted = fitting_rows.fit(ALL_STATE_PROBES[probe])
+        layers = fitting_rows.choose_again(fitted, n_boot=N_BOOT, seed=seed + 1)
+        return cls(fitted, layers, seed)
+
+    def compared(
+        self,
+        question: str,
+        test: pd.DataFrame,
+        scores: Float[np.ndarray, "layer n"],
+        rivals: Mapping[str, Float[np.ndarray, " n"]],
+    ) -> pd.DataFrame:
+        """Score the probe and its rivals by the class `y` of test rows, on the same resamples.
+
+        `scores` are those of the probe at every layer. The table has `GRADED_COLUMNS`.
+        """
+        y, examples = test.y.to_numpy(), test.example_id
+        weights = bootstrap_weights(examples, len(self.layers), self.seed)
+        by_layer = np.array([weighted_auroc(of_layer, y, weights) for of_layer in scores])
+        of_probe = by_layer[self.layers, np.arange(len(self.layers))]
+        own_scores = scores[self.fitted.chosen]
+        estimate_of_probe = auroc(own_scores, y)
+
+        def row(who: str, own: Float[np.ndarray, " n"], resampled: np.ndarray) -> dict[str, Any]:
+            low, high = interval_of_aurocs(resampled, y, examples)
+            gain_low, gain_high = percentile_interval(of_probe - resampled)
+            return {
+                "question": question,
+                "who": who,
+                "layer": self.fitted.layer if who == PROBE else -1,
+                "rule": self.fitted.rule if who == PROBE else "",
+                "estimate": auroc(own, y),
+                "low": low,
+                "high": high,
+                "accuracy": np.nan if who == UNSURE else float(np.mean((own > 0) == y)),
+                "gain": estimate_of_probe - auroc(own, y),
+                "gain_low": gain_low,
+                "gain_high": gain_high,
+                "n": len(y),
+                "n_smaller": smaller_class(y),
+            }
+
+        table = [row(PROBE, own_scores, of_probe)]
+        table += [row(who, own, weighted_auroc(own, y, weights)) for who, own in rivals.items()]
+        return pd.DataFrame(table)[GRADED_COLUMNS]
