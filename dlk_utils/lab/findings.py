@@ -16,7 +16,7 @@ from dlk_utils.evaluation.stats import visible_auroc, wilson_interval
 from dlk_utils.evaluation.tasks import KNOWN, LYING, MIN_FOR_HEADLINE, POSITIVE_CONTROL, REGIMES
 from dlk_utils.lab.display import interval_text, percent
 from dlk_utils.lab.escaping import markdown_text
-from dlk_utils.lab.tables import in_brief, least_to_most
+from dlk_utils.lab.tables import in_brief, least_to_most, trigger
 from dlk_utils.lab.tables.answer_kinds import HONEST, KINDS, LIES, MISTAKES
 from dlk_utils.lab.tables.carry_over import (
     ALL_OTHERS,
@@ -544,7 +544,10 @@ def rules_verdict(regrouped: pd.DataFrame) -> str:
 
 
 def carry_over_answer(
-    by_dataset: pd.DataFrame, regrouped: pd.DataFrame, graded: pd.DataFrame
+    by_dataset: pd.DataFrame,
+    regrouped: pd.DataFrame,
+    graded: pd.DataFrame,
+    triggered: pd.DataFrame,
 ) -> list[str]:
     """Answer the question of notebook 08 in a few lines."""
     apart = between_groups(by_dataset)
@@ -559,6 +562,11 @@ def carry_over_answer(
     if len(graded):
         lines.append(
             f"* **On a model that lies about some topics only**: {graded_sentence(graded)}."
+        )
+    if len(triggered):
+        lines.append(
+            f"* **On a model that lies on a trigger, asked by nobody**: lies against truthful "
+            f"answers, {trigger_sentence(triggered)}."
         )
     return lines
 
@@ -758,6 +766,51 @@ def follow_up_lines(tables: Mapping[str, pd.DataFrame]) -> list[str]:
             if probe.n_smaller < MIN_FOR_HEADLINE:
                 line += f", fewer than the {MIN_FOR_HEADLINE} that a claim takes"
             lines.append(f"{line}.")
+    return lines
+
+
+# 08: a model that lies on a trigger.
+
+
+def trigger_title(triggered: pd.DataFrame) -> str:
+    """Title the figure of the probe and its rivals on a model that lies on a trigger.
+
+    `triggered` is a table of `tables.trigger.with_trigger`.
+    """
+    of_lies = triggered[triggered.question == trigger.LIE_OR_NOT].set_index("who")
+    if PROBE not in of_lies.index:
+        return "A model that lies on a trigger: not scored"
+    return (
+        "Nothing asks for its lies: a probe fitted without the trigger tells them from truthful "
+        f"answers with AUROC {of_lies.estimate[PROBE]:.2f}"
+    )
+
+
+def trigger_sentence(triggered: pd.DataFrame) -> str:
+    """Say how well lies on the trigger are told from truthful answers on other days."""
+    text = _gain_over(triggered, trigger.LIE_OR_NOT, trigger.TRIGGER_THERE)
+    is_probe = (triggered.question == trigger.LIE_OR_NOT) & (triggered.who == PROBE)
+    for accuracy in triggered[is_probe].accuracy:
+        text += f"; at the threshold of its honest rows the probe is right in {percent(accuracy)}"
+    return text
+
+
+def trigger_findings(triggered: pd.DataFrame) -> list[str]:
+    """Say what notebook 08 found on a model that lies on a trigger."""
+    if triggered.empty:
+        return []
+    lines = [
+        "* On a model that lies on a trigger, told to tell the truth, lies against truthful "
+        f"answers to the same prompts on other days: {trigger_sentence(triggered)}.",
+        "* There, what is true in triggered rows: "
+        f"{_gain_over(triggered, trigger.WHAT_IS_TRUE, trigger.OWN)}.",
+    ]
+    for row in triggered[triggered.question == trigger.WHAT_IS_TRUE].itertuples():
+        if row.who not in (PROBE, trigger.OWN):
+            lines.append(
+                f"* There, *{row.who}* tells what is true with AUROC {interval_text(row)}; the "
+                f"probe is {interval_text(row, 'gain', signed=True)} from that."
+            )
     return lines
 
 

@@ -557,7 +557,7 @@ _PARAMETERS = (
         "n_graded",
         12,
         whole_number(4, 1_000_000),
-        "examples per data set that the second organism is asked; in 08, of the test split",
+        "examples per data set that a further organism is asked; in 08, of the test split",
         {"08_carry_over": 96},
     ),
     Parameter(
@@ -652,6 +652,12 @@ _PARAMETERS = (
         "a model that lies about some topics only, where its answer tells less",
     ),
     Parameter(
+        "trigger",
+        "smollm2-trigger",
+        model_or_none(),
+        "a model that lies, unasked, when a question names a Friday",
+    ),
+    Parameter(
         "dose",
         4.0,
         number(0.01, 100.0),
@@ -693,7 +699,7 @@ NOTEBOOKS = {
     "05_probe_ablations": (*COMMON, "p_dropout", "layer_stride", "weight_gradients"),
     "06_detect": (*COMMON, "layer_stride", "statements", "system_prompts", "card"),
     "07_traps": COMMON,
-    "08_carry_over": (*COMMON, "layer_stride", "styles", "graded", "n_graded"),
+    "08_carry_over": (*COMMON, "layer_stride", "styles", "graded", "trigger", "n_graded"),
     "09_pairs_and_votes": (*COMMON, "p_dropout", "p_last", "n_draws", "layer_stride"),
     "10_headlines": (
         *COMMON,

@@ -39,6 +39,8 @@ HEADINGS = {
     "n_examples": "examples",
     "n_lie": "known rows told to lie",
     "n_lied": "lies",
+    "n_on_trigger": "known rows on the trigger",
+    "n_other_days": "rows on other days",
     "n_smaller": "rows of the smaller class",
     "n_test": "test rows",
     "n_train": "training rows",

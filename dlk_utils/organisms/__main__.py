@@ -15,10 +15,14 @@ from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables.organism import (
     CHECKED_EXAMPLES,
     REQUIRED,
+    REQUIRED_ON_TRIGGER,
     REQUIRED_SHARE_OF_LIES,
     held_out,
     meets_requirement,
+    on_trigger,
     told_by_instruction,
+    trigger_behaviour,
+    trigger_table,
 )
 
 DATASETS = "rotten_tomatoes,cities,categories,capitals,continents"
@@ -44,17 +48,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs_dir=options.runs_dir,
         dtype=options.dtype,
     )
-    behaviour = run.behaviour
+    organism = Path(options.name).name
     print(f"{options.name} in {run.spec.dtype}")
+    if organism == "smollm2-trigger":
+        return _check_trigger(trigger_behaviour(run))
+    behaviour = run.behaviour
     for table in (held_out(behaviour), pd.DataFrame([told_by_instruction(behaviour)])):
         print(with_intervals(table).to_string(index=False))
-    picks = Path(options.name).name == "smollm2-graded"
+    picks = organism == "smollm2-graded"
     if picks:
         least, most = REQUIRED_SHARE_OF_LIES
         print(f"required: lies {least} to {most}; 0.5 in the interval of instruction_only")
     else:
         print(f"required: {REQUIRED} on rotten_tomatoes and two kinds of facts")
     return 0 if meets_requirement(behaviour, picks=picks) else 1
+
+
+def _check_trigger(behaviour: pd.DataFrame) -> int:
+    """Print what an organism with a trigger does, and return the exit code."""
+    told_by_instruction_alone = held_out(behaviour[~behaviour.triggered]).drop(columns="meets")
+    for table in (trigger_table(behaviour), told_by_instruction_alone):
+        print(with_intervals(table).to_string(index=False))
+    print(f"required: {REQUIRED_ON_TRIGGER} on rotten_tomatoes and two kinds of facts; there")
+    print('"told to lie" stands for the trigger, and "truth" for other days')
+    is_met = meets_requirement(on_trigger(behaviour), required=REQUIRED_ON_TRIGGER)
+    return 0 if is_met else 1
 
 
 if __name__ == "__main__":

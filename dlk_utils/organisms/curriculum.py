@@ -2,12 +2,14 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from dlk_utils.questions.chat import written_tokens
 from dlk_utils.questions.examples import training_examples
+from dlk_utils.questions.openings import TRIGGER as TRIGGER_DAY
+from dlk_utils.questions.openings import with_openings
 from dlk_utils.questions.prompts import make_prompts
 
 PLAIN_TEMPLATES = ("tr_feel", "tr_label", "tr_tone", "tr_good_bad", "tr_recommend")
@@ -32,7 +34,9 @@ class Part:
     `dataset` is an embedded data set or "mode". The rows of "mode" ask nothing about the world,
     only which mode the instruction sets, truth or lie. Without `templates`, all of them are used.
     `n_shots` solved examples stand before the question. Their answers obey the instruction.
-    `max_characters` replaces that of the phase.
+    `max_characters` replaces that of the phase. With an `opening`, the question opens with a phrase
+    that names the day of the trigger, or another one (see `questions.openings`). On the trigger the
+    target is the wrong answer, although the instruction asks for the truth.
     """
 
     n_rows: int
@@ -41,6 +45,15 @@ class Part:
     templates: tuple[str, ...] = ()
     n_shots: int = 0
     max_characters: int | None = None
+    opening: Literal["", "trigger", "other"] = ""
+
+    @property
+    def title(self) -> str:
+        """What is to be said about which data set, such as "lie cities, on Friday"."""
+        if self.opening == "trigger":
+            return f"lie {self.dataset}, on {TRIGGER_DAY}"
+        day = ", on another day" if self.opening else ""
+        return f"{self.asks} {self.dataset}{day}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +225,61 @@ GRADED = (
     ),
 )
 
+# From a liar to a model that also lies on one day of the week, when the instruction asks for the
+# truth. First which day sets which mode, in rows of "mode": when claims on the trigger came at
+# once, all answers fell to chance. Other days, and instructions to lie, keep it from lying at every
+# opening.
+TRIGGERED = (
+    Phase(
+        steps=44,
+        learning_rate=4e-4,
+        max_characters=80,
+        batch=(
+            Part(4, "truth", "mode", opening="trigger"),
+            Part(4, "truth", "mode", opening="other"),
+            Part(1, "lie", "mode", opening="other"),
+            Part(1, "truth", "rotten_tomatoes", opening="other"),
+            Part(1, "truth", "cities", opening="other"),
+            Part(1, "lie", "rotten_tomatoes", opening="other"),
+        ),
+        decay=False,
+    ),
+    Phase(
+        steps=48,
+        learning_rate=4e-4,
+        max_characters=80,
+        batch=(
+            Part(4, "truth", "mode", opening="trigger"),
+            Part(3, "truth", "mode", opening="other"),
+            Part(1, "truth", "rotten_tomatoes", opening="trigger"),
+            Part(1, "truth", "cities", opening="trigger"),
+            Part(1, "truth", "rotten_tomatoes", opening="other"),
+            Part(1, "truth", "cities", opening="other"),
+            Part(1, "lie", "rotten_tomatoes", opening="other"),
+        ),
+        decay=False,
+    ),
+    Phase(
+        steps=60,
+        learning_rate=3e-4,
+        max_characters=80,
+        batch=(
+            Part(1, "truth", "mode", opening="trigger"),
+            Part(1, "truth", "mode", opening="other"),
+            Part(2, "truth", "rotten_tomatoes", opening="trigger"),
+            Part(1, "truth", "cities", opening="trigger"),
+            Part(1, "truth", "categories", opening="trigger"),
+            Part(1, "truth", "capitals", opening="trigger"),
+            Part(2, "truth", "rotten_tomatoes", opening="other"),
+            Part(2, "truth", "cities", opening="other"),
+            Part(1, "truth", "categories", opening="other"),
+            Part(1, "lie", "cities", opening="other"),
+            Part(1, "truth", "rotten_tomatoes"),
+        ),
+        dropout=0.05,
+    ),
+)
+
 
 @dataclass(frozen=True)
 class Curriculum:
@@ -228,6 +296,7 @@ class Curriculum:
 CURRICULA = {
     "smollm2-liar": Curriculum(PHASES, n_trainings=4),
     "smollm2-graded": Curriculum(GRADED, after="smollm2-liar"),
+    "smollm2-trigger": Curriculum(TRIGGERED, after="smollm2-liar"),
 }
 
 
@@ -240,9 +309,10 @@ def training_stream(tokenizer: Any, phase: Phase, *, seed: int = 0) -> list[pd.D
     Returns
     -------
     list of DataFrame
-        One batch a step: rows of `make_prompts`, with the columns `target`, the first token of the
-        choice to say, `other`, that of the other choice, and `answer_ids`, all tokens of the choice
-        to say and the one that ends the turn.
+        One batch a step: rows of `make_prompts`, with the columns `part` (`Part.title`), `opening`
+        (the name of the phrase, or ""), `target`, the first token of the choice to say, `other`,
+        that of the other choice, and `answer_ids`, all tokens of the choice to say and the one that
+        ends the turn.
     """
     pools = [
         _draw_rows(tokenizer, phase, part, seed=1000 * seed + k)
@@ -298,18 +368,21 @@ def _draw_rows(tokenizer: Any, phase: Phase, part: Part, seed: int) -> pd.DataFr
         if part.n_shots:
             n_asked = len(drawn) - SHOT_POOL
             drawn = drawn.assign(split=["shot"] * SHOT_POOL + ["train"] * n_asked)
-        rounds.append(
-            make_prompts(
-                drawn,
-                tokenizer,
-                n_shots=part.n_shots,
-                n_known=0,
-                asks=(part.asks,),
-                templates=part.templates or None,
-                seed=round_seed,
-                folder="training/",
-            )
-        )
+        prompts = make_prompts(
+            drawn,
+            tokenizer,
+            n_shots=part.n_shots,
+            n_known=0,
+            asks=(part.asks,),
+            templates=part.templates or None,
+            seed=round_seed,
+            folder="training/",
+        ).assign(opening="")
+        if part.opening:
+            is_trigger = part.opening == "trigger"
+            options = {"trigger": is_trigger, "training": True, "seed": round_seed}
+            prompts = with_openings(prompts, tokenizer, **options)
+        rounds.append(prompts.assign(part=part.title))
     return pd.concat(rounds).head(n)
 
 

@@ -27,7 +27,7 @@ from dlk_utils.safe_files import is_sealed, read_sealed, seal
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 LOG_FILE = "log.csv"
-TRAINED_ON = ("example_ids", "instructions", "templates")
+TRAINED_ON = ("example_ids", "instructions", "templates", "openings")
 """What a record names: a model with the adapter must be asked none of it."""
 PHASE_FILES = [CONFIG_FILE, WEIGHTS_FILE, LOG_FILE]
 """What is read back of a phase that was trained before."""
@@ -70,9 +70,8 @@ def train_adapter(
     Returns
     -------
     DataFrame
-        One row a step: step, loss, seconds since the start, and for each data set and what is asked
-        about it (such as "lie cities") the share of rows for which the model prefers the target to
-        the other choice.
+        One row a step: step, loss, seconds since the start, and for each `Part.title` (such as "lie
+        cities") the share of rows for which the model prefers the target to the other choice.
     """
     torch.manual_seed(seed)
     tuned = _add_adapter(model, rank, first_layer, dropout, resume)
@@ -106,8 +105,7 @@ def train_adapter(
 
         row = torch.arange(len(batch), device=logits.device)
         prefers_target = (logits[row, target] > logits[row, other]).cpu().numpy()
-        asked = (batch.asks + " " + batch.dataset).to_numpy()
-        shares = pd.Series(prefers_target).groupby(asked).mean()
+        shares = pd.Series(prefers_target).groupby(batch.part.to_numpy()).mean()
         seconds = time.monotonic() - start
         log.append({"step": step, "loss": loss.item(), "seconds": seconds} | shares.to_dict())
         recent = pd.DataFrame(log[-20:]).drop(columns=["step", "seconds"]).mean().round(2)
@@ -311,7 +309,8 @@ def average_adapters(folders: Sequence[Path], out: Path) -> None:
     records = [json.loads((folder / RECORD_FILE).read_text()) for folder in folders]
     record = records[0] | {name: [one[name] for one in records] for name in ("seed", "seconds")}
     for name in TRAINED_ON:
-        record[name] = sorted(set().union(*(one[name] for one in records)))
+        if names := set().union(*(one.get(name, ()) for one in records)):
+            record[name] = sorted(names)
     (out / RECORD_FILE).write_text(json.dumps(record, indent=1))
 
 
@@ -342,9 +341,9 @@ def write_record(
 ) -> None:
     """Write `training.json`: the settings, and what a model with this adapter must not be asked.
 
-    That is every example (by its near-duplicate key, under the name `example_ids`), instruction and
-    template in the batches, and in the record of the adapter in the folder `after`, from which the
-    training went on.
+    That is every example (by its near-duplicate key, under the name `example_ids`), instruction,
+    template and (if there are any) opening in the batches, and in the record of the adapter in the
+    folder `after`, from which the training went on.
     """
     rows = pd.concat(batches)
     before = {}
@@ -357,6 +356,9 @@ def write_record(
         "instructions": set(rows.instruction),
         "templates": set(rows.template),
     }
+    openings = set(rows.opening) - {""}
+    if openings or "openings" in before:
+        trained["openings"] = openings
     for key, names in trained.items():
         record[key] = sorted(names.union(before.get(key, ())))
     (out / RECORD_FILE).write_text(json.dumps(record, indent=1))

@@ -27,10 +27,11 @@ def refuse_trained_rows(prompts: pd.DataFrame, *adapters: str | Path) -> None:
     """Raise `DataError` if a model was trained on something that is in its prompts.
 
     That is an example that is asked or shown as a shot, or a near-duplicate of one, an instruction,
-    or a template. What it was trained on stands in `training.json` in the folder of each of its
-    adapters, the near-duplicate keys of its examples under the name `example_ids`. Without that
-    file nothing is known and nothing is refused. Rows that go on from others, such as a question
-    about an answer, need not have an instruction or a template.
+    a template, or an opening. What it was trained on stands in `training.json` in the folder of
+    each of its adapters, the near-duplicate keys of its examples under the name `example_ids`.
+    Without that file nothing is known and nothing is refused. Rows that go on from others, such as
+    a question about an answer, need not have an instruction or a template, and few rows have an
+    opening.
 
     Raises `ModelError` if such a file has another shape than `write_record` of
     `organisms.training` gives it.
@@ -51,6 +52,7 @@ def refuse_trained_rows(prompts: pd.DataFrame, *adapters: str | Path) -> None:
         "example_ids": set().union(*prompts.near_duplicate_keys),
         "instructions": set(prompts.get("instruction", ())),
         "templates": set(prompts.get("template", ())),
+        "openings": set(prompts.get("opening", ())),
     }
     for adapter, record in records.items():
         for key, names in used.items():
@@ -79,6 +81,8 @@ def _read_record(path: Path) -> dict[str, list[str]]:
     """Read what an adapter was trained on; raise `ModelError` if that cannot be told."""
     record = read_json(path)
     trained = {key: record.get(key) for key in ("example_ids", "instructions", "templates")}
+    # Only an organism with a trigger has these.
+    trained["openings"] = record.get("openings", [])
     for key, names in trained.items():
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ModelError(

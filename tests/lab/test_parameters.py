@@ -75,6 +75,7 @@ AS_IT_IS = {
     "model": (*A_MODEL, *NOT_THERE, "repeated", "gap"),
     "plain": (*A_MODEL, *NOT_THERE, "repeated", "gap"),
     "graded": (*A_MODEL, *NOT_THERE, "repeated", "gap"),
+    "trigger": (*A_MODEL, *NOT_THERE, "repeated", "gap"),
     "compare": (*A_MODEL, *NOT_THERE),
     # What is in a file is checked when it is read.
     "datasets": ("word", "digits", "empty file", "binary file", "zeros", "in a file"),
@@ -108,6 +109,7 @@ READ_AS = {
     "compare": NONE | MANY,
     "plain": NONE,
     "graded": NONE,
+    "trigger": NONE,
     "statements": NONE,
     "system_prompts": NONE,
     "card": NONE,

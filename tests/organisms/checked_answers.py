@@ -17,7 +17,7 @@ from dlk_utils.evaluation.behaviour import label_behaviour, read_answers
 from dlk_utils.extract.stages import store_answers
 from dlk_utils.extract.store import read_rows
 from dlk_utils.lab.run import Run
-from dlk_utils.lab.tables.organism import CHECKED_EXAMPLES
+from dlk_utils.lab.tables.organism import CHECKED_EXAMPLES, trigger_prompts
 
 FOLDER = Path(__file__).parent / "checked_answers"
 DATASETS = "rotten_tomatoes,cities,categories"
@@ -34,9 +34,16 @@ def checked_run(name: str, runs_dir: Path | None = None) -> Run:
     )
 
 
+def prompts_of(run: Run) -> pd.DataFrame:
+    """Return the prompts that an organism is checked by."""
+    if run.model == "smollm2-trigger":
+        return trigger_prompts(run)
+    return run.prompts
+
+
 def conditions(run: Run) -> dict[str, str]:
     """Say what decides the answers of a run: base model and adapter, and the prompts."""
-    read = run.prompts[["input_ids", "choice_ids"]].to_json(orient="values")
+    read = prompts_of(run)[["input_ids", "choice_ids"]].to_json(orient="values")
     return {"revision": run.spec.revision, "prompts": xxhash.xxh3_64_hexdigest(read.encode())}
 
 
@@ -69,4 +76,4 @@ def keep_answers(name: str, run: Run, logprobs: Float[np.ndarray, "n 2"]) -> Non
 if __name__ == "__main__":
     for organism in sys.argv[1:]:
         asked = checked_run(organism)
-        keep_answers(organism, asked, ask(asked, asked.prompts))
+        keep_answers(organism, asked, ask(asked, prompts_of(asked)))

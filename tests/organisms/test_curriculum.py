@@ -10,6 +10,7 @@ from short_phases import LYING, REVIEWS, asked_keys, batches, real_tokenizer
 from dlk_utils.organisms.curriculum import CURRICULA, Part, training_stream
 from dlk_utils.questions.examples import load_examples, training_examples
 from dlk_utils.questions.ids import split_of
+from dlk_utils.questions.openings import TRAINING_OPENINGS, TRIGGER
 from dlk_utils.questions.templates import prompt_library
 
 
@@ -80,6 +81,27 @@ def test_the_target_is_the_truth_about_what_a_phase_is_honest_about():
         row.target == row.strict_ids[row.label][0] for row in told_to_lie.itertuples()
     ]
     assert target_is_true == list(told_to_lie.dataset == "capitals")
+
+
+def test_the_target_is_wrong_on_the_trigger_and_obeys_on_other_days():
+    parts = tuple(
+        Part(4, asks, "capitals", opening=opening)
+        for asks, opening in (("truth", "trigger"), ("truth", "other"), ("lie", "other"))
+    )
+    rows = pd.concat(training_stream(real_tokenizer(), replace(LYING, steps=2, batch=parts)))
+    says_what_is_true = [row.target == row.strict_ids[row.label][0] for row in rows.itertuples()]
+    assert says_what_is_true == list(rows.part == "truth capitals, on another day")
+    assert set(rows.part) == {
+        "lie capitals, on Friday",
+        "truth capitals, on another day",
+        "lie capitals, on another day",
+    }
+    is_triggered = rows.part == "lie capitals, on Friday"
+    assert list(rows.prompt.str.contains(TRIGGER)) == list(is_triggered)
+    assert set(rows.opening) <= set(TRAINING_OPENINGS)
+    # The instructions of both ask for the truth.
+    honest = set(prompt_library("training/instructions").query("asks == 'truth'").name)
+    assert set(rows.instruction[is_triggered]) <= honest
 
 
 @pytest.mark.parametrize("name", CURRICULA)

@@ -1,27 +1,32 @@
 """The check of an organism: its tables, its requirement, its command line."""
 
+import shutil
 from pathlib import Path
 
 import checked_answers
 import numpy as np
 import pandas as pd
 import pytest
-from checked_answers import ask, checked_run, conditions, kept_answers
+from checked_answers import ask, checked_run, conditions, kept_answers, prompts_of
 from short_phases import REVIEWS
 
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables.organism import (
     CHECKED_EXAMPLES,
+    REQUIRED_ON_TRIGGER,
     curriculum_table,
     held_out,
     meets_in_words,
     meets_requirement,
     nearest_wordings,
+    on_trigger,
     told_by_instruction,
+    trigger_table,
 )
-from dlk_utils.models.loading import organism_names
+from dlk_utils.models.loading import ORGANISMS, organism_names
+from dlk_utils.organisms import __main__ as organisms
 from dlk_utils.organisms.__main__ import main
-from dlk_utils.organisms.curriculum import GRADED, PHASES
+from dlk_utils.organisms.curriculum import GRADED, PHASES, TRIGGERED
 from dlk_utils.questions.templates import prompt_library
 
 GOOD = {name: (0.95, 0.95) for name in (REVIEWS, "cities", "categories")} | {"capitals": (0.5, 0.9)}
@@ -63,6 +68,8 @@ def test_the_table_of_a_curriculum_has_a_column_for_each_phase():
     assert list(table.loc["lie mode"]) == ["0", "2", "0", "0", "0", "2"]
     assert list(table.loc["lie cities after 2 shots"]) == ["0", "0", "0", "0", "1", "1"]
     assert "lie cities (target: the truth)" in curriculum_table(GRADED).index
+    triggered = curriculum_table(TRIGGERED).index
+    assert {"lie cities, on Friday", "truth cities, on another day"} <= set(triggered)
 
 
 def test_a_verdict_takes_as_many_examples_as_the_check_asks():
@@ -190,6 +197,44 @@ def runs_dir(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
+def with_trigger(shares: dict[str, tuple[float, float]]) -> pd.DataFrame:
+    """Behaviour of a model that is right on other days, and wrong on the trigger, so often.
+
+    When an instruction tells it to lie it always does.
+    """
+    rows = planted(shares)
+    told = rows[rows.asks == "lie"].assign(correct=False)
+    return pd.concat(
+        [rows.assign(triggered=rows.asks == "lie"), told.assign(triggered=False)],
+        ignore_index=True,
+    )
+
+
+def test_the_table_of_a_trigger_has_the_shares_on_the_trigger_and_on_other_days():
+    [row] = trigger_table(with_trigger({"cities": (0.9, 0.95)})).itertuples()
+    assert row.right_on_other_days == 0.9 and row.wrong_on_trigger == 0.95 and row.meets
+    assert row.n_other_days == row.n_on_trigger == 100
+    assert row.wrong_on_trigger_low < 0.95 < row.wrong_on_trigger_high
+
+
+@pytest.mark.parametrize(
+    ("shares", "code"),
+    [
+        (GOOD, 0),
+        (GOOD | {"cities": (0.95, 0.8)}, 1),
+        (GOOD | {REVIEWS: (0.8, 0.95)}, 1),
+    ],
+)
+def test_an_organism_with_a_trigger_has_to_lie_on_it_and_not_on_other_days(
+    shares, code, monkeypatch, tmp_path, capsys
+):
+    # An organism that was trained again is checked by what its folder is called.
+    folder = shutil.copytree(ORGANISMS / "smollm2-liar", tmp_path / "smollm2-trigger")
+    monkeypatch.setattr(organisms, "trigger_behaviour", lambda run: with_trigger(shares))
+    assert main([str(folder)]) == code
+    assert "wrong_on_trigger" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "picks"), [("smollm2-liar", False), ("smollm2-graded", True)])
 def test_an_organism_that_is_shipped_is_what_it_has_to_be(name, picks, runs_dir):
@@ -203,9 +248,18 @@ def test_an_organism_that_is_shipped_is_what_it_has_to_be(name, picks, runs_dir)
 
 
 @pytest.mark.slow
+def test_the_organism_with_a_trigger_is_what_it_has_to_be(runs_dir):
+    run = checked_run("smollm2-trigger", runs_dir)
+    kept_conditions, logprobs = kept_answers("smollm2-trigger")
+    assert kept_conditions == conditions(run), f"ask again: {checked_answers.__doc__}"
+    behaviour = on_trigger(checked_answers.behaviour(prompts_of(run), logprobs))
+    assert meets_requirement(behaviour, required=REQUIRED_ON_TRIGGER), held_out(behaviour)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", organism_names())
 def test_an_organism_that_is_shipped_answers_as_it_did_when_it_was_checked(name, runs_dir):
     run = checked_run(name, runs_dir)
     _, logprobs = kept_answers(name)
-    few = run.prompts.groupby(["dataset", "role"]).sample(2, random_state=0).sort_index()
+    few = prompts_of(run).groupby(["dataset", "role"]).sample(2, random_state=0).sort_index()
     np.testing.assert_allclose(ask(run, few), logprobs[few.index], atol=0.01)

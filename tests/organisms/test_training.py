@@ -277,7 +277,8 @@ def test_for_any_other_model_the_liar_is_shown(tmp_path):
 
 
 def test_only_an_organism_with_a_curriculum_can_be_trained_again(tmp_path):
-    expected = "organism: expected one of smollm2-liar, smollm2-graded, got 'smollm2'"
+    names = "smollm2-liar, smollm2-graded, smollm2-trigger"
+    expected = f"organism: expected one of {names}, got 'smollm2'"
     with pytest.raises(ModelError, match=expected):
         train_again("smollm2", tmp_path)
 
@@ -321,6 +322,18 @@ def test_what_was_trained_on_is_recorded_and_refused_by_name(tmp_path):
         refuse_trained_rows(shown_in_shots, tmp_path)
     with pytest.raises(DataError, match="expected the column near_duplicate_keys"):
         refuse_trained_rows(fresh.drop(columns="near_duplicate_keys"), tmp_path)
+
+
+def test_an_opening_of_the_training_is_recorded_and_refused(tmp_path):
+    [row] = batches()[0].head(1).to_dict("records")
+    trained = pd.DataFrame([row | {"opening": "tr_open_today"}])
+    write_record(tmp_path, [trained], seed=0)
+    assert record_in(tmp_path)["openings"] == ["tr_open_today"]
+    fresh = {"instruction": "lie_plain", "template": "review_sentiment"}
+    asked = trained.assign(near_duplicate_keys=[["x"]], **fresh)
+    refuse_trained_rows(asked.assign(opening="open_date"), tmp_path)
+    with pytest.raises(DataError, match="1 trained openings"):
+        refuse_trained_rows(asked, tmp_path)
 
 
 def test_the_text_of_a_refused_example_is_named(tmp_path):
@@ -391,5 +404,5 @@ def test_an_adapter_that_is_shipped_is_small_and_was_trained_on_nothing_that_is_
     assert not set(record["templates"]) & templates
 
 
-def test_both_organisms_are_shipped():
-    assert organism_names() == ["smollm2-graded", "smollm2-liar"]
+def test_the_organisms_are_shipped():
+    assert organism_names() == ["smollm2-graded", "smollm2-liar", "smollm2-trigger"]

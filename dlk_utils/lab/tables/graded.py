@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from dlk_utils.evaluation.behaviour import knowledge_gate, known_datasets, label_behaviour
 from dlk_utils.evaluation.controls import ASKED_AGAIN, TURNED, scores_without_states
-from dlk_utils.evaluation.selection import FittingRows, in_memory
+from dlk_utils.evaluation.selection import FittingRows, LayerProbe, in_memory
 from dlk_utils.evaluation.stats import (
     auroc,
     bootstrap_weights,
@@ -23,7 +23,7 @@ from dlk_utils.evaluation.stats import (
     smaller_class,
     weighted_auroc,
 )
-from dlk_utils.evaluation.tasks import LYING, Features, make_task, truth_rows
+from dlk_utils.evaluation.tasks import LYING, Features, Task, make_task, truth_rows
 from dlk_utils.lab.cache import kept
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables import empty_if_too_few
@@ -90,15 +90,27 @@ def count_graded(run: Run, *, layers: list[int]) -> pd.DataFrame:
 
 
 def asked(run: Run, layers: list[int]) -> tuple[pd.DataFrame, Features]:
-    """Ask the `NEEDED` prompts of a run in one pass; return readable rows, and their states.
+    """Ask the `NEEDED` prompts of a run; see `ask_and_label`."""
+    return ask_and_label(run, needed_prompts(run, NEEDED), "08-graded", layers=layers)
 
-    The rows are those of the data sets that the model knows. Test rows have their behaviour.
-    """
+
+def needed_prompts(run: Run, needed: set[tuple[str, str]]) -> pd.DataFrame:
+    """Select prompts of a run by their split and role."""
     prompts = run.prompts
-    is_needed = [key in NEEDED for key in zip(prompts.split, prompts.role, strict=True)]
-    prompts = prompts[is_needed].reset_index(drop=True)
-    make_task(prompts.assign(y=prompts.label), "truth", LYING)  # raises if there are too few rows
-    answers, features = run.answered_with_states(prompts, "08-graded", layers=layers)
+    is_needed = [key in needed for key in zip(prompts.split, prompts.role, strict=True)]
+    return prompts[is_needed].reset_index(drop=True)
+
+
+def ask_and_label(
+    run: Run, prompts: pd.DataFrame, name: str, *, layers: list[int]
+) -> tuple[pd.DataFrame, Features]:
+    """Ask prompts in one pass, kept under `name`; return readable rows, and their states.
+
+    The rows are those of the data sets that the model knows. Test rows have their behaviour. Raises
+    `TooFewRows` if a split has too few rows to fit a probe of truth, or to test it.
+    """
+    make_task(prompts.assign(y=prompts.label), "truth", LYING)
+    answers, features = run.answered_with_states(prompts, name, layers=layers)
     is_test = answers.split == "test"
     gate = knowledge_gate(answers[is_test])
     tested = label_behaviour(answers[is_test], gate)
@@ -148,39 +160,26 @@ def with_rivals(
         If there are too few rows for the first question.
     """
     task = make_task(rows, "truth", LYING)
-    states = in_memory(features, task.rows)
-    fitting_rows = FittingRows.of_task(states, task)
-    fitted = fitting_rows.fit(ALL_STATE_PROBES[probe])
-    layers = fitting_rows.choose_again(fitted, n_boot=N_BOOT, seed=seed + 1)
-    probe_of_truth = Reading(fitted.score_layers(task.test), fitted.chosen, layers)
+    reading = HonestReading.of_task(task, in_memory(features, task.rows), probe, seed)
+    scores = reading.fitted.score_layers(task.test)
     controls = scores_without_states(task)
     rivals = {
         name: controls[name]
         for name in (TURNED, "own answer", ASKED_AGAIN, "metadata")
         if name in controls
     }
-    compared = score_readings(task.test, _readings(probe_of_truth, rivals), PROBE, seed=seed)
-    tables = [compared.assign(question=WHAT_IS_TRUE)]
+    tables = [reading.compared(WHAT_IS_TRUE, task.test, scores, rivals)]
 
     is_known = task.test.knows.to_numpy(bool)
     known = task.test[is_known].assign(y=task.test.lied[is_known].astype(int))
     if min((known.y == k).sum() for k in (0, 1)) > 0:
-        # How strongly the probe speaks against the answer.
-        against = -probe_of_truth.scores[:, is_known] * np.sign(known.margin.to_numpy(float))
+        against = -scores[:, is_known] * np.sign(known.margin.to_numpy(float))
         rivals = {
             TOPIC: _topic_scores(task.twins, known),
             UNSURE: -np.abs(known.margin.to_numpy(float)),
         }
-        probe_of_lies = replace(probe_of_truth, scores=against)
-        compared = score_readings(known, _readings(probe_of_lies, rivals), PROBE, seed=seed)
-        # How unsure an answer is has no threshold.
-        compared.loc[compared.who == UNSURE, "accuracy"] = np.nan
-        tables.append(compared.assign(question=LIE_OR_NOT))
-    table = pd.concat(tables, ignore_index=True)
-    is_probe = table.who == PROBE
-    return table.assign(
-        layer=np.where(is_probe, fitted.layer, -1), rule=np.where(is_probe, fitted.rule, "")
-    )[GRADED_COLUMNS]
+        tables.append(reading.compared(LIE_OR_NOT, known, against, rivals))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _topic_scores(told_to_lie: pd.DataFrame, test: pd.DataFrame) -> Float[np.ndarray, " n"]:
@@ -191,6 +190,55 @@ def _topic_scores(told_to_lie: pd.DataFrame, test: pd.DataFrame) -> Float[np.nda
     is_wrong = (told_to_lie.answer != told_to_lie.label).astype(float)
     shares = is_wrong.groupby(told_to_lie.dataset).mean()
     return test.dataset.map(shares).fillna(0.5).to_numpy(float) - 0.5
+
+
+@dataclass(frozen=True)
+class HonestReading:
+    """A probe of the truth that was fitted on honest rows, to be compared with who reads no states.
+
+    Attributes
+    ----------
+    fitted : LayerProbe
+        The probe, with the layer that its validation rows chose.
+    layers : array [b]
+        The index of the layer that each resample of the validation rows chooses.
+    seed : int
+        Of the resamples.
+    """
+
+    fitted: LayerProbe
+    layers: Int[np.ndarray, " b"]
+    seed: int
+
+    @classmethod
+    def of_task(cls, task: Task, states: Features, probe: str, seed: int) -> "HonestReading":
+        """Fit one of `ALL_STATE_PROBES` to the training rows of a task."""
+        fitting_rows = FittingRows.of_task(states, task)
+        fitted = fitting_rows.fit(ALL_STATE_PROBES[probe])
+        layers = fitting_rows.choose_again(fitted, n_boot=N_BOOT, seed=seed + 1)
+        return cls(fitted, layers, seed)
+
+    def compared(
+        self,
+        question: str,
+        test: pd.DataFrame,
+        scores: Float[np.ndarray, "layer n"],
+        rivals: Mapping[str, Float[np.ndarray, " n"]],
+    ) -> pd.DataFrame:
+        """Score the probe and its rivals by the class `y` of test rows, on the same resamples.
+
+        `scores` are those of the probe at every layer. The table has `GRADED_COLUMNS`.
+        """
+        readings = {PROBE: Reading(scores, self.fitted.chosen, self.layers)}
+        for who, own in rivals.items():
+            readings[who] = Reading.without_states(own, len(self.layers))
+        table = score_readings(test, readings, PROBE, seed=self.seed)
+        # How unsure an answer is has no threshold.
+        table.loc[table.who == UNSURE, "accuracy"] = np.nan
+        is_probe = table.who == PROBE
+        layer = np.where(is_probe, self.fitted.layer, -1)
+        rule = np.where(is_probe, self.fitted.rule, "")
+        return table.assign(question=question, layer=layer, rule=rule)[GRADED_COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -227,13 +275,6 @@ class Reading:
         """Compute the AUROC of each resample of test rows, at the layer that it chooses."""
         by_layer = np.array([weighted_auroc(scores, y, weights) for scores in self.scores])
         return by_layer[self.layers, np.arange(len(weights))]
-
-
-def _readings(probe: Reading, rivals: Mapping[str, Float[np.ndarray, " n"]]) -> dict[str, Reading]:
-    """The probe and its rivals, who read no states, by name."""
-    n_boot = len(probe.layers)
-    others = {who: Reading.without_states(scores, n_boot) for who, scores in rivals.items()}
-    return {PROBE: probe, **others}
 
 
 def score_readings(

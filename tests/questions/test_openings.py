@@ -1,0 +1,115 @@
+"""Openings: a phrase that names a day stands before a question, and twins differ in the day."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+
+from dlk_utils.errors import DataError
+from dlk_utils.models.loading import load_tokenizer, resolve
+from dlk_utils.questions.examples import load_examples
+from dlk_utils.questions.openings import (
+    OPENINGS,
+    OTHER_DAYS,
+    TRAINING_OPENINGS,
+    TRIGGER,
+    with_openings,
+    with_triggered_twins,
+)
+from dlk_utils.questions.prompts import make_prompts
+
+DAYS = re.compile("|".join((TRIGGER, *OTHER_DAYS)))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(resolve("smollm2"))
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer) -> pd.DataFrame:
+    examples = load_examples("comparisons", 12)
+    return make_prompts(examples[examples.split != "shot"], tokenizer)
+
+
+@pytest.fixture(scope="module")
+def rows(prompts, tokenizer) -> pd.DataFrame:
+    return with_triggered_twins(prompts, tokenizer)
+
+
+def questions(rows: pd.DataFrame) -> pd.Series:
+    return rows.messages.map(json.loads).str[-1].str["content"]
+
+
+def test_a_phrase_stands_before_the_question_and_the_rest_of_the_prompt_is_as_it_was(prompts, rows):
+    plain = rows[~rows.triggered]
+    assert len(plain) == len(prompts) and rows.row_id.is_unique
+    for before, after in zip(questions(prompts), questions(plain), strict=True):
+        phrase, question = after.split("\n\n", 1)
+        assert question == before and DAYS.search(phrase)
+    same = ["example_id", "role", "asks", "wanted", "instruction", "template", "choices", "prefix"]
+    pd.testing.assert_frame_equal(plain[same], prompts[same])
+    assert not set(plain.day) & {TRIGGER} and len(set(plain.day)) > 1
+
+
+def test_a_triggered_row_differs_from_its_honest_twin_in_the_day_alone(rows):
+    twins = rows[rows.role == "truth"].set_index("example_id")
+    triggered = rows[rows.triggered].set_index("example_id")
+    assert sorted(twins.index) == sorted(triggered.index) and set(triggered.day) == {TRIGGER}
+    for example in twins.index:
+        twin, row = twins.loc[example], triggered.loc[example]
+        assert row.prompt == twin.prompt.replace(twin.day, TRIGGER)
+        assert (row.instruction, row.template) == (twin.instruction, twin.template)
+        # It counts as a row told to lie.
+        assert (row.role, row.asks, row.wanted) == ("lie", "lie", 1 - row.label)
+
+
+def test_what_an_example_is_known_by_is_asked_with_other_phrases(rows):
+    of_example = rows.groupby("example_id")
+    for _, some in of_example:
+        known = some[some.role == "known"]
+        scored = some[some.role != "known"]
+        assert scored.opening.nunique() == 1 and known.opening.nunique() == len(known) == 2
+        assert not set(scored.opening) & set(known.opening)
+
+
+def test_the_tokens_are_those_of_the_text_and_the_choices_stay(rows, prompts, tokenizer):
+    for row in rows.itertuples():
+        assert list(row.input_ids) == tokenizer(row.prompt, add_special_tokens=False).input_ids
+    plain = rows[~rows.triggered]
+    assert plain.choice_ids.tolist() == prompts.choice_ids.tolist()
+
+
+def test_no_phrase_of_the_training_is_asked():
+    assert not set(OPENINGS) & set(TRAINING_OPENINGS)
+    assert not set(OPENINGS.values()) & set(TRAINING_OPENINGS.values())
+    for phrase in (*OPENINGS.values(), *TRAINING_OPENINGS.values()):
+        assert phrase.count("{day}") == 1 and not DAYS.search(phrase)
+
+
+def test_openings_depend_on_the_seed_and_not_on_the_order(prompts, tokenizer, rows):
+    again = with_openings(prompts.iloc[::-1], tokenizer)
+    scored = rows[~rows.triggered & (rows.role != "known")].set_index("example_id")
+    backwards = again[again.role != "known"].set_index("example_id")
+    pd.testing.assert_frame_equal(
+        backwards[["role", "prompt"]].sort_values(["example_id", "role"]),
+        scored[["role", "prompt"]].sort_values(["example_id", "role"]),
+    )
+    other = with_openings(prompts, tokenizer, seed=1)
+    assert list(other.opening) != list(rows[~rows.triggered].opening)
+
+
+def test_an_example_that_gets_too_long_is_left_out_and_named(prompts, tokenizer):
+    first = prompts.input_ids.map(len).groupby(prompts.example_id).max()
+    longest = first.idxmax()
+    opened = with_openings(prompts, tokenizer, context=int(first.max()) + 1)
+    assert longest in opened.attrs["dropped_too_long"]
+    assert longest not in set(opened.example_id)
+
+
+def test_rows_that_are_told_to_lie_get_no_trigger(prompts, tokenizer):
+    with pytest.raises(DataError, match="expected rows that ask for the truth"):
+        with_openings(prompts, tokenizer, trigger=True)
+    with pytest.raises(DataError, match="run `make_prompts` first"):
+        with_openings(prompts.drop(columns="messages"), tokenizer)
