@@ -182,6 +182,11 @@ def test_lines_show_how_strongly_each_layer_speaks_for_what_is_true():
     assert examples_title(turned).endswith("at 1 of 2 layers, and for the opposite at the last one")
 
 
+def test_of_a_card_that_was_loaded_no_lines_are_drawn_and_the_reason_is_given():
+    lines = judging.example_lines(judging.examples(answers()), judging.NOT_READ)
+    assert lines.empty and lines.attrs["too_few_rows"].endswith("as a card was loaded")
+
+
 def test_without_rows_to_fit_on_there_is_no_belief():
     rows = twins(6)
     states = read_from({row_id: np.zeros(3) for row_id in rows.row_id})

@@ -44,6 +44,7 @@ BIN_COLUMNS = ["kind", "against", "share", "n"]
 BELIEF_COLUMNS = ["row_id", "layer", "belief"]
 NOT_READ = pd.DataFrame(columns=BELIEF_COLUMNS)
 """The beliefs of a page that loads a card, which reads one layer."""
+NOT_READ.attrs = {"too_few_rows": "The belief by layer is not shown, as a card was loaded"}
 
 
 def judged_answers(judged: Mapping[str, pd.DataFrame], judge: str) -> pd.DataFrame:
@@ -232,7 +233,10 @@ def example_lines(chosen: pd.DataFrame, beliefs: pd.DataFrame) -> pd.DataFrame:
     for_truth = lines.belief * (2 * lines.label.astype(int) - 1)
     names = [rule.split(":")[0] for rule in lines.rule]
     lines = lines.assign(answer=names, for_truth=for_truth)
-    return lines[["row_id", "answer", "layer", "for_truth"]]
+    lines = lines[["row_id", "answer", "layer", "for_truth"]]
+    # Of no lines, what said why there are no beliefs.
+    lines.attrs = dict(beliefs.attrs)
+    return lines
 
 
 def _or_reason(table: pd.DataFrame) -> pd.DataFrame:
