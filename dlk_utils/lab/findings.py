@@ -27,7 +27,7 @@ from dlk_utils.lab.tables.carry_over import (
 )
 from dlk_utils.lab.tables.detector_ways import DETECTORS, accuracy_at
 from dlk_utils.lab.tables.detector_ways import TOLD as TOLD_TO_LIE
-from dlk_utils.lab.tables.follow_up import AT_ANSWER, DIRECT_AT, PROBE_AT, SAID_AT
+from dlk_utils.lab.tables.follow_up import PROBE_AT
 from dlk_utils.lab.tables.graded import (
     ENOUGH_PER_CLASS,
     ENOUGH_ROWS,
@@ -565,8 +565,8 @@ def carry_over_answer(
         )
     if len(triggered):
         lines.append(
-            f"* **On a model that lies on a trigger, asked by nobody**: lies against truthful "
-            f"answers, {trigger_sentence(triggered)}."
+            "* **On a model that lies on a trigger, though nothing asks it to**: lies against "
+            f"truthful answers, {trigger_sentence(triggered)}."
         )
     return lines
 
@@ -740,33 +740,6 @@ def _follow_ups_to_count(table: pd.DataFrame, question: str) -> list[Any]:
 def follow_up_findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """Say what a follow-up question changes, one sentence for each question put to the states."""
     return [f"* {follow_up_finding(tables, question)}." for question in _TO_READ]
-
-
-def follow_up_lines(tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Say the same, and then for each model and question how high each way to read scores."""
-    lines = follow_up_findings(tables)
-    for model, table in tables.items():
-        for question, of_question in table.groupby("question", sort=False):
-            by_who = of_question.set_index("who")
-            probe = by_who.loc[AT_ANSWER]
-            found = [f"{AT_ANSWER} {interval_text(probe)}"]
-            for place in PROBE_AT:
-                for who in (PROBE_AT[place], DIRECT_AT[place]):
-                    if who in by_who.index:
-                        there = by_who.loc[who]
-                        gain = interval_text(there, "gain", signed=True)
-                        found.append(
-                            f"{who} {interval_text(there)} ({AT_ANSWER} minus this: {gain})"
-                        )
-                found.append(f"{SAID_AT[place]} {interval_text(by_who.loc[SAID_AT[place]])}")
-            line = (
-                f"* {markdown_text(model)}, {question}: {'; '.join(found)}; n = {probe.n} "
-                f"(smaller class {probe.n_smaller})"
-            )
-            if probe.n_smaller < MIN_FOR_HEADLINE:
-                line += f", fewer than the {MIN_FOR_HEADLINE} that a claim takes"
-            lines.append(f"{line}.")
-    return lines
 
 
 # 08: a model that lies on a trigger.

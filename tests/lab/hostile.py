@@ -11,8 +11,6 @@ from dlk_utils.lab.figures import (
     matrix_figure,
     scatter_figure,
 )
-from dlk_utils.lab.tables.follow_up import AT_ANSWER, PROBE_AT, SAID_AT
-from dlk_utils.lab.tables.graded import WHAT_IS_TRUE
 
 FLAG = "window.hurt"
 """What a script among these strings sets, so that a test can see whether one ran."""
@@ -56,9 +54,6 @@ def hostile_sentences(name: str) -> list[str]:
     mistakes = pd.DataFrame([{"mistake": m, "claim": "the same"} | score for m in ("none", "one")])
     mistakes.loc[1, ["estimate", "low"]] = [0.9, 0.8]
     nothing = pd.DataFrame(columns=["estimate"])
-    follow_ups = pd.DataFrame({"who": [AT_ANSWER, *PROBE_AT.values(), *SAID_AT.values()]})
-    gain = {"gain": 0.1, "gain_low": 0.0, "gain_high": 0.2, "lead_low": 0.0}
-    follow_ups = follow_ups.assign(question=WHAT_IS_TRUE, **score, **gain)
     return [
         *sentences.organism_findings(table, pd.DataFrame([told], [name]), verdict=name),
         *sentences.lie_findings(table.assign(passes=False), table, n_told=9, n_lied=8),
@@ -67,7 +62,6 @@ def hostile_sentences(name: str) -> list[str]:
         *findings.mistake_findings({name: mistakes}),
         *findings.left_out_findings({name: f"left out 1 of 2 rows (first: '{name}')"}),
         *findings.explore_findings(own),
-        *findings.follow_up_lines({name: follow_ups}),
     ]
 
 

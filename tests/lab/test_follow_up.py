@@ -283,7 +283,7 @@ def test_a_run_with_too_few_rows_has_an_empty_table_that_says_why(
     assert "asked" not in vars(run)
     both = joined({"a": table, "b": table})
     assert both.empty and both.attrs == table.attrs and "model" in both
-    lines = findings.follow_up_lines({"a": table})
+    lines = findings.follow_up_findings({"a": table})
     assert len(lines) == 2 and all("is not known, as there are too few rows" in x for x in lines)
 
 
@@ -346,23 +346,6 @@ def test_each_question_has_a_finding_of_its_own():
         "* Whether a follow-up question makes it easier to tell lies from truthful answers is not "
         "known, as there are too few rows."
     )
-
-
-def test_each_model_and_question_has_a_line_that_says_if_its_rows_are_few():
-    first, _, enough, few = findings.follow_up_lines(
-        {"a_b": scores((BETTER, WORSE)), "c": scores((EQUAL, EQUAL), n_smaller=19)}
-    )
-    assert first.startswith("* A follow-up question sometimes") and first.endswith("there.")
-    assert enough.startswith(f"* a_b, {WHAT_IS_TRUE}: {AT_ANSWER} 0.80 [0.70, 0.90]; ")
-    better = f"{PROBE_AT[SAME]} 0.80 [0.70, 0.90] ({AT_ANSWER} minus this: -0.20 [-0.30, -0.10])"
-    assert f"{better}; {SAID_AT[SAME]} 0.80 [0.70, 0.90]; {PROBE_AT[SEPARATE]}" in enough
-    assert DIRECT_AT[SAME] not in enough
-    of_lies = scores((BETTER, WORSE)).assign(question=LIE_OR_NOT)
-    direct = of_lies[of_lies.who == PROBE_AT[SAME]].assign(who=DIRECT_AT[SAME])
-    *_, line = findings.follow_up_lines({"m": pd.concat([of_lies, direct])})
-    assert f"; {DIRECT_AT[SAME]} 0.80 [0.70, 0.90] ({AT_ANSWER} minus this" in line
-    assert enough.endswith("n = 100 (smaller class 40).")
-    assert few.endswith("n = 100 (smaller class 19), fewer than the 20 that a claim takes.")
 
 
 def test_tables_of_models_stand_below_each_other_and_one_without_rows_is_left_out(table):
