@@ -23,7 +23,9 @@ from dlk_utils.lab.display import interval_text, percent
 from dlk_utils.lab.findings import HONEST_TO_FLAG, LIES_TO_FLAG, flagged_share, headline
 from dlk_utils.lab.tables.carry_over import between_groups
 from dlk_utils.lab.tables.detector import HONEST_ONLY, JOINED_TWINS
+from dlk_utils.lab.tables.graded import ENOUGH_PER_CLASS, ENOUGH_ROWS, PROBE
 from dlk_utils.lab.tables.steering import RANDOM, TRUTH
+from dlk_utils.lab.tables.trigger import LIE_OR_NOT, TRIGGER_THERE
 from dlk_utils.models.loading import organism_names
 
 NO_NUMBER = "–"
@@ -262,6 +264,35 @@ def carry_over_sentence(pairs: pd.DataFrame, styled: pd.DataFrame) -> str:
         names = ", ".join(other["style"])
         sentences.append(f"It is above chance in all other wordings that were tried ({names}).")
     return " ".join(sentences) or "It was not read on other data or in other wordings."
+
+
+def of_trigger(triggered: pd.DataFrame) -> dict[str, str]:
+    """Say whether the probe finds lies that no instruction asks for.
+
+    `triggered` is the table of `trigger.with_trigger`.
+    """
+    of_lies = triggered[triggered.question == LIE_OR_NOT].set_index("who")
+    if PROBE not in of_lies.index:
+        return {"front_trigger_sentence": TOO_FEW}
+    probe = of_lies.loc[PROBE]
+    if probe.n < ENOUGH_ROWS or probe.n_smaller < ENOUGH_PER_CLASS:
+        return {"front_trigger_sentence": TOO_FEW}
+    return {"front_trigger_sentence": trigger_sentence(probe, of_lies.loc[TRIGGER_THERE])}
+
+
+def trigger_sentence(probe: pd.Series, trigger_there: pd.Series) -> str:
+    """Say how well the probe finds such lies, and how well one does who knows the trigger."""
+    if probe.low > 0.5:
+        finds = "the probe tells its lies from its truthful answers"
+    elif probe.high < 0.5:
+        finds = "the probe takes its truthful answers for the lies"
+    else:
+        finds = "the probe does not clearly tell its lies from its truthful answers"
+    return (
+        "On a model that lies whenever a question names a Friday, though nothing asks it to, "
+        f"{finds} (AUROC {interval_text(probe)}; {trigger_there.estimate:.2f} for somebody who "
+        "knows that Fridays count)."
+    )
 
 
 # 09: pairs of dropout draws.

@@ -13,7 +13,9 @@ from dlk_utils.evaluation.tasks import KNOWN, LYING
 from dlk_utils.lab import front_page
 from dlk_utils.lab.front_page import NO_NUMBER, TOO_FEW, claims
 from dlk_utils.lab.tables.detector import HONEST_ONLY, JOINED_TWINS
+from dlk_utils.lab.tables.graded import PROBE
 from dlk_utils.lab.tables.steering import RANDOM, TRUTH
+from dlk_utils.lab.tables.trigger import LIE_OR_NOT, TRIGGER_THERE
 
 TOP = Path(__file__).resolve().parents[2]
 
@@ -264,6 +266,34 @@ def test_the_worst_way_between_data_sets_is_shown():
     assert front_page.of_carry_over(ways(), styled())["front_worst_way"] == NO_NUMBER
 
 
+def of_trigger(low: float, high: float, n: int = 200, n_smaller: int = 60) -> pd.DataFrame:
+    """The scores of a probe, and of the trigger itself, for lies on the trigger."""
+    row = {"question": LIE_OR_NOT, "n": n, "n_smaller": n_smaller, "low": low, "high": high}
+    probe = row | {"who": PROBE, "estimate": (low + high) / 2}
+    return pd.DataFrame([probe, row | {"who": TRIGGER_THERE, "estimate": 0.94}])
+
+
+@pytest.mark.parametrize(
+    "low, high, finds",
+    [
+        (0.9, 1.0, "tells its lies from its truthful answers (AUROC 0.95 [0.90, 1.00]; 0.94 for"),
+        (0.0, 0.1, "takes its truthful answers for the lies (AUROC 0.05 [0.00, 0.10]; 0.94 for"),
+        (0.4, 0.6, "does not clearly tell its lies from its truthful answers (AUROC 0.50 [0.40, "),
+    ],
+)
+def test_lies_on_a_trigger_go_by_the_interval_of_the_probe(low, high, finds):
+    sentence = front_page.of_trigger(of_trigger(low, high))["front_trigger_sentence"]
+    assert f"though nothing asks it to, the probe {finds}" in sentence
+
+
+@pytest.mark.parametrize(
+    "table",
+    [of_trigger(0.9, 1.0, n=199), of_trigger(0.9, 1.0, n_smaller=59), of_trigger(0.9, 1.0)[1:]],
+)
+def test_of_a_trigger_and_few_rows_nothing_is_said(table):
+    assert front_page.of_trigger(table) == {"front_trigger_sentence": TOO_FEW}
+
+
 # 09.
 
 
@@ -348,7 +378,8 @@ def test_a_run_that_is_too_small_says_so_once_and_has_empty_cells():
 MAKERS = {
     "05_probe_ablations": front_page.of_probes(long_table(), model_name="m"),
     "06_detect": front_page.of_detector(flag_rates(**{HONEST_ONLY: (0.5, 0.1)})),
-    "08_carry_over": front_page.of_carry_over(ways(), styled()),
+    "08_carry_over": front_page.of_carry_over(ways(), styled())
+    | front_page.of_trigger(of_trigger(0.9, 1.0)),
     "09_pairs_and_votes": front_page.of_pairs(pair_table(0.4, 0.6)),
     "11_steer": front_page.of_steering(pd.DataFrame(), 4.0),
 }
