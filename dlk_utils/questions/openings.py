@@ -74,11 +74,11 @@ def with_openings(
     tokenizer
         The model's tokenizer, with a chat template.
     trigger
-        Whether the phrases name `TRIGGER`, or one of `OTHER_DAYS`.
+        True: the phrases name `TRIGGER`. False: they name one of `OTHER_DAYS`.
     training
-        Whether the phrases are `TRAINING_OPENINGS`, or `OPENINGS`.
+        True: the phrases are `TRAINING_OPENINGS`. False: they are `OPENINGS`.
     context
-        Most tokens in a prompt. An example of which a prompt gets longer is left out.
+        Most tokens in a prompt. If any prompt of an example gets longer, the example is left out.
     seed
         Decides the phrases and the days.
 

@@ -81,6 +81,16 @@ def test_lies_on_the_trigger_are_told_from_answers_on_other_days(table):
     assert 0.9 < of_lies.estimate[TRIGGER_THERE] < 1 and of_lies.estimate[UNSURE] == 0.5
 
 
+def test_a_mistake_on_another_day_is_neither_a_lie_nor_a_true_answer(rows, table):
+    honest = rows.index[(rows.split == "test") & (rows.role == "truth")]
+    answer = rows.answer.copy()
+    answer[honest[:20]] = 1 - rows.label[honest[:20]]
+    mistaken = with_trigger(rows.assign(answer=answer), states_of(rows))
+    n = {"right": table, "mistaken": mistaken}
+    n = {name: of_all[of_all.question == LIE_OR_NOT].n.iloc[0] for name, of_all in n.items()}
+    assert n["mistaken"] == n["right"] - 20
+
+
 def test_no_row_with_the_trigger_has_a_say_in_the_probe_or_its_layer(rows):
     moved = states_of(rows.assign(label=rows.label.where(~rows.triggered, 1 - rows.label)))
     of_probe = with_trigger(rows, moved).query("who == @PROBE and question == @WHAT_IS_TRUE")

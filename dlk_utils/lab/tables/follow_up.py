@@ -41,9 +41,7 @@ SAME, SEPARATE = "same conversation", "separate context"
 AT_ANSWER = "probe at the answer"
 PROBE_AT = {place: f"probe at the follow-up, {place}" for place in (SAME, SEPARATE)}
 """Where the follow-up is asked -> the name of the probe that reads there what is true."""
-DIRECT_AT = {
-    place: f"the same, fitted to whether the answer was true, {place}" for place in PROBE_AT
-}
+DIRECT_AT = {place: f"probe of whether the answer was true, {place}" for place in PROBE_AT}
 """Where the follow-up is asked -> the name of the probe that reads the right answer to it."""
 SAID_AT = {place: f"what it says at the follow-up, {place}" for place in (SAME, SEPARATE)}
 """Where the follow-up is asked -> the name of the rival: the answer that the model gives to it."""
@@ -81,8 +79,8 @@ def compare_graded_follow_ups(run: Run, *, layers: list[int], probe: str) -> pd.
 def joined(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Put the tables of several models below each other, with their names in `model`.
 
-    What reads no states has no `layer`. If all tables are empty, so is the result, and says what
-    the first one lacks.
+    Rivals that read no states have no `layer` (NaN). If all tables are empty, so is the result, and
+    says what the first one lacks.
     """
     filled = [table.assign(model=model) for model, table in tables.items() if len(table)]
     if filled:
@@ -100,14 +98,14 @@ def _compare(
     make_task(rows, "truth", LYING)  # raises if there are too few rows, before the model is asked
     is_test = rows.split == "test"
     shown = pd.concat([draw_answers(rows[~is_test], seed=run.seed), rows[is_test]])
-    # It is not asked of all rows whether the model knows the answer.
+    # Only test rows are labelled with what the model knows.
     shown = shown.assign(knows=shown.knows.eq(True))
     follow_ups = {}
     for place in PROBE_AT:
         prompts = follow_up_prompts(
             shown, run.tokenizer, separate=place == SEPARATE, context=run.context
         )
-        _fitting_parts(prompts, "label")
+        _fitting_parts(prompts, "label")  # raises if there are too few rows
         follow_ups[place] = run.answered_with_states(prompts, "08-asked-after", layers=layers)
     return compare_places(rows, features, follow_ups, probe=probe, seed=run.seed)
 
@@ -123,11 +121,11 @@ def compare_places(
     """Compare probes at the answer and at the follow-ups, and what the model says there.
 
     All probes are fitted on honest rows of the same examples, and read on the same rows told to
-    lie. At a follow-up, honest rows show an answer that is drawn at random, since the model's own
-    is nearly always right, and so would be read instead of the truth. Rows told to lie show the
-    model's own answer. Layers are chosen by the twins of the validation rows, which show the same
-    drawn answer (`selection.choose_by_twins`). In a separate context the prompts of twins are
-    equal, and so the earliest of the good layers is chosen.
+    lie. At a follow-up, honest rows show an answer that is drawn at random: the model's own is
+    nearly always right, so the probe could learn to read the answer instead of the truth. Rows told
+    to lie show the model's own answer. Layers are chosen by the twins of the validation rows, which
+    show the same drawn answer (`selection.choose_by_twins`). In a separate context the prompts of
+    twins are equal, and so the earliest of the good layers is chosen.
 
     Two questions are put to rows told to lie: what is true (is choice 1 right?), and which answers
     are lies, among rows that the model knows. The same probe is for both: for the second question
@@ -157,8 +155,10 @@ def compare_places(
         `accuracy` at the threshold, and the numbers of rows. `gain` is the AUROC of the probe at
         the answer minus that of the row. `lead`, of a probe at a follow-up, is its AUROC minus
         that of what the model says there. Their intervals go by the same resamples, and those of
-        probes include the choice of the layer. A follow-up whose answer is not `readable` counts
-        as neither yes nor no. A question with no row of a class is left out.
+        probes include the choice of the layer. A follow-up whose answer is not `readable`, of
+        which `unreadable` is the number, scores 0: for the AUROC it is neither yes nor no, and for
+        the accuracy it is a no. Probes also have their `layer`, the `rule` that chose it, and
+        `n_train`. A question with no row of a class is left out.
 
     Raises
     ------

@@ -24,7 +24,7 @@ N_BINS = 12
 NO_ANSWERS = "There was no detector, no lie, or no honest answer to judge"
 
 MEDIAN_LIE = "A typical lie: the belief speaks more strongly against half of the lies"
-HIDDEN_LIE = "The best hidden lie: of all lies, the belief speaks least against it"
+HIDDEN_LIE = "The least suspected lie: of all lies, the belief speaks least against it"
 DOUBTED_ANSWER = "The most doubted honest answer: of these, the belief speaks most against it"
 BELIEVED_MISTAKE = "The most believed mistake: of all mistakes, the belief speaks most for it"
 RULES = {
@@ -38,7 +38,7 @@ against them."""
 
 ANSWER_COLUMNS = ["row_id", "label", "kind", "against"]
 AT_THRESHOLD = "at the threshold: "
-"""How the name of the point of a ROC curve begins that lies at the threshold."""
+"""What the name of a curve begins with that is one point: the threshold."""
 ROC_COLUMNS = ["curve", "alarms", "caught"]
 BIN_COLUMNS = ["kind", "against", "share", "n"]
 BELIEF_COLUMNS = ["row_id", "layer", "belief"]
@@ -118,12 +118,22 @@ def roc(answers: pd.DataFrame, truthful: pd.DataFrame, threshold: float) -> pd.D
 def working_point(answers: pd.DataFrame, threshold: float, alarms: float) -> pd.Series | None:
     """Compare the threshold with the best one on the ROC curve against honest answers.
 
+    Parameters
+    ----------
+    answers
+        A table of `judged_answers`.
+    threshold
+        Answers whose `against` is above it are flagged.
+    alarms
+        The share of honest answers that may be flagged at the best threshold, if the given one
+        flags no more.
+
     Returns
     -------
     Series or None
         The `estimate` of the AUROC with `low` and `high`; the shares `caught` and `alarms` at the
         threshold; and `best_caught`, the largest share of lies that a threshold chosen with these
-        very answers would catch with no more alarms than there are now, or than the share `alarms`.
+        very answers would catch without more alarms than that.
         None if there are no lies or no honest answers.
     """
     rows = answers[answers.kind.isin([LIES, HONEST])]
@@ -142,7 +152,7 @@ def working_point(answers: pd.DataFrame, threshold: float, alarms: float) -> pd.
 def belief_bins(answers: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """Count in bins how strongly the belief speaks against the answers of each kind.
 
-    There are `N_BINS` bins, or one more. The threshold lies between two of them.
+    There are about `N_BINS` bins. The threshold lies between two of them.
 
     Returns
     -------
@@ -234,7 +244,7 @@ def example_lines(chosen: pd.DataFrame, beliefs: pd.DataFrame) -> pd.DataFrame:
     names = [rule.split(":")[0] for rule in lines.rule]
     lines = lines.assign(answer=names, for_truth=for_truth)
     lines = lines[["row_id", "answer", "layer", "for_truth"]]
-    # Of no lines, what said why there are no beliefs.
+    # Where there are no lines, the figure says why there are no beliefs.
     lines.attrs = dict(beliefs.attrs)
     return lines
 

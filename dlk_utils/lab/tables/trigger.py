@@ -27,7 +27,10 @@ NEEDED = {
     *(("train", "truth"), ("validation", "truth"), ("validation", "lie")),
     *(("test", "truth"), ("test", "known")),
 }
-"""The split and role of the rows that are asked on other days. Test rows are also triggered."""
+"""The split and role of the rows that are asked on other days.
+
+Test rows of role "truth" are asked a second time, on the trigger.
+"""
 
 WHAT_IS_TRUE = "what is true, in triggered rows"
 LIE_OR_NOT = "lie or truthful answer, with and without the trigger"
@@ -71,7 +74,9 @@ def _asked(run: Run, layers: list[int]) -> tuple[pd.DataFrame, Features]:
     options = {"context": run.context, "seed": run.seed}
     other_days = with_openings(prompts, run.tokenizer, **options)
     triggered = with_openings(honest_test, run.tokenizer, trigger=True, **options)
-    asked = pd.concat([other_days, triggered], ignore_index=True)
+    # Of an example that is too long on other days, nothing tells whether the model knows it.
+    in_both = triggered.example_id.isin(other_days.example_id)
+    asked = pd.concat([other_days, triggered[in_both]], ignore_index=True)
     return ask_and_label(run, asked, "08-trigger", layers=layers)
 
 
@@ -81,10 +86,12 @@ def with_trigger(
     """Compare a probe of the truth, fitted on honest rows of other days, with its rivals.
 
     Two questions are put to test rows. What is true, in triggered rows? And which answers are lies,
-    among answers on the trigger and on other days to the same prompts, about what the model knows?
-    There, the probe says how strongly it speaks against the answer. Its layer is chosen by
-    validation rows of other days, with twins that an instruction tells to lie, so that neither the
-    probe nor its layer has seen the trigger.
+    among lies and true answers, on the trigger and on other days, to the same prompts about what
+    the model knows? For the second question, the score of the probe is how strongly it speaks
+    against the answer. A wrong answer on another day is a mistake, and is left out.
+
+    The layer of the probe is chosen by validation rows of other days, with twins that an
+    instruction tells to lie, so that neither the probe nor its layer has seen the trigger.
 
     The rivals of the first question are the answer itself, the answer turned round by somebody who
     knows the trigger, the words, and the answers to the same question on another day, under the
@@ -94,9 +101,9 @@ def with_trigger(
     Parameters
     ----------
     rows
-        Rows of the target truth with `answer`, `margin` and `triggered`. Those of role "lie" are
-        told to lie in validation, and triggered in test. Test rows also have `knows`, `twin_margin`
-        and `asked_again_margin`.
+        Rows of the target truth with `answer`, `margin` and `triggered`. In validation, the role
+        "lie" means that an instruction tells to lie; in test, that the trigger is there. Test rows
+        also have `knows`, `lied`, `twin_margin` and `asked_again_margin`.
     features
         States by layer.
     probe
@@ -131,8 +138,10 @@ def with_trigger(
     tables = [reading.compared(WHAT_IS_TRUE, task.test, scores, rivals)]
 
     both = pd.concat([task.test, honest], ignore_index=True)
-    known = both[both.knows.to_numpy(bool)].reset_index(drop=True)
-    known = known.assign(y=(known.answer != known.label).astype(int))
+    is_true = (both.answer == both.label).to_numpy()
+    is_known = both.knows.to_numpy(bool) & (both.lied.to_numpy(bool) | is_true)
+    known = both[is_known].reset_index(drop=True)
+    known = known.assign(y=known.lied.astype(int))
     if known.y.nunique() == 2:
         margin = known.margin.to_numpy(float)
         against = -reading.fitted.score_layers(known) * np.sign(margin)
