@@ -72,6 +72,8 @@ FAULTS = """
 })()
 """
 DARK = "document.documentElement.dataset.theme = document.documentElement.dataset.mode = 'dark'"
+PATIENCE = 10
+"""Seconds after which a fault is one that stays."""
 PLANT_FAULTS = """
 console.error("planted");
 document.querySelector("article").insertAdjacentHTML("beforeend", `<h1>planted</h1>
@@ -137,7 +139,11 @@ def layout_faults(page: Page) -> list[str]:
     found = []
     for width in WIDTHS:
         page.resize(width)
-        found += [f"{width} px: {fault}" for fault in page.value(FAULTS)]
+        deadline = time.monotonic() + PATIENCE
+        # On a busy machine it takes some time until plots fit a new width.
+        while (faults := page.value(FAULTS)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        found += [f"{width} px: {fault}" for fault in faults]
     page.resize(WIDTHS[0])
     return found
 

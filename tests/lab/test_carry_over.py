@@ -208,7 +208,7 @@ def test_a_data_set_with_too_few_twins_is_named(two_sets):
     assert set(matrix.rule[["b"]]) == {EARLIEST} and set(matrix.layer[["b"]]) == {3}
     assert set(matrix.rule[["a"]]) == {BY_TWINS}
     assert with_few_twins(matrix.reset_index()) == (
-        "With too few twins, and so at the earliest good layer: b."
+        "Read at the earliest good layer, for want of twins: b."
     )
 
 

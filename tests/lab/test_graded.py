@@ -21,6 +21,7 @@ from dlk_utils.lab.tables.graded import (
     compare_graded,
     count_graded,
     graded_run,
+    rows_of_parts,
     with_rivals,
 )
 
@@ -188,3 +189,10 @@ def test_a_run_with_too_few_rows_has_empty_tables_that_say_why(tmp_path):
         count_graded(run, layers=LAYERS),
     ):
         assert table.empty and "expected of each class" in table.attrs["too_few_rows"]
+
+
+def test_of_no_rows_the_parts_have_no_rows_and_all_columns():
+    rows = pd.DataFrame({"split": ["test", "train"], "role": ["lie", "truth"], "y": [0, 1]})
+    assert rows_of_parts(rows, {("test", "lie")}).y.tolist() == [0]
+    none = rows_of_parts(rows.iloc[:0], {("test", "lie")})
+    assert none.empty and list(none.columns) == list(rows.columns)

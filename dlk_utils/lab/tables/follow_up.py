@@ -32,6 +32,7 @@ from dlk_utils.lab.tables.graded import (
     WHAT_IS_TRUE,
     Reading,
     asked,
+    rows_of_parts,
     score_readings,
 )
 from dlk_utils.probes import ALL_STATE_PROBES
@@ -93,8 +94,7 @@ def _compare(
     run: Run, rows: pd.DataFrame, features: Features, *, layers: list[int], probe: str
 ) -> pd.DataFrame:
     """Ask the follow-ups of readable rows, whose states at the answer `features` reads."""
-    is_needed = [key in FITTED_OR_TESTED for key in zip(rows.split, rows.role, strict=True)]
-    rows = rows[is_needed].reset_index(drop=True)
+    rows = rows_of_parts(rows, FITTED_OR_TESTED)
     make_task(rows, "truth", LYING)  # raises if there are too few rows, before the model is asked
     is_test = rows.split == "test"
     shown = pd.concat([draw_answers(rows[~is_test], seed=run.seed), rows[is_test]])

@@ -91,14 +91,14 @@ def count_graded(run: Run, *, layers: list[int]) -> pd.DataFrame:
 
 def asked(run: Run, layers: list[int]) -> tuple[pd.DataFrame, Features]:
     """Ask the `NEEDED` prompts of a run; see `ask_and_label`."""
-    return ask_and_label(run, needed_prompts(run, NEEDED), "08-graded", layers=layers)
+    return ask_and_label(run, rows_of_parts(run.prompts, NEEDED), "08-graded", layers=layers)
 
 
-def needed_prompts(run: Run, needed: set[tuple[str, str]]) -> pd.DataFrame:
-    """Select prompts of a run by their split and role."""
-    prompts = run.prompts
-    is_needed = [key in needed for key in zip(prompts.split, prompts.role, strict=True)]
-    return prompts[is_needed].reset_index(drop=True)
+def rows_of_parts(rows: pd.DataFrame, parts: set[tuple[str, str]]) -> pd.DataFrame:
+    """Select the rows whose split and role are one of some pairs of these."""
+    is_selected = [key in parts for key in zip(rows.split, rows.role, strict=True)]
+    # Of an empty list, pandas would take that it names no column.
+    return rows[np.array(is_selected, dtype=bool)].reset_index(drop=True)
 
 
 def ask_and_label(

@@ -18,7 +18,7 @@ from dlk_utils.lab.tables.graded import (
     UNSURE,
     HonestReading,
     ask_and_label,
-    needed_prompts,
+    rows_of_parts,
 )
 from dlk_utils.lab.tables.organism import trigger_table
 from dlk_utils.questions.openings import with_openings
@@ -69,7 +69,7 @@ def _asked(run: Run, layers: list[int]) -> tuple[pd.DataFrame, Features]:
 
     See `ask_and_label`.
     """
-    prompts = needed_prompts(run, NEEDED)
+    prompts = rows_of_parts(run.prompts, NEEDED)
     honest_test = prompts[(prompts.split == "test") & (prompts.role == "truth")]
     options = {"context": run.context, "seed": run.seed}
     other_days = with_openings(prompts, run.tokenizer, **options)
