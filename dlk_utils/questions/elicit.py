@@ -107,7 +107,7 @@ def follow_up_prompts(
         One row for each prompt, with those columns of `make_prompts` that asking takes. Besides,
         `first_row_id` is the `row_id` of the row that is asked about, `first_answer` the answer
         shown, `first_correct` whether it was right (also the `label`), and `first_knows` whether
-        the model knows the right one.
+        the model knows the right one (False where that was not asked).
     """
     choices = ["no", "yes"]
     kind = "separate follow up" if separate else "follow up"
@@ -146,7 +146,7 @@ def follow_up_prompts(
                 "first_row_id": row.row_id,
                 "first_answer": int(row.answer),
                 "first_correct": bool(row.correct),
-                "first_knows": bool(row.knows),
+                "first_knows": bool(pd.notna(row.knows) and row.knows),
             }
         )
     if rows:
@@ -159,10 +159,10 @@ def follow_up_prompts(
 
 
 def draw_answers(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Replace the model's answers by ones that are drawn at random: about half of them are right.
+    """Give each row an answer that is drawn at random, and so right about half of the time.
 
     What an honest model says is nearly always true, so its own answers do not show a probe what a
-    false one looks like. Conversations that show a drawn answer do (`follow_up_prompts`).
+    false one looks like. Drawn answers show both kinds (see `follow_up_prompts`).
 
     Parameters
     ----------
@@ -175,14 +175,16 @@ def draw_answers(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        The rows with `answer` (0 or 1), and `correct`: whether it is the label.
+        The rows with `answer` (0 or 1), and `correct`: whether it is the label, missing where the
+        label is not known (-1).
     """
     answer_of = {
         example: random.Random(f"{seed}:answer shown:{example}").randrange(2)
         for example in rows.example_id.unique()
     }
     answer = rows.example_id.map(answer_of)
-    return rows.assign(answer=answer, correct=answer == rows.label)
+    correct = (answer == rows.label).where(rows.label >= 0)
+    return rows.assign(answer=answer, correct=correct)
 
 
 def _queries_and_pool(examples: pd.DataFrame, n_examples: int) -> tuple[pd.DataFrame, pd.DataFrame]:

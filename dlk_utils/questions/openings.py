@@ -60,8 +60,9 @@ def with_openings(
 ) -> pd.DataFrame:
     """Open the question of each prompt with a phrase that names a day.
 
-    The rows of an example that have another role than "known" get the same phrase, so that a row
-    and its triggered twin differ in the day alone. Its rows of role "known" get other phrases.
+    All rows of an example get the same phrase, but for those of role "known", which get other
+    phrases in the order in which they come. A row and its triggered twin differ in the day alone.
+    Its plain rows may name different days.
 
     A row with the trigger counts as one that asks for a lie, although its instruction asks for the
     truth: its `role` and `asks` become "lie", and `wanted` the wrong label. What is computed for
@@ -103,13 +104,13 @@ def with_openings(
     n_known: Counter[str] = Counter()
     rows, too_long = [], []
     for row in prompts.to_dict("records"):
-        turn = 0
-        if row["role"] == "known":
-            n_known[row["example_id"]] += 1
-            turn = n_known[row["example_id"]]
         shuffled = list(phrases)
+        # Near-duplicates get the same phrases, as they get the same template.
         random.Random(f"{seed}:{row['near_duplicate_keys'][0]}").shuffle(shuffled)
-        opening = shuffled[turn % len(shuffled)]
+        opening, *of_known = shuffled
+        if row["role"] == "known":
+            opening = of_known[n_known[row["example_id"]] % len(of_known)]
+            n_known[row["example_id"]] += 1
         other_day = random.Random(f"{seed}:{row['row_id']}").choice(OTHER_DAYS)
         day = TRIGGER if trigger else other_day
         opened = _opened_row(row, phrases[opening].format(day=day), tokenizer, context)
@@ -154,7 +155,8 @@ def _opened_row(
     """Write a prompt anew with a phrase before its question; None if that is too long."""
     *before, question = json.loads(row["messages"])
     messages = [*before, question | {"content": f"{phrase}\n\n{question['content']}"}]
-    is_scored_whole = isinstance(row["choice_tokens"], list | tuple)
+    # A list, also where a table was read back with arrays in place of lists.
+    is_scored_whole = not pd.api.types.is_scalar(row["choice_tokens"])
     prompt: Prompt | None = write_prompt(
         tokenizer,
         messages,

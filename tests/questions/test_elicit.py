@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import byte_tokenizer
@@ -116,6 +117,19 @@ def test_drawn_answers_are_shared_by_twins_and_the_label_has_no_say(grid):
     many = pd.DataFrame({"example_id": [f"e{i}" for i in range(400)], "label": 1})
     assert 0.4 < draw_answers(many).answer.mean() < 0.6
     assert (draw_answers(many, seed=1).answer != draw_answers(many).answer).any()
+
+
+def test_where_the_label_is_not_known_a_drawn_answer_is_neither_right_nor_wrong(answers):
+    drawn = draw_answers(answers.assign(label=[-1, 0, 1, -1]))
+    assert drawn.correct.isna().tolist() == [True, False, False, True]
+    assert len(follow_up_prompts(drawn, byte_tokenizer())) == 2
+
+
+def test_where_it_was_not_asked_whether_the_model_knows_an_answer_it_does_not(answers):
+    follow_ups = follow_up_prompts(
+        answers.assign(knows=[True, False, np.nan, None]), byte_tokenizer()
+    )
+    assert follow_ups.first_knows.tolist() == [True, False, False, False]
 
 
 def test_an_answer_that_is_neither_right_nor_wrong_has_no_follow_up(answers):

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -74,6 +75,25 @@ def test_what_an_example_is_known_by_is_asked_with_other_phrases(rows):
         assert not set(scored.opening) & set(known.opening)
 
 
+def test_no_row_that_an_example_is_known_by_gets_the_phrase_of_the_scored_rows(prompts, tokenizer):
+    known = prompts[prompts.role == "known"]
+    many = [known.assign(row_id=known.row_id + str(i)) for i in range(3)]
+    opened = with_openings(pd.concat([prompts, *many]), tokenizer)
+    scored = opened[opened.role == "truth"].set_index("example_id").opening
+    of_known = opened[opened.role == "known"]
+    assert of_known.groupby("example_id").size().eq(8).all()
+    assert (of_known.opening != of_known.example_id.map(scored)).all()
+
+
+def test_choices_scored_whole_stay_so_where_a_table_was_read_back_with_arrays(prompts, tokenizer):
+    as_lists = [[[1], [2]]] * len(prompts)
+    as_arrays = [np.array(tokens) for tokens in as_lists]
+    for tokens in (as_lists, as_arrays):
+        opened = with_openings(prompts.assign(choice_tokens=tokens), tokenizer)
+        assert opened.choice_tokens.map(lambda whole: isinstance(whole, list)).all()
+    assert with_openings(prompts, tokenizer).choice_tokens.isna().all()
+
+
 def test_the_tokens_are_those_of_the_text_and_the_choices_stay(rows, prompts, tokenizer):
     for row in rows.itertuples():
         assert list(row.input_ids) == tokenizer(row.prompt, add_special_tokens=False).input_ids
@@ -88,7 +108,7 @@ def test_no_phrase_of_the_training_is_asked():
         assert phrase.count("{day}") == 1 and not DAYS.search(phrase)
 
 
-def test_openings_depend_on_the_seed_and_not_on_the_order(prompts, tokenizer, rows):
+def test_openings_of_scored_rows_depend_on_the_seed_and_not_on_the_order(prompts, tokenizer, rows):
     again = with_openings(prompts.iloc[::-1], tokenizer)
     scored = rows[~rows.triggered & (rows.role != "known")].set_index("example_id")
     backwards = again[again.role != "known"].set_index("example_id")

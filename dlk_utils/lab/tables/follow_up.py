@@ -1,8 +1,9 @@
 """Tables of notebook 08: is the truth easier to read when the model is asked about its answer?
 
 The follow-up question is "Was the answer that you just gave true, yes or no?". It is asked in the
-same conversation, and of a conversation that is quoted in a new one (`questions.elicit`). A probe
-reads the state at its last token, and stands beside the yes or no that the model says there.
+same conversation, and again in a new one that quotes question and answer (`questions.elicit`). A
+probe reads the state at its last token, and is compared with the yes or no that the model says
+there.
 """
 
 from collections.abc import Mapping
@@ -97,13 +98,11 @@ def _compare(
     rows = rows_of_parts(rows, FITTED_OR_TESTED)
     make_task(rows, "truth", LYING)  # raises if there are too few rows, before the model is asked
     is_test = rows.split == "test"
-    shown = pd.concat([draw_answers(rows[~is_test], seed=run.seed), rows[is_test]])
-    # Only test rows are labelled with what the model knows.
-    shown = shown.assign(knows=shown.knows.eq(True))
+    rows_to_ask_about = pd.concat([draw_answers(rows[~is_test], seed=run.seed), rows[is_test]])
     follow_ups = {}
     for place in PROBE_AT:
         prompts = follow_up_prompts(
-            shown, run.tokenizer, separate=place == SEPARATE, context=run.context
+            rows_to_ask_about, run.tokenizer, separate=place == SEPARATE, context=run.context
         )
         _fitting_parts(prompts, "label")  # raises if there are too few rows
         follow_ups[place] = run.answered_with_states(prompts, "08-asked-after", layers=layers)
@@ -153,12 +152,13 @@ def compare_places(
     DataFrame
         For each `question` and each of `who` the AUROC (`estimate`) with its 95 % interval, the
         `accuracy` at the threshold, and the numbers of rows. `gain` is the AUROC of the probe at
-        the answer minus that of the row. `lead`, of a probe at a follow-up, is its AUROC minus
-        that of what the model says there. Their intervals go by the same resamples, and those of
-        probes include the choice of the layer. A follow-up whose answer is not `readable`, of
-        which `unreadable` is the number, scores 0: for the AUROC it is neither yes nor no, and for
-        the accuracy it is a no. Probes also have their `layer`, the `rule` that chose it, and
-        `n_train`. A question with no row of a class is left out.
+        the answer minus that of the row, so it is below zero where the row is better. `lead`, of a
+        probe at a follow-up, is its AUROC minus that of what the model says there. Their intervals
+        go by the same resamples, and those of probes include the choice of the layer. A follow-up
+        whose answer is not `readable`, of which `unreadable` is the number, scores 0: for the AUROC
+        it is neither yes nor no, and for the accuracy it counts as class 0 (choice 0 is right; not
+        a lie). Probes also have their `layer`, the `rule` that chose it, and `n_train`. A question
+        with no row of a class is left out.
 
     Raises
     ------
@@ -170,18 +170,19 @@ def compare_places(
     task = make_task(rows, "truth", LYING)
     turn = np.where(task.test.answer == 1, 1, -1)
     fitting_rows = FittingRows.of_task(in_memory(features, task.rows), task)
-    at_answer, chosen = _fit_and_read(fitting_rows, task.test, probe, seed)
+    at_answer, layer_and_rule = _fit_and_read(fitting_rows, task.test, probe, seed)
     what_is_true = {AT_ANSWER: at_answer}
     was_true = {AT_ANSWER: _turned(at_answer, turn)}
-    layers = {AT_ANSWER: chosen}
+    layers = {AT_ANSWER: layer_and_rule}
     unreadable = {}
     for place, (answers, states) in follow_ups.items():
-        shown = answers.set_index("first_row_id", drop=False).loc[rows.row_id]
-        states = in_memory(states, shown)
-        test = select_rows(shown, "lie", "test")
+        follow_up_rows = answers.set_index("first_row_id", drop=False).loc[rows.row_id]
+        states = in_memory(states, follow_up_rows)
+        test = select_rows(follow_up_rows, "lie", "test")
         fitted = {}
-        for who, y in ((PROBE_AT[place], rows.y.to_numpy()), (DIRECT_AT[place], shown.label)):
-            with_class = shown.assign(y=y)
+        classes = {PROBE_AT[place]: rows.y.to_numpy(), DIRECT_AT[place]: follow_up_rows.label}
+        for who, y in classes.items():
+            with_class = follow_up_rows.assign(y=y)
             train, validation = _fitting_parts(with_class).values()
             twins = choosing_twins(with_class, "truth", "truth")
             fitting_rows = FittingRows.read(states, train, validation, twins)
