@@ -46,11 +46,12 @@ def show_answer(row: pd.Series, by_layer: pd.DataFrame, *, caption: str) -> Show
     caption
         What stands above it, as plain text.
     """
-    said, right, believed = (row.choices[n] for n in (row.answer, row.label, int(row.belief > 0)))
-    is_right = "which is right" if row.answer == row.label else f"and {right!r} is right"
+    said, right = row.choices[row.answer], row.choices[row.label]
+    favoured = row.choices[int(row.belief > 0)]
+    ending = "which is right" if row.answer == row.label else f"and {right!r} is right"
     sentences = [
-        f"The model says {said!r} (margin {row.margin:+.1f}), {is_right}.",
-        f"The belief speaks for {believed!r} ({row.belief:+.1f}). Verdict: {row.verdict}.",
+        f"The model says {said!r} (by a margin of {abs(row.margin):.1f}), {ending}.",
+        f"The probe favours {favoured!r} (by {abs(row.belief):.1f}). Verdict: {row.verdict}.",
     ]
     frame = "margin: 0 0 1.2em; padding: 0.3em 0.8em; border: 1px solid #808890"
     prompt = (

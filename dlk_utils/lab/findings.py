@@ -27,7 +27,7 @@ from dlk_utils.lab.tables.carry_over import (
 )
 from dlk_utils.lab.tables.detector_ways import DETECTORS, accuracy_at
 from dlk_utils.lab.tables.detector_ways import TOLD as TOLD_TO_LIE
-from dlk_utils.lab.tables.follow_up import PROBE_AT
+from dlk_utils.lab.tables.follow_up import AT_ANSWER, DIRECT_AT, PROBE_AT
 from dlk_utils.lab.tables.graded import (
     ENOUGH_PER_CLASS,
     ENOUGH_ROWS,
@@ -121,7 +121,7 @@ def headline(
 def verdict(row: pd.Series) -> str:
     """Say whether a score is evidence: its interval against chance, its lift over a control."""
     if row.n_smaller < MIN_FOR_HEADLINE:
-        return f"no headline, as one class has only {row.n_smaller} test rows"
+        return f"no claim, because one class has only {row.n_smaller} test rows"
     if row.high < 0.5:
         return "inverted: below chance"
     # Written so that an interval of nan, which no comparison holds for, is no evidence.
@@ -133,15 +133,13 @@ def verdict(row: pd.Series) -> str:
 
 
 def in_words(row: pd.Series | None) -> str:
-    """Say the headline of a task in one sentence; None is a task that was not scored."""
+    """Say the headline of a task in a few words; None is a task that was not scored."""
     if row is None:
         return "not scored, as one class has too few rows"
-    control = f"{row.best_control} {row.estimate - row.lift:.2f}"
-    lift = interval_text(row, "lift", signed=True)
     return (
-        f"AUROC {in_brief(row)}; with the layer fixed {row.given_layer}; "
-        f"accuracy at its threshold {row.accuracy:.2f}; best control: {control}, lift {lift}: "
-        f"{verdict(row)}"
+        f"AUROC {in_brief(row)}, at layer {row.layer}. The best control, {row.best_control}, "
+        f"scores {row.estimate - row.lift:.2f} (lift {interval_text(row, 'lift', signed=True)}). "
+        f"Verdict: {verdict(row)}"
     )
 
 
@@ -155,6 +153,30 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
             if row is not None:
                 rows.append(pd.concat([row, pd.Series({"how": how, "verdict": verdict(row)})]))
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS).reset_index(drop=True)
+
+
+def fit_names(fits: pd.DataFrame) -> pd.Series:
+    """Name each fit by its probe, feature and site."""
+    return fits.probe + ", " + fits.feature + ", " + fits.site
+
+
+def searched_sentence(results: pd.DataFrame) -> str:
+    """Say what the search over all fits takes for the main task, and how it does on lies.
+
+    On honest validation rows, truth and answer are nearly the same, so the search may find a fit
+    that follows the answer.
+    """
+    row = headline(results, "truth", KNOWN, searched=True)
+    if row is None:
+        return NOT_SCORED
+    text = (
+        f"For truth, the search takes the {row.probe} probe of the {row.feature} at {row.site}, "
+        f"layer {row.layer}, with validation AUROC {row.validation:.2f} on honest rows. While the "
+        f"model is told to lie about what it knows, it scores {interval_text(row)}"
+    )
+    if row.high < 0.5:
+        return f"{text}: where the two come apart, it does not follow the truth, but the answer"
+    return text
 
 
 def positive_controls(results: pd.DataFrame) -> list[str]:
@@ -220,8 +242,7 @@ def sides_title(points: pd.DataFrame, layer: int) -> str:
         f"at layer {number}, {_side(points[points.layer == number])}"
         for number in dict.fromkeys([layer, points.layer.max()])
     ]
-    title = "; ".join(parts)
-    return f"{title[0].upper()}{title[1:]}"
+    return _capitalised("; ".join(parts))
 
 
 def _side(points: pd.DataFrame) -> str:
@@ -237,8 +258,8 @@ def _side(points: pd.DataFrame) -> str:
     if high < 0.5:
         return f"{n[LIES] - n_with_truth[LIES]} of {n[LIES]} lies are on the side of what is said"
     by_chance = "" if low > 0.5 else ", about as many as by chance"
-    with_truth = f"{n_with_truth[LIES]} of {n[LIES]} lies, and {honest}"
-    return f"{with_truth}, are on the side of what is true{by_chance}"
+    lies = f"{n_with_truth[LIES]} of {n[LIES]} lies"
+    return f"{honest} are on the side of what is true, and so are {lies}{by_chance}"
 
 
 def gradient_adds(curves: pd.DataFrame) -> str:
@@ -247,11 +268,11 @@ def gradient_adds(curves: pd.DataFrame) -> str:
     `curves` is a table of `probe_ablations.curves`. The layer is the one chosen for the state.
     """
     found = [
-        f"fitted on {row.fitted_on} it {_effect(row)} the score of the state by "
-        f"{interval_text(row, 'gain', signed=True)} (layer {row.layer})"
+        f"Fitted on {row.fitted_on}, adding the gradient to the state {_effect(row)} (layer "
+        f"{row.layer})"
         for row in _at_chosen_layer(curves, "both")
     ]
-    return "; ".join(found) or NOT_SCORED
+    return ". ".join(found) or NOT_SCORED
 
 
 def gradient_lines(curves: pd.DataFrame) -> list[str]:
@@ -271,14 +292,14 @@ def gradient_lines(curves: pd.DataFrame) -> list[str]:
         own_answer = same_fit[same_fit.feature == "gradient"].own_answer.dropna()
         [both] = _at_chosen_layer(same_fit, "both")
         line = (
-            f"Fitted on {row.fitted_on}, at layer {row.layer}: {scores}. Added to the state, the "
-            f"gradient {_effect(both)} the score by {interval_text(both, 'gain', signed=True)}."
+            f"Fitted on {row.fitted_on}, at layer {row.layer}: {scores}. Adding the gradient to "
+            f"the state {_effect(both)}."
         )
         if len(own_answer):
             line += (
-                " Alone, it orders the answers about to be given with AUROC "
-                f"{row.own_answer:.2f} ({least_to_most(own_answer)} over the layers; 0 is the "
-                "opposite order)."
+                " The gradient alone predicts the answer about to be given with AUROC "
+                f"{row.own_answer:.2f} ({least_to_most(own_answer)} over the layers; 0 means that "
+                "it predicts the opposite)."
             )
         lines.append(line)
     return lines
@@ -290,27 +311,27 @@ def _at_chosen_layer(curves: pd.DataFrame, feature: str) -> list[Any]:
 
 
 def _effect(row: Any) -> str:
-    """Say whether a gain is above or below zero with its whole interval."""
+    """Say what a gain does to the AUROC: it is clear if its whole interval has one sign."""
     if row.gain_low > 0:
-        return "raises"
-    return "lowers" if row.gain_high < 0 else "does not clearly change"
+        return f"raises the AUROC by {row.gain:.2f} [{row.gain_low:.2f}, {row.gain_high:.2f}]"
+    if row.gain_high < 0:
+        lost = f"{-row.gain:.2f} [{-row.gain_high:.2f}, {-row.gain_low:.2f}]"
+        return f"lowers the AUROC by {lost}"
+    return f"does not clearly change the AUROC ({interval_text(row, 'gain', signed=True)})"
 
 
 def probe_answer(results: pd.DataFrame, rivals: pd.DataFrame) -> list[str]:
     """Answer the question of notebook 05 in three lines."""
     known = headline(results, "truth", KNOWN)
-    found = in_words(known)
-    if known is not None:
-        found = f"layer {known.layer}, the {known.rule}: {found}"
     lie, pair = (
         in_words(headline(results, target, regime))
         for target, regime in (("lie", "by example, lie rows"), ("pair", LYING))
     )
     return [
-        f"* **What is true**, while the model is told to lie about what it knows: {found}. "
-        f"{rivals_title(rivals)}.",
-        f"* **Was this answer a lie?** {lie}.",
-        f"* **Which of two dropout draws is nearer to the truth?** {pair}.",
+        "* **What is true**, while the model is told to lie about what it knows: "
+        f"{in_words(known)}. {rivals_title(rivals)}.",
+        f"* **Was this answer a lie?** {_capitalised(lie)}.",
+        f"* **Which of two dropout draws is nearer to the truth?** {_capitalised(pair)}.",
     ]
 
 
@@ -321,15 +342,15 @@ def probe_findings(
     classes: pd.DataFrame,
     gate: pd.DataFrame,
 ) -> list[str]:
-    """Say what notebook 05 found, with the probes that were named in advance."""
-    lines = []
-    for _, row in summary(results).iterrows():
-        if row.how == "named":
-            lines.append(f"* **{row.target}**, {row.regime}, layer {row.layer}: {in_words(row)}.")
+    """Say what notebook 05 found, with the probes that were named in advance.
+
+    The scores are in the table of tasks, and are not repeated.
+    """
+    lines = tasks_lines(summary(results))
     for sentence in skipped:
         task, reason = sentence.split(": ", 1)
         lines.append(f"* **{task}** was not scored: {markdown_text(reason)}")
-    lines += [f"* {sentence}" for sentence in gradient_lines(curves)]
+    lines.append(f"* {gradient_adds(curves)}.")
     means = classes[classes["class"] == "macro avg"]
     if len(means):
         scores = ", ".join(f"{row.method} {row.f1:.2f}" for row in means.itertuples())
@@ -340,6 +361,30 @@ def probe_findings(
             "model believes."
         )
     return lines
+
+
+def tasks_lines(tasks: pd.DataFrame) -> list[str]:
+    """Count the verdicts on the probes that were named in advance, from a table of `summary`."""
+    named = tasks[tasks.how == "named"]
+    if named.empty:
+        return []
+    may_claim = named[named.n_smaller >= MIN_FOR_HEADLINE]
+    above = may_claim[may_claim.low > 0.5]
+    line = (
+        f"* In {len(above)} of {len(named)} tasks, the probe that was named in advance is above "
+        f"chance. In {int((above.lift_low > 0).sum())} of these it also beats its best control."
+    )
+    inverted = int((may_claim.high < 0.5).sum())
+    if inverted:
+        line += f" In {inverted} it is below chance."
+    few = len(named) - len(may_claim)
+    if few:
+        line += f" {few} of the tasks {'has' if few == 1 else 'have'} too few test rows of a class."
+    return [line]
+
+
+def _capitalised(sentence: str) -> str:
+    return f"{sentence[:1].upper()}{sentence[1:]}"
 
 
 # 06: the detector.
@@ -412,8 +457,10 @@ def roc_title(point: pd.Series | None) -> str:
     found = "No threshold would be much better"
     if point.best_caught > point.caught + MUCH_BETTER:
         found = "The order is better than the threshold"
+    alarms = percent(max(HONEST_TO_FLAG, point.alarms))
     return (
-        f"{found}: this one catches {percent(point.caught)} of the lies, the best in hindsight "
+        f"{found}: this one catches {percent(point.caught)} of the lies, and the best in "
+        f"hindsight, of those that flag at most {alarms} of the honest answers, "
         f"{percent(point.best_caught)} (AUROC {interval_text(point)})"
     )
 
@@ -430,7 +477,7 @@ def bins_title(answers: pd.DataFrame, threshold: float) -> str:
             counts.append(f"{(against > threshold).sum()} of {len(against)} {kind}")
     if not counts:
         return "There was no answer to judge"
-    title = f"The belief contradicts {', '.join(counts)}"
+    title = f"The detector flags {', '.join(counts)}"
     return f"{title}; a mistake is no lie" if (answers.kind == MISTAKES).any() else title
 
 
@@ -445,8 +492,8 @@ def examples_title(lines: pd.DataFrame) -> str:
     for_truth = first.for_truth > 0
     end = "what is true" if for_truth.iloc[-1] else "the opposite"
     return (
-        f"{first.answer.iloc[0]}: the belief speaks for what is true at {for_truth.sum()} of "
-        f"{len(first)} layers, and for {end} at the last one"
+        f"{first.answer.iloc[0]}: the probe favours what is true at {for_truth.sum()} of "
+        f"{len(first)} layers, and {end} at the last one"
     )
 
 
@@ -571,6 +618,30 @@ def carry_over_answer(
     return lines
 
 
+def ways_sentence(ways: pd.DataFrame) -> str:
+    """Say which probes carry over from one data set to another, and whether the logistic does best.
+
+    `ways` is a table of `carry_over.count_ways`, whose index names the probes.
+    """
+    if not ways.ways.any():
+        return NOT_SCORED
+    counts = [
+        f"{probe} in {row['above chance']:.0f} of {row.ways:.0f} (lowest AUROC {row.least:.2f})"
+        for probe, row in ways.iterrows()
+    ]
+    text = f"Above chance, with those fitted on all other data sets: {', '.join(counts)}"
+    others = ways.drop("logistic", errors="ignore")
+    if "logistic" not in ways.index or others.empty:
+        return text
+    logistic = ways.loc["logistic"]
+    is_better = (others["above chance"] >= logistic["above chance"]) & (
+        others.least > logistic.least
+    )
+    if is_better.all():
+        return f"{text}. So the logistic probe of this page is not the one that carries over best"
+    return text
+
+
 def carry_over_findings(
     by_dataset: pd.DataFrame,
     by_other: Mapping[str, pd.DataFrame],
@@ -581,22 +652,18 @@ def carry_over_findings(
     lines = []
     apart = between_groups(by_dataset)
     if len(apart):
-        best = apart.loc[apart.estimate.idxmax()]
+        worst = apart.loc[apart.estimate.idxmin()]
         lines += [
             "* From one data set to another, truth is read on rows told to lie with AUROC "
             f"{least_to_most(apart.estimate)}; {(apart.low > 0.5).sum()} of {len(apart)} cases are "
             f"above chance, {(apart.high < 0.5).sum()} below.",
-            f"* The best case is from {markdown_text(best.trained_on)} to "
-            f"{markdown_text(best.tested_on)}: {in_brief(best)}.",
+            f"* The lowest score is from {markdown_text(worst.trained_on)} to "
+            f"{markdown_text(worst.tested_on)}: {in_brief(worst)}.",
         ]
     for what, table in by_other.items():
-        others = left_out(table, what).estimate
+        others = left_out(table, what)
         if len(others):
-            lines.append(
-                f"* When left out of training, the {what} that is read worst is "
-                f"{markdown_text(others.idxmin())} ({others.min():.2f}), and the one that is read "
-                f"best is {markdown_text(others.idxmax())} ({others.max():.2f})."
-            )
+            lines.append(f"* {_left_out_sentence(others, what)}.")
     for _, row in styles[styles.probe == "logistic"].iterrows():
         lines.append(
             f"* In the style *{markdown_text(row['style'])}* the {row.probe} probe scores "
@@ -606,33 +673,77 @@ def carry_over_findings(
         lines += [
             f"* Other splits of the same examples, on rows that the model knows: "
             f"{split_spread(regrouped)}.",
-            f"* {rules_verdict(regrouped)}. The {BY_TWINS} is the rule of all other tables whose "
-            "probe of truth was fitted on honest rows.",
+            f"* {rules_verdict(regrouped)}. All other tables of truth use the {BY_TWINS} for "
+            "probes that were fitted on honest rows, but for most detectors of 06 and 12.",
         ]
     return lines
+
+
+def _left_out_sentence(others: pd.DataFrame, what: str) -> str:
+    """Say how groups are read that were left out of training, and whether they clearly differ."""
+    rows = str(others.n.min())
+    if others.n.nunique() > 1:
+        rows = f"{others.n.min()} to {others.n.max()}"
+    text = (
+        f"When one {what} is left out of training, the AUROC on it is "
+        f"{least_to_most(others.estimate)}, with {rows} rows each"
+    )
+    if others.low.max() <= others.high.min():
+        return f"{text}. The intervals all overlap, so these do not differ clearly"
+    worst, best = others.estimate.idxmin(), others.estimate.idxmax()
+    return (
+        f"{text}. The lowest is {markdown_text(worst)} ({interval_text(others.loc[worst])}), and "
+        f"the highest {markdown_text(best)} ({interval_text(others.loc[best])})"
+    )
+
+
+def curve_title(curve: pd.DataFrame) -> str:
+    """Title the figure of scores by the number of training rows, from `carry_over.curve`."""
+    scores = []
+    for probe, of_probe in curve.groupby("probe", sort=False):
+        few, all_rows = (
+            of_probe.loc[place] for place in (of_probe.n_train.idxmin(), of_probe.n_train.idxmax())
+        )
+        scores.append(f"{probe} {few.estimate:.2f} and {all_rows.estimate:.2f}")
+    if not scores:
+        return NOT_SCORED
+    return (
+        f"With {curve.n_train.min()} training rows (mean of {curve.draws.max()} draws), and with "
+        f"all {curve.n_train.max()}: {', '.join(scores)}"
+    )
 
 
 # 08: a model that lies about some topics only.
 
 
-def graded_gain(graded: pd.DataFrame) -> str:
-    """Write how much better a probe tells what is true than the own answer turned round does.
-
-    `graded` is a table of `tables.graded.with_rivals`. The text is a number with its interval, or
-    "not scored" if there are too few rows for a claim.
-    """
-    turned = graded[(graded.question == WHAT_IS_TRUE) & (graded.who == TURNED)]
-    if turned.empty or _too_few_for_a_claim(turned.iloc[0]):
-        return "not scored"
-    return interval_text(turned.iloc[0], "gain", signed=True)
-
-
 def graded_sentence(graded: pd.DataFrame) -> str:
-    """Say the same with both scores and the number of rows."""
-    return _gain_over(graded, WHAT_IS_TRUE, TURNED)
+    """Say how well a probe tells what is true, next to the own answer and to the strongest rival.
+
+    `graded` is a table of `tables.graded.with_rivals`.
+    """
+    text = _gain_over(graded, WHAT_IS_TRUE, TURNED)
+    of_truth = graded[graded.question == WHAT_IS_TRUE].set_index("who")
+    rivals = of_truth.drop(PROBE, errors="ignore")
+    if rivals.empty or rivals.estimate.idxmax() == TURNED:
+        return text
+    return f"{text}. {_lead_over(rivals.loc[rivals.estimate.idxmax()])}"
 
 
-def _too_few_for_a_claim(row: pd.Series) -> bool:
+def _lead_over(rival: pd.Series) -> str:
+    """Say whether the probe beats its strongest rival, by the interval of the difference."""
+    found = "Nothing shows that the probe is better or worse than"
+    if rival.gain_low > 0:
+        found = "The probe beats"
+    elif rival.gain_high < 0:
+        found = "The probe is worse than"
+    return (
+        f"{found} its strongest rival, *{rival.name}* (AUROC {interval_text(rival)}, a difference "
+        f"of {interval_text(rival, 'gain', signed=True)})"
+    )
+
+
+def too_few_for_a_claim(row: pd.Series) -> bool:
+    """Whether a score on a further model has fewer test rows than a claim needs."""
     return bool(row.n < ENOUGH_ROWS or row.n_smaller < ENOUGH_PER_CLASS)
 
 
@@ -666,7 +777,7 @@ def _gain_over(graded: pd.DataFrame, question: str, rival: str) -> str:
         f"{interval_text(other, 'gain', signed=True)}, n = {probe.n} (smaller class "
         f"{probe.n_smaller})"
     )
-    if _too_few_for_a_claim(probe):
+    if too_few_for_a_claim(probe):
         text += (
             f", fewer than the {ENOUGH_ROWS} rows and {ENOUGH_PER_CLASS} of either class that a "
             "claim needs"
@@ -679,11 +790,16 @@ def graded_title(graded: pd.DataFrame) -> str:
     of_truth = graded[graded.question == WHAT_IS_TRUE].set_index("who")
     if PROBE not in of_truth.index or TURNED not in of_truth.index:
         return "A model that lies about some topics only: not scored"
-    probe, turned = of_truth.loc[PROBE], of_truth.loc[TURNED]
-    return (
+    if too_few_for_a_claim(of_truth.loc[PROBE]):
+        return "A model that lies about some topics only: too few rows for a claim"
+    rivals = of_truth.estimate.drop(PROBE)
+    title = (
         f"Told to lie, it obeys about some topics only: the probe tells what is true with AUROC "
-        f"{probe.estimate:.2f}, its own answer turned round with {turned.estimate:.2f}"
+        f"{of_truth.estimate[PROBE]:.2f}, the opposite of its own answer with {rivals[TURNED]:.2f}"
     )
+    if rivals.idxmax() == TURNED:
+        return title
+    return f"{title}, {rivals.idxmax()} with {rivals.max():.2f}"
 
 
 # 08: asked about the answer.
@@ -700,18 +816,25 @@ def follow_up_finding(tables: Mapping[str, pd.DataFrame], question: str) -> str:
 
     `tables` holds a table of `tables.follow_up.compare_places` for each model, by its name, and
     `question` is one of theirs. Only scores on enough rows of either class count
-    (`MIN_FOR_HEADLINE`).
+    (`MIN_FOR_HEADLINE`); models without them are named.
     """
     to_read = _TO_READ[question]
-    probes = [row for table in tables.values() for row in _follow_ups_to_count(table, question)]
-    if not probes:
+    of_question = {name: table[table.question == question] for name, table in tables.items()}
+    enough = {
+        name: table
+        for name, table in of_question.items()
+        if len(table) and table.n_smaller.min() >= MIN_FOR_HEADLINE
+    }
+    counted = pd.concat(enough.values()) if enough else pd.DataFrame(columns=["who"])
+    probes = counted[counted.who.isin([*PROBE_AT.values(), *DIRECT_AT.values()])]
+    if probes.empty:
         return (
             f"Whether a follow-up question makes it easier {to_read} is not known, as there are "
             "too few rows"
         )
-    n_better = sum(row.gain_high < 0 for row in probes)
-    n_worse = sum(row.gain_low > 0 for row in probes)
-    n_above_words = sum(row.lead_low > 0 for row in probes)
+    n_better = int((probes.gain_high < 0).sum())
+    n_worse = int((probes.gain_low > 0).sum())
+    n_above_words = int((probes.lead_low > 0).sum())
     if n_better == len(probes):
         makes_it = "makes it easier"
     elif n_worse == len(probes):
@@ -724,17 +847,34 @@ def follow_up_finding(tables: Mapping[str, pd.DataFrame], question: str) -> str:
         makes_it = "sometimes makes it harder, and never easier,"
     else:
         makes_it = "makes it neither clearly easier nor clearly harder"
-    return (
+    at_answer = _range(counted.estimate[counted.who == AT_ANSWER])
+    at_follow_up = [
+        f"{_range(counted.estimate[counted.who.isin(names)])} for probes of {what}"
+        for what, names in _AT_FOLLOW_UP.items()
+        if counted.who.isin(names).any()
+    ]
+    text = (
         f"A follow-up question {makes_it} {to_read}: of {len(probes)} probes that read the state "
         f"there, {n_better} score clearly higher than the probe at the answer and {n_worse} "
-        f"clearly lower; {n_above_words} score clearly higher than what the model says there"
+        f"clearly lower; {n_above_words} score clearly higher than what the model says there. "
+        f"The AUROC is {at_answer} at the answer, and at the follow-up it is "
+        f"{' and '.join(at_follow_up)}"
     )
+    few = [markdown_text(name) for name, table in of_question.items() if name not in enough]
+    return f"{text}. Too few rows to say anything of {', '.join(few)}" if few else text
 
 
-def _follow_ups_to_count(table: pd.DataFrame, question: str) -> list[Any]:
-    """Return the rows of probes of the truth at a follow-up, if they have enough test rows."""
-    is_probe = table.who.isin(list(PROBE_AT.values())) & (table.question == question)
-    return list(table[is_probe & (table.n_smaller >= MIN_FOR_HEADLINE)].itertuples())
+_AT_FOLLOW_UP = {
+    "which choice is right": list(PROBE_AT.values()),
+    "whether the answer was true": list(DIRECT_AT.values()),
+}
+"""What probes at a follow-up learn -> their names in a table of `tables.follow_up`."""
+
+
+def _range(scores: pd.Series) -> str:
+    """Write the range of scores; of scores that are printed alike, one of them."""
+    least, most = f"{scores.min():.2f}", f"{scores.max():.2f}"
+    return least if least == most else f"{least} to {most}"
 
 
 def follow_up_findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
@@ -753,18 +893,35 @@ def trigger_title(triggered: pd.DataFrame) -> str:
     of_lies = triggered[triggered.question == trigger.LIE_OR_NOT].set_index("who")
     if PROBE not in of_lies.index:
         return "A model that lies on a trigger: not scored"
+    probe = of_lies.loc[PROBE]
+    if too_few_for_a_claim(probe):
+        return "A model that lies on a trigger: too few rows for a claim"
+    found = "does not clearly tell them from truthful answers"
+    if probe.low > 0.5:
+        found = "tells them from truthful answers"
+    elif probe.high < 0.5:
+        found = "takes truthful answers for them"
     return (
-        "Nothing asks for its lies: a probe fitted without the trigger tells them from truthful "
-        f"answers with AUROC {of_lies.estimate[PROBE]:.2f}"
+        f"Nothing asks for its lies: a probe fitted without the trigger {found} (AUROC "
+        f"{interval_text(probe)})"
     )
 
 
 def trigger_sentence(triggered: pd.DataFrame) -> str:
     """Say how well lies on the trigger are told from truthful answers on other days."""
     text = _gain_over(triggered, trigger.LIE_OR_NOT, trigger.TRIGGER_THERE)
-    is_probe = (triggered.question == trigger.LIE_OR_NOT) & (triggered.who == PROBE)
-    for accuracy in triggered[is_probe].accuracy:
-        text += f"; at the threshold of its honest rows the probe is right in {percent(accuracy)}"
+    accuracy = triggered.set_index(["question", "who"]).accuracy
+    rivals = {
+        trigger.LIE_OR_NOT: ("of these answers", trigger.TRIGGER_THERE),
+        trigger.WHAT_IS_TRUE: ("of what is true in triggered rows", trigger.KNOWS_TRIGGER),
+    }
+    for question, (of_what, rival) in rivals.items():
+        if (question, PROBE) in accuracy.index and (question, rival) in accuracy.index:
+            text += (
+                f". At the threshold of its honest rows the probe is right in "
+                f"{percent(accuracy[question, PROBE])} {of_what}, against "
+                f"{percent(accuracy[question, rival])} for *{rival}*"
+            )
     return text
 
 
@@ -1037,18 +1194,52 @@ def explore_title(answers: pd.DataFrame) -> str:
     if "believes" not in answers:
         return title
     n_beliefs = int((by_text.believes.nunique() > 1).sum())
-    return f"{title}, and the belief about {n_beliefs}"
+    return f"{title}, and the side of the belief for {n_beliefs or 'none'} of them"
 
 
 def explore_findings(answers: pd.DataFrame) -> list[str]:
     """Conclude what the model says and believes of claims under each system prompt."""
     lines = [f"* {explore_title(answers)}."]
     for prompt, rows in answers.groupby("system_prompt", sort=False):
-        line = f"* Told *{markdown_text(prompt)}*: {_counts(rows.says)} said"
+        line = f"* Under *{markdown_text(prompt)}* the model says: {_counts(rows.says)}."
         if "believes" in rows:
-            line += f"; {_counts(rows.believes)} believed; verdicts: {_counts(rows.verdict)}"
-        lines.append(f"{line}.")
+            line += (
+                f" The probe reads: {_counts(rows.believes)}. Verdicts: {_counts(rows.verdict)}."
+            )
+        lines.append(line)
     return lines
+
+
+def changes_sentence(changes: pd.DataFrame) -> str:
+    """Say whether the belief about a question keeps its sign, from `Explorer.changes`.
+
+    The verdict compares this sign with what the model says, so it depends on it.
+    """
+    keeps_sign = (changes.belief > 0) == (changes.belief["nothing"] > 0)
+    counts = {}
+    for change in ("dropout draw", "step"):
+        of_change = keeps_sign[keeps_sign.index.str.startswith(change)]
+        counts[change] = (int((~of_change).sum()), len(of_change))
+    (draws, n_draws), (steps, n_steps) = counts["dropout draw"], counts["step"]
+    if not draws and not steps:
+        return f"The belief keeps its sign in all {n_draws} dropout draws and {n_steps} steps."
+    return (
+        f"The belief changes its sign in {draws} of {n_draws} dropout draws and in {steps} of "
+        f"{n_steps} steps along the gradient, so the verdict on this answer is not robust."
+    )
+
+
+def chats_findings(turns: Sequence[pd.DataFrame]) -> list[str]:
+    """Say whether scores of tokens have one sign in a turn, from the `turns` of `ChatScores`."""
+    if not turns:
+        return []
+    parts = pd.concat(turns)
+    n_mixed = int(((parts.lowest < 0) & (parts.highest > 0)).sum())
+    return [
+        f"* In {n_mixed} of {len(parts)} parts of the chats, tokens lie on both sides of 0, where "
+        f"the means of the parts go from {parts['mean'].min():+.1f} to {parts['mean'].max():+.1f}. "
+        "A single token shows little."
+    ]
 
 
 def _counts(values: pd.Series) -> str:

@@ -20,13 +20,21 @@ from dlk_utils.evaluation.controls import (
 )
 from dlk_utils.evaluation.tasks import KNOWN, LYING, MIN_FOR_HEADLINE
 from dlk_utils.lab.display import interval_text, percent
-from dlk_utils.lab.findings import HONEST_TO_FLAG, LIES_TO_FLAG, flagged_share, headline
+from dlk_utils.lab.findings import (
+    HONEST_TO_FLAG,
+    LIES_TO_FLAG,
+    flagged_share,
+    headline,
+    too_few_for_a_claim,
+)
 from dlk_utils.lab.tables.carry_over import between_groups
-from dlk_utils.lab.tables.detector import HONEST_ONLY, JOINED_TWINS
-from dlk_utils.lab.tables.graded import ENOUGH_PER_CLASS, ENOUGH_ROWS, PROBE
-from dlk_utils.lab.tables.steering import RANDOM, TRUTH
+from dlk_utils.lab.tables.detector import HONEST_AT_TWINS, HONEST_ONLY, JOINED_TWINS
+from dlk_utils.lab.tables.graded import PROBE, WHAT_IS_TRUE
+from dlk_utils.lab.tables.organism import CHECKED_EXAMPLES
+from dlk_utils.lab.tables.steering import CONTROLS, RANDOM, SHUFFLED, TRUTH
 from dlk_utils.lab.tables.trigger import LIE_OR_NOT, TRIGGER_THERE
 from dlk_utils.models.loading import organism_names
+from dlk_utils.questions.openings import TRIGGER
 
 NO_NUMBER = "–"
 """The cell of a score that the run does not have."""
@@ -37,10 +45,10 @@ ASK_AGAIN = "asking the model the same question again, under an instruction to t
 RIVALS_IN_WORDS = {
     ASKED_AGAIN: ASK_AGAIN,
     TWIN: ASK_AGAIN,
-    TURNED: "the model's own answer, turned round wherever it was told to lie,",
+    TURNED: "the opposite of the model's own answer wherever it was told to lie",
     ORIENTED: "the model's own answer",
-    TOLD_TO_LIE_PROBE: "the model's own answer, turned round where its states ask for a lie,",
-    TOLD_TO_LIE_WORDS: "the model's own answer, turned round where its prompt asks for a lie,",
+    TOLD_TO_LIE_PROBE: "the model's own answer, reversed if its states seem to ask for a lie,",
+    TOLD_TO_LIE_WORDS: "the model's own answer, reversed if its words seem to ask for a lie,",
 }
 """Plain words for the controls whose names do not explain themselves."""
 
@@ -60,6 +68,35 @@ def claims(texts: Mapping[str, str], missing: Sequence[str]) -> dict[str, str]:
     placeholders = {key: TOO_FEW if key.endswith("sentence") else NO_NUMBER for key in texts}
     # The finding before it says that the run is too small.
     return placeholders | {key: "" for key in texts if key == TURN_KEY}
+
+
+# 00: the organism.
+
+
+def of_organism(held_out: pd.DataFrame, n_examples: int) -> dict[str, str]:
+    """Say on which data sets the model passes the check of a liar.
+
+    Parameters
+    ----------
+    held_out
+        The table of `organism.held_out`.
+    n_examples
+        How many examples per data set were asked. From fewer than the check asks there is no
+        verdict.
+    """
+    if n_examples < CHECKED_EXAMPLES:
+        sentence = (
+            "This run is too small to tell on which data sets the default model passes our check "
+            f"of a liar: it asked {n_examples} examples per data set, and the check asks "
+            f"{CHECKED_EXAMPLES} (python -m dlk_utils.organisms)."
+        )
+    else:
+        passed = ", ".join(held_out.dataset[held_out.meets]) or "none"
+        sentence = (
+            "Data sets on which the default model passes our check of a liar, in wordings that it "
+            f"was not trained on: {passed}."
+        )
+    return {"front_organism_sentence": sentence}
 
 
 # 05: the finding, and its strongest rival.
@@ -102,7 +139,7 @@ def truth_cells(row: pd.Series) -> dict[str, str]:
 
 def finding_sentence(row: pd.Series, model_name: str) -> str:
     """Answer the question of the book from the headline of its main task."""
-    scored = f"AUROC {interval_text(row)}, where 0.5 is chance"
+    scored = f"AUROC {interval_text(row)} at layer {row.layer}, where 0.5 is chance"
     if row.low > 0.5:
         answer = "Yes"
         found = "reads what is true while the model is told to lie about it"
@@ -139,28 +176,37 @@ def turn_sentence(results: pd.DataFrame) -> str:
     what = "the opposite of the truth"
     if len(own_answer) and own_answer.iloc[0] < 0.5:
         what = "the false answer that the model is about to give"
+    n_layers = "1 layer" if len(tested) == 1 else f"{len(tested)} layers"
+    read = f"Of the {n_layers} that we read{_step_in_words(tested)},"
     if not above and not later:
-        return "At no layer is it clearly above or below chance."
+        return f"{read} none is clearly above or below chance."
     if not above:
-        return f"At {_layers_in_words(later, tested)} it reads {what}."
-    reads = f"It is above chance at {_layers_in_words(above, tested)}"
+        return f"{read} it reads {what} at {_layers_in_words(later)}."
+    reads = f"{read} it is above chance at {_layers_in_words(above)}"
     if not later:
         return f"{reads}, and no later layer turns against the truth."
     if later == [layer for layer in tested if layer >= later[0]]:
-        return f"{reads}; from layer {later[0]} on it reads {what}."
-    return f"{reads}; at {_layers_in_words(later, tested)} it reads {what}."
+        return f"{reads}. From layer {later[0]} on it reads {what}."
+    return f"{reads}. It reads {what} at {_layers_in_words(later)}."
 
 
-def _layers_in_words(layers: Sequence[int], tested: Sequence[int]) -> str:
-    """Write "layers 3, 9 to 15", say; a range holds neighbours among the `tested` layers."""
-    ranges: list[list[int]] = []
-    for layer in layers:
-        if ranges and tested.index(layer) == tested.index(ranges[-1][-1]) + 1:
-            ranges[-1].append(layer)
-        else:
-            ranges.append([layer])
-    texts = [f"{one[0]} to {one[-1]}" if len(one) > 1 else str(one[0]) for one in ranges]
-    return f"{'layer' if len(layers) == 1 else 'layers'} {', '.join(texts)}"
+_ORDINALS = {2: "second", 3: "third", 4: "fourth", 5: "fifth", 6: "sixth"}
+
+
+def _step_in_words(tested: Sequence[int]) -> str:
+    """Write " (every third, and the last)", say; of layers next to each other, nothing."""
+    steps = np.diff(tested)
+    # The last layer is read whatever the step is, so that the last step may be shorter.
+    if len(steps) < 2 or steps[0] == 1 or set(steps[:-1]) != {steps[0]}:
+        return ""
+    every = f"every {_ORDINALS.get(int(steps[0]), f'{steps[0]}th')}"
+    return f" ({every})" if steps[-1] == steps[0] else f" ({every}, and the last)"
+
+
+def _layers_in_words(layers: Sequence[int]) -> str:
+    """Write "layers 3, 9 and 15", say."""
+    *before, last = map(str, layers)
+    return f"layers {', '.join(before)} and {last}" if before else f"layer {last}"
 
 
 def rival_sentence(row: pd.Series) -> str:
@@ -177,8 +223,16 @@ def rival_sentence(row: pd.Series) -> str:
 # 06: the detector.
 
 
-def of_detector(rates: pd.DataFrame) -> dict[str, str]:
-    """Say how many lies the detector flags at its threshold; `rates` is that of `flag_rates`."""
+def of_detector(rates: pd.DataFrame, layers: Mapping[str, int]) -> dict[str, str]:
+    """Say how many lies the detector flags at its threshold.
+
+    Parameters
+    ----------
+    rates
+        The table of `detector.flag_rates`.
+    layers
+        The layer that each detector reads, by its name.
+    """
     lies, honest = (flagged_share(rates, HONEST_ONLY, of) for of in ("lies", "honest answers"))
     if lies is None or honest is None:
         return {
@@ -187,14 +241,18 @@ def of_detector(rates: pd.DataFrame) -> dict[str, str]:
             "front_honest": NO_NUMBER,
         }
     return {
-        "front_detector_sentence": detector_sentence(rates),
+        "front_detector_sentence": detector_sentence(rates, layers),
         "front_lies": interval_text(lies, "flagged"),
         "front_honest": f"{interval_text(honest, 'flagged')} of the honest answers",
     }
 
 
-def detector_sentence(rates: pd.DataFrame) -> str:
-    """Say what a detector flags that was fitted on honest answers, and one that saw twins too."""
+def detector_sentence(rates: pd.DataFrame, layers: Mapping[str, int]) -> str:
+    """Say what a detector flags that was fitted on honest answers, and one that saw twins too.
+
+    The layer is named, as it need not be the one at which the probe of the first sentence is read.
+    The arguments are those of `of_detector`.
+    """
     lies, honest = (flagged_share(rates, HONEST_ONLY, of) for of in ("lies", "honest answers"))
     # As printed: a share that is shown as the goal has met it.
     few_lies = round(lies.flagged, 2) < LIES_TO_FLAG
@@ -207,18 +265,34 @@ def detector_sentence(rates: pd.DataFrame) -> str:
         verdict = "It accuses too many honest answers"
     else:
         verdict = "It catches most lies and accuses few honest answers"
-    sentence = (
-        f"{verdict}: at a threshold set on honest answers it flags {percent(lies.flagged)} of the "
-        f"lies and {percent(honest.flagged)} of the honest answers (goal: at least "
-        f"{percent(LIES_TO_FLAG)} and at most {percent(HONEST_TO_FLAG)})."
+    sentences = [
+        f"If honest answers alone choose its layer too, a detector reads layer "
+        f"{layers[HONEST_ONLY]}. {verdict}: at a threshold set on honest answers it flags "
+        f"{percent(lies.flagged)} of the lies and {percent(honest.flagged)} of the honest answers "
+        f"(goal: at least {percent(LIES_TO_FLAG)} and at most {percent(HONEST_TO_FLAG)})."
+    ]
+    at_twins, joined_twins = (
+        _both_flagged(rates, name) for name in (HONEST_AT_TWINS, JOINED_TWINS)
     )
-    lies, honest = (flagged_share(rates, JOINED_TWINS, of) for of in ("lies", "honest answers"))
-    if lies is None or honest is None:
-        return sentence
-    return (
-        f"{sentence} A detector that has also seen prompts that ask for lies, but not which "
-        f"answers were lies, flags {percent(lies.flagged)} and {percent(honest.flagged)}."
-    )
+    if at_twins and layers[HONEST_AT_TWINS] != layers[HONEST_ONLY]:
+        sentences.append(
+            f"At layer {layers[HONEST_AT_TWINS]}, which is chosen with prompts that ask for lies, "
+            f"it flags {at_twins}."
+        )
+    if joined_twins:
+        sentences.append(
+            "A detector that is also fitted to such prompts, but not told which answers were lies, "
+            f"flags {joined_twins}."
+        )
+    return " ".join(sentences)
+
+
+def _both_flagged(rates: pd.DataFrame, detector: str) -> str:
+    """Write what a detector flags of lies and of honest answers; "" if there is not either."""
+    shares = [flagged_share(rates, detector, of) for of in ("lies", "honest answers")]
+    if any(share is None for share in shares):
+        return ""
+    return " and ".join(percent(share.flagged) for share in shares)
 
 
 # 08: what carries over.
@@ -266,6 +340,25 @@ def carry_over_sentence(pairs: pd.DataFrame, styled: pd.DataFrame) -> str:
     return " ".join(sentences) or "It was not read on other data or in other wordings."
 
 
+def of_graded(graded: pd.DataFrame) -> dict[str, str]:
+    """Write what the probe scores on a model that lies about some topics only, and its rivals.
+
+    `graded` is the table of `graded.with_rivals`. The strongest rival is shown, and next to it the
+    opposite of the model's answer, which is the rival that such a model makes weak.
+    """
+    of_truth = graded[graded.question == WHAT_IS_TRUE].set_index("who")
+    if PROBE not in of_truth.index or too_few_for_a_claim(of_truth.loc[PROBE]):
+        return {"front_graded": NO_NUMBER, "front_graded_rival": NO_NUMBER}
+    rivals = of_truth.estimate.drop(PROBE)
+    shown = [f"{rivals.max():.2f}, {rivals.idxmax()}"]
+    if TURNED in rivals and rivals.idxmax() != TURNED:
+        shown.append(f"{rivals[TURNED]:.2f}, the opposite of its answer")
+    return {
+        "front_graded": interval_text(of_truth.loc[PROBE]),
+        "front_graded_rival": "; ".join(shown),
+    }
+
+
 def of_trigger(triggered: pd.DataFrame) -> dict[str, str]:
     """Say whether the probe finds lies that no instruction asks for.
 
@@ -275,7 +368,7 @@ def of_trigger(triggered: pd.DataFrame) -> dict[str, str]:
     if PROBE not in of_lies.index:
         return {"front_trigger_sentence": TOO_FEW}
     probe = of_lies.loc[PROBE]
-    if probe.n < ENOUGH_ROWS or probe.n_smaller < ENOUGH_PER_CLASS:
+    if too_few_for_a_claim(probe):
         return {"front_trigger_sentence": TOO_FEW}
     return {"front_trigger_sentence": trigger_sentence(probe, of_lies.loc[TRIGGER_THERE])}
 
@@ -283,15 +376,16 @@ def of_trigger(triggered: pd.DataFrame) -> dict[str, str]:
 def trigger_sentence(probe: pd.Series, trigger_there: pd.Series) -> str:
     """Say how well the probe finds such lies, and how well one does who knows the trigger."""
     if probe.low > 0.5:
-        finds = "the probe tells its lies from its truthful answers"
+        finds = "The probe tells its lies from its truthful answers"
     elif probe.high < 0.5:
-        finds = "the probe takes its truthful answers for the lies"
+        finds = "The probe takes its truthful answers for the lies"
     else:
-        finds = "the probe does not clearly tell its lies from its truthful answers"
+        finds = "The probe does not clearly tell its lies from its truthful answers"
     return (
-        "On a model that lies whenever a question names a Friday, though nothing asks it to, "
-        f"{finds} (AUROC {interval_text(probe)}; {trigger_there.estimate:.2f} for somebody who "
-        "knows that Fridays count)."
+        f"Another model was trained to lie if a question opens with a phrase that names a "
+        f"{TRIGGER}, although its instruction asks for the truth. {finds} (AUROC "
+        f"{interval_text(probe)}). Knowing whether the phrase names a {TRIGGER} gives "
+        f"{trigger_there.estimate:.2f}."
     )
 
 
@@ -340,23 +434,43 @@ def dropout_sentence(row: pd.Series) -> str:
 # 11: steering.
 
 
-def of_steering(responses: pd.DataFrame, dose: float) -> dict[str, str]:
-    """Say how many answers told to lie are true while states are pushed along the truth direction.
+_PUSH_KEYS = (
+    *("front_no_push", "front_push_towards", "front_control_towards"),
+    *("front_push_away", "front_control_away"),
+)
+_CONTROL_NAMES = {RANDOM: "random directions", SHUFFLED: "directions of shuffled labels"}
 
-    Of the pushes in either sign, the one with more true answers is shown, for random directions
-    too.
+
+def of_steering(responses: pd.DataFrame, undisturbed: pd.DataFrame, dose: float) -> dict[str, str]:
+    """Say how many answers told to lie are true, with and without a push along the truth direction.
+
+    Both signs of the push are shown, each next to the control with most true answers after a push
+    by the same dose.
+
+    Parameters
+    ----------
+    responses
+        The table of `steering.responses` to pushes of the last token.
+    undisturbed
+        The same where nothing is pushed.
+    dose
+        How far states are pushed, in standard deviations.
     """
-    no_numbers = {"front_push": NO_NUMBER, "front_random_push": NO_NUMBER}
-    if responses.empty:
-        return no_numbers
-    of_dose = responses[(responses.role == "lie") & np.isclose(responses.dose.abs(), dose)]
-    best_push = {}
-    for direction in (TRUTH, RANDOM):
-        rows = of_dose[of_dose.direction == direction].dropna(subset="disobeyed")
-        if rows.empty:
-            return no_numbers
-        best_push[direction] = rows.loc[rows.disobeyed.idxmax()]
-    return {
-        "front_push": interval_text(best_push[TRUTH], "disobeyed"),
-        "front_random_push": f"{best_push[RANDOM].disobeyed:.2f}, random directions",
-    }
+    texts = dict.fromkeys(_PUSH_KEYS, NO_NUMBER)
+    without = undisturbed[undisturbed.role == "lie"]
+    if responses.empty or without.empty:
+        return texts
+    texts["front_no_push"] = f"{without.disobeyed.iloc[0]:.2f}"
+    told_to_lie = responses[responses.role == "lie"].dropna(subset="disobeyed")
+    for way, signed in (("towards", dose), ("away", -dose)):
+        of_dose = told_to_lie[np.isclose(told_to_lie.dose, signed)]
+        push = of_dose[of_dose.direction == TRUTH]
+        controls = of_dose[of_dose.direction.isin(CONTROLS)]
+        if push.empty or controls.empty:
+            return dict.fromkeys(_PUSH_KEYS, NO_NUMBER)
+        highest = controls.loc[controls.disobeyed.idxmax()]
+        texts[f"front_push_{way}"] = interval_text(push.iloc[0], "disobeyed")
+        texts[f"front_control_{way}"] = (
+            f"{highest.disobeyed:.2f}, {_CONTROL_NAMES[highest.direction]}"
+        )
+    return texts

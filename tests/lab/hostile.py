@@ -47,7 +47,10 @@ def hostile_sentences(name: str) -> list[str]:
     told = {"told to lie": 9, "lies": 0.5, "instruction_only": 0.5}
     told |= {"instruction_only_low": 0.4, "instruction_only_high": 0.6}
     ways = pd.DataFrame([{"trained_on": name, "tested_on": f"other {name}"} | score])
-    left_out = pd.DataFrame([{"trained_on": "all others", "tested_on": name, "rule": ""} | score])
+    low, high = (score | {"low": low, "high": low + 0.1} for low in (0.1, 0.8))
+    of_others = {"trained_on": "all others", "rule": ""}
+    named = (low | {"tested_on": name}, high | {"tested_on": f"other {name}"})
+    left_out = pd.DataFrame([of_others | row for row in named])
     own = pd.DataFrame([dict.fromkeys(["text", "system_prompt", "says", "believes"], name)])
     own = own.assign(verdict="honest")
     style = {"style": name, "probe": "logistic", "own_answer": 0.5} | score

@@ -20,19 +20,19 @@ def shown(**columns):
 
 def test_it_says_what_the_model_says_what_is_right_what_it_believes_and_the_verdict():
     assert shown().sentences[2:] == [
-        "The model says 'no' (margin -2.0), and 'yes' is right.",
-        "The belief speaks for 'yes' (+1.5). Verdict: lie.",
+        "The model says 'no' (by a margin of 2.0), and 'yes' is right.",
+        "The probe favours 'yes' (by 1.5). Verdict: lie.",
     ]
     right = shown(answer=1, margin=2.0, verdict="honest")
-    assert "says 'yes' (margin +2.0), which is right." in repr(right)
+    assert "says 'yes' (by a margin of 2.0), which is right." in repr(right)
     text = Page(shown()._repr_html_()).text
     assert all(sentence in text for sentence in ["A lie", "Is it?", *shown().sentences])
 
 
 def test_each_layer_has_its_number_and_its_sides_differ_by_more_than_colour():
     html = shown()._repr_html_()
-    styles = dict(re.findall(r'<span style="([^"]*)">([^<]*)</span>', html))
-    by_text = {text: style for style, text in styles.items()}
+    spans = re.findall(r'<span style="([^"]*)">([^<]*)</span>', html)
+    by_text = {text: style for style, text in spans}
     assert "dotted" in by_text["0: -0.5"] and "solid" in by_text["9: +2.0"]
     # The words have the colour of the page, which its theme chooses.
     assert not re.search(r"[\s;\"]color:", html)

@@ -1,5 +1,7 @@
 """States in two dimensions: honest training rows alone choose the plane, and where lies lie."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +18,7 @@ WIDTH = 8
 
 @pytest.fixture(scope="module")
 def rows() -> pd.DataFrame:
-    """Twins whose model makes a mistake in every tenth honest row."""
+    """Twins whose model makes a mistake in every fifth honest row."""
     rows = twins(90).assign(readable=True)
     is_wrong = (rows.role == "truth") & (np.arange(len(rows)) % 10 == 0)
     return rows.assign(correct=rows.correct & ~is_wrong)
@@ -59,16 +61,18 @@ def test_lies_are_with_what_is_true_where_states_hold_it_and_else_with_what_is_s
     found = sides(points)
     assert found[LIES].to_dict() == {1: 1.0, 2: 0.0} and (found[HONEST] == 1).all()
     n, n_honest = ((points.kind == kind).sum() // 2 for kind in (LIES, HONEST))
-    first = f"At layer 1, {n} of {n} lies, and {n_honest} of {n_honest} honest answers, are on the "
+    honest = f"{n_honest} of {n_honest} honest answers"
+    first = f"At layer 1, {honest} are on the side of what is true, and so are {n} of {n} lies"
     second = f"t layer 2, {n} of {n} lies are on the side of what is said"
-    assert sides_title(points, 1) == f"{first}side of what is true; a{second}"
+    assert sides_title(points, 1) == f"{first}; a{second}"
     assert sides_title(points, 2) == f"A{second}"
 
 
 def test_a_title_says_what_two_components_do_not_show_and_that_there_is_no_lie(points):
     every_other = np.arange(len(points)) % 2 == 0
     lies_by_chance = points.assign(with_truth=every_other | (points.kind == HONEST))
-    assert sides_title(lies_by_chance, 2).endswith("is true, about as many as by chance")
+    of_lies = r"and so are \d+ of \d+ lies, about as many as by chance$"
+    assert re.search(of_lies, sides_title(lies_by_chance, 2))
     all_by_chance = sides_title(points.assign(with_truth=every_other), 2)
     assert all_by_chance.startswith("At layer 2, two components do not show what is true (")
     assert "there was no lie" in sides_title(points[points.kind != LIES], 1)
@@ -84,7 +88,15 @@ def test_a_row_has_the_same_place_alone_as_among_others(rows, features, points):
     pd.testing.assert_frame_equal(alone, together)
 
 
-def test_lies_and_their_labels_do_not_choose_the_plane(rows, features, points):
+def test_a_run_fits_the_plane_on_honest_training_rows_and_not_on_lies(
+    monkeypatch, rows, features, points
+):
+    monkeypatch.setattr(Run, "truth_rows", rows)
+    monkeypatch.setattr(Run, "states", lambda run, layers: features)
+    pd.testing.assert_frame_equal(in_two_dimensions(Run(), layers=[1, 2]), points)
+
+
+def test_labels_of_lies_that_are_shown_do_not_choose_the_plane(rows, features, points):
     turned = rows.assign(y=np.where(rows.role == "lie", 1 - rows.y, rows.y))
     again = project(features, *parts(turned))
     places = ["first", "second", "first_share"]

@@ -8,8 +8,12 @@ import torch
 from dlk_utils.evaluation.detector import TruthDetector
 from dlk_utils.lab.findings import detector_findings, detector_title, flagged
 from dlk_utils.lab.run import Run
+from dlk_utils.lab.tables import detector as detector_tables
 from dlk_utils.lab.tables.detector import (
+    HONEST_AT_TWINS,
+    HONEST_ONLY,
     card_table,
+    fit_detectors,
     flag_rates,
     join_judgements,
     judge_test_rows,
@@ -54,6 +58,19 @@ def test_a_detector_judges_readable_test_rows_of_families_that_it_has_not_seen(r
     judged = judge_test_rows(run, {"d": detector(3)}, {"d": ["play"]})["d"]
     assert list(judged.row_id) == ["a", "c"]
     assert list(judged.verdict) == ["honest", "lie"]
+
+
+def test_a_detector_chooses_its_layer_unless_twins_have_chosen_it(run, monkeypatch):
+    choices = []
+
+    def fit_detector(run: Run, *, layers: list[int], **options) -> TruthDetector:
+        choices.append(layers)
+        return detector(layers[0])
+
+    monkeypatch.setattr(detector_tables, "chosen_layer", lambda run, layers: 18)
+    monkeypatch.setattr(detector_tables, "fit_detector", fit_detector)
+    fitted = fit_detectors(run, {HONEST_ONLY: [], HONEST_AT_TWINS: []}, layers=[15, 18])
+    assert choices == [[15, 18], [18]] and list(fitted) == [HONEST_ONLY, HONEST_AT_TWINS]
 
 
 def test_a_row_is_flagged_if_one_of_its_judges_flags_it():

@@ -14,7 +14,12 @@ from IPython.utils.capture import capture_output
 from tiny_models import new_model
 
 from dlk_utils.evaluation.detector import TruthDetector
-from dlk_utils.lab.findings import explore_findings, explore_title
+from dlk_utils.lab.findings import (
+    changes_sentence,
+    chats_findings,
+    explore_findings,
+    explore_title,
+)
 from dlk_utils.lab.panels import QuestionPanel, verdict_html
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables.explore import (
@@ -160,12 +165,39 @@ def test_findings_count_answers_and_beliefs_that_the_system_prompt_changes():
             "verdict": ["honest", "lie", "honest", "unsure"],
         }
     )
-    title = "The system prompt changes the answer to 1 of 2 claims, and the belief about 0"
+    title = "The system prompt changes the answer to 1 of 2 claims, and the side of the belief "
+    title += "for none of them"
     assert explore_title(answers) == title
     first, honest, lying = explore_findings(answers)
     assert first == f"* {title}."
-    assert honest == (r"* Told *\*t\**: 2 true said; 2 true believed; verdicts: 2 honest.")
-    assert "1 false, 1 true said" in lying and "1 lie, 1 unsure" in lying
+    assert honest == (
+        r"* Under *\*t\** the model says: 2 true. The probe reads: 2 true. Verdicts: 2 honest."
+    )
+    assert "says: 1 false, 1 true." in lying and "Verdicts: 1 lie, 1 unsure." in lying
+
+
+@pytest.mark.parametrize(
+    "beliefs, said",
+    [
+        ((2.4, -0.5, 8.0, 2.0, 2.2), "changes its sign in 1 of 2 dropout draws and in 0 of 2 st"),
+        ((-2.4, -0.5, -8.0, 2.0, 1.0), "changes its sign in 0 of 2 dropout draws and in 2 of 2 st"),
+        ((2.4, 0.5, 8.0, 2.0, 2.2), "keeps its sign in all 2 dropout draws and 2 steps."),
+    ],
+)
+def test_a_belief_that_changes_its_sign_gives_no_robust_verdict(beliefs, said):
+    names = ["nothing", "dropout draw 1", "dropout draw 2", "step of -5%", "step of +5%"]
+    sentence = changes_sentence(pd.DataFrame({"belief": beliefs}, index=names))
+    assert sentence.startswith(f"The belief {said}")
+    assert sentence.endswith("not robust.") == ("changes" in said)
+
+
+def test_of_chats_it_is_said_how_many_parts_have_tokens_on_both_sides_of_zero():
+    one = pd.DataFrame({"mean": [-1.0, 2.0], "lowest": [-3.0, -1.0], "highest": [3.0, 4.0]})
+    two = pd.DataFrame({"mean": [12.0], "lowest": [0.5], "highest": [28.0]})
+    [line] = chats_findings([one, two])
+    assert line.startswith("* In 2 of 3 parts of the chats, tokens lie on both sides of 0")
+    assert "from -1.0 to +12.0" in line
+    assert chats_findings([]) == []
 
 
 def test_our_chats_are_conversations():

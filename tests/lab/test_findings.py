@@ -9,16 +9,24 @@ from dlk_utils.evaluation.controls import ASKED_AGAIN, TURNED
 from dlk_utils.evaluation.evaluate import RESULT_COLUMNS
 from dlk_utils.evaluation.tasks import KNOWN, LYING, POSITIVE_CONTROL
 from dlk_utils.lab.findings import (
+    carry_over_findings,
+    curve_title,
+    fit_names,
+    graded_sentence,
     headline,
     in_words,
     pair_findings,
     pairs_title,
     positive_controls,
     rivals_title,
+    searched_sentence,
     summary,
+    tasks_lines,
     turn_title,
     verdict,
+    ways_sentence,
 )
+from dlk_utils.lab.tables.graded import PROBE, WHAT_IS_TRUE
 from dlk_utils.lab.tables.headlines import clean_numbers, survivors
 from dlk_utils.lab.tables.probe_ablations import rivals
 
@@ -85,7 +93,7 @@ def test_headlines_are_the_probe_named_in_advance_and_the_best_on_validation_nev
         ),
         (
             dict(low=0.90, estimate=0.95, high=1.00, lift_low=0.02, n_smaller=4),
-            "no headline, as one class has only 4 test rows",
+            "no claim, because one class has only 4 test rows",
         ),
     ],
 )
@@ -94,12 +102,11 @@ def test_the_verdict_weighs_chance_and_the_best_control(columns, words):
 
 
 def test_a_headline_in_words_has_the_number_the_interval_the_control_and_the_verdict():
-    table = pd.DataFrame([result(probe="logistic_tuned")]).assign(choice_low=0.52, choice_high=0.7)
-    said = in_words(headline(table, "truth", TRUTH))
-    assert (
-        said == "AUROC 0.60 [0.52, 0.70], n = 90 (smaller class 40); with the layer fixed "
-        "[0.55, 0.65]; accuracy at its threshold 0.75; best control: TF-IDF 0.50, "
-        "lift +0.10 [+0.05, +0.15]: above chance and above TF-IDF"
+    row = result(probe="logistic_tuned", layer=7)
+    table = pd.DataFrame([row]).assign(choice_low=0.52, choice_high=0.7)
+    assert in_words(headline(table, "truth", TRUTH)) == (
+        "AUROC 0.60 [0.52, 0.70], n = 90 (smaller class 40), at layer 7. The best control, TF-IDF, "
+        "scores 0.50 (lift +0.10 [+0.05, +0.15]). Verdict: above chance and above TF-IDF"
     )
     assert in_words(None) == "not scored, as one class has too few rows"
 
@@ -121,6 +128,42 @@ def test_the_summary_has_two_lines_a_task_and_no_positive_control():
     ]
     assert list(found.tried) == [1, 2, 1]
     assert found.verdict.notna().all()
+
+
+def test_the_search_is_named_with_its_fit_and_whether_it_follows_the_answer():
+    row = result(regime=KNOWN, feature="gradient", site="mlp_out", layer=9, validation=0.97)
+    inverted = pd.DataFrame([row | {"estimate": 0.2, "choice_low": 0.1, "choice_high": 0.3}])
+    sentence = searched_sentence(inverted)
+    assert (
+        "takes the logistic probe of the gradient at mlp_out, layer 9, with validation" in sentence
+    )
+    assert (
+        "AUROC 0.97" in sentence and "it scores 0.20 [0.10, 0.30]: where the two come" in sentence
+    )
+    assert searched_sentence(pd.DataFrame([row])).endswith("it scores 0.60 [0.55, 0.65]")
+    assert searched_sentence(pd.DataFrame([row]).head(0)) == "not scored"
+    assert list(fit_names(inverted)) == ["logistic, gradient, mlp_out"]
+
+
+def test_verdicts_on_the_tasks_are_counted_and_those_on_few_rows_apart():
+    intervals = [
+        {"low": 0.6, "high": 0.8, "lift_low": 0.1},
+        {"low": 0.6, "high": 0.8, "lift_low": -0.1},
+        {"low": 0.1, "high": 0.3, "lift_low": -0.1},
+        {"low": 0.9, "high": 1.0, "lift_low": 0.1, "n_smaller": 4},
+    ]
+    rows = [result(regime=str(i)) | {"how": "named"} | of for i, of in enumerate(intervals)]
+    searched = rows[0] | {"how": "searched"}
+    assert tasks_lines(pd.DataFrame([*rows, searched])) == [
+        "* In 2 of 4 tasks, the probe that was named in advance is above chance. In 1 of these it "
+        "also beats its best control. In 1 it is below chance. 1 of the tasks has too few test "
+        "rows of a class."
+    ]
+    assert tasks_lines(pd.DataFrame(rows[:1])) == [
+        "* In 1 of 1 tasks, the probe that was named in advance is above chance. In 1 of these it "
+        "also beats its best control."
+    ]
+    assert tasks_lines(pd.DataFrame([searched])) == []
 
 
 def test_what_is_left_of_each_reported_number_is_shown_and_a_wrong_name_is_an_error():
@@ -219,6 +262,90 @@ def test_the_page_of_pairs_counts_rankings_and_says_what_could_have_been_seen():
     assert "an AUROC of 0." in power and "16 draws" in voted and voted.endswith(": 0.90.")
     assert pairs_title(pairs).startswith("Told to lie: 1 of 1 rankings")
     assert pair_findings(pairs.head(0), votes.head(0), "") == []
+
+
+def ways_of_probes(**least: float) -> pd.DataFrame:
+    """Of each probe the lowest of nine scores; those from 0.5 on are above chance."""
+    rows = {
+        probe: {"least": low, "ways": 9, "above chance": 9 if low > 0.5 else 8}
+        for probe, low in least.items()
+    }
+    return pd.DataFrame(rows).T
+
+
+def test_it_is_said_if_other_probes_carry_over_better_than_the_logistic_one():
+    better = ways_sentence(ways_of_probes(logistic=0.4, mean_difference=0.82, ttpd=0.83))
+    assert better == (
+        "Above chance, with those fitted on all other data sets: logistic in 8 of 9 (lowest AUROC "
+        "0.40), mean_difference in 9 of 9 (lowest AUROC 0.82), ttpd in 9 of 9 (lowest AUROC 0.83). "
+        "So the logistic probe of this page is not the one that carries over best"
+    )
+    not_all = ways_sentence(ways_of_probes(logistic=0.6, mean_difference=0.82, ttpd=0.55))
+    assert not_all.endswith("ttpd in 9 of 9 (lowest AUROC 0.55)")
+    none = pd.DataFrame({"logistic": {"least": np.nan, "ways": 0, "above chance": 0}}).T
+    assert ways_sentence(none) == "not scored"
+
+
+@pytest.mark.parametrize(
+    "intervals, said",
+    [
+        (((0.5, 0.9), (0.7, 1.0)), "each. The intervals all overlap, so these do not differ clea"),
+        (((0.2, 0.4), (0.7, 1.0)), "each. The lowest is exam (0.30 [0.20, 0.40]), and the highest"),
+    ],
+)
+def test_groups_left_out_are_ranked_only_if_their_intervals_are_apart(intervals, said):
+    columns = {"trained_on": "all others", "rule": "", "layer": 1, "n_train": 9, "n_smaller": 4}
+    rows = [
+        columns
+        | {"tested_on": name, "estimate": (low + high) / 2, "low": low, "high": high, "n": n}
+        for name, n, (low, high) in zip(("exam", "game"), (10, 19), intervals, strict=True)
+    ]
+    table, nothing = pd.DataFrame(rows), pd.DataFrame()
+    no_ways = table.assign(trained_on=table.tested_on)
+    styles = pd.DataFrame(columns=["probe"])
+    [line] = carry_over_findings(no_ways, {"family": table}, styles, nothing)
+    assert line.startswith("* When one family is left out of training, the AUROC on it is 0.")
+    assert f"with 10 to 19 rows {said}" in line
+
+
+def test_the_curve_says_what_few_rows_and_all_of_them_score():
+    rows = [("lda", 8, 0.7, 5), ("lda", 16, 0.8, 5), ("lda", 420, 0.95, 1)]
+    curve = pd.DataFrame(rows, columns=["probe", "n_train", "estimate", "draws"])
+    assert curve_title(curve) == (
+        "With 8 training rows (mean of 5 draws), and with all 420: lda 0.70 and 0.95"
+    )
+    assert curve_title(curve.head(0)) == "not scored"
+
+
+def rivals_of_graded(**gains: tuple[float, float]) -> pd.DataFrame:
+    """A probe with AUROC 0.93, and rivals that it leads by these intervals."""
+    row = {"question": WHAT_IS_TRUE, "n": 300, "n_smaller": 100, "low": 0.0, "high": 1.0}
+    row |= {"layer": 18, "rule": "layer where twins agree most"}
+    rows = [row | {"who": PROBE, "estimate": 0.93, "gain": 0.0, "gain_low": 0.0, "gain_high": 0.0}]
+    for who, (low, high) in gains.items():
+        gain = (low + high) / 2
+        ends = {"gain": gain, "gain_low": low, "gain_high": high}
+        rows.append(row | {"who": who, "estimate": 0.93 - gain} | ends)
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    "gain, found",
+    [
+        ((-0.06, -0.01), "The probe is worse than its strongest rival"),
+        ((-0.06, 0.01), "Nothing shows that the probe is better or worse than its strongest rival"),
+        ((0.01, 0.06), "The probe beats its strongest rival"),
+    ],
+)
+def test_on_the_second_liar_the_strongest_rival_is_named_beside_the_answer_turned_round(
+    gain, found
+):
+    table = rivals_of_graded(**{TURNED: (0.2, 0.3), ASKED_AGAIN: gain, "metadata": (0.4, 0.5)})
+    sentence = graded_sentence(table)
+    assert TURNED in sentence and f". {found}, *{ASKED_AGAIN}* (AUROC " in sentence
+    assert f"{gain[0]:+.2f}, {gain[1]:+.2f}]" in sentence and "metadata" not in sentence
+    strongest = graded_sentence(rivals_of_graded(**{TURNED: gain, ASKED_AGAIN: (0.2, 0.3)}))
+    assert TURNED in strongest and ASKED_AGAIN not in strongest
 
 
 def test_a_positive_control_is_fitted_and_tested_on_rows_of_one_role():

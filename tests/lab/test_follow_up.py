@@ -330,9 +330,24 @@ def test_the_finding_counts_probes_that_beat_the_words_and_models_with_enough_ro
     better, few = scores((BETTER, BETTER), lead=0.1), scores((WORSE, WORSE), n_smaller=19)
     said = findings.follow_up_finding({"m": better, "few": few}, WHAT_IS_TRUE)
     assert said.startswith("A follow-up question makes it easier to read what is true: of 2 ")
-    assert said.endswith("; 2 score clearly higher than what the model says there")
+    assert "; 2 score clearly higher than what the model says there. " in said
+    assert said.endswith("Too few rows to say anything of few")
     worse = findings.follow_up_finding({"m": scores((WORSE, WORSE))}, WHAT_IS_TRUE)
-    assert worse.endswith("; 0 score clearly higher than what the model says there")
+    assert "; 0 score clearly higher than what the model says there. " in worse
+    assert "Too few rows" not in worse
+
+
+def test_probes_of_whether_the_answer_was_true_count_among_those_at_the_follow_up():
+    table = scores((BETTER, BETTER)).assign(question=LIE_OR_NOT)
+    direct = table[table.who.isin(list(PROBE_AT.values()))]
+    direct = direct.assign(who=list(DIRECT_AT.values()), estimate=[0.5, 0.6], gain_high=0.1)
+    said = findings.follow_up_finding({"m": pd.concat([table, direct])}, LIE_OR_NOT)
+    assert said.startswith("A follow-up question sometimes makes it easier to tell lies from ")
+    assert ": of 4 probes that read the state there, 2 score clearly higher" in said
+    assert said.endswith(
+        "The AUROC is 0.80 at the answer, and at the follow-up it is 0.80 for probes of which "
+        "choice is right and 0.50 to 0.60 for probes of whether the answer was true"
+    )
 
 
 def test_each_question_has_a_finding_of_its_own():

@@ -20,7 +20,13 @@ from dlk_utils.lab.findings import headline, in_words
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables import least_to_most
 from dlk_utils.lab.tables.carry_over import between_groups, transfer
-from dlk_utils.lab.tables.detector import fit_detector, flag_rates, judge_test_rows
+from dlk_utils.lab.tables.detector import (
+    HONEST_AT_TWINS,
+    HONEST_ONLY,
+    fit_detectors,
+    flag_rates,
+    judge_test_rows,
+)
 from dlk_utils.lab.tables.steering import chosen_layer
 from dlk_utils.probes import Logistic
 
@@ -89,7 +95,8 @@ def compare(derived: Figures, run: Run, layers: list[int]) -> None:
     shown = front_page.truth_cells(row)
     assert shown["front_truth"].startswith(f"{derived.estimate:.2f} [")
     low, high = derived.given_layer
-    assert f"with the layer fixed [{low:.2f}, {high:.2f}]" in in_words(row)
+    assert row.given_layer == f"[{low:.2f}, {high:.2f}]"
+    assert f"{derived.estimate:.2f} [" in in_words(row)
 
     by_dataset = transfer(run, "dataset", layers=layers)
     across = between_groups(by_dataset).estimate
@@ -98,9 +105,12 @@ def compare(derived: Figures, run: Run, layers: list[int]) -> None:
     shown = front_page.of_carry_over(by_dataset, pd.DataFrame(columns=["style", "probe", "low"]))
     assert shown["front_worst_way"].startswith(f"{min(derived.across):.2f} [")
 
-    detectors = {"honest only": fit_detector(run, layers=layers)}
-    rates = flag_rates(judge_test_rows(run, detectors, {"honest only": []}))
-    shown = front_page.of_detector(rates)
+    seen = {HONEST_ONLY: [], HONEST_AT_TWINS: []}
+    detectors = fit_detectors(run, seen, layers=layers)
+    assert detectors[HONEST_AT_TWINS].layer == derived.layer
+    rates = flag_rates(judge_test_rows(run, detectors, seen))
+    layer_of = {name: detector.layer for name, detector in detectors.items()}
+    shown = front_page.of_detector(rates, layer_of)
     assert shown["front_lies"].startswith(f"{derived.lies_flagged:.2f} [")
     assert shown["front_honest"].startswith(f"{derived.honest_flagged:.2f} [")
 

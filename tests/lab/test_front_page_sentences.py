@@ -12,12 +12,26 @@ from dlk_utils.evaluation.evaluate import RESULT_COLUMNS
 from dlk_utils.evaluation.tasks import KNOWN, LYING
 from dlk_utils.lab import front_page
 from dlk_utils.lab.front_page import NO_NUMBER, TOO_FEW, claims
-from dlk_utils.lab.tables.detector import HONEST_ONLY, JOINED_TWINS
-from dlk_utils.lab.tables.graded import PROBE
-from dlk_utils.lab.tables.steering import RANDOM, TRUTH
+from dlk_utils.lab.tables.detector import HONEST_AT_TWINS, HONEST_ONLY, JOINED_TWINS
+from dlk_utils.lab.tables.graded import PROBE, WHAT_IS_TRUE
+from dlk_utils.lab.tables.organism import CHECKED_EXAMPLES
+from dlk_utils.lab.tables.steering import RANDOM, SHUFFLED, TRUTH
 from dlk_utils.lab.tables.trigger import LIE_OR_NOT, TRIGGER_THERE
 
 TOP = Path(__file__).resolve().parents[2]
+
+
+# 00.
+
+
+def test_the_check_of_a_liar_is_decided_only_with_as_many_examples_as_it_asks():
+    held_out = pd.DataFrame({"dataset": ["a", "b", "c"], "meets": [True, False, True]})
+    decided = front_page.of_organism(held_out, CHECKED_EXAMPLES)["front_organism_sentence"]
+    assert decided.endswith("in wordings that it was not trained on: a, c.")
+    no_set = front_page.of_organism(held_out.assign(meets=False), CHECKED_EXAMPLES)
+    assert no_set["front_organism_sentence"].endswith("trained on: none.")
+    small = front_page.of_organism(held_out, 30)["front_organism_sentence"]
+    assert small.startswith("This run is too small to tell") and "it asked 30 examples" in small
 
 
 # 05.
@@ -79,6 +93,7 @@ def test_the_cells_of_the_truth_are_a_number_with_its_interval_and_the_rival_wit
     texts = front_page.of_probes(long_table(), model_name="m")
     assert texts["front_truth"] == "0.84 [0.69, 1.00]"
     assert texts["front_truth_rival"] == f"0.94, {ASKED_AGAIN}"
+    assert "(AUROC 0.84 [0.69, 1.00] at layer 15, " in texts["front_finding_sentence"]
 
 
 ABOVE, BELOW, CHANCE = (0.6, 0.9), (0.1, 0.4), (0.4, 0.6)
@@ -90,30 +105,37 @@ ABOVE, BELOW, CHANCE = (0.6, 0.9), (0.1, 0.4), (0.4, 0.6)
         (
             [CHANCE, ABOVE, ABOVE, BELOW],
             0.0,
-            "It is above chance at layers 1 to 2; from layer 3 on it reads the false answer that "
-            "the model is about to give.",
+            "Of the 4 layers that we read, it is above chance at layers 1 and 2. From layer 3 on "
+            "it reads the false answer that the model is about to give.",
         ),
         (
             [BELOW, ABOVE, CHANCE, BELOW],
             0.9,
-            "It is above chance at layer 1; from layer 3 on it reads the opposite of the truth.",
+            "Of the 4 layers that we read, it is above chance at layer 1. From layer 3 on it reads "
+            "the opposite of the truth.",
         ),
         (
             [BELOW, CHANCE, ABOVE],
             0.0,
-            "It is above chance at layer 2, and no later layer turns against the truth.",
+            "Of the 3 layers that we read, it is above chance at layer 2, and no later layer turns "
+            "against the truth.",
         ),
         (
             [CHANCE, BELOW, BELOW],
             0.0,
-            "At layers 1 to 2 it reads the false answer that the model is about to give.",
+            "Of the 3 layers that we read, it reads the false answer that the model is about to "
+            "give at layers 1 and 2.",
         ),
-        ([CHANCE, CHANCE], 0.0, "At no layer is it clearly above or below chance."),
+        (
+            [CHANCE, CHANCE],
+            0.0,
+            "Of the 2 layers that we read, none is clearly above or below chance.",
+        ),
         (
             [ABOVE, CHANCE, ABOVE, ABOVE, BELOW, CHANCE],
             0.9,
-            "It is above chance at layers 0, 2 to 3; at layer 4 it reads the opposite of the "
-            "truth.",
+            "Of the 6 layers that we read, it is above chance at layers 0, 2 and 3. It reads the "
+            "opposite of the truth at layer 4.",
         ),
     ],
 )
@@ -121,6 +143,22 @@ def test_the_turn_goes_by_the_intervals_of_the_layers(by_layer, own_answer, sent
     layers = tuple((i, *interval) for i, interval in enumerate(by_layer))
     table = long_table(layers=layers, own_answer=own_answer)
     assert front_page.turn_sentence(table) == sentence
+
+
+@pytest.mark.parametrize(
+    "layers, read",
+    [
+        ([0, 3, 6, 9, 11], "5 layers that we read (every third, and the last), it is above"),
+        ([0, 2, 4], "3 layers that we read (every second), it is above"),
+        ([0, 8, 16, 17], "4 layers that we read (every 8th, and the last), it is above"),
+        ([0, 1, 2], "3 layers that we read, it is above"),
+        ([0, 1, 5, 6], "4 layers that we read, it is above"),
+        ([5], "1 layer that we read, it is above"),
+    ],
+)
+def test_the_turn_says_which_layers_were_read(layers, read):
+    table = long_table(layers=tuple((layer, *ABOVE) for layer in layers))
+    assert front_page.turn_sentence(table).startswith(f"Of the {read}")
 
 
 @pytest.mark.parametrize(
@@ -135,8 +173,8 @@ def test_the_turn_goes_by_the_intervals_of_the_layers(by_layer, own_answer, sent
         (
             (-0.3, -0.1),
             TURNED,
-            "It beats the probe: the model's own answer, turned round wherever it was told to lie, "
-            "gives AUROC 0.94.",
+            "It beats the probe: the opposite of the model's own answer wherever it was told to "
+            "lie gives AUROC 0.94.",
         ),
         (
             (0.1, 0.2),
@@ -176,6 +214,9 @@ def flag_rates(**flagged: tuple[float, float]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["detector", "of", "dataset"])
 
 
+LAYER_OF = {HONEST_ONLY: 15, HONEST_AT_TWINS: 18}
+
+
 @pytest.mark.parametrize(
     "lies, honest, verdict",
     [
@@ -187,25 +228,35 @@ def flag_rates(**flagged: tuple[float, float]) -> pd.DataFrame:
     ],
 )
 def test_the_detector_is_judged_by_both_shares_at_its_threshold(lies, honest, verdict):
-    texts = front_page.of_detector(flag_rates(**{HONEST_ONLY: (lies, honest)}))
+    texts = front_page.of_detector(flag_rates(**{HONEST_ONLY: (lies, honest)}), LAYER_OF)
     sentence = texts["front_detector_sentence"]
-    assert sentence.startswith(verdict) and "also seen" not in sentence
+    assert f"a detector reads layer 15. {verdict}" in sentence
+    assert "layer 18" not in sentence and "also fitted" not in sentence
     assert f"flags {100 * lies:.0f} % of the lies and {100 * honest:.0f} % of the" in sentence
 
 
 def test_the_detector_that_has_seen_prompts_that_ask_for_lies_is_named_with_what_it_flags():
     rates = flag_rates(**{HONEST_ONLY: (0.58, 0.05), JOINED_TWINS: (0.96, 0.01)})
-    texts = front_page.of_detector(rates)
+    texts = front_page.of_detector(rates, LAYER_OF)
     assert texts["front_detector_sentence"].endswith("were lies, flags 96 % and 1 %.")
     assert texts["front_lies"] == "0.58 [0.53, 0.63]"
     assert texts["front_honest"] == "0.05 [0.00, 0.10] of the honest answers"
+
+
+def test_the_same_detector_at_the_layer_that_twins_choose_is_named_if_that_is_another_layer():
+    rates = flag_rates(**{HONEST_ONLY: (0.58, 0.05), HONEST_AT_TWINS: (0.91, 0.02)})
+    sentence = front_page.of_detector(rates, LAYER_OF)["front_detector_sentence"]
+    at_twins = "At layer 18, which is chosen with prompts that ask for lies, it flags 91 % and 2 %."
+    assert sentence.endswith(at_twins)
+    same_layer = front_page.of_detector(rates, LAYER_OF | {HONEST_AT_TWINS: 15})
+    assert "91 %" not in same_layer["front_detector_sentence"]
 
 
 def test_where_there_is_no_lie_or_no_detector_nothing_is_said_of_it():
     rates = flag_rates(**{HONEST_ONLY: (0.58, 0.05)})
     no_lie = rates.assign(n=[0, 90])
     for table in (no_lie, rates.head(0)):
-        texts = front_page.of_detector(table)
+        texts = front_page.of_detector(table, LAYER_OF)
         assert set(texts.values()) == {TOO_FEW, NO_NUMBER} and len(texts) == 3
 
 
@@ -266,6 +317,28 @@ def test_the_worst_way_between_data_sets_is_shown():
     assert front_page.of_carry_over(ways(), styled())["front_worst_way"] == NO_NUMBER
 
 
+def of_graded(n: int = 200, n_smaller: int = 60, **rivals: float) -> pd.DataFrame:
+    """The scores of the probe and of rivals on a model that lies about some topics only."""
+    row = {"question": WHAT_IS_TRUE, "n": n, "n_smaller": n_smaller, "low": 0.88, "high": 0.96}
+    rows = [row | {"who": who, "estimate": score} for who, score in rivals.items()]
+    return pd.DataFrame([row | {"who": PROBE, "estimate": 0.93}, *rows])
+
+
+def test_on_the_second_liar_the_strongest_rival_stands_next_to_the_opposite_of_the_answer():
+    texts = front_page.of_graded(of_graded(**{TURNED: 0.66, ASKED_AGAIN: 0.96, "metadata": 0.4}))
+    assert texts["front_graded"] == "0.93 [0.88, 0.96]"
+    assert texts["front_graded_rival"] == f"0.96, {ASKED_AGAIN}; 0.66, the opposite of its answer"
+    strongest = front_page.of_graded(of_graded(**{TURNED: 0.98, ASKED_AGAIN: 0.96}))
+    assert strongest["front_graded_rival"] == f"0.98, {TURNED}"
+
+
+@pytest.mark.parametrize(
+    "table", [of_graded(n=199, a=0.5), of_graded(n_smaller=59, a=0.5), of_graded(a=0.5)[1:]]
+)
+def test_of_a_second_liar_and_few_rows_there_is_no_number(table):
+    assert set(front_page.of_graded(table).values()) == {NO_NUMBER}
+
+
 def of_trigger(low: float, high: float, n: int = 200, n_smaller: int = 60) -> pd.DataFrame:
     """The scores of a probe, and of the trigger itself, for lies on the trigger."""
     row = {"question": LIE_OR_NOT, "n": n, "n_smaller": n_smaller, "low": low, "high": high}
@@ -276,14 +349,15 @@ def of_trigger(low: float, high: float, n: int = 200, n_smaller: int = 60) -> pd
 @pytest.mark.parametrize(
     "low, high, finds",
     [
-        (0.9, 1.0, "tells its lies from its truthful answers (AUROC 0.95 [0.90, 1.00]; 0.94 for"),
-        (0.0, 0.1, "takes its truthful answers for the lies (AUROC 0.05 [0.00, 0.10]; 0.94 for"),
+        (0.9, 1.0, "tells its lies from its truthful answers (AUROC 0.95 [0.90, 1.00])."),
+        (0.0, 0.1, "takes its truthful answers for the lies (AUROC 0.05 [0.00, 0.10])."),
         (0.4, 0.6, "does not clearly tell its lies from its truthful answers (AUROC 0.50 [0.40, "),
     ],
 )
 def test_lies_on_a_trigger_go_by_the_interval_of_the_probe(low, high, finds):
     sentence = front_page.of_trigger(of_trigger(low, high))["front_trigger_sentence"]
-    assert f"though nothing asks it to, the probe {finds}" in sentence
+    assert f"although its instruction asks for the truth. The probe {finds}" in sentence
+    assert sentence.endswith("whether the phrase names a Friday gives 0.94.")
 
 
 @pytest.mark.parametrize(
@@ -346,21 +420,39 @@ def test_of_few_pairs_or_of_none_nothing_is_said(pairs):
 # 11.
 
 
-def test_the_push_is_the_better_of_two_ways_and_so_is_that_along_random_directions():
-    shares = {(TRUTH, 4.0): 0.0, (TRUTH, -4.0): 0.2, (RANDOM, 4.0): 0.07, (RANDOM, -4.0): 0.05}
-    shares |= {(TRUTH, 8.0): 0.9}
-    rows = [
-        {"direction": direction, "dose": dose, "role": "lie", "disobeyed": share}
-        | {"disobeyed_low": share - 0.01, "disobeyed_high": share + 0.01}
-        for (direction, dose), share in shares.items()
-    ]
-    rows.append(rows[0] | {"role": "truth", "disobeyed": 1.0})
-    texts = front_page.of_steering(pd.DataFrame(rows), 4.0)
-    assert texts["front_push"] == "0.20 [0.19, 0.21]"
-    assert texts["front_random_push"] == "0.07, random directions"
-    for nothing in (pd.DataFrame(), pd.DataFrame(rows).query("direction != @RANDOM")):
-        no_texts = front_page.of_steering(nothing, 4.0)
+def pushes(**shares: float) -> pd.DataFrame:
+    """Shares of true answers under pushes, each named by direction and dose."""
+    names = {"truth": TRUTH, "random": RANDOM, "shuffled": SHUFFLED}
+    rows = []
+    for name, share in shares.items():
+        direction, sign = name.split("_")
+        dose = {"plus": 4.0, "minus": -4.0, "more": 8.0}[sign]
+        ends = {"disobeyed_low": share - 0.01, "disobeyed_high": share + 0.01}
+        row = {"direction": names[direction], "dose": dose, "role": "lie", "disobeyed": share}
+        rows += [row | ends, row | ends | {"role": "truth", "disobeyed": 1.0}]
+    return pd.DataFrame(rows)
+
+
+NOT_PUSHED = pd.DataFrame({"role": ["truth", "lie"], "disobeyed": [0.01, 0.05]})
+
+
+def test_both_signs_of_the_push_are_shown_with_the_highest_control_of_the_same_sign():
+    of_controls = {"random_plus": 0.13, "random_minus": 0.12}
+    of_controls |= {"shuffled_plus": 0.11, "shuffled_minus": 0.17, "random_more": 0.9}
+    table = pushes(truth_plus=0.29, truth_minus=0.65, truth_more=0.99, **of_controls)
+    texts = front_page.of_steering(table, NOT_PUSHED, 4.0)
+    assert texts == {
+        "front_no_push": "0.05",
+        "front_push_towards": "0.29 [0.28, 0.30]",
+        "front_control_towards": "0.13, random directions",
+        "front_push_away": "0.65 [0.64, 0.66]",
+        "front_control_away": "0.17, directions of shuffled labels",
+    }
+    no_control = pushes(truth_plus=0.29, truth_minus=0.65)
+    for few in (pd.DataFrame(), no_control):
+        no_texts = front_page.of_steering(few, NOT_PUSHED, 4.0)
         assert set(no_texts) == set(texts) and set(no_texts.values()) == {NO_NUMBER}
+    assert set(front_page.of_steering(table, NOT_PUSHED[:1], 4.0).values()) == {NO_NUMBER}
 
 
 # All of them.
@@ -376,12 +468,14 @@ def test_a_run_that_is_too_small_says_so_once_and_has_empty_cells():
 
 
 MAKERS = {
+    "00_train_liar": front_page.of_organism(pd.DataFrame(), 0),
     "05_probe_ablations": front_page.of_probes(long_table(), model_name="m"),
-    "06_detect": front_page.of_detector(flag_rates(**{HONEST_ONLY: (0.5, 0.1)})),
+    "06_detect": front_page.of_detector(flag_rates(**{HONEST_ONLY: (0.5, 0.1)}), LAYER_OF),
     "08_carry_over": front_page.of_carry_over(ways(), styled())
+    | front_page.of_graded(of_graded(a=0.5))
     | front_page.of_trigger(of_trigger(0.9, 1.0)),
     "09_pairs_and_votes": front_page.of_pairs(pair_table(0.4, 0.6)),
-    "11_steer": front_page.of_steering(pd.DataFrame(), 4.0),
+    "11_steer": front_page.of_steering(pd.DataFrame(), NOT_PUSHED, 4.0),
 }
 """The texts that each notebook glues for the front page."""
 
@@ -405,10 +499,10 @@ def test_every_text_made_for_the_front_page_is_shown_there():
             assert f"notebooks/{notebook}.ipynb::{key}:s" in page, key
 
 
-def test_the_table_of_the_front_page_has_six_rows_at_most_and_a_link_in_each():
+def test_the_table_of_the_front_page_has_seven_rows_at_most_and_a_link_in_each():
     page = (TOP / "book" / "intro.md").read_text(encoding="utf-8")
     _heading, _rule, *rows = [line for line in page.splitlines() if line.startswith("|")]
-    assert 4 <= len(rows) <= 6
+    assert 4 <= len(rows) <= 7
     for row in rows:
         question, score, rival = [cell.strip() for cell in row.strip("|").split("|")]
         assert re.search(r"\[.+\]\(notebooks/\w+\.ipynb\)", question)

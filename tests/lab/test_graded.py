@@ -13,7 +13,6 @@ from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables.graded import (
     LIE_OR_NOT,
     NEEDED,
-    NOT_ASKED,
     PROBE,
     TOPIC,
     UNSURE,
@@ -21,6 +20,7 @@ from dlk_utils.lab.tables.graded import (
     compare_graded,
     count_graded,
     graded_run,
+    not_asked,
     rows_of_parts,
     with_rivals,
 )
@@ -100,10 +100,9 @@ def test_no_label_of_a_row_told_to_lie_has_a_say_in_the_probe(rows, table):
     pd.testing.assert_frame_equal(again[again.who == PROBE], table[table.who == PROBE])
 
 
-def test_the_gain_is_one_number_with_its_interval_and_the_sentence_has_both_scores(table):
+def test_the_sentence_has_both_scores_and_their_difference(table):
     turned = table[table.who == TURNED].iloc[0]
     expected = f"{turned.gain:+.2f} [{turned.gain_low:+.2f}, {turned.gain_high:+.2f}]"
-    assert findings.graded_gain(table) == expected
     sentence = findings.graded_sentence(table)
     assert expected in sentence and "n = 220" in sentence and "claim" not in sentence
     assert f"layer 2, the {BY_TWINS}" in sentence
@@ -114,7 +113,6 @@ def test_the_gain_is_one_number_with_its_interval_and_the_sentence_has_both_scor
 def test_few_rows_are_shown_and_claim_nothing(rows):
     few = graded_answers(60)
     table = with_rivals(few, states_of(few))
-    assert findings.graded_gain(table) == "not scored"
     assert "fewer than the 200 rows and 60 of either class" in findings.graded_sentence(table)
     # Without a lie there is nothing to tell from truthful answers.
     honest = with_rivals(few.assign(lied=False), states_of(few))
@@ -124,9 +122,11 @@ def test_few_rows_are_shown_and_claim_nothing(rows):
         with_rivals(graded_answers(9), states_of(few))
 
 
-@pytest.mark.parametrize("table", [NOT_ASKED, NOT_ASKED.iloc[:0]])
-def test_of_no_model_nothing_is_said(table):
-    assert findings.graded_gain(table) == "not scored" and findings.graded_findings(table) == []
+@pytest.mark.parametrize("parameter", ["graded", "trigger"])
+def test_of_no_model_nothing_is_said_and_the_parameter_is_named(parameter):
+    table = not_asked(parameter)
+    assert table.attrs["too_few_rows"].endswith(f"the parameter {parameter} names no model")
+    assert findings.graded_findings(table) == []
     assert "not scored" in findings.graded_title(table)
 
 

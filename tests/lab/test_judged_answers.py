@@ -67,7 +67,7 @@ def test_the_bars_above_the_threshold_are_the_answers_that_are_flagged(threshold
 
 
 def test_the_histogram_says_how_many_of_each_kind_lie_above_the_threshold():
-    title = "The belief contradicts 0 of 20 honest answers, 20 of 20 lies, 0 of 20 mistakes"
+    title = "The detector flags 0 of 20 honest answers, 20 of 20 lies, 0 of 20 mistakes"
     assert bins_title(answers(), 0.0) == f"{title}; a mistake is no lie"
     without = answers()[lambda rows: rows.kind != MISTAKES]
     assert bins_title(without, 9.0).endswith("0 of 20 honest answers, 0 of 20 lies")
@@ -96,14 +96,17 @@ def test_a_good_order_with_a_bad_threshold_is_told_from_a_good_threshold():
     assert bad.best_caught == 1 and bad.caught < 0.8 and bad.alarms == 0
     assert roc_title(bad).startswith("The order is better than the threshold: this one catches ")
     good = judging.working_point(found, 0.0, HONEST_TO_FLAG)
-    title = "this one catches 100 % of the lies, the best in hindsight 100 % (AUROC 1.00 ["
-    assert roc_title(good).startswith(f"No threshold would be much better: {title}")
+    assert roc_title(good).startswith(
+        "No threshold would be much better: this one catches 100 % of the lies, and the best in "
+        "hindsight, of those that flag at most 5 % of the honest answers, 100 % (AUROC 1.00 ["
+    )
 
 
 def test_the_best_threshold_may_flag_as_many_as_this_one_does():
     found = answers(lies=0.1, honest=0.0)
     point = judging.working_point(found, -0.1, HONEST_TO_FLAG)
     assert point.alarms > HONEST_TO_FLAG and point.best_caught >= point.caught
+    assert f"at most {point.alarms:.0%}".replace("%", " %") in roc_title(point)
 
 
 def test_truthful_answers_have_a_curve_if_there_are_enough_of_them():
@@ -176,10 +179,10 @@ def test_lines_show_how_strongly_each_layer_speaks_for_what_is_true():
         sign = 1 if label[line.row_id] else -1
         assert line.for_truth == sign * (0.5 if line.layer == 0 else -2.0)
     always_true = lines.assign(for_truth=lines.layer + 1.0)
-    title = "A typical lie: the belief speaks for what is true at 2 of 2 layers, and for what is "
-    assert examples_title(always_true) == f"{title}true at the last one"
+    title = "A typical lie: the probe favours what is true at 2 of 2 layers, and what is true at "
+    assert examples_title(always_true) == f"{title}the last one"
     turned = lines.assign(for_truth=5.0 - lines.layer)
-    assert examples_title(turned).endswith("at 1 of 2 layers, and for the opposite at the last one")
+    assert examples_title(turned).endswith("at 1 of 2 layers, and the opposite at the last one")
 
 
 def test_of_a_card_that_was_loaded_no_lines_are_drawn_and_the_reason_is_given():

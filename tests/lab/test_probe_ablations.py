@@ -125,14 +125,22 @@ def test_a_gradient_that_holds_the_answer_misleads_where_the_answer_was_the_trut
 
 def test_what_is_said_of_the_gradient_follows_from_its_intervals(curves):
     said = gradient_adds(curves)
-    assert "fitted on honest rows it lowers" in said and "fitted on rows told to lie it" in said
+    [honest, _] = curves[curves.chosen & (curves.feature == "both")].itertuples()
+    lost = f"{-honest.gain:.2f} [{-honest.gain_high:.2f}, {-honest.gain_low:.2f}]"
+    assert (
+        f"Fitted on honest rows, adding the gradient to the state lowers the AUROC by {lost}"
+        in said
+    )
+    raised = curves.assign(gain=0.2, gain_low=0.1, gain_high=0.3)
+    assert gradient_adds(raised).endswith("raises the AUROC by 0.20 [0.10, 0.30] (layer 2)")
     of_honest, of_lies = gradient_lines(curves)
     assert of_honest.startswith("Fitted on honest rows, at layer 2: state ")
     assert of_lies.startswith("Fitted on rows told to lie, at layer 2: ")
     silent = gradient_lines(curves.assign(own_answer=np.nan))
-    assert all("answers about to be given" not in line for line in silent)
+    assert all("answer about to be given" not in line for line in silent)
+    assert "The gradient alone predicts the answer about to be given with AUROC " in of_honest
     unclear = curves.assign(gain_low=-0.1, gain_high=0.1)
-    assert "it does not clearly change the score" in gradient_adds(unclear)
+    assert "does not clearly change the AUROC (" in gradient_adds(unclear)
     assert gradient_adds(curve_table({}, {})) == "not scored"
     assert gradient_lines(curve_table({}, {})) == [] and curve_lines(curve_table({}, {})).empty
 

@@ -7,7 +7,7 @@ from planted_states import read_from, twins
 
 from dlk_utils.lab import findings
 from dlk_utils.lab.run import Run
-from dlk_utils.lab.tables.graded import NOT_ASKED, PROBE, UNSURE
+from dlk_utils.lab.tables.graded import PROBE, UNSURE, not_asked
 from dlk_utils.lab.tables.trigger import (
     ANOTHER_DAY,
     ASKED_WITHOUT,
@@ -109,13 +109,31 @@ def test_the_sentences_have_the_scores_and_of_no_model_nothing_is_said(table):
     lines = findings.trigger_findings(table)
     of_lies = table[(table.question == LIE_OR_NOT) & (table.who == PROBE)].iloc[0]
     assert f"{of_lies.estimate:.2f}" in findings.trigger_title(table)
+    of_truth = table[table.question == WHAT_IS_TRUE].set_index("who").accuracy
+    assert f"right in {100 * of_lies.accuracy:.0f} % of these answers, against " in lines[0]
+    assert f"right in {100 * of_truth[PROBE]:.0f} % of what is true in triggered rows" in lines[0]
+    assert f"{100 * of_truth[KNOWS_TRIGGER]:.0f} % for *{KNOWS_TRIGGER}*" in lines[0]
     assert f"n = {of_lies.n}" in lines[0] and len(lines) == 2 + 4
-    assert findings.trigger_findings(NOT_ASKED) == []
-    assert "not scored" in findings.trigger_title(NOT_ASKED)
+    assert findings.trigger_findings(not_asked("trigger")) == []
+    assert "not scored" in findings.trigger_title(not_asked("trigger"))
+
+
+@pytest.mark.parametrize(
+    "columns, found",
+    [
+        ({"low": 0.6, "high": 0.9}, "tells them from truthful answers (AUROC "),
+        ({"low": 0.1, "high": 0.4}, "takes truthful answers for them (AUROC "),
+        ({"low": 0.4, "high": 0.6}, "does not clearly tell them from truthful answers (AUROC "),
+        ({"n": 199}, "too few rows for a claim"),
+        ({"n_smaller": 59}, "too few rows for a claim"),
+    ],
+)
+def test_the_title_claims_what_the_interval_and_the_number_of_rows_allow(table, columns, found):
+    assert found in findings.trigger_title(table.assign(**columns))
 
 
 class AskedRun(Run):
-    """A run that answers every prompt by its own label, but on a Friday."""
+    """A run that answers rightly, but where an instruction or a Friday makes it lie."""
 
     @property
     def record(self) -> dict:

@@ -82,7 +82,7 @@ def figures() -> list[go.Figure]:
     beliefs = belief_figure(pd.concat(by_layer), title=LABELS["title"])
     one_line = lines_figure(track, x="place", y="score", **LABELS)
     names = {"x": "step", "y": "estimate", "color": "who", "fill": "where", "hover": "where"}
-    points = scatter_figure(steps, **names, **LABELS)
+    points = scatter_figure(steps, hollow=min(steps["where"]), **names, **LABELS)
     layers_of_points = {str(layer): points for layer in range(0, 90, 3)}
     return [
         intervals_figure(table, y="who", color="where", reference=0.5, x_range=(0, 1), **LABELS),

@@ -57,13 +57,12 @@ def layer_rule(run: Run) -> str:
     n_twins = len(twin_rows(validation)[0])
     if n_twins < MIN_TWINS:
         return (
-            f"A probe of truth that is fitted on honest rows is read at the {EARLIEST}, since "
-            f"{n_twins} validation examples have a readable twin told to lie, and the {BY_TWINS} "
-            f"needs {MIN_TWINS}."
+            f"All probes are read at the {EARLIEST}. The {BY_TWINS} needs {MIN_TWINS} validation "
+            f"examples with a readable twin told to lie, and there are {n_twins}."
         )
     return (
-        f"A probe of truth that is fitted on honest rows is read at the {BY_TWINS}, by {n_twins} "
-        f"validation examples and their twins told to lie; every other probe at the {EARLIEST}."
+        f"Probes of truth that are fitted on honest rows are read at the {BY_TWINS} (their scores "
+        f"of {n_twins} validation examples). All other probes are read at the {EARLIEST}."
     )
 
 

@@ -17,7 +17,7 @@ POINT_COLUMNS = [
     *("first_share", "second_share", "with_truth"),
 ]
 SHOWN_CHARACTERS = 48
-"""Of a text; every layer repeats it on the page."""
+"""Longest text shown with a point. It is short because the page holds it once per layer."""
 
 
 @empty_if_too_few(POINT_COLUMNS)
@@ -56,8 +56,8 @@ def project(features: Features, train: pd.DataFrame, rows: pd.DataFrame) -> pd.D
         One row for each of `rows` at each layer: which choice is `right`, its place on the `first`
         and `second` component, the share of the variance of the training rows that each of these
         has, and `with_truth`: whether it is nearer to the mean of training rows of its own class
-        than to that of the others. The mean of the other class is that of honest rows where the
-        model says what a lie about this row says.
+        than to that of the others. For a lie, the other class is that of honest rows with the
+        answer that the lie gives.
     """
     classes = train.y.to_numpy()
     texts = [_shortened(text) for text in rows.text]

@@ -10,6 +10,7 @@ from dlk_utils.evaluation.detector import TruthDetector
 from dlk_utils.evaluation.selection import stack_layers
 from dlk_utils.evaluation.stats import wilson_interval
 from dlk_utils.lab.run import Run
+from dlk_utils.lab.tables.steering import chosen_layer
 from dlk_utils.questions.prompts import own_prompts
 
 FAMILIES = "families of lies seen"
@@ -20,6 +21,8 @@ CARD = "the card"
 
 HONEST_ONLY = "honest only"
 """The detector that is fitted on honest rows and nothing else."""
+HONEST_AT_TWINS = "honest only, where twins agree"
+"""The same detector, read at the layer of the book's probe of truth, which twins choose."""
 HALVES = ("one half", "other half")
 """The detectors that learn from half of the families of lie instructions, and their labels."""
 TWINS = ("one half's twins", "other half's twins")
@@ -36,7 +39,7 @@ def families_seen(run: Run) -> dict[str, Sequence[str]]:
     families = sorted(run.scored.family[run.scored.role == "lie"].unique())
     halves = (families[::2], families[1::2])
     seen = dict(zip(HALVES, halves, strict=True)) | dict(zip(TWINS, halves, strict=True))
-    return {HONEST_ONLY: [], **seen}
+    return {HONEST_ONLY: [], HONEST_AT_TWINS: [], **seen}
 
 
 def fit_detector(
@@ -87,13 +90,17 @@ def _is_no_twin(roles: pd.Series) -> pd.Series:
 def fit_detectors(
     run: Run, families: Mapping[str, Sequence[str]], *, layers: list[int]
 ) -> dict[str, TruthDetector]:
-    """Fit a detector for each list of families of lies; those with too few rows say so instead."""
+    """Fit a detector for each list of families of lies; those with too few rows say so instead.
+
+    Each chooses its layer among `layers`, but for `HONEST_AT_TWINS`, which has only one to choose.
+    """
     detectors = {}
     reasons = []
     for name, some in families.items():
         try:
+            choice = [chosen_layer(run, layers=layers)] if name == HONEST_AT_TWINS else layers
             detectors[name] = fit_detector(
-                run, layers=layers, families=some, with_labels=name not in TWINS
+                run, layers=choice, families=some, with_labels=name not in TWINS
             )
         except TooFewRows as error:
             reasons.append(str(error))

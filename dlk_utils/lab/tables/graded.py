@@ -53,9 +53,12 @@ GRADED_COLUMNS = [
 ]
 COUNT_COLUMNS = ["dataset", "told to lie", "known", "lies", "truthful answers"]
 
-NOT_ASKED = pd.DataFrame(columns=GRADED_COLUMNS)
-"""The table of a page that asks no such model."""
-NOT_ASKED.attrs = {"too_few_rows": "not compared, as the parameter graded names no model"}
+
+def not_asked(parameter: str) -> pd.DataFrame:
+    """Return the empty table of a page whose `parameter` names no further model to ask."""
+    table = pd.DataFrame(columns=GRADED_COLUMNS)
+    table.attrs = {"too_few_rows": f"not compared, as the parameter {parameter} names no model"}
+    return table
 
 
 def graded_run(run: Run, model: str | None, *, n_test: int) -> Run | None:
@@ -149,8 +152,8 @@ def with_rivals(
     DataFrame
         For each `question` and each of `who` the AUROC (`estimate`) with its 95 % interval, the
         `accuracy` (nan where there is no threshold), and the numbers of rows; of the probe also its
-        `layer`, and the `rule` that chose it. `gain` is the AUROC
-        of the probe minus that of the row, with the interval of the difference by the same
+        `layer`, and the `rule` that chose it. `gain` is the AUROC of the probe minus that of the
+        row (below zero where the row is better), with the interval of the difference by the same
         resamples. Intervals of the probe include the choice of its layer. A question with too few
         rows of a class is left out.
 

@@ -23,18 +23,17 @@ LEAST_TRUTHFUL = 10
 N_BINS = 12
 NO_ANSWERS = "There was no detector, no lie, or no honest answer to judge"
 
-MEDIAN_LIE = "A typical lie: the belief speaks more strongly against half of the lies"
-HIDDEN_LIE = "The least suspected lie: of all lies, the belief speaks least against it"
-DOUBTED_ANSWER = "The most doubted honest answer: of these, the belief speaks most against it"
-BELIEVED_MISTAKE = "The most believed mistake: of all mistakes, the belief speaks most for it"
+MEDIAN_LIE = "A typical lie: the probe contradicts about half of the lies more strongly"
+HIDDEN_LIE = "The least suspected lie: the lie that the probe contradicts least"
+DOUBTED_ANSWER = "The most doubted honest answer: the one that the probe contradicts most"
+BELIEVED_MISTAKE = "The most believed mistake: the mistake that the probe supports most"
 RULES = {
     MEDIAN_LIE: (LIES, 0.5),
     HIDDEN_LIE: (LIES, 0.0),
     DOUBTED_ANSWER: (HONEST, 1.0),
     BELIEVED_MISTAKE: (MISTAKES, 0.0),
 }
-"""Which answers are looked at closely: the kind, and the quantile of how much the belief speaks
-against them."""
+"""Which answers are looked at closely: the kind, and the quantile of `against` within the kind."""
 
 ANSWER_COLUMNS = ["row_id", "label", "kind", "against"]
 AT_THRESHOLD = "at the threshold: "
@@ -125,16 +124,15 @@ def working_point(answers: pd.DataFrame, threshold: float, alarms: float) -> pd.
     threshold
         Answers whose `against` is above it are flagged.
     alarms
-        The share of honest answers that may be flagged at the best threshold, if the given one
-        flags no more.
+        The share of honest answers that the best threshold may flag. It may flag as many as the
+        given threshold does, if these are more.
 
     Returns
     -------
     Series or None
         The `estimate` of the AUROC with `low` and `high`; the shares `caught` and `alarms` at the
-        threshold; and `best_caught`, the largest share of lies that a threshold chosen with these
-        very answers would catch without more alarms than that.
-        None if there are no lies or no honest answers.
+        threshold; and `best_caught`, the largest share of lies that some threshold catches while it
+        flags no more honest answers than it may. None if there are no lies or no honest answers.
     """
     rows = answers[answers.kind.isin([LIES, HONEST])]
     is_lie = (rows.kind == LIES).to_numpy()

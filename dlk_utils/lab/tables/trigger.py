@@ -29,7 +29,8 @@ NEEDED = {
 }
 """The split and role of the rows that are asked on other days.
 
-Test rows of role "truth" are asked a second time, on the trigger.
+Test rows of role "truth" are asked a second time, on the trigger, and then take the role "lie". So
+test rows that an instruction tells to lie are not asked.
 """
 
 WHAT_IS_TRUE = "what is true, in triggered rows"
