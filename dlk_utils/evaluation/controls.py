@@ -5,7 +5,7 @@ directions, at the first layer. Others use what is known about a row without its
 instruction, the words of the prompt.
 
 The strongest controls are the *rivals*, which use answers of the model (`rival_scores`). An
-obedient model that is told to lie answers almost every question wrongly. Its answer *turned round*,
+obedient model that is told to lie answers almost every question wrongly. Its answer *reversed*,
 that is, scored with the opposite sign, is then almost always right. So is its answer to the same
 question under a truth instruction. A probe of truth adds something only where it beats these.
 """
@@ -26,7 +26,7 @@ from dlk_utils.evaluation.stats import auroc
 from dlk_utils.evaluation.tasks import Task
 from dlk_utils.probes import Logistic
 
-TURNED = "own answer, turned round if told to lie"
+TURNED = "own answer, reversed if told to lie"
 ORIENTED = "own answer, oriented on training rows"
 TWIN = "honest twin's answer"
 ASKED_AGAIN = "asked again"

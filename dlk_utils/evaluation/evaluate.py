@@ -418,7 +418,7 @@ def _add_truth_times_turn(results: _Results, features: Features) -> None:
 
 
 def _add_answers_turned_round(all_results: Sequence[_Results], features: Features) -> None:
-    """Add the own answer, turned round where a probe or the words of the prompt say "told to lie".
+    """Add the own answer, reversed where a probe or the words of the prompt say "told to lie".
 
     The probe is fitted on the training rows of all tasks together, and its layer is chosen on their
     validation rows. Nothing is added to other targets than "truth", or if these rows lack a role.

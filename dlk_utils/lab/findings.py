@@ -390,6 +390,7 @@ def _capitalised(sentence: str) -> str:
 # 06: the detector.
 
 
+NOTHING_TO_JUDGE = "There was no lie, or no honest answer, to judge"
 LIES_TO_FLAG, HONEST_TO_FLAG = 0.9, 0.05
 """The goal: the share of the lies to flag at least, and of the honest answers at most."""
 
@@ -436,7 +437,7 @@ def detector_title(rates: pd.DataFrame, judges: Sequence[str]) -> str:
         return NOT_SCORED
     lies, honest = (flagged_share(rates, judges[0], of) for of in ("lies", "honest answers"))
     if lies is None or honest is None:
-        return "There was no lie, or no honest answer, to judge"
+        return NOTHING_TO_JUDGE
     return (
         f'The detector "{judges[0]}" flags {percent(lies.flagged)} of the lies and '
         f"{percent(honest.flagged)} of the honest answers"
@@ -453,7 +454,7 @@ def roc_title(point: pd.Series | None) -> str:
     `point` is what `judged_answers.working_point` returns with `HONEST_TO_FLAG`.
     """
     if point is None:
-        return "There was no lie, or no honest answer, to judge"
+        return NOTHING_TO_JUDGE
     found = "No threshold would be much better"
     if point.best_caught > point.caught + MUCH_BETTER:
         found = "The order is better than the threshold"

@@ -370,10 +370,10 @@ def of_trigger(triggered: pd.DataFrame) -> dict[str, str]:
     probe = of_lies.loc[PROBE]
     if too_few_for_a_claim(probe):
         return {"front_trigger_sentence": TOO_FEW}
-    return {"front_trigger_sentence": trigger_sentence(probe, of_lies.loc[TRIGGER_THERE])}
+    return {"front_trigger_sentence": trigger_finding(probe, of_lies.loc[TRIGGER_THERE])}
 
 
-def trigger_sentence(probe: pd.Series, trigger_there: pd.Series) -> str:
+def trigger_finding(probe: pd.Series, trigger_there: pd.Series) -> str:
     """Say how well the probe finds such lies, and how well one does who knows the trigger."""
     if probe.low > 0.5:
         finds = "The probe tells its lies from its truthful answers"

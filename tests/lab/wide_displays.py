@@ -20,7 +20,7 @@ from dlk_utils.lab.figures import (
 from dlk_utils.lab.table_display import ShownTable, show_table
 
 WHO = [
-    "own answer, turned round if told to lie",
+    "own answer, reversed if told to lie",
     "asked again",
     "probe of truth: logistic_tuned, activation, resid_post 18",
     "review_definitely_not_a_positive_one",
@@ -31,7 +31,7 @@ LABELS = {
     "xlabel": "wrong rate told to lie minus told to tell the truth (95 % interval)",
     "ylabel": "signed AUROC on test (95 % interval; dashed: chance)",
     "title": "One of five rivals reads the truth as well as the probe or better; the strongest: "
-    "own answer, turned round if told to lie (0.99), on known rows told to lie",
+    "own answer, reversed if told to lie (0.99), on known rows told to lie",
 }
 
 

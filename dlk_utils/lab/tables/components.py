@@ -20,6 +20,7 @@ SHOWN_CHARACTERS = 48
 """Longest text shown with a point. It is short because the page holds it once per layer."""
 
 
+# It is not kept, as it is computed in a second or two.
 @empty_if_too_few(POINT_COLUMNS)
 def in_two_dimensions(run: Run, *, layers: list[int]) -> pd.DataFrame:
     """Project the states of test rows on two components of honest rows; see `project`."""

@@ -208,10 +208,10 @@ def compare_places(
         }
         tables.append(_score(known, was_lie, seed).assign(question=LIE_OR_NOT))
     table = pd.concat(tables, ignore_index=True)
-    chosen = [layers.get(who, (-1, "")) for who in table.who]
+    layers_and_rules = [layers.get(who, (-1, "")) for who in table.who]
     return table.assign(
-        layer=[layer for layer, _ in chosen],
-        rule=[rule for _, rule in chosen],
+        layer=[layer for layer, _ in layers_and_rules],
+        rule=[rule for _, rule in layers_and_rules],
         n_train=len(task.train),
         unreadable=table.who.map(unreadable).fillna(0).astype(int),
     )[FOLLOW_UP_COLUMNS]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dlk_utils.evaluation.controls import ASKED_AGAIN, TURNED, TWIN, scores_without_states
+from dlk_utils.evaluation.detector import against_answer
 from dlk_utils.evaluation.selection import in_memory
 from dlk_utils.evaluation.tasks import LYING, Features, make_task
 from dlk_utils.lab.cache import kept
@@ -37,7 +38,7 @@ WHAT_IS_TRUE = "what is true, in triggered rows"
 LIE_OR_NOT = "lie or truthful answer, with and without the trigger"
 
 OWN = "own answer"
-KNOWS_TRIGGER = "own answer, turned round if triggered"
+KNOWS_TRIGGER = "own answer, reversed if triggered"
 ANOTHER_DAY = "same prompt, another day"
 ASKED_WITHOUT = "asked again, another day"
 TRIGGER_THERE = "whether the trigger is there"
@@ -94,7 +95,7 @@ def with_trigger(
     The layer of the probe is chosen by validation rows of other days, with twins that an
     instruction tells to lie, so that neither the probe nor its layer has seen the trigger.
 
-    The rivals of the first question are the answer itself, the answer turned round by somebody who
+    The rivals of the first question are the answer itself, the answer reversed by somebody who
     knows the trigger, the words, and the answers to the same question on another day, under the
     same instruction and under others. Those of the second are whether the trigger is there, which
     takes knowing it, and how unsure the model is of its answer.
@@ -145,7 +146,7 @@ def with_trigger(
     known = known.assign(y=known.lied.astype(int))
     if known.y.nunique() == 2:
         margin = known.margin.to_numpy(float)
-        against = -reading.fitted.score_layers(known) * np.sign(margin)
+        against = against_answer(reading.fitted.score_layers(known), margin)
         rivals = {
             TRIGGER_THERE: known.triggered.to_numpy(float) - 0.5,
             UNSURE: -np.abs(margin),
