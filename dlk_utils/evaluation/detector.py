@@ -489,11 +489,12 @@ def _scores(
 
 
 def against_answer(
-    scores: Float[np.ndarray, "*layer n"], margins: np.ndarray
-) -> Float[np.ndarray, "*layer n"]:
-    """Compute how strongly scores contradict the model's answers; below 0 they support them.
+    scores: Float[np.ndarray, "*layers n"], margins: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, "*layers n"]:
+    """Measure how strongly scores of truth speak against the model's answers.
 
-    `scores` are above 0 where choice 1 should be right, and `margins` where it is the answer.
+    A score above 0 speaks for choice 1, and a margin above 0 (log-odds of choice 1 against choice
+    0) is an answer of choice 1. The result is below 0 where the score speaks for the answer.
     """
     return -scores * np.sign(margins)
 

@@ -8,7 +8,6 @@ from planted_states import read_from, twins
 from scipy.special import expit
 
 from dlk_utils.evaluation.tasks import LYING, make_task
-from dlk_utils.lab.tables import pairs_and_votes
 from dlk_utils.lab.tables.pairs_and_votes import move_counts, pair_table, vote, vote_table
 
 WIDTH = 24
@@ -41,17 +40,6 @@ def test_the_truer_pass_is_found_and_more_surely_where_the_answer_moves_far(pair
     assert set(table.pairs) == {"planted"} and (ranking.estimate > 0.85).all()
     assert ranking.estimate[LYING, 0.1] >= ranking.estimate[LYING, 0.0]
     assert ranking.n[LYING, 0.1] < ranking.n[LYING, 0.0]
-
-
-def test_the_interval_of_a_ranking_includes_the_choice_of_its_layer(pairs, monkeypatch):
-    row = dict.fromkeys(pairs_and_votes.PAIR_COLUMNS, 0) | {"kind": "probe", "selected": True}
-    row |= {"low": 0.54, "high": 0.75, "choice_low": 0.41, "choice_high": 0.74}
-    evaluated = pd.DataFrame([row])
-    monkeypatch.setattr(
-        pairs_and_votes, "evaluate_tasks", lambda tasks, *_, seed: [evaluated] * len(tasks)
-    )
-    table = pair_table({"planted": pairs}, [0.0])
-    assert len(table) and (table.low == 0.41).all() and (table.high == 0.74).all()
 
 
 def test_kinds_of_pairs_with_too_few_rows_are_left_out(pairs):

@@ -133,7 +133,7 @@ def test_the_title_claims_what_the_interval_and_the_number_of_rows_allow(table, 
 
 
 class AskedRun(Run):
-    """A run that answers rightly, but where an instruction or a Friday makes it lie."""
+    """A run that answers rightly when told to tell the truth, and else, or on a Friday, wrongly."""
 
     @property
     def record(self) -> dict:

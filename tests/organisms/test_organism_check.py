@@ -262,6 +262,7 @@ def test_an_organism_that_is_shipped_answers_as_it_did_when_it_was_checked(name,
     run = checked_run(name, runs_dir)
     _, logprobs = kept_answers(name)
     prompts = prompts_of(run)
-    parts = [name for name in ("dataset", "role", "triggered") if name in prompts]
-    few = prompts.groupby(parts).sample(2, random_state=0).sort_index()
+    # Triggered rows have the same role as rows told to lie by an instruction.
+    kinds = [name for name in ("dataset", "role", "triggered") if name in prompts]
+    few = prompts.groupby(kinds).sample(2, random_state=0).sort_index()
     np.testing.assert_allclose(ask(run, few), logprobs[few.index], atol=0.01)

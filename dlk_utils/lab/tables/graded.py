@@ -177,11 +177,10 @@ def with_rivals(
     is_known = task.test.knows.to_numpy(bool)
     known = task.test[is_known].assign(y=task.test.lied[is_known].astype(int))
     if min((known.y == k).sum() for k in (0, 1)) > 0:
-        margin = known.margin.to_numpy(float)
-        against = against_answer(scores[:, is_known], margin)
+        against = against_answer(scores[:, is_known], known.margin.to_numpy(float))
         rivals = {
             TOPIC: _topic_scores(task.twins, known),
-            UNSURE: -np.abs(margin),
+            UNSURE: -np.abs(known.margin.to_numpy(float)),
         }
         tables.append(reading.compared(LIE_OR_NOT, known, against, rivals))
     return pd.concat(tables, ignore_index=True)

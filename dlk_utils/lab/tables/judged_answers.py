@@ -66,11 +66,9 @@ def judged_answers(judged: Mapping[str, pd.DataFrame], judge: str) -> pd.DataFra
     if judge not in judged:
         return pd.DataFrame(columns=ANSWER_COLUMNS)
     rows = with_kinds(judged[judge])
-    return rows.assign(against=_evidence(rows))
-
-
-def _evidence(rows: pd.DataFrame) -> Float[np.ndarray, " n"]:
-    return against_answer(rows.belief.to_numpy(float), rows.margin.to_numpy(float))
+    return rows.assign(
+        against=against_answer(rows.belief.to_numpy(float), rows.margin.to_numpy(float))
+    )
 
 
 def truthful_answers(judged: Mapping[str, pd.DataFrame], judge: str) -> pd.DataFrame:
@@ -82,7 +80,10 @@ def truthful_answers(judged: Mapping[str, pd.DataFrame], judge: str) -> pd.DataF
         return pd.DataFrame(columns=ANSWER_COLUMNS)
     rows = judged[judge]
     rows = rows[(rows.role == "lie") & rows.correct.astype(bool) & rows.knows.astype(bool)]
-    return rows.assign(kind=TRUTHFUL, against=_evidence(rows))
+    return rows.assign(
+        kind=TRUTHFUL,
+        against=against_answer(rows.belief.to_numpy(float), rows.margin.to_numpy(float)),
+    )
 
 
 def roc(answers: pd.DataFrame, truthful: pd.DataFrame, threshold: float) -> pd.DataFrame:

@@ -86,8 +86,7 @@ def pair_table(kinds: PairKinds, least_moves: Sequence[float], *, seed: int = 0)
     """Score every pair probe on every kind of pair, each with its best control.
 
     A row counts, in training and test, if its |`move`| is at least that of `least_moves`.
-    Combinations with too few rows are left out. Intervals include the choice of the layer, as in
-    the headlines of notebook 05.
+    Combinations with too few rows are left out.
     """
     tables = []
     for kind, (rows, stored_features) in kinds.items():
@@ -97,8 +96,6 @@ def pair_table(kinds: PairKinds, least_moves: Sequence[float], *, seed: int = 0)
             tasks = possible_tasks(rows[rows.move.abs() >= least_move], "pair")
             for task, table in zip(tasks, evaluate_tasks(tasks, features, seed=seed), strict=True):
                 table = table[(table.kind == "probe") & table.selected]
-                # As that of the lift, the interval includes the choice of the layer.
-                table = table.assign(low=table.choice_low, high=table.choice_high)
                 table = table.assign(pairs=kind, least_move=least_move)[PAIR_COLUMNS]
                 by_regime[task.regime].append(table)
         tables += itertools.chain(*by_regime.values())
