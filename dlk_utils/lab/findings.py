@@ -37,6 +37,7 @@ from dlk_utils.lab.tables.graded import (
     TOPIC,
     WHAT_IS_TRUE,
 )
+from dlk_utils.lab.tables.headlines import that_raise
 from dlk_utils.lab.tables.probe_ablations import NAMED_PROBE
 from dlk_utils.lab.tables.steering import (
     CONTROLS,
@@ -835,23 +836,64 @@ def pair_findings(pairs: pd.DataFrame, votes: pd.DataFrame, one_state: str) -> l
 # 10: mistakes.
 
 
-def mistakes_title(mistakes: pd.DataFrame) -> str:
-    """Compare the score as it should be with the highest one."""
-    if mistakes.empty:
-        return "As it should be: not scored"
-    top = mistakes.loc[mistakes.estimate.idxmax()]
-    clean = mistakes.estimate.iloc[0]
-    return f'As it should be: {clean:.2f}. With "{top.mistake}": {top.estimate:.2f}'
-
-
 def raised_title(mistakes: pd.DataFrame) -> str:
-    """Count the mistakes with which a score is above chance."""
+    """Count the mistakes that raise the score, by the rule of `tables.headlines.that_raise`."""
     if mistakes.empty:
         return NOT_SCORED
-    n_above = (mistakes.low > 0.5).sum()
+    raised = that_raise(mistakes)
+    title = (
+        f"{interval_text(mistakes.iloc[0])} as it should be; {len(raised)} of "
+        f"{len(mistakes) - 1} mistakes raise the score"
+    )
+    if raised.empty:
+        return title
+    top = raised.loc[raised.estimate.idxmax()]
+    return f"{title}, at most to {top.estimate:.2f} ({top.mistake})"
+
+
+def survivors_finding(table: pd.DataFrame) -> str:
+    """Say which reported numbers are reached here, from the table of `headlines.survivors`."""
+    reached, missed = (
+        list(table.index[table["reached here"] == answer]) for answer in ("yes", "no")
+    )
+    n_measured = len(reached) + len(missed)
+    if not n_measured:
+        return "None of the reported numbers was measured again"
+    text = (
+        f"Of {n_measured} reported numbers that were measured again, a clean evaluation reaches "
+        f"{len(reached)} here"
+    )
+    if reached:
+        text += f" ({'; '.join(reached)})"
+    return f"{text}. It does not reach {'; '.join(missed)}" if missed else text
+
+
+def headline_findings(table: pd.DataFrame, mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Answer the question of notebook 10: which numbers are reached, and what mistakes do.
+
+    `table` is that of `headlines.survivors`; `mistakes` are the tables of mistakes by model.
+    """
+    lines = [f"* {survivors_finding(table)}."]
+    for model, scores in mistakes.items():
+        lines.append(f"* {markdown_text(model)}: AUROC {raised_title(scores)}.")
+    return lines
+
+
+def other_model_sentence(model_name: str, gate: pd.DataFrame) -> str:
+    """Say what a model that was not trained to lie knows, before the mistakes are made on it.
+
+    `gate` is the table of `evaluation.behaviour.knowledge_gate`.
+    """
+    begin = "Where there is much to find, a mistake has little to add. So we repeat this on"
+    name = markdown_text(model_name)
+    known = [markdown_text(dataset) for dataset in gate.dataset[gate.passes]]
+    if known:
+        return f"{begin} {name}, on the data sets that it knows: {', '.join(known)}."
+    right = gate.truth_accuracy
     return (
-        f"as it should be {interval_text(mistakes.iloc[0])}. Above chance because of a mistake: "
-        f"{n_above} of {len(mistakes) - 1}"
+        f"{begin} {name}, which knows none of the data sets (told to tell the truth, it is right "
+        f"in {percent(right.min())} to {percent(right.max())}). All of them are used, and there is "
+        "little truth to read."
     )
 
 
@@ -866,19 +908,21 @@ def with_mistake(mistakes: Mapping[str, pd.DataFrame], beginning: str) -> str:
 
 def mistake_findings(mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
     """Say what notebook 10 found, from the tables of mistakes by model; the first is the liar."""
-    first = next(iter(mistakes.values()))
-    if first.empty:
-        lines = ["* Too few rows of one class: nothing was scored."]
-    else:
-        lines = [f"* As it should be: {in_brief(first)}."]
+    lines = []
     for model, table in mistakes.items():
-        clean = table.estimate.head(1).sum()
-        for row in table.tail(-1).itertuples():
-            if row.low > max(0.5, clean):
-                lines.append(
-                    f"* {markdown_text(model)}, with *{row.mistake}*: {interval_text(row)} "
-                    f"instead of {clean:.2f}, which would be read as: {row.claim}."
-                )
+        if table.empty:
+            lines.append(
+                f"* {markdown_text(model)}: too few rows of one class, nothing was scored."
+            )
+            continue
+        clean = table.iloc[0]
+        lines.append(f"* {markdown_text(model)}, as it should be: {in_brief(clean)}.")
+        for row in that_raise(table).itertuples():
+            lines.append(
+                f"* With *{row.mistake}*, {markdown_text(model)} scores {interval_text(row)} "
+                f"instead of {clean.estimate:.2f}. This looks like a score for {row.claim}, but "
+                f"{row.but}."
+            )
     return lines
 
 

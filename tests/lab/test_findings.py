@@ -16,10 +16,11 @@ from dlk_utils.lab.findings import (
     positive_controls,
     rivals_title,
     summary,
+    survivors_finding,
     turn_title,
     verdict,
 )
-from dlk_utils.lab.tables.headlines import clean_numbers, survivors
+from dlk_utils.lab.tables.headlines import CleanNumber, clean_numbers, survivors
 from dlk_utils.lab.tables.probe_ablations import rivals
 
 TRUTH = "by example, truth rows"
@@ -165,7 +166,7 @@ def test_what_is_left_of_each_reported_number_is_shown_and_a_wrong_name_is_an_er
         clean_numbers(pd.DataFrame(rows), classes, pairs, across),
         {"convolution over depth": "m 0.97"},
     )
-    left = table["here, cleanly"].droplevel("date")
+    left = table["here, cleanly"]
     assert (
         left["convolution over depth"] == "0.60 [0.55, 0.65], n = 90 (smaller class 40)"
         and left["pairs of draws, linear"] == "0.50 [0.40, 0.60], n = 9 (smaller class 4)"
@@ -180,7 +181,27 @@ def test_what_is_left_of_each_reported_number_is_shown_and_a_wrong_name_is_an_er
     )
     assert (table["here, with the same mistake"] != "").sum() == 1
     with pytest.raises(ParameterError, match="expected names of REPORTED"):
-        survivors({"nothing of the kind": ""}, {})
+        survivors({"nothing of the kind": CleanNumber("", 0.5)}, {})
+
+
+def test_a_reported_number_is_reached_if_the_upper_end_of_its_interval_here_is_as_high():
+    # .961 and .60 were reported.
+    clean = {
+        "convolution over depth": CleanNumber("0.95 [0.91, 0.97]", 0.97),
+        "from one data set to another": CleanNumber("0.40 to 0.90", 0.4),
+        "one data set": CleanNumber("not scored", np.nan),
+    }
+    table = survivors(clean, {})
+    reached = table["reached here"]
+    assert reached["convolution over depth"] == "yes"
+    assert reached["from one data set to another"] == "no"
+    assert reached["one data set"] == reached["weight gradients, linear"] == "not measured"
+    assert survivors_finding(table) == (
+        "Of 2 reported numbers that were measured again, a clean evaluation reaches 1 here "
+        "(convolution over depth). It does not reach from one data set to another"
+    )
+    assert survivors_finding(table.query("what == 'one data set'")).startswith("None of the rep")
+    assert survivors_finding(survivors(dict(list(clean.items())[:1]), {})).endswith("depth)")
 
 
 def test_the_rivals_of_the_probe_are_named_with_the_strongest():
