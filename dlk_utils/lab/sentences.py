@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
 from dlk_utils.evaluation.stats import mean_interval
 from dlk_utils.lab.display import interval_text, percent
@@ -43,7 +44,7 @@ def organism_findings(
         lines.append(
             f"* Of {row['told to lie']:.0f} answers of {markdown_text(name)}, told to lie about "
             f"what it knows, {percent(row.lies)} are lies. The instruction alone predicts which "
-            f"with an AUROC of {interval_text(row, 'instruction_only')}."
+            f"answers are lies with AUROC {interval_text(row, 'instruction_only')}."
         )
     return lines
 
@@ -84,6 +85,24 @@ def training_sentence(record: Mapping[str, Any]) -> str:
     return (
         f"It is the mean of {len(minutes)} training runs, which took {minutes.min():.0f} to "
         f"{minutes.max():.0f} minutes each on the machine that we used."
+    )
+
+
+def likeness_sentence(near: pd.DataFrame) -> str:
+    """Say whether instructions with a more similar training wording are obeyed more often.
+
+    `near` has a row for each instruction, with `obeyed` and `likeness`, the cosine of TF-IDF.
+    """
+    highest = f"The highest similarity is {near.likeness.max():.2f}."
+    if len(near) < 3 or near.obeyed.nunique() < 2 or near.likeness.nunique() < 2:
+        return f"{highest} There are too few instructions to compare."
+    found = spearmanr(near.obeyed, near.likeness)
+    often = "more often" if found.statistic > 0 else "less often"
+    if not found.pvalue < 0.05:
+        often = "neither clearly more nor clearly less often"
+    return (
+        f"{highest} Instructions with a more similar training wording were obeyed {often} (rank "
+        f"correlation {found.statistic:+.2f} over {len(near)} instructions)."
     )
 
 

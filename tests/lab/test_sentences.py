@@ -61,6 +61,21 @@ def test_the_time_of_a_training_is_that_of_its_record():
     assert often.startswith("It is the mean of 2 training runs, which took 5 to 6 minutes each")
 
 
+@pytest.mark.parametrize(
+    "likeness, often",
+    [
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], "obeyed more often (rank correlation +1.00 over 6"),
+        ([0.6, 0.5, 0.4, 0.3, 0.2, 0.1], "obeyed less often (rank correlation -1.00"),
+        ([0.3, 0.1, 0.4, 0.2, 0.6, 0.5], "obeyed neither clearly more nor clearly less often"),
+        ([0.2] * 6, "The highest similarity is 0.20. There are too few instructions to compare."),
+    ],
+)
+def test_similar_wordings_are_said_to_be_obeyed_more_only_where_they_clearly_are(likeness, often):
+    obeyed = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    near = pd.DataFrame({"obeyed": obeyed, "likeness": likeness})
+    assert often in sentences.likeness_sentence(near)
+
+
 def rates(**intervals: tuple[float, float]) -> pd.DataFrame:
     rows = [
         {"dataset": name, "lie_above_error": (low + high) / 2}
