@@ -795,8 +795,8 @@ def trigger_findings(triggered: pd.DataFrame) -> list[str]:
 def votes_of_most_draws(votes: pd.DataFrame) -> str:
     """Write the score of each way to vote, with all draws."""
     is_vote = (votes.draws == votes.draws.max()) & (votes.method != "mean answer")
-    found = [f"{row.method} {interval_text(row)}" for row in votes[is_vote].itertuples()]
-    return "; ".join(found) or NOT_SCORED
+    found = [f"{interval_text(row)} ({row.method})" for row in votes[is_vote].itertuples()]
+    return " or ".join(found) or NOT_SCORED
 
 
 def pairs_title(pairs: pd.DataFrame) -> str:
@@ -809,28 +809,56 @@ def pairs_title(pairs: pd.DataFrame) -> str:
     )
 
 
+def best_and_worst_losses(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Select the loss with the highest and with the lowest AUROC for each kind of pair.
+
+    Of all pairs that moved, on rows that ask for a lie; `pairs` is `pairs_and_votes.pairs`.
+    """
+    told_to_lie = pairs[(pairs.least_move == 0) & (pairs.regime == LYING)]
+    ordered = told_to_lie.sort_values("estimate", ascending=False, kind="stable")
+    by_kind = ordered.groupby("pairs", sort=False)
+    both = pd.concat([by_kind.head(1), by_kind.tail(1)])
+    both = both[~both.index.duplicated()]
+    return both.sort_values(["pairs", "estimate"], ascending=[True, False])
+
+
 def pair_findings(pairs: pd.DataFrame, votes: pd.DataFrame, one_state: str) -> list[str]:
     """Say what notebook 09 found; `one_state` is the score of one clean state, for comparison."""
     lines = []
-    told_to_lie = pairs[(pairs.least_move == 0) & (pairs.regime == LYING)]
+    all_moves = pairs[pairs.least_move == 0]
+    told_to_lie = all_moves[all_moves.regime == LYING]
+    honest = all_moves[all_moves.regime != LYING]
     if len(told_to_lie):
-        n_above = int((told_to_lie.low > 0.5).sum())
-        n_beat = int((told_to_lie.lift_low > 0).sum())
         best = told_to_lie.loc[told_to_lie.estimate.idxmax()]
         lines += [
-            f"* On rows told to lie, {n_above} of {len(told_to_lie)} rankings (kinds of pairs x "
-            f"losses) are above chance, and {n_beat} beat their strongest control. The highest "
-            f"score, which is too optimistic because it was picked on the test rows, is "
+            f"* On rows that ask for a lie, {_rankings_above(told_to_lie)}. The highest score, "
+            "which is too optimistic because it was picked on the test rows, is "
             f"{best.probe} on {best.pairs}: {in_brief(best)}.",
             "* A small effect may have been missed: with this many rows, four trials in five would "
             f"detect an AUROC of {visible_auroc(int(best.n), int(best.n_smaller)):.2f} or more.",
         ]
+    if len(honest):
+        best = honest.loc[honest.estimate.idxmax()]
+        lines.append(
+            f"* On honest rows, {_rankings_above(honest)}. The highest score is {best.probe} on "
+            f"{best.pairs}: {interval_text(best)}, against {best.estimate - best.lift:.2f} for "
+            f"{best.best_control}."
+        )
     if len(votes):
         lines.append(
-            f"* The votes of {votes.draws.max()} draws read the truth with AUROC "
-            f"{votes_of_most_draws(votes)}. One state without dropout: {one_state}."
+            f"* A vote over {votes.draws.max()} draws reads the truth with AUROC "
+            f"{votes_of_most_draws(votes)}. A probe of one state without dropout reaches "
+            f"{one_state}."
         )
     return lines
+
+
+def _rankings_above(pairs: pd.DataFrame) -> str:
+    """Count the rankings of two passes that are above chance, and above their best control."""
+    return (
+        f"{(pairs.low > 0.5).sum()} of {len(pairs)} rankings (kinds of pairs x losses) are above "
+        f"chance, and {(pairs.lift_low > 0).sum()} beat their strongest control"
+    )
 
 
 # 10: mistakes.

@@ -9,6 +9,7 @@ from dlk_utils.evaluation.controls import ASKED_AGAIN, TURNED
 from dlk_utils.evaluation.evaluate import RESULT_COLUMNS
 from dlk_utils.evaluation.tasks import KNOWN, LYING, POSITIVE_CONTROL
 from dlk_utils.lab.findings import (
+    best_and_worst_losses,
     headline,
     in_words,
     pair_findings,
@@ -233,13 +234,36 @@ def test_the_title_of_the_turn_goes_by_the_interval_of_the_headline(low, high, f
 
 
 def test_the_page_of_pairs_counts_rankings_and_says_what_could_have_been_seen():
-    pairs = pd.DataFrame([result(regime=LYING, pairs="draws", least_move=0.0)])
+    rows = [
+        result(regime=LYING, pairs="draws", least_move=0.0),
+        result(pairs="draws", least_move=0.0, low=0.6, estimate=0.66, lift=-0.27, lift_low=-0.4),
+        result(pairs="draws", least_move=0.0, low=0.4, estimate=0.5, lift=0.0, lift_low=-0.1),
+    ]
+    pairs = pd.DataFrame(rows)
     votes = pd.DataFrame([{"method": "listwise", "draws": 16} | result()])
-    ranked, power, voted = pair_findings(pairs, votes, "0.90")
+    ranked, power, honest, voted = pair_findings(pairs, votes, "0.90")
+    assert "On honest rows, 1 of 2 rankings" in honest and "and 0 beat their strongest" in honest
+    assert honest.endswith("against 0.93 for TF-IDF.")
     assert "1 of 1 rankings (kinds of pairs x losses) are above chance, and 1 beat" in ranked
-    assert "an AUROC of 0." in power and "16 draws" in voted and voted.endswith(": 0.90.")
+    assert "an AUROC of 0." in power and "16 draws" in voted and voted.endswith("reaches 0.90.")
     assert pairs_title(pairs).startswith("Told to lie: 1 of 1 rankings")
     assert pair_findings(pairs.head(0), votes.head(0), "") == []
+
+
+def test_for_each_kind_of_pair_the_best_and_the_worst_loss_are_shown():
+    rows = [
+        result(regime=LYING, pairs=kind, least_move=0.0, probe=probe, estimate=estimate)
+        for kind, probe, estimate in (
+            ("a", "pair_ranking", 0.5),
+            ("a", "pair_dual", 0.7),
+            ("a", "pair_direction", 0.3),
+            ("b", "pair_dual", 0.4),
+        )
+    ]
+    others = [rows[0] | {"least_move": 0.1, "estimate": 0.9}, rows[0] | {"regime": TRUTH}]
+    table = best_and_worst_losses(pd.DataFrame([*rows, *others]))
+    found = list(zip(table.pairs, table.probe, strict=True))
+    assert found == [("a", "pair_dual"), ("a", "pair_direction"), ("b", "pair_dual")]
 
 
 def test_a_positive_control_is_fitted_and_tested_on_rows_of_one_role():
