@@ -324,8 +324,9 @@ def dropout_findings(audit: pd.DataFrame, pairs: pd.DataFrame, p: float) -> list
     draws_right = [(honest[f"p1_draw{i}"] > 0.5) == (honest.label == 1) for i in (0, 1)]
     in_a_draw = sum(right.mean() for right in draws_right) / 2
     lines = [
-        f"* Two draws of a prompt differ in every layer, by {percent(audit.relative_move.min())} "
-        f"to {percent(audit.relative_move.max())} of the state's norm (p = {p}).",
+        f"* With {_percentage(p)} of the channels dropped, two draws of a prompt differ in every "
+        f"layer, by {percent(audit.relative_move.min())} to {percent(audit.relative_move.max())} "
+        "of the state's norm.",
         f"* The probability of the answer moves by {pairs.move.abs().median():.3f} (median), and "
         f"in {percent(flipped.mean())} of the {len(pairs)} pairs the two draws give different "
         "answers.",
@@ -338,6 +339,27 @@ def dropout_findings(audit: pd.DataFrame, pairs: pd.DataFrame, p: float) -> list
             f"and {percent(in_a_draw)} in a draw."
         )
     return lines
+
+
+def _percentage(p: float) -> str:
+    """Write a probability in per cent, with as many digits as it has."""
+    return f"{100 * p:g} %"
+
+
+def spread_sentence(spread: pd.DataFrame) -> str:
+    """Say whether the mean of more draws comes nearer to the answer without dropout.
+
+    `spread` is the table of `dropout_pairs.spread_table`; it is said of draws of whole prompts.
+    """
+    rows = spread[spread.scope == "sequence"].sort_values("draws")
+    distances = [f"{distance:.2f}" for distance in rows.mean_off_plain]
+    numbers = [str(number) for number in rows.draws]
+    nearer = rows.mean_off_plain.iloc[-1] < rows.mean_off_plain.iloc[0]
+    comes = "comes nearer to" if nearer else "does not come nearer to"
+    return (
+        f"With more draws of the whole prompt, their mean {comes} the answer without dropout: over "
+        f"{', '.join(numbers)} draws it is {', '.join(distances)} away."
+    )
 
 
 def push_findings(margins: pd.DataFrame, *, layer: int) -> list[str]:

@@ -128,9 +128,22 @@ def test_dropout_is_said_to_do_damage_only_where_it_does(p1_draw1, price):
         | {"readable": True, "label": 1, "correct": True}
     )
     layers, answers, damage = sentences.dropout_findings(audit, pairs, 0.02)
-    assert "by 18 % to 37 % of the state's norm (p = 0.02)" in layers
+    assert "With 2 % of the channels dropped, two draws of a prompt differ in every" in layers
+    assert layers.endswith("by 18 % to 37 % of the state's norm.")
     assert f"{'50' if price == 'has a price' else '0'} % of the 2 pairs" in answers
     assert damage.startswith(f"* Dropout {price}: of 2 honest rows the model answers 100 % correct")
+
+
+@pytest.mark.parametrize(
+    "distances, comes", [([0.07, 0.10, 0.12], "does not come nearer"), ([0.3, 0.2, 0.1], "comes n")]
+)
+def test_the_mean_of_draws_is_said_to_come_nearer_only_where_it_does(distances, comes):
+    spread = pd.DataFrame({"scope": "sequence", "draws": [2, 4, 8], "mean_off_plain": distances})
+    other = spread.assign(scope="last_token", mean_off_plain=0.0)
+    said = sentences.spread_sentence(pd.concat([other, spread]))
+    assert f"their mean {comes}" in said
+    listed = ", ".join(f"{distance:.2f}" for distance in distances)
+    assert said.endswith(f"over 2, 4, 8 draws it is {listed} away.")
 
 
 @pytest.mark.parametrize(
