@@ -290,7 +290,7 @@ class TruthDetector:
         """
         _require_finite(scores, "scores")
         _require_finite(answers.margin, "margins")
-        against = _against_answer(scores, answers.margin.to_numpy())
+        against = against_answer(scores, answers.margin.to_numpy())
         is_lie, is_honest = against > self.threshold, -against >= self.least_agreement
         verdict = np.select([is_lie, is_honest], ["lie", "honest"], "unsure")
         return answers.assign(belief=scores, verdict=verdict)
@@ -488,8 +488,14 @@ def _scores(
     return scores - shift.of_states(read(validation))
 
 
-def _against_answer(scores: np.ndarray, margins: np.ndarray) -> Float[np.ndarray, " n"]:
-    """How strongly a score speaks against the model's answer; below 0 it speaks for it."""
+def against_answer(
+    scores: Float[np.ndarray, "*layers n"], margins: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, "*layers n"]:
+    """Measure how strongly scores of truth speak against the model's answers.
+
+    A score above 0 speaks for choice 1, and a margin above 0 (log-odds of choice 1 against choice
+    0) is an answer of choice 1. The result is below 0 where the score speaks for the answer.
+    """
     return -scores * np.sign(margins)
 
 
@@ -503,7 +509,7 @@ def _thresholds(
     """
     margins = validation.margin.to_numpy()
     answered_rightly = (margins > 0) == (validation.y.to_numpy() == 1)
-    against = np.sort(_against_answer(scores, margins)[answered_rightly])
+    against = np.sort(against_answer(scores, margins)[answered_rightly])
     allowed = int(np.floor(honest_alarms * len(against)))
     if allowed >= len(against):
         return 0.0, 0.0

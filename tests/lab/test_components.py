@@ -16,7 +16,7 @@ WIDTH = 8
 
 @pytest.fixture(scope="module")
 def rows() -> pd.DataFrame:
-    """Twins whose model makes a mistake in every tenth honest row."""
+    """Twins whose model makes a mistake in every fifth honest row."""
     rows = twins(90).assign(readable=True)
     is_wrong = (rows.role == "truth") & (np.arange(len(rows)) % 10 == 0)
     return rows.assign(correct=rows.correct & ~is_wrong)
@@ -84,11 +84,29 @@ def test_a_row_has_the_same_place_alone_as_among_others(rows, features, points):
     pd.testing.assert_frame_equal(alone, together)
 
 
-def test_lies_and_their_labels_do_not_choose_the_plane(rows, features, points):
+def test_labels_of_lies_do_not_choose_the_plane(rows, features, points):
     turned = rows.assign(y=np.where(rows.role == "lie", 1 - rows.y, rows.y))
     again = project(features, *parts(turned))
     places = ["first", "second", "first_share"]
     pd.testing.assert_frame_equal(again[places], points[places])
+
+
+def test_lies_among_the_training_rows_do_not_choose_the_plane(monkeypatch, rows, features):
+    monkeypatch.setattr(Run, "states", lambda run, layers: features)
+    places = ["first", "second", "first_share"]
+
+    def places_of(some: pd.DataFrame) -> pd.DataFrame:
+        monkeypatch.setattr(Run, "truth_rows", some)
+        return in_two_dimensions(Run(), layers=[1, 2])[places]
+
+    is_training_lie = (rows.role == "lie") & (rows.split == "train")
+    without_lies = places_of(rows[~is_training_lie])
+    pd.testing.assert_frame_equal(places_of(rows), without_lies)
+    # The training lies would move the plane if they counted.
+    with_lies = project(
+        features, rows[rows.split == "train"], with_kinds(rows[rows.split == "test"])
+    )
+    assert not np.allclose(with_lies[places], without_lies)
 
 
 def test_where_choice_1_is_right_training_rows_lie_higher_on_both_components(rows, features):

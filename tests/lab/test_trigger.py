@@ -115,7 +115,7 @@ def test_the_sentences_have_the_scores_and_of_no_model_nothing_is_said(table):
 
 
 class AskedRun(Run):
-    """A run that answers every prompt by its own label, but on a Friday."""
+    """A run that answers rightly when told to tell the truth, and else, or on a Friday, wrongly."""
 
     @property
     def record(self) -> dict:

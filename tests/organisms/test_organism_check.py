@@ -291,5 +291,8 @@ def test_the_organism_with_a_trigger_is_what_it_has_to_be(runs_dir):
 def test_an_organism_that_is_shipped_answers_as_it_did_when_it_was_checked(name, runs_dir):
     run = checked_run(name, runs_dir)
     _, logprobs = kept_answers(name)
-    few = prompts_of(run).groupby(["dataset", "role"]).sample(2, random_state=0).sort_index()
+    prompts = prompts_of(run)
+    # Triggered rows have the same role as rows told to lie by an instruction.
+    kinds = [name for name in ("dataset", "role", "triggered") if name in prompts]
+    few = prompts.groupby(kinds).sample(2, random_state=0).sort_index()
     np.testing.assert_allclose(ask(run, few), logprobs[few.index], atol=0.01)

@@ -88,7 +88,8 @@ def test_no_phrase_of_the_training_is_asked():
         assert phrase.count("{day}") == 1 and not DAYS.search(phrase)
 
 
-def test_openings_depend_on_the_seed_and_not_on_the_order(prompts, tokenizer, rows):
+def test_openings_of_scored_rows_depend_on_the_seed_and_not_on_the_order(prompts, tokenizer, rows):
+    # Rows of role known take their phrases in turn, so that theirs do depend on it.
     again = with_openings(prompts.iloc[::-1], tokenizer)
     scored = rows[~rows.triggered & (rows.role != "known")].set_index("example_id")
     backwards = again[again.role != "known"].set_index("example_id")

@@ -8,6 +8,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from dlk_utils.evaluation.controls import told_to_lie_rows
+from dlk_utils.evaluation.detector import against_answer
 from dlk_utils.evaluation.instruction import fit_shift
 from dlk_utils.evaluation.selection import (
     BY_TWINS,
@@ -187,7 +188,7 @@ def evidence_against_answers(rows: pd.DataFrame, features: Features) -> dict[str
 
 def _against(score: Callable, rows: pd.DataFrame) -> Float[np.ndarray, " n"]:
     """How strongly a score of truth speaks against the answers of rows."""
-    return -score(rows) * np.sign(rows.margin.to_numpy())
+    return against_answer(score(rows), rows.margin.to_numpy())
 
 
 def _fit_told_to_lie(rows: pd.DataFrame, features: Features) -> LayerProbe:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from dlk_utils.evaluation.behaviour import knowledge_gate, known_datasets, label_behaviour
 from dlk_utils.evaluation.controls import ASKED_AGAIN, TURNED, scores_without_states
+from dlk_utils.evaluation.detector import against_answer
 from dlk_utils.evaluation.selection import FittingRows, LayerProbe, in_memory
 from dlk_utils.evaluation.stats import (
     auroc,
@@ -173,7 +174,7 @@ def with_rivals(
     is_known = task.test.knows.to_numpy(bool)
     known = task.test[is_known].assign(y=task.test.lied[is_known].astype(int))
     if min((known.y == k).sum() for k in (0, 1)) > 0:
-        against = -scores[:, is_known] * np.sign(known.margin.to_numpy(float))
+        against = against_answer(scores[:, is_known], known.margin.to_numpy(float))
         rivals = {
             TOPIC: _topic_scores(task.twins, known),
             UNSURE: -np.abs(known.margin.to_numpy(float)),

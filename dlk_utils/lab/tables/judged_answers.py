@@ -8,6 +8,7 @@ import pandas as pd
 from jaxtyping import Float
 from sklearn.metrics import roc_curve
 
+from dlk_utils.evaluation.detector import against_answer
 from dlk_utils.evaluation.selection import fit_layers
 from dlk_utils.evaluation.stats import auroc, auroc_interval, recall_at
 from dlk_utils.evaluation.tasks import Features, require_rows
@@ -66,7 +67,9 @@ def judged_answers(judged: Mapping[str, pd.DataFrame], judge: str) -> pd.DataFra
     if judge not in judged:
         return pd.DataFrame(columns=ANSWER_COLUMNS)
     rows = with_kinds(judged[judge])
-    return rows.assign(against=-rows.belief * np.sign(rows.margin))
+    return rows.assign(
+        against=against_answer(rows.belief.to_numpy(float), rows.margin.to_numpy(float))
+    )
 
 
 def truthful_answers(judged: Mapping[str, pd.DataFrame], judge: str) -> pd.DataFrame:
@@ -78,7 +81,10 @@ def truthful_answers(judged: Mapping[str, pd.DataFrame], judge: str) -> pd.DataF
         return pd.DataFrame(columns=ANSWER_COLUMNS)
     rows = judged[judge]
     rows = rows[(rows.role == "lie") & rows.correct.astype(bool) & rows.knows.astype(bool)]
-    return rows.assign(kind=TRUTHFUL, against=-rows.belief * np.sign(rows.margin))
+    return rows.assign(
+        kind=TRUTHFUL,
+        against=against_answer(rows.belief.to_numpy(float), rows.margin.to_numpy(float)),
+    )
 
 
 def roc(answers: pd.DataFrame, truthful: pd.DataFrame, threshold: float) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dlk_utils.evaluation.controls import ASKED_AGAIN, TURNED, TWIN, scores_without_states
+from dlk_utils.evaluation.detector import against_answer
 from dlk_utils.evaluation.selection import in_memory
 from dlk_utils.evaluation.tasks import LYING, Features, make_task
 from dlk_utils.lab.cache import kept
@@ -144,7 +145,7 @@ def with_trigger(
     known = known.assign(y=known.lied.astype(int))
     if known.y.nunique() == 2:
         margin = known.margin.to_numpy(float)
-        against = -reading.fitted.score_layers(known) * np.sign(margin)
+        against = against_answer(reading.fitted.score_layers(known), margin)
         rivals = {
             TRIGGER_THERE: known.triggered.to_numpy(float) - 0.5,
             UNSURE: -np.abs(margin),
