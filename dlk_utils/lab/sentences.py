@@ -305,9 +305,11 @@ def shots_help_sentence(levels: pd.DataFrame) -> str:
     low, high = mean_interval(difference, np.arange(len(difference)), bounds=(-1.0, 1.0))
     if low > 0:
         change, so = "raise", "part of what it knows shows only with them"
+    elif high < 0:
+        change, so = "lower", "they are not needed to find out what the model knows"
     else:
-        change = "lower" if high < 0 else "do not clearly change"
-        so = "they are not needed to find out what the model knows"
+        change = "do not clearly change"
+        so = "nothing shows that they are needed to find out what the model knows"
     return (
         f"Truthful shots {change} accuracy here ({percent(with_shots)} with them, "
         f"{percent(without)} without, {len(readable)} examples), so {so}."

@@ -235,7 +235,7 @@ def test_riddles_make_it_lie_only_if_the_intervals_are_apart(lie, truth, verdict
     [
         (1, 0, "Truthful shots raise accuracy", "so part of what it knows shows only with them."),
         (0, 1, "Truthful shots lower accuracy", "they are not needed to find out what the model"),
-        (1, 1, "Truthful shots do not clearly change accuracy here (100 %", "not needed"),
+        (1, 1, "Truthful shots do not clearly change accuracy here (100 %", "nothing shows that"),
         (np.nan, 1, "No example has a readable answer both with truthful shots", "without."),
     ],
 )
