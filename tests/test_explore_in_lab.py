@@ -45,7 +45,7 @@ TEXT_FIELDS = ".jp-OutputArea .widget-textarea textarea"
 """The text fields of the panel: the claim, and the system prompt."""
 PICTURES = "document.querySelectorAll('.widget-output .js-plotly-plot').length"
 CHANGES = ".widget-output .shown-table"
-"""The tables of the panel. The last one, which comes last, says what a change does."""
+"""The tables of the panel. The last one to appear says what a change does."""
 ERRORS = """[...document.querySelectorAll('[data-mime-type="application/vnd.jupyter.error"]')]
   .map(error => error.textContent)"""
 SETTINGS = {"@jupyterlab/notebook-extension/tracker": '{"windowingMode": "none"}'}

@@ -29,6 +29,7 @@ from jaxtyping import Bool, Int
 
 from dlk_utils.errors import ParameterError
 from dlk_utils.extract.store import Plan, shard_rows_of
+from dlk_utils.questions.shared_prefix import shared_prefix_length
 
 ATTENTION_NODES = 2700
 """Length of row at which attention takes as long as everything else.
@@ -169,7 +170,7 @@ def plan_packed(prompts: pd.DataFrame, batch_tokens: int, shard_rows: int | None
     for cluster in sorted(_clusters(by_tokens), key=lambda some: max(len(ids) for ids, _ in some)):
         previous: tuple = ()
         for ids, row_id in cluster:
-            n_new = len(ids) - _n_common(previous, ids)
+            n_new = len(ids) - shared_prefix_length(previous, ids)
             if not batches or n_nodes + n_new > batch_tokens or len(batches[-1]) == MAX_PROMPTS:
                 batches.append([])
                 n_nodes, n_new = 0, len(ids)
@@ -188,7 +189,7 @@ def _clusters(by_tokens: Sequence[tuple[tuple, Hashable]]) -> Iterator[list]:
     """Divide sorted prompts where two neighbours have fewer than `MIN_SHARED` tokens in common."""
     cluster: list = []
     for ids, row_id in by_tokens:
-        if cluster and _n_common(cluster[-1][0], ids) < MIN_SHARED:
+        if cluster and shared_prefix_length(cluster[-1][0], ids) < MIN_SHARED:
             yield cluster
             cluster = []
         cluster.append((ids, row_id))
@@ -221,7 +222,7 @@ class _Tree:
         previous: tuple = ()
         for path in paths:
             # In sorted order, no earlier path shares more than the one before.
-            del on_path[_n_common(previous, path) :]
+            del on_path[shared_prefix_length(previous, path) :]
             for key in path[len(on_path) :]:
                 self.parents.append(on_path[-1] if on_path else -1)
                 self.depth.append(len(on_path))
@@ -294,11 +295,3 @@ def _divide(branches: Sequence[range], n_rows: int) -> list[list[range]]:
         rows[number].append(branch)
         heapq.heappush(lengths, (length + len(branch), number))
     return rows
-
-
-def _n_common(a: Sequence, b: Sequence) -> int:
-    """Return how many keys two sequences have in common at their beginning."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))

@@ -366,7 +366,7 @@ def bars_figure(
         fig.add_bar(x=list(part[x]), y=list(part[y]), name=name, marker=marker)
     if reference is not None:
         fig.add_vline(x=reference, line_dash="dash", line_color=GREY)
-        # Few ticks: plotly then takes round numbers, and not the middle of each bar.
+        # With few ticks plotly takes round numbers, not the middle of each bar.
         fig.update_xaxes(nticks=7)
     return _finish(fig, title, xlabel, ylabel)
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from dlk_utils.evaluation.controls import TURNED
@@ -36,15 +37,16 @@ from dlk_utils.lab.tables.graded import (
     TOPIC,
     WHAT_IS_TRUE,
 )
+from dlk_utils.lab.tables.headlines import that_raise
 from dlk_utils.lab.tables.probe_ablations import NAMED_PROBE
 from dlk_utils.lab.tables.steering import (
     CONTROLS,
-    RANDOM,
     RIVALS,
     TOLD,
     TRUTH,
     TRUTHS,
     TWIN,
+    as_long_as_truth,
     effects,
 )
 
@@ -951,8 +953,8 @@ def trigger_findings(triggered: pd.DataFrame) -> list[str]:
 def votes_of_most_draws(votes: pd.DataFrame) -> str:
     """Write the score of each way to vote, with all draws."""
     is_vote = (votes.draws == votes.draws.max()) & (votes.method != "mean answer")
-    found = [f"{row.method} {interval_text(row)}" for row in votes[is_vote].itertuples()]
-    return "; ".join(found) or NOT_SCORED
+    found = [f"{interval_text(row)} ({row.method})" for row in votes[is_vote].itertuples()]
+    return " or ".join(found) or NOT_SCORED
 
 
 def pairs_title(pairs: pd.DataFrame) -> str:
@@ -965,50 +967,119 @@ def pairs_title(pairs: pd.DataFrame) -> str:
     )
 
 
+def best_and_worst_losses(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Select the loss with the highest and with the lowest AUROC for each kind of pair.
+
+    Of all pairs that moved, on rows that ask for a lie; `pairs` is `pairs_and_votes.pairs`.
+    """
+    told_to_lie = pairs[(pairs.least_move == 0) & (pairs.regime == LYING)]
+    ordered = told_to_lie.sort_values("estimate", ascending=False, kind="stable")
+    by_kind = ordered.groupby("pairs", sort=False)
+    both = pd.concat([by_kind.head(1), by_kind.tail(1)])
+    both = both[~both.index.duplicated()]
+    return both.sort_values(["pairs", "estimate"], ascending=[True, False])
+
+
 def pair_findings(pairs: pd.DataFrame, votes: pd.DataFrame, one_state: str) -> list[str]:
     """Say what notebook 09 found; `one_state` is the score of one clean state, for comparison."""
     lines = []
-    told_to_lie = pairs[(pairs.least_move == 0) & (pairs.regime == LYING)]
+    all_moves = pairs[pairs.least_move == 0]
+    told_to_lie = all_moves[all_moves.regime == LYING]
+    honest = all_moves[all_moves.regime != LYING]
     if len(told_to_lie):
-        n_above = int((told_to_lie.low > 0.5).sum())
-        n_beat = int((told_to_lie.lift_low > 0).sum())
         best = told_to_lie.loc[told_to_lie.estimate.idxmax()]
         lines += [
-            f"* On rows told to lie, {n_above} of {len(told_to_lie)} rankings (kinds of pairs x "
-            f"losses) are above chance, and {n_beat} beat their strongest control. The highest "
-            f"score, which is too optimistic because it was picked on the test rows, is "
+            f"* On rows that ask for a lie, {_rankings_above(told_to_lie)}. The highest score, "
+            "which is too optimistic because it was picked on the test rows, is "
             f"{best.probe} on {best.pairs}: {in_brief(best)}.",
             "* A small effect may have been missed: with this many rows, four trials in five would "
             f"detect an AUROC of {visible_auroc(int(best.n), int(best.n_smaller)):.2f} or more.",
         ]
+    if len(honest):
+        best = honest.loc[honest.estimate.idxmax()]
+        lines.append(
+            f"* On honest rows, {_rankings_above(honest)}. The highest score is {best.probe} on "
+            f"{best.pairs}: {interval_text(best)}, against {best.estimate - best.lift:.2f} for "
+            f"{best.best_control}."
+        )
     if len(votes):
         lines.append(
-            f"* The votes of {votes.draws.max()} draws read the truth with AUROC "
-            f"{votes_of_most_draws(votes)}. One state without dropout: {one_state}."
+            f"* A vote over {votes.draws.max()} draws reads the truth with AUROC "
+            f"{votes_of_most_draws(votes)}. A probe of one state without dropout reaches "
+            f"{one_state}."
         )
     return lines
+
+
+def _rankings_above(pairs: pd.DataFrame) -> str:
+    """Count the rankings of two passes that are above chance, and above their best control."""
+    return (
+        f"{(pairs.low > 0.5).sum()} of {len(pairs)} rankings (kinds of pairs x losses) are above "
+        f"chance, and {(pairs.lift_low > 0).sum()} beat their strongest control"
+    )
 
 
 # 10: mistakes.
 
 
-def mistakes_title(mistakes: pd.DataFrame) -> str:
-    """Compare the score as it should be with the highest one."""
-    if mistakes.empty:
-        return "As it should be: not scored"
-    top = mistakes.loc[mistakes.estimate.idxmax()]
-    clean = mistakes.estimate.iloc[0]
-    return f'As it should be: {clean:.2f}. With "{top.mistake}": {top.estimate:.2f}'
-
-
 def raised_title(mistakes: pd.DataFrame) -> str:
-    """Count the mistakes with which a score is above chance."""
+    """Count the mistakes that raise the score, by the rule of `tables.headlines.that_raise`."""
     if mistakes.empty:
         return NOT_SCORED
-    n_above = (mistakes.low > 0.5).sum()
+    raised = that_raise(mistakes)
+    title = (
+        f"{interval_text(mistakes.iloc[0])} as it should be; {len(raised)} of "
+        f"{len(mistakes) - 1} mistakes raise the score"
+    )
+    if raised.empty:
+        return title
+    top = raised.loc[raised.estimate.idxmax()]
+    return f"{title}, at most to {top.estimate:.2f} ({top.mistake})"
+
+
+def survivors_finding(table: pd.DataFrame) -> str:
+    """Say which reported numbers are reached here, from the table of `headlines.survivors`."""
+    reached, missed = (
+        list(table.index[table["reached here"] == answer]) for answer in ("yes", "no")
+    )
+    n_measured = len(reached) + len(missed)
+    if not n_measured:
+        return "None of the reported numbers was measured again"
+    text = (
+        f"Of {n_measured} reported numbers that were measured again, a clean evaluation reaches "
+        f"{len(reached)} here"
+    )
+    if reached:
+        text += f" ({'; '.join(reached)})"
+    return f"{text}. It does not reach {'; '.join(missed)}" if missed else text
+
+
+def headline_findings(table: pd.DataFrame, mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Answer the question of notebook 10: which numbers are reached, and what mistakes do.
+
+    `table` is that of `headlines.survivors`; `mistakes` are the tables of mistakes by model.
+    """
+    lines = [f"* {survivors_finding(table)}."]
+    for model, scores in mistakes.items():
+        lines.append(f"* {markdown_text(model)}: AUROC {raised_title(scores)}.")
+    return lines
+
+
+def other_model_sentence(model_name: str, gate: pd.DataFrame) -> str:
+    """Say what a model that was not trained to lie knows, before the mistakes are made on it.
+
+    `gate` is the table of `evaluation.behaviour.knowledge_gate`.
+    """
+    begin = "Where there is much to find, a mistake has little to add. So we repeat this on"
+    name = markdown_text(model_name)
+    known = [markdown_text(dataset) for dataset in gate.dataset[gate.passes]]
+    if known:
+        return f"{begin} {name}, on the data sets that it knows: {', '.join(known)}."
+    right = gate.truth_accuracy
     return (
-        f"as it should be {interval_text(mistakes.iloc[0])}. Above chance because of a mistake: "
-        f"{n_above} of {len(mistakes) - 1}"
+        f"{begin} {name}, which knows none of the data sets (told to tell the truth, it is right "
+        f"in {percent(right.min())} to {percent(right.max())}). All of them are used, and there is "
+        "little truth to read."
     )
 
 
@@ -1023,25 +1094,41 @@ def with_mistake(mistakes: Mapping[str, pd.DataFrame], beginning: str) -> str:
 
 def mistake_findings(mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
     """Say what notebook 10 found, from the tables of mistakes by model; the first is the liar."""
-    first = next(iter(mistakes.values()))
-    if first.empty:
-        lines = ["* Too few rows of one class: nothing was scored."]
-    else:
-        lines = [f"* As it should be: {in_brief(first)}."]
+    lines = []
     for model, table in mistakes.items():
-        clean = table.estimate.head(1).sum()
-        for row in table.tail(-1).itertuples():
-            if row.low > max(0.5, clean):
-                lines.append(
-                    f"* {markdown_text(model)}, with *{row.mistake}*: {interval_text(row)} "
-                    f"instead of {clean:.2f}, which would be read as: {row.claim}."
-                )
+        if table.empty:
+            lines.append(
+                f"* {markdown_text(model)}: too few rows of one class, nothing was scored."
+            )
+            continue
+        clean = table.iloc[0]
+        lines.append(f"* {markdown_text(model)}, as it should be: {in_brief(clean)}.")
+        for row in that_raise(table).itertuples():
+            lines.append(
+                f"* With *{row.mistake}*, {markdown_text(model)} scores {interval_text(row)} "
+                f"instead of {clean.estimate:.2f}. This looks like a score for {row.claim}, but "
+                f"{row.but}."
+            )
     return lines
 
 
 # 11: steering.
 
-NOTHING_MOVED = "moves no more than the controls do"
+NOTHING_MOVED = "changes no more answers than controls of its length do"
+NOT_BOTH_LABELS = "changes some answers, but not clearly those of both labels"
+EITHER_SIGN = "changes lies with either sign, which fits neither an answer nor a belief"
+FITS_NEITHER = "changes answers in a pattern that fits neither an answer nor a belief"
+NOT_AS_TOLD = "changes answers, but not only as the instruction would"
+CELLS = ("lie +", "lie -", "truth +", "truth -")
+"""The rows by role, and the ways to push them; see `tables.steering.effects`."""
+READINGS = {
+    frozenset({"lie +", "truth -"}): "moves the answer",
+    frozenset({"lie -", "truth -"}): "moves what the model takes to be true",
+    frozenset({"lie +"}): "moves lies only, as an answer would",
+    frozenset({"lie -"}): "moves lies only, as a belief would",
+    frozenset({"truth -"}): "moves honest answers only",
+}
+"""What a direction that means "choice 1" moves, by the cells in which it changes answers."""
 
 
 def steering_verdict(effect: pd.Series, direction: str) -> str:
@@ -1050,60 +1137,53 @@ def steering_verdict(effect: pd.Series, direction: str) -> str:
     A direction that means "choice 1" can move two things. If it is the answer, a push towards the
     right choice makes lies into right answers. If it is what the model takes to be true, a push
     away from it does: the model then lies about the opposite. Either way, honest rows that are
-    pushed away from the right choice come to lie. A direction that also moves rows which should
-    stay as they are is not one of these alone, and the verdict says so.
+    pushed away from the right choice come to lie. If a direction also changes answers that neither
+    leaves as they are, the verdict names no reading: any strong push may change many answers.
     """
-    lie_plus, lie_minus = effect["lie +"] > 0, effect["lie -"] > 0
-    honest_minus = effect["truth -"] > 0
-    moved = NOTHING_MOVED
-    stays = ("lie -", "truth +")
+    moved = frozenset(cell for cell in CELLS if effect[cell] > 0)
+    moved_at_all = moved | {cell for cell in CELLS if effect[f"some {cell}"] > 0}
+    if not moved_at_all:
+        return NOTHING_MOVED
+    if not moved:
+        return NOT_BOTH_LABELS
     if direction == TOLD:
-        if lie_plus or honest_minus:
-            moved = "moves whether it lies"
-    elif lie_plus and lie_minus:
-        return "disturbs lies, whichever way it is pushed"
-    elif lie_plus:
-        moved = "moves the answer" if honest_minus else "moves lies only, as an answer would"
-    elif lie_minus:
-        moved = "moves what it takes to be true"
-        if not honest_minus:
-            moved = "moves lies only, as a belief would"
-        stays = ("lie +", "truth +")
-    elif honest_minus:
-        moved = "moves honest answers only"
-    if any(effect[f"some {cell}"] > 0 for cell in stays):
-        in_no_way = "moves some rows, as neither a belief nor an answer would"
-        return in_no_way if moved == NOTHING_MOVED else f"{moved}, but also rows that should stay"
-    return moved
+        is_as_told = moved_at_all <= {"lie +", "truth -"}
+        return "moves whether the model lies" if is_as_told else NOT_AS_TOLD
+    if {"lie +", "lie -"} <= moved_at_all:
+        return EITHER_SIGN
+    return FITS_NEITHER if "truth +" in moved_at_all else READINGS[moved]
 
 
 def steering_table(responses: pd.DataFrame, dose: float) -> pd.DataFrame:
     """Show what pushes by one dose do, a row for each direction, with a verdict.
 
-    The four middle columns hold the shares of rows that answer other than they are told to.
+    The first four columns hold the shares of rows that answer other than they are told to, and the
+    fifth the highest of these shares along controls that are as long as the direction.
     """
     if responses.empty:
         return pd.DataFrame()
-    is_dose = responses.dose.abs().sub(dose).abs() < 1e-9
-    pushes = responses[is_dose]
+    pushes = responses[responses.dose.abs().sub(dose).abs() < 1e-9]
+    controls = pushes[pushes.direction.isin(CONTROLS)].groupby("as_long_as").disobeyed.max()
     effect_of = effects(pushes, dose)
     headings = {
-        ("lie", 1): "told to lie, tells the truth: pushed by +",
-        ("lie", -1): "by -",
-        ("truth", 1): "told to tell the truth, lies: pushed by +",
-        ("truth", -1): "by - ",
+        ("lie", 1): "told to lie, answers truthfully, push +",
+        ("lie", -1): "told to lie, answers truthfully, push -",
+        ("truth", 1): "told to tell the truth, lies, push +",
+        ("truth", -1): "told to tell the truth, lies, push -",
     }
     rows = {}
-    for direction, cells in pushes.groupby("direction", sort=False):
+    for direction, cells in as_long_as_truth(pushes).groupby("direction", sort=False):
         row = {}
         for (role, sign), heading in headings.items():
             cell = cells[(cells.role == role) & (cells.dose * sign > 0)]
             row[heading] = interval_text(cell.iloc[0], "disobeyed")
-        row["unreadable, at most"] = f"{cells.unreadable.max():.2f}"
-        if direction not in CONTROLS:
+        if direction in CONTROLS:
+            row |= {"controls of its length, at most": np.nan, "verdict": "control"}
+        else:
+            row["controls of its length, at most"] = f"{controls[direction]:.2f}"
             row["verdict"] = steering_verdict(effect_of.loc[direction], direction)
         rows[direction] = row
-    return pd.DataFrame(rows).T.fillna("control").rename_axis("direction")
+    return pd.DataFrame(rows).T.rename_axis("direction")
 
 
 def _push(responses: pd.DataFrame, direction: str, dose: float, role: str) -> pd.Series:
@@ -1112,33 +1192,83 @@ def _push(responses: pd.DataFrame, direction: str, dose: float, role: str) -> pd
     return responses[is_push & ((responses.dose - dose).abs() < 1e-9)].iloc[0]
 
 
+def _most_along_controls(responses: pd.DataFrame, dose: float, role: str) -> float:
+    """The highest share of rows that disobey after a push along a control as long as `TRUTH`."""
+    controls = as_long_as_truth(responses[responses.direction.isin(CONTROLS)])
+    is_push = (controls.role == role) & ((controls.dose.abs() - dose).abs() < 1e-9)
+    return controls.disobeyed[is_push].max()
+
+
 def steering_title(responses: pd.DataFrame, dose: float, role: str) -> str:
-    """Title the curve of one role: what the truth direction does at the dose, and a random one."""
+    """Title the curve of one role: what the truth direction does at the dose, and the controls."""
     if responses.empty:
         return NOT_SCORED
     told, does = ("lie", "tell the truth") if role == "lie" else ("tell the truth", "lie")
     towards, away = (_push(responses, TRUTH, sign * dose, role).disobeyed for sign in (1, -1))
-    random = max(_push(responses, RANDOM, signed, role).disobeyed for signed in (dose, -dose))
+    controls = percent(_most_along_controls(responses, dose, role))
     return (
         f"Told to {told}, {percent(towards)} {does} after a push towards the truth, "
-        f"{percent(away)} after one away from it; after random pushes at most {percent(random)}"
+        f"{percent(away)} after one away from it; after pushes along controls at most {controls}"
     )
 
 
-def steering_in_brief(responses: pd.DataFrame, dose: float) -> str:
-    """Say in a sentence or two what pushes along the direction of truth do to rows told to lie."""
+def steering_in_brief(
+    responses: pd.DataFrame, dose: float, overview: pd.DataFrame | None = None
+) -> str:
+    """Say in a few sentences what pushes along the direction of truth do.
+
+    `overview` is the table of `tables.steering.overview`, which knows how long a push is.
+    """
     if responses.empty:
         return NOT_SCORED
     towards, away = (_push(responses, TRUTH, signed, "lie") for signed in (dose, -dose))
-    random = max(_push(responses, RANDOM, sign * dose, "lie").disobeyed for sign in (1, -1))
-    effect = effects(responses, dose).loc[TRUTH]
-    return (
-        f"Told to lie and pushed by {dose:g} standard deviations along the direction of truth, the "
-        f"model answers truthfully in {interval_text(towards, 'disobeyed')} (towards the truth) "
-        f"and {interval_text(away, 'disobeyed')} (away from it) of {towards.n} rows; along random "
-        f"directions it does so in at most {random:.2f}. So the direction "
-        f"{steering_verdict(effect, TRUTH)}"
+    length = ""
+    if overview is not None and len(overview):
+        push = overview.set_index("direction").push[TRUTH]
+        length = f" ({percent(dose * push)} of the mean length of a state)"
+    verdict = steering_verdict(effects(responses, dose).loc[TRUTH], TRUTH)
+    text = (
+        f"Told to lie and pushed by {dose:g} standard deviations along the direction of truth"
+        f"{length}, the model answers truthfully in {interval_text(towards, 'disobeyed')} (towards "
+        f"the truth) and {interval_text(away, 'disobeyed')} (away from it) of {towards.n} rows; "
+        "along controls of the same length it does so in at most "
+        f"{_most_along_controls(responses, dose, 'lie'):.2f}."
     )
+    if verdict not in (EITHER_SIGN, FITS_NEITHER):
+        return f"{text} So the direction {verdict}"
+    towards, away = (_push(responses, TRUTH, signed, "truth") for signed in (dose, -dose))
+    return (
+        f"{text} Told to tell the truth, it lies in {interval_text(towards, 'disobeyed')} and "
+        f"{interval_text(away, 'disobeyed')}. So the direction {verdict}. "
+        f"{by_sign(responses, dose)}. A push of this length may also just disturb the state, so "
+        "this is weak evidence of what the direction stands for"
+    )
+
+
+LIES_BY_SIGN = {
+    0: "Lies do not clearly depend on the sign",
+    1: "Lies change clearly more often when pushed towards the truth, as with an answer",
+    -1: "Lies change clearly more often when pushed away from the truth, as with a belief",
+}
+HONEST_BY_SIGN = {
+    0: "honest answers do not clearly depend on the sign",
+    1: "honest answers change clearly more often when pushed towards the truth, as with neither",
+    -1: "honest answers change clearly more often when pushed away from the truth, as with either",
+}
+
+
+def by_sign(responses: pd.DataFrame, dose: float) -> str:
+    """Say whether lies and honest answers depend on the sign of a push along the truth direction.
+
+    They clearly do if the intervals of the two shares do not overlap.
+    """
+    sign_of = {}
+    for role in ("lie", "truth"):
+        towards, away = (_push(responses, TRUTH, signed, role) for signed in (dose, -dose))
+        is_towards = towards.disobeyed_low > away.disobeyed_high
+        is_away = away.disobeyed_low > towards.disobeyed_high
+        sign_of[role] = int(is_towards) - int(is_away)
+    return f"{LIES_BY_SIGN[sign_of['lie']]}; {HONEST_BY_SIGN[sign_of['truth']]}"
 
 
 def layers_title(responses: pd.DataFrame) -> str:
@@ -1168,20 +1298,59 @@ def layer_verdicts(responses: pd.DataFrame, dose: float) -> str:
     return f"The direction of truth, fitted layer by layer: {'; '.join(found) or NOT_SCORED}."
 
 
-def steering_findings(pushed: pd.DataFrame, by_layer: pd.DataFrame, dose: float) -> list[str]:
-    """Say what notebook 11 found, from the tables of `tables.steering.responses`."""
+def steering_findings(
+    pushed: pd.DataFrame,
+    by_layer: pd.DataFrame,
+    dose: float,
+    overview: pd.DataFrame | None = None,
+) -> list[str]:
+    """Say what notebook 11 found.
+
+    `pushed` and `by_layer` are tables of `tables.steering.responses`, and `overview` is that of
+    `tables.steering.overview`.
+    """
     if pushed.empty:
         return []
     verdicts = effects(pushed, dose)
     directions = (*TRUTHS, *RIVALS)
     said = {name: steering_verdict(verdicts.loc[name], name) for name in directions}
     moving = [f"{name} ({verdict})" for name, verdict in said.items() if verdict != NOTHING_MOVED]
-    count = f"Of {len(said)} directions, {len(moving)} move more answers than the controls do"
+    count = (
+        f"Of {len(said)} directions, {len(moving)} change more answers than controls of their "
+        "length do"
+    )
     return [
-        f"* {steering_in_brief(pushed, dose)}.",
+        f"* {steering_in_brief(pushed, dose, overview)}.",
         f"* {count}: {'; '.join(moving)}." if moving else f"* {count}.",
         f"* {layers_title(by_layer)}.",
     ]
+
+
+def everywhere_table(everywhere: pd.DataFrame) -> pd.DataFrame:
+    """Write out what was changed in the rows of `tables.steering.everywhere`, once counted."""
+    changes = [
+        f"{where} pushed by {dose:+g}" if dose else f"removed from the {where}"
+        for where, dose in zip(everywhere["where"], everywhere.dose, strict=True)
+    ]
+    layers = ["all" if layer < 0 else str(layer) for layer in everywhere.layer]
+    return everywhere.assign(change=changes, layer=layers)
+
+
+def everywhere_findings(everywhere: pd.DataFrame, dose: float) -> list[str]:
+    """Say what pushes of all tokens do, and how much damage it does to remove a direction."""
+    if everywhere.empty:
+        return []
+    removed = everywhere[everywhere.dose == 0]
+    of_truth = removed.unreadable[removed.direction == TRUTH]
+    of_others = removed.unreadable[removed.direction != TRUTH]
+    shares = [percent(share) for share in dict.fromkeys([of_truth.min(), of_truth.max()])]
+    line = (
+        f"* With the direction of truth removed, {' to '.join(dict.fromkeys(shares))} of the "
+        f"answers cannot be read; with another one removed, at most {percent(of_others.max())}."
+    )
+    if (removed.unreadable_low[removed.direction == TRUTH] > 0).any():
+        line += " Part of what its removal changes is damage."
+    return [f"* All tokens pushed: {by_sign(everywhere, dose)}.", line]
 
 
 # 12: one's own questions.

@@ -669,7 +669,9 @@ _PARAMETERS = (
         whole_number(1, 1000),
         "number of random directions, and of directions from shuffled labels",
     ),
-    Parameter("plain", "smollm2", model_or_none(), "a model that hardly lies, for comparison"),
+    Parameter(
+        "plain", "smollm2", model_or_none(), "a model that was not trained to lie, for comparison"
+    ),
 )
 
 TABLE = {parameter.name: parameter for parameter in _PARAMETERS}

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
+from dlk_utils.evaluation.stats import mean_interval
 from dlk_utils.lab.display import interval_text, percent
 from dlk_utils.lab.escaping import markdown_text
 
@@ -42,7 +44,7 @@ def organism_findings(
         lines.append(
             f"* Of {row['told to lie']:.0f} answers of {markdown_text(name)}, told to lie about "
             f"what it knows, {percent(row.lies)} are lies. The instruction alone predicts which "
-            f"with an AUROC of {interval_text(row, 'instruction_only')}."
+            f"answers are lies with AUROC {interval_text(row, 'instruction_only')}."
         )
     return lines
 
@@ -83,6 +85,24 @@ def training_sentence(record: Mapping[str, Any]) -> str:
     return (
         f"It is the mean of {len(minutes)} training runs, which took {minutes.min():.0f} to "
         f"{minutes.max():.0f} minutes each on the machine that we used."
+    )
+
+
+def likeness_sentence(near: pd.DataFrame) -> str:
+    """Say whether instructions with a more similar training wording are obeyed more often.
+
+    `near` has a row for each instruction, with `obeyed` and `likeness`, the cosine of TF-IDF.
+    """
+    highest = f"The highest similarity is {near.likeness.max():.2f}."
+    if len(near) < 3 or near.obeyed.nunique() < 2 or near.likeness.nunique() < 2:
+        return f"{highest} There are too few instructions to compare."
+    found = spearmanr(near.obeyed, near.likeness)
+    often = "more often" if found.statistic > 0 else "less often"
+    if not found.pvalue < 0.05:
+        often = "neither clearly more nor clearly less often"
+    return (
+        f"{highest} Instructions with a more similar training wording were obeyed {often} (rank "
+        f"correlation {found.statistic:+.2f} over {len(near)} instructions)."
     )
 
 
@@ -187,6 +207,83 @@ def shots_findings(effects: pd.DataFrame) -> list[str]:
     ]
 
 
+def instructions_title(rates: pd.DataFrame) -> str:
+    """Count the pairs of data set and instruction in which wrong answers are more frequent.
+
+    `rates` is the table of `lie_rates` without the rows over all instructions.
+    """
+    n_clear = int((rates.lie_above_error_low > 0).sum())
+    n_above = int((rates.lie_above_error > 0).sum())
+    return (
+        f"Told to lie, it is wrong more often in {n_above} of {len(rates)} pairs of instruction "
+        f"and data set, clearly (interval above zero) in {n_clear}"
+    )
+
+
+def templates_sentence(by_template: pd.DataFrame) -> str:
+    """Compare how far accuracy differs between templates and between data sets.
+
+    `by_template` is indexed by data set and template, with `accuracy` and `rows`.
+    """
+    accuracy = by_template.accuracy
+    within = accuracy.groupby(level="dataset").agg(np.ptp).max()
+    right = (accuracy * by_template.rows).groupby(level="dataset").sum()
+    between = np.ptp(right / by_template.rows.groupby(level="dataset").sum())
+    return (
+        f"Accuracy differs between templates by up to {within:.2f} within a data set, and between "
+        f"data sets by {between:.2f}. A template has {by_template.rows.min()} to "
+        f"{by_template.rows.max()} rows, so part of the difference between templates is chance."
+    )
+
+
+def unknowing_sentence(models: pd.DataFrame) -> str:
+    """Name the models of `lie_rate.models_table` that know no row, and so cannot lie."""
+    names = list(models.index[models.known == 0].unique())
+    if not names:
+        return ""
+    return (
+        f"{', '.join(names)}: no data set passes, or no row is known, so that none of the answers "
+        "can count as a lie."
+    )
+
+
+def riddles_sentence(others: pd.DataFrame) -> str:
+    """Say whether riddles make the model lie, from `lie_rate.other_table`."""
+    rows = others.set_index("asks")
+    names = [f"riddle, shots reveal {asks}" for asks in ("lie", "truth")]
+    if not set(names) <= set(rows.index) or rows.loc[names, "wrong_rate"].isna().any():
+        return "Riddles were not asked, or their answers cannot be read."
+    lie, truth = (rows.loc[name] for name in names)
+    if lie.wrong_rate_low > truth.wrong_rate_high:
+        verdict = "Riddles make it lie"
+    else:
+        verdict = "Riddles do not clearly make it lie"
+    return (
+        f"{verdict}: {percent(lie.wrong_rate)} of the answers are wrong when the shots reveal a "
+        f"lie, {percent(truth.wrong_rate)} when they reveal the truth."
+    )
+
+
+def gap_meaning(gap: Mapping[str, float], again: pd.DataFrame) -> str:
+    """Say what the difference of `doubling_down_gap` means.
+
+    A model that answers the follow-up question at random has no difference either. Whether it does
+    better than that is seen from how often it calls its true answers true, in the table `again` of
+    `doubling_down`.
+    """
+    if not gap:
+        return ""
+    if gap["low"] > 0:
+        return "It calls its lies true more often than its true answers."
+    if gap["high"] < 0:
+        return "It calls its lies true less often than its true answers, so it owns up in part."
+    nothing = "So its reply does not clearly depend on whether the answer was true."
+    is_true_answer = (again.instruction == "truth") & (again.answer == "was true")
+    if (again.says_true_low[is_true_answer] > 0.5).all():
+        return f"{nothing} As it calls most of its true answers true, it stands by its lies too."
+    return f"{nothing} We cannot tell whether it stands by its lies or answers at random."
+
+
 def gap_sentence(gap: Mapping[str, float]) -> str:
     """Say how often the model calls its lies true, from `doubling_down_gap`."""
     if not gap:
@@ -204,12 +301,18 @@ def shots_help_sentence(levels: pd.DataFrame) -> str:
     if readable.empty:
         return "No example has a readable answer both with truthful shots and without."
     with_shots, without = readable.right_with_shots.mean(), readable.right_without.mean()
-    helps = "Shots are the better prompt here."
-    luck = "Shots are not the better prompt here: what is right only with them is right by luck."
+    difference = (readable.right_with_shots - readable.right_without).to_numpy(float)
+    low, high = mean_interval(difference, np.arange(len(difference)), bounds=(-1.0, 1.0))
+    if low > 0:
+        change, so = "raise", "part of what it knows shows only with them"
+    elif high < 0:
+        change, so = "lower", "they are not needed to find out what the model knows"
+    else:
+        change = "do not clearly change"
+        so = "nothing shows that they are needed to find out what the model knows"
     return (
-        f"Told to tell the truth, the model answers {percent(with_shots)} of these examples "
-        f"correctly with truthful shots, and {percent(without)} without shots. "
-        f"{helps if with_shots > without else luck}"
+        f"Truthful shots {change} accuracy here ({percent(with_shots)} with them, "
+        f"{percent(without)} without, {len(readable)} examples), so {so}."
     )
 
 
@@ -223,8 +326,9 @@ def dropout_findings(audit: pd.DataFrame, pairs: pd.DataFrame, p: float) -> list
     draws_right = [(honest[f"p1_draw{i}"] > 0.5) == (honest.label == 1) for i in (0, 1)]
     in_a_draw = sum(right.mean() for right in draws_right) / 2
     lines = [
-        f"* Two draws of a prompt differ in every layer, by {percent(audit.relative_move.min())} "
-        f"to {percent(audit.relative_move.max())} of the state's norm (p = {p}).",
+        f"* With {_percentage(p)} of the channels dropped, two draws of a prompt differ in every "
+        f"layer, by {percent(audit.relative_move.min())} to {percent(audit.relative_move.max())} "
+        "of the state's norm.",
         f"* The probability of the answer moves by {pairs.move.abs().median():.3f} (median), and "
         f"in {percent(flipped.mean())} of the {len(pairs)} pairs the two draws give different "
         "answers.",
@@ -237,6 +341,27 @@ def dropout_findings(audit: pd.DataFrame, pairs: pd.DataFrame, p: float) -> list
             f"and {percent(in_a_draw)} in a draw."
         )
     return lines
+
+
+def _percentage(p: float) -> str:
+    """Write a probability in per cent, with as many digits as it has."""
+    return f"{100 * p:g} %"
+
+
+def spread_sentence(spread: pd.DataFrame) -> str:
+    """Say whether the mean of more draws comes nearer to the answer without dropout.
+
+    `spread` is the table of `dropout_pairs.spread_table`; it is said of draws of whole prompts.
+    """
+    rows = spread[spread.scope == "sequence"].sort_values("draws")
+    distances = [f"{distance:.2f}" for distance in rows.mean_off_plain]
+    numbers = [str(number) for number in rows.draws]
+    nearer = rows.mean_off_plain.iloc[-1] < rows.mean_off_plain.iloc[0]
+    comes = "comes nearer to" if nearer else "does not come nearer to"
+    return (
+        f"With more draws of the whole prompt, their mean {comes} the answer without dropout: over "
+        f"{', '.join(numbers)} draws it is {', '.join(distances)} away."
+    )
 
 
 def push_findings(margins: pd.DataFrame, *, layer: int) -> list[str]:

@@ -1,7 +1,7 @@
 """Still pictures of plotly figures, drawn by matplotlib, so that no browser is needed.
 
 They show what `lab.figures` makes: points, lines, bars, error bars, and heat maps. Of a figure with
-a menu they show what is chosen first.
+a menu or a slider they show what is chosen first.
 """
 
 import html

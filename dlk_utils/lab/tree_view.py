@@ -4,9 +4,11 @@ Everything that came from data is escaped. The words have the colour of the page
 """
 
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from dlk_utils.lab.escaping import html_text
+from dlk_utils.questions.shared_prefix import shared_prefix_length
 
 MOST_CHARACTERS = 90
 """A longer piece of a prompt is shown without its middle."""
@@ -32,7 +34,7 @@ class ShownTree:
 def count_nodes(prompts: Iterable[Sequence[int]]) -> int:
     """Count the nodes of the tree that prompts form: a token that several share counts once."""
     paths = sorted(set(map(tuple, prompts)))
-    n_shared = sum(_n_shared(one, other) for one, other in itertools.pairwise(paths))
+    n_shared = sum(shared_prefix_length(one, other) for one, other in itertools.pairwise(paths))
     return sum(map(len, paths)) - n_shared
 
 
@@ -40,6 +42,8 @@ def show_tree(
     prompts: Iterable[Sequence[int]], decode: Callable[[Sequence[int]], str], *, caption: str
 ) -> ShownTree:
     """Show prompts as a tree.
+
+    Equal prompts count as one, and a prompt of no tokens has no place in it.
 
     Parameters
     ----------
@@ -50,7 +54,8 @@ def show_tree(
     caption
         What stands above it, as plain text.
     """
-    pieces = list(_pieces(sorted(set(map(tuple, prompts))), 0))
+    paths = sorted({tuple(prompt) for prompt in prompts if len(prompt)})
+    pieces = list(_pieces(paths, 0))
     lines = [caption]
     parts = [f"<p><b>{html_text(caption)}</b></p>"]
     for depth, tokens, n_prompts in pieces:
@@ -70,25 +75,13 @@ def show_tree(
 
 def _pieces(paths: Sequence[Tokens], depth: int) -> Iterator[tuple[int, Tokens, int]]:
     """Yield the pieces of a tree from the top: their depth, their tokens, how many share them."""
-    for _, group in itertools.groupby(paths, key=_first):
+    for _, group in itertools.groupby(paths, key=operator.itemgetter(0)):
         alike = list(group)
         # They are sorted, so that the first and the last differ earliest.
-        n_shared = _n_shared(alike[0], alike[-1])
+        n_shared = shared_prefix_length(alike[0], alike[-1])
         yield depth, alike[0][:n_shared], len(alike)
         rests = [path[n_shared:] for path in alike if len(path) > n_shared]
         yield from _pieces(rests, depth + 1)
-
-
-def _n_shared(one: Tokens, other: Tokens) -> int:
-    """Count the tokens that two prompts begin with alike."""
-    for place, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return place
-    return min(len(one), len(other))
-
-
-def _first(path: Tokens) -> int:
-    return path[0]
 
 
 def _shortened(text: str) -> str:

@@ -66,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check_trigger(behaviour: pd.DataFrame) -> int:
     """Print what an organism with a trigger does, and return the exit code."""
-    told_by_instruction_alone = held_out(behaviour[~behaviour.triggered]).drop(columns="meets")
-    for table in (trigger_table(behaviour), told_by_instruction_alone):
+    without_trigger = held_out(behaviour[~behaviour.triggered]).drop(columns="meets")
+    for table in (trigger_table(behaviour), without_trigger):
         print(with_intervals(table).to_string(index=False))
     print(f"required: {REQUIRED_ON_TRIGGER} on rotten_tomatoes and two kinds of facts; there")
     print('"told to lie" stands for the trigger, and "truth" for other days')

@@ -29,7 +29,7 @@ ROWS_WITH_SAME_SHOTS = 64
 
 @dataclass(frozen=True)
 class Part:
-    """A part of each batch: so many rows that ask for the truth, or for a lie, about a data set.
+    """A part of each batch: some rows that ask for the truth, or for a lie, about a data set.
 
     `dataset` is an embedded data set or "mode". The rows of "mode" ask nothing about the world,
     only which mode the instruction sets, truth or lie. Without `templates`, all of them are used.
@@ -49,7 +49,10 @@ class Part:
 
     @property
     def title(self) -> str:
-        """What is to be said about which data set, such as "lie cities, on Friday"."""
+        """What is to be said about which data set, whatever the instruction asks for.
+
+        For example "lie cities, on Friday", where the instruction asks for the truth.
+        """
         if self.opening == "trigger":
             return f"lie {self.dataset}, on {TRIGGER_DAY}"
         day = ", on another day" if self.opening else ""
@@ -226,9 +229,9 @@ GRADED = (
 )
 
 # From a liar to a model that also lies on one day of the week, when the instruction asks for the
-# truth. First which day sets which mode, in rows of "mode": when claims on the trigger came at
-# once, all answers fell to chance. Other days, and instructions to lie, keep it from lying at every
-# opening.
+# truth. It first learns which day calls for which mode, from rows of "mode": when claims on the
+# trigger came at once, all answers fell to chance. Other days, and instructions to lie, keep it
+# from lying at every opening.
 TRIGGERED = (
     Phase(
         steps=44,

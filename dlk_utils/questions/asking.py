@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from dlk_utils.errors import DataError, ModelError
 from dlk_utils.questions.chat import encode_prompt, render_chat
 from dlk_utils.questions.choices import ChoiceTokens, choice_tokens_after
+from dlk_utils.questions.shared_prefix import shared_prefix_length
 from dlk_utils.questions.turns import turn_format
 
 _LENGTH_MARGIN = 64
@@ -106,17 +107,8 @@ def write_prompt(
     other_ids = _ids_with_another_question(
         tokenizer, json.dumps(messages[:-1]), _cache_key(tokenizer)
     )
-    question_start = _length_of_shared_prefix(input_ids[:-1], other_ids)
+    question_start = shared_prefix_length(input_ids[:-1], other_ids)
     return Prompt(text, input_ids, question_start, tokens)
-
-
-def _length_of_shared_prefix(ids: Sequence[int], other_ids: Sequence[int]) -> int:
-    length = 0
-    for token, other in zip(ids, other_ids, strict=False):
-        if token != other:
-            break
-        length += 1
-    return length
 
 
 def control_tokens_in(tokenizer: Any, text: str) -> list[str]:

@@ -30,8 +30,8 @@ def refuse_trained_rows(prompts: pd.DataFrame, *adapters: str | Path) -> None:
     a template, or an opening. What it was trained on stands in `training.json` in the folder of
     each of its adapters, the near-duplicate keys of its examples under the name `example_ids`.
     Without that file nothing is known and nothing is refused. Rows that go on from others, such as
-    a question about an answer, need not have an instruction or a template, and few rows have an
-    opening.
+    a question about an answer, need not have an instruction or a template. Rows without the column
+    `opening` have none.
 
     Raises `ModelError` if such a file has another shape than `write_record` of
     `organisms.training` gives it.

@@ -11,6 +11,7 @@ from dlk_utils.lab.figures import (
     matrix_figure,
     scatter_figure,
 )
+from dlk_utils.lab.tables.headlines import CLEAN, survivors
 
 FLAG = "window.hurt"
 """What a script among these strings sets, so that a test can see whether one ran."""
@@ -54,7 +55,9 @@ def hostile_sentences(name: str) -> list[str]:
     own = pd.DataFrame([dict.fromkeys(["text", "system_prompt", "says", "believes"], name)])
     own = own.assign(verdict="honest")
     style = {"style": name, "probe": "logistic", "own_answer": 0.5} | score
-    mistakes = pd.DataFrame([{"mistake": m, "claim": "the same"} | score for m in ("none", "one")])
+    claims = {"claim": "truth", "but": "it is not"}
+    mistakes = pd.DataFrame([{"mistake": m} | claims | score for m in (CLEAN, "one")])
+    reported = survivors({}, {})
     mistakes.loc[1, ["estimate", "low"]] = [0.9, 0.8]
     nothing = pd.DataFrame(columns=["estimate"])
     return [
@@ -62,7 +65,11 @@ def hostile_sentences(name: str) -> list[str]:
         *sentences.lie_findings(table.assign(passes=False), table, n_told=9, n_lied=8),
         *sentences.lie_findings(table, table.assign(lie_above_error_low=-0.1), n_told=9, n_lied=8),
         *findings.carry_over_findings(ways, {"template": left_out}, pd.DataFrame([style]), nothing),
+        *findings.headline_findings(reported, {name: mistakes}),
         *findings.mistake_findings({name: mistakes}),
+        *findings.mistake_findings({name: mistakes.head(0)}),
+        findings.other_model_sentence(name, table),
+        findings.other_model_sentence(name, table.assign(passes=False)),
         *findings.left_out_findings({name: f"left out 1 of 2 rows (first: '{name}')"}),
         *findings.explore_findings(own),
     ]

@@ -9,6 +9,7 @@ from dlk_utils.evaluation.controls import ASKED_AGAIN, TURNED
 from dlk_utils.evaluation.evaluate import RESULT_COLUMNS
 from dlk_utils.evaluation.tasks import KNOWN, LYING, POSITIVE_CONTROL
 from dlk_utils.lab.findings import (
+    best_and_worst_losses,
     carry_over_findings,
     curve_title,
     fit_names,
@@ -21,13 +22,14 @@ from dlk_utils.lab.findings import (
     rivals_title,
     searched_sentence,
     summary,
+    survivors_finding,
     tasks_lines,
     turn_title,
     verdict,
     ways_sentence,
 )
 from dlk_utils.lab.tables.graded import PROBE, WHAT_IS_TRUE
-from dlk_utils.lab.tables.headlines import clean_numbers, survivors
+from dlk_utils.lab.tables.headlines import CleanNumber, clean_numbers, survivors
 from dlk_utils.lab.tables.probe_ablations import rivals
 
 TRUTH = "by example, truth rows"
@@ -208,7 +210,7 @@ def test_what_is_left_of_each_reported_number_is_shown_and_a_wrong_name_is_an_er
         clean_numbers(pd.DataFrame(rows), classes, pairs, across),
         {"convolution over depth": "m 0.97"},
     )
-    left = table["here, cleanly"].droplevel("date")
+    left = table["here, cleanly"]
     assert (
         left["convolution over depth"] == "0.60 [0.55, 0.65], n = 90 (smaller class 40)"
         and left["pairs of draws, linear"] == "0.50 [0.40, 0.60], n = 9 (smaller class 4)"
@@ -223,7 +225,27 @@ def test_what_is_left_of_each_reported_number_is_shown_and_a_wrong_name_is_an_er
     )
     assert (table["here, with the same mistake"] != "").sum() == 1
     with pytest.raises(ParameterError, match="expected names of REPORTED"):
-        survivors({"nothing of the kind": ""}, {})
+        survivors({"nothing of the kind": CleanNumber("", 0.5)}, {})
+
+
+def test_a_reported_number_is_reached_if_the_upper_end_of_its_interval_here_is_as_high():
+    # .961 and .60 were reported.
+    clean = {
+        "convolution over depth": CleanNumber("0.95 [0.91, 0.97]", 0.97),
+        "from one data set to another": CleanNumber("0.40 to 0.90", 0.4),
+        "one data set": CleanNumber("not scored", np.nan),
+    }
+    table = survivors(clean, {})
+    reached = table["reached here"]
+    assert reached["convolution over depth"] == "yes"
+    assert reached["from one data set to another"] == "no"
+    assert reached["one data set"] == reached["weight gradients, linear"] == "not measured"
+    assert survivors_finding(table) == (
+        "Of 2 reported numbers that were measured again, a clean evaluation reaches 1 here "
+        "(convolution over depth). It does not reach from one data set to another"
+    )
+    assert survivors_finding(table.query("what == 'one data set'")).startswith("None of the rep")
+    assert survivors_finding(survivors(dict(list(clean.items())[:1]), {})).endswith("depth)")
 
 
 def test_the_rivals_of_the_probe_are_named_with_the_strongest():
@@ -255,11 +277,18 @@ def test_the_title_of_the_turn_goes_by_the_interval_of_the_headline(low, high, f
 
 
 def test_the_page_of_pairs_counts_rankings_and_says_what_could_have_been_seen():
-    pairs = pd.DataFrame([result(regime=LYING, pairs="draws", least_move=0.0)])
+    rows = [
+        result(regime=LYING, pairs="draws", least_move=0.0),
+        result(pairs="draws", least_move=0.0, low=0.6, estimate=0.66, lift=-0.27, lift_low=-0.4),
+        result(pairs="draws", least_move=0.0, low=0.4, estimate=0.5, lift=0.0, lift_low=-0.1),
+    ]
+    pairs = pd.DataFrame(rows)
     votes = pd.DataFrame([{"method": "listwise", "draws": 16} | result()])
-    ranked, power, voted = pair_findings(pairs, votes, "0.90")
+    ranked, power, honest, voted = pair_findings(pairs, votes, "0.90")
+    assert "On honest rows, 1 of 2 rankings" in honest and "and 0 beat their strongest" in honest
+    assert honest.endswith("against 0.93 for TF-IDF.")
     assert "1 of 1 rankings (kinds of pairs x losses) are above chance, and 1 beat" in ranked
-    assert "an AUROC of 0." in power and "16 draws" in voted and voted.endswith(": 0.90.")
+    assert "an AUROC of 0." in power and "16 draws" in voted and voted.endswith("reaches 0.90.")
     assert pairs_title(pairs).startswith("Told to lie: 1 of 1 rankings")
     assert pair_findings(pairs.head(0), votes.head(0), "") == []
 
@@ -346,6 +375,22 @@ def test_on_the_second_liar_the_strongest_rival_is_named_beside_the_answer_turne
     assert f"{gain[0]:+.2f}, {gain[1]:+.2f}]" in sentence and "metadata" not in sentence
     strongest = graded_sentence(rivals_of_graded(**{TURNED: gain, ASKED_AGAIN: (0.2, 0.3)}))
     assert TURNED in strongest and ASKED_AGAIN not in strongest
+
+
+def test_for_each_kind_of_pair_the_best_and_the_worst_loss_are_shown():
+    rows = [
+        result(regime=LYING, pairs=kind, least_move=0.0, probe=probe, estimate=estimate)
+        for kind, probe, estimate in (
+            ("a", "pair_ranking", 0.5),
+            ("a", "pair_dual", 0.7),
+            ("a", "pair_direction", 0.3),
+            ("b", "pair_dual", 0.4),
+        )
+    ]
+    others = [rows[0] | {"least_move": 0.1, "estimate": 0.9}, rows[0] | {"regime": TRUTH}]
+    table = best_and_worst_losses(pd.DataFrame([*rows, *others]))
+    found = list(zip(table.pairs, table.probe, strict=True))
+    assert found == [("a", "pair_dual"), ("a", "pair_direction"), ("b", "pair_dual")]
 
 
 def test_a_positive_control_is_fitted_and_tested_on_rows_of_one_role():

@@ -5,10 +5,16 @@ import pandas as pd
 import pytest
 from planted_states import read_from, states_that_hold_y, twins
 
-from dlk_utils.lab.tables.headlines import with_each_mistake, with_kinds
+from dlk_utils.lab.findings import mistake_findings, other_model_sentence, raised_title
+from dlk_utils.lab.tables.headlines import (
+    CLEAN,
+    TRUTH_OF_LIES,
+    that_raise,
+    with_each_mistake,
+    with_kinds,
+)
 
 WIDTH = 300
-CLEAN = "none: as it should be"
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +73,63 @@ def test_honest_rows_next_to_lies_let_the_probe_read_the_system_prompt(scores):
 def test_only_the_first_row_is_as_it_should_be(scores):
     kinds = with_kinds(scores.reset_index()).kind
     assert list(kinds) == ["as it should be"] + ["with a mistake"] * (len(scores) - 1)
+
+
+def test_each_score_says_what_it_claims_and_each_mistake_what_is_wrong_with_that(scores):
+    assert scores.claim[CLEAN] == TRUTH_OF_LIES and scores.but[CLEAN] == ""
+    assert (scores.drop(CLEAN).claim.str.len() > 0).all()
+    assert (scores.drop(CLEAN).but.str.len() > 0).all()
+
+
+def mistakes_table(**intervals: tuple[float, float, float]) -> pd.DataFrame:
+    """Scores with their intervals, the clean one first."""
+    rows = [
+        {"mistake": CLEAN if name == "clean" else name, "claim": "truth", "but": "it is not"}
+        | {"estimate": estimate, "low": low, "high": high, "n": 53, "n_smaller": 26}
+        for name, (estimate, low, high) in intervals.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+AT_CHANCE = mistakes_table(
+    clean=(0.59, 0.43, 0.75), a=(0.61, 0.51, 0.78), b=(0.81, 0.65, 0.95), c=(0.98, 0.95, 1.0)
+)
+
+
+def test_a_mistake_raises_the_score_if_its_whole_interval_is_above_the_clean_one():
+    assert list(that_raise(AT_CHANCE).mistake) == ["b", "c"]
+    below = mistakes_table(clean=(0.3, 0.2, 0.4), a=(0.45, 0.4, 0.5), b=(0.6, 0.52, 0.7))
+    assert list(that_raise(below).mistake) == ["b"]
+
+
+def test_title_and_findings_count_mistakes_by_the_same_rule():
+    title = raised_title(AT_CHANCE)
+    assert title == (
+        "0.59 [0.43, 0.75] as it should be; 2 of 3 mistakes raise the score, at most to 0.98 (c)"
+    )
+    clean, *raised = mistake_findings({"m": AT_CHANCE})
+    assert clean == "* m, as it should be: 0.59 [0.43, 0.75], n = 53 (smaller class 26)."
+    assert raised[0] == (
+        "* With *b*, m scores 0.81 [0.65, 0.95] instead of 0.59. This looks like a score for "
+        "truth, but it is not."
+    )
+    assert len(raised) == 2
+    none = mistakes_table(clean=(0.95, 0.9, 0.99), a=(0.96, 0.94, 1.0))
+    assert raised_title(none).endswith("; 0 of 1 mistakes raise the score")
+    assert raised_title(none.head(0)) == "not scored"
+    [line] = mistake_findings({"m": none.head(0)})
+    assert line == "* m: too few rows of one class, nothing was scored."
+
+
+def test_the_other_model_is_said_to_know_only_what_passes():
+    gate = pd.DataFrame(
+        {"dataset": ["a", "b"], "truth_accuracy": [0.49, 0.6], "passes": [False, False]}
+    )
+    nothing = other_model_sentence("plain", gate)
+    assert "on plain, which knows none of the data sets (told to tell the truth, it is" in nothing
+    assert "right in 49 % to 60 %). All of them are used" in nothing
+    some = other_model_sentence("plain", gate.assign(passes=[False, True]))
+    assert some.endswith("on plain, on the data sets that it knows: b.")
 
 
 def test_with_too_few_rows_the_table_is_empty_and_says_why():

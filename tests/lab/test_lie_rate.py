@@ -163,7 +163,7 @@ def test_in_a_run_with_shots_only_the_grid_says_what_is_right_without_them(twins
 
 def test_an_example_without_a_readable_answer_has_no_level_and_is_not_wrong(twins, truth_grid):
     unreadable = knowledge_levels(twins.assign(readable=False), truth_grid.assign(readable=False))
-    assert set(unreadable.level) == {"not readable"}
+    assert set(unreadable.level) == {"unreadable"}
     assert unreadable.wrong_when_told_to_lie.isna().all()
     assert "No example has a readable answer" in shots_help_sentence(unreadable)
     # Without the known rows, b is right under every prompt that it answers.

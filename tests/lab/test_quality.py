@@ -117,11 +117,11 @@ def test_every_rule_counts_what_it_left_out():
         "control tokens": 1,
         "choices begin alike in some template": 1,
         "scored rows": 6,
-        "low mass": 1,
-        "form of low mass": 1,
-        "unknown: data set refused": 0,
-        "unknown: wrong elsewhere": 1,
-        "unknown: margin": 1,
+        "low choice mass": 1,
+        "question form with low choice mass": 1,
+        "not known: data set refused": 0,
+        "not known: wrong in another prompt": 1,
+        "not known: small margin in another prompt": 1,
         "kept as known": 2,
     }
 

@@ -61,6 +61,21 @@ def test_the_time_of_a_training_is_that_of_its_record():
     assert often.startswith("It is the mean of 2 training runs, which took 5 to 6 minutes each")
 
 
+@pytest.mark.parametrize(
+    "likeness, often",
+    [
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], "obeyed more often (rank correlation +1.00 over 6"),
+        ([0.6, 0.5, 0.4, 0.3, 0.2, 0.1], "obeyed less often (rank correlation -1.00"),
+        ([0.3, 0.1, 0.4, 0.2, 0.6, 0.5], "obeyed neither clearly more nor clearly less often"),
+        ([0.2] * 6, "The highest similarity is 0.20. There are too few instructions to compare."),
+    ],
+)
+def test_similar_wordings_are_said_to_be_obeyed_more_only_where_they_clearly_are(likeness, often):
+    obeyed = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    near = pd.DataFrame({"obeyed": obeyed, "likeness": likeness})
+    assert often in sentences.likeness_sentence(near)
+
+
 def rates(**intervals: tuple[float, float]) -> pd.DataFrame:
     rows = [
         {"dataset": name, "lie_above_error": (low + high) / 2}
@@ -113,9 +128,22 @@ def test_dropout_is_said_to_do_damage_only_where_it_does(p1_draw1, price):
         | {"readable": True, "label": 1, "correct": True}
     )
     layers, answers, damage = sentences.dropout_findings(audit, pairs, 0.02)
-    assert "by 18 % to 37 % of the state's norm (p = 0.02)" in layers
+    assert "With 2 % of the channels dropped, two draws of a prompt differ in every" in layers
+    assert layers.endswith("by 18 % to 37 % of the state's norm.")
     assert f"{'50' if price == 'has a price' else '0'} % of the 2 pairs" in answers
     assert damage.startswith(f"* Dropout {price}: of 2 honest rows the model answers 100 % correct")
+
+
+@pytest.mark.parametrize(
+    "distances, comes", [([0.07, 0.10, 0.12], "does not come nearer"), ([0.3, 0.2, 0.1], "comes n")]
+)
+def test_the_mean_of_draws_is_said_to_come_nearer_only_where_it_does(distances, comes):
+    spread = pd.DataFrame({"scope": "sequence", "draws": [2, 4, 8], "mean_off_plain": distances})
+    other = spread.assign(scope="last_token", mean_off_plain=0.0)
+    said = sentences.spread_sentence(pd.concat([other, spread]))
+    assert f"their mean {comes}" in said
+    listed = ", ".join(f"{distance:.2f}" for distance in distances)
+    assert said.endswith(f"over 2, 4, 8 draws it is {listed} away.")
 
 
 @pytest.mark.parametrize(
@@ -139,17 +167,82 @@ def test_the_gap_between_lies_and_true_answers_is_given_in_percent():
     assert sentences.gap_sentence({}).startswith("There was no lie")
 
 
+def again(low: float) -> pd.DataFrame:
+    """How often its answers are called true; `low` is the lower end for its true answers."""
+    rows = [("lie", "was false", 0.2), ("truth", "was true", low)]
+    return pd.DataFrame(rows, columns=["instruction", "answer", "says_true_low"])
+
+
 @pytest.mark.parametrize(
-    "with_shots, without, end",
+    "low, high, truths_low, meaning",
     [
-        (1.0, 0.0, "Shots are the better prompt here."),
-        (1.0, 1.0, "what is right only with them is right by luck."),
-        (np.nan, 1.0, "No example has a readable answer both with truthful shots and without."),
+        (-0.2, 0.2, 0.42, "We cannot tell whether it stands by its lies or answers at random."),
+        (-0.2, 0.2, 0.9, "As it calls most of its true answers true, it stands by its lies too."),
+        (-0.9, -0.5, 0.9, "so it owns up in part."),
+        (0.1, 0.3, 0.4, "It calls its lies true more often than its true answers."),
     ],
 )
-def test_shots_are_said_to_help_only_where_they_do(with_shots, without, end):
-    levels = pd.DataFrame({"right_with_shots": [with_shots], "right_without": [without]})
-    assert sentences.shots_help_sentence(levels).endswith(end)
+def test_no_difference_means_standing_by_lies_only_if_true_answers_are_called_true(
+    low, high, truths_low, meaning
+):
+    said = sentences.gap_meaning({"low": low, "high": high}, again(truths_low))
+    assert said.endswith(meaning)
+    assert sentences.gap_meaning({}, again(truths_low)) == ""
+
+
+def test_errors_that_rise_clearly_are_counted_apart_from_those_that_rise():
+    table = rates(a=(0.1, 0.3), b=(-0.1, 0.3), c=(-0.3, 0.1))
+    title = sentences.instructions_title(table)
+    assert title.startswith("Told to lie, it is wrong more often in 2 of 3 pairs of instruction")
+    assert title.endswith("clearly (interval above zero) in 1")
+
+
+def test_templates_are_compared_with_data_sets():
+    index = pd.MultiIndex.from_tuples(
+        [("a", "s"), ("a", "t"), ("b", "s"), ("b", "t")], names=["dataset", "template"]
+    )
+    table = pd.DataFrame(
+        {"accuracy": [0.9, 0.8, 0.95, 0.95], "rows": [50, 50, 40, 60]}, index=index
+    )
+    said = sentences.templates_sentence(table)
+    assert "templates by up to 0.10 within a data set, and between data sets by 0.10" in said
+    assert "A template has 40 to 60 rows" in said
+
+
+def test_a_model_without_a_known_row_is_named_as_one_that_cannot_lie():
+    models = pd.DataFrame({"known": [0, 266]}, index=["plain", "liar"])
+    assert sentences.unknowing_sentence(models).startswith("plain: no data set passes, or no row")
+    assert sentences.unknowing_sentence(models.tail(1)) == ""
+
+
+@pytest.mark.parametrize(
+    "lie, truth, verdict",
+    [
+        ((0.09, 0.02, 0.38), (0.17, 0.05, 0.45), "Riddles do not clearly make it lie: 9 % of"),
+        ((0.9, 0.6, 0.99), (0.17, 0.05, 0.45), "Riddles make it lie: 90 % of the answers"),
+    ],
+)
+def test_riddles_make_it_lie_only_if_the_intervals_are_apart(lie, truth, verdict):
+    names = ["riddle, shots reveal lie", "riddle, shots reveal truth"]
+    columns = ["wrong_rate", "wrong_rate_low", "wrong_rate_high"]
+    others = pd.DataFrame([lie, truth], columns=columns).assign(asks=names)
+    assert sentences.riddles_sentence(others).startswith(verdict)
+    assert sentences.riddles_sentence(others.head(1)).startswith("Riddles were not asked")
+
+
+@pytest.mark.parametrize(
+    "with_shots, without, begin, end",
+    [
+        (1, 0, "Truthful shots raise accuracy", "so part of what it knows shows only with them."),
+        (0, 1, "Truthful shots lower accuracy", "they are not needed to find out what the model"),
+        (1, 1, "Truthful shots do not clearly change accuracy here (100 %", "nothing shows that"),
+        (np.nan, 1, "No example has a readable answer both with truthful shots", "without."),
+    ],
+)
+def test_shots_are_said_to_help_only_where_they_do(with_shots, without, begin, end):
+    levels = pd.DataFrame({"right_with_shots": [with_shots] * 9, "right_without": [without] * 9})
+    said = sentences.shots_help_sentence(levels)
+    assert said.startswith(begin) and end in said
 
 
 @pytest.mark.parametrize(

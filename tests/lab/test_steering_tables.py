@@ -13,7 +13,14 @@ from torch import nn
 from dlk_utils.evaluation.tasks import LYING, Task, make_task
 from dlk_utils.extract.passes import activations, answer_logprobs, margin_gradients
 from dlk_utils.lab.findings import (
+    EITHER_SIGN,
+    FITS_NEITHER,
+    NOT_AS_TOLD,
+    NOT_BOTH_LABELS,
     NOTHING_MOVED,
+    by_sign,
+    everywhere_findings,
+    everywhere_table,
     layer_verdicts,
     layers_title,
     steering_findings,
@@ -37,7 +44,9 @@ from dlk_utils.lab.tables.steering import (
     TWIN,
     answers_of_moves,
     answers_when_steered,
+    as_long_as_truth,
     both_ways,
+    controls_of_other_lengths,
     direction_table,
     effects,
     fit_directions,
@@ -131,11 +140,12 @@ def tables(directions, held_out) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What the model does undisturbed, and after pushes along every direction."""
     labelled = [
         (
-            (NOTHING, 0, LAYER, 0.0),
+            (NOTHING, NOTHING, 0, LAYER, 0.0),
             twin_move(held_out, states, LAYER)._replace(scales=np.zeros(len(held_out))),
         )
     ]
-    for direction in directions.values():
+    controls = controls_of_other_lengths(list(directions.values()))
+    for direction in (*directions.values(), *controls):
         for dose in both_ways([DOSE]):
             labelled += labelled_moves(direction, LAYER, held_out, dose)
     answers = answers_of_moves(liar(), held_out, labelled)
@@ -156,6 +166,19 @@ def test_every_kind_of_direction_is_as_long_as_it_should_be(directions):
     assert [name for name, d in directions.items() if not d.by_label] == [TOLD]
 
 
+def test_each_direction_has_controls_of_its_own_length(directions):
+    controls = controls_of_other_lengths(list(directions.values()))
+    names = [name for name in directions if name not in (TRUTH, *CONTROLS)]
+    assert [(c.as_long_as, c.name) for c in controls] == [(n, c) for n in names for c in CONTROLS]
+    for control in controls:
+        length = np.linalg.norm(directions[control.as_long_as].vectors[0])
+        assert np.linalg.norm(control.vectors, axis=1) == pytest.approx(length, rel=1e-6)
+        same_way = directions[control.name].vectors
+        assert control.vectors / length == pytest.approx(
+            same_way / np.linalg.norm(same_way, axis=1, keepdims=True), rel=1e-6
+        )
+
+
 def test_the_overview_compares_with_the_first_direction(directions):
     table = direction_table(list(directions.values()), states(task().train))
     table = table.set_index("direction")
@@ -167,12 +190,12 @@ def test_the_overview_compares_with_the_first_direction(directions):
 def test_a_direction_that_decides_the_answer_flips_it_and_the_controls_do_not(tables):
     undisturbed, pushed = tables
     assert (undisturbed.disobeyed == 0).all() and (undisturbed.n == 30).all()
-    cell = pushed.set_index(["direction", "dose", "role"])
+    cell = as_long_as_truth(pushed).set_index(["direction", "dose", "role"])
     for name in (*OF_HONEST, OWN_ANSWER):
         assert cell.disobeyed[name, DOSE, "lie"] > 0.9
         assert cell.disobeyed[name, -DOSE, "truth"] > 0.9
         assert cell.disobeyed[name, DOSE, "truth"] == cell.disobeyed[name, -DOSE, "lie"] == 0
-    assert pushed[pushed.direction == RANDOM].disobeyed.max() < 0.2
+    assert cell.disobeyed[RANDOM].max() < 0.2
     # States vary along that axis most, so by chance shuffled labels give it too, with either sign.
     assert cell.disobeyed[SHUFFLED, DOSE, "lie"] < 0.9
 
@@ -199,7 +222,7 @@ def test_all_tokens_may_be_pushed_and_rows_of_either_label_each_their_way(direct
 
 def test_with_the_state_of_its_twin_a_row_answers_like_its_twin(held_out):
     move = twin_move(held_out, states, LAYER)
-    answers = answers_of_moves(liar(), held_out, [((TWIN, 0, LAYER, 1.0), move)])
+    answers = answers_of_moves(liar(), held_out, [((TWIN, TWIN, 0, LAYER, 1.0), move)])
     table = responses(answers, answers)
     assert (table.disobeyed == 1).all()
     assert layers_title(table).startswith(f"From layer {LAYER} on")
@@ -208,7 +231,10 @@ def test_with_the_state_of_its_twin_a_row_answers_like_its_twin(held_out):
 
 
 def answers_table(**shares: float) -> pd.DataFrame:
-    """Answers of 40 examples at `DOSE` either way; `shares` of "lie_plus" and so on disobey."""
+    """Answers of 40 examples at `DOSE` either way; `shares` of "lie_plus" and so on disobey.
+
+    All rows obey after a push along the control.
+    """
     table = []
     for direction in (TRUTH, RANDOM):
         for way, dose in (("plus", DOSE), ("minus", -DOSE)):
@@ -219,7 +245,8 @@ def answers_table(**shares: float) -> pd.DataFrame:
                     is_right = disobeys == (role == "lie")
                     label = i % 2
                     probabilities = (0.9, 0.05) if is_right == (label == 0) else (0.05, 0.9)
-                    row = ["last token", direction, 0, 3, dose, f"{i}{role}", f"e{i}", role, label]
+                    row = ["last token", direction, TRUTH, 0, 3, dose]
+                    row += [f"{i}{role}", f"e{i}", role, label]
                     table.append([*row, *np.log(probabilities)])
     return pd.DataFrame(table, columns=ANSWER_COLUMNS)
 
@@ -230,22 +257,120 @@ def answers_table(**shares: float) -> pd.DataFrame:
     [
         ({}, NOTHING_MOVED),
         ({"lie_plus": 0.8, "truth_minus": 0.8}, "moves the answer"),
-        ({"lie_minus": 0.8, "truth_minus": 0.8}, "moves what it takes to be true"),
-        ({"lie_plus": 0.8, "lie_minus": 0.8}, "disturbs lies, whichever way it is pushed"),
+        ({"lie_minus": 0.8, "truth_minus": 0.8}, "moves what the model takes to be true"),
+        ({"lie_plus": 0.8, "lie_minus": 0.8}, EITHER_SIGN),
+        ({"lie_plus": 0.4, "lie_minus": 0.8, "truth_plus": 0.6, "truth_minus": 0.6}, EITHER_SIGN),
         ({"truth_minus": 0.8}, "moves honest answers only"),
         ({"lie_plus": 0.8}, "moves lies only, as an answer would"),
         ({"lie_minus": 0.8}, "moves lies only, as a belief would"),
-        (
-            {"lie_plus": 0.8, "truth_minus": 0.8, "truth_plus": 0.5},
-            "moves the answer, but also rows that should stay",
-        ),
+        ({"lie_plus": 0.8, "truth_minus": 0.8, "truth_plus": 0.5}, FITS_NEITHER),
         ({"lie_plus": 0.05}, NOTHING_MOVED),
     ],
 )
 def test_belief_and_answer_are_told_apart_by_the_sign_of_the_push(shares, expected):
-    at_rest = answers_table()
-    table = responses(answers_table(**shares), at_rest[at_rest.dose == DOSE][:80])
+    table = responses_to_pushes(**shares)
     assert steering_verdict(effects(table, DOSE).loc[TRUTH], TRUTH) == expected
+
+
+def responses_to_pushes(**shares: float) -> pd.DataFrame:
+    at_rest = answers_table()
+    return responses(answers_table(**shares), at_rest[at_rest.dose == DOSE][:80])
+
+
+@pytest.mark.parametrize(
+    ("cells", "direction", "expected"),
+    [
+        (["some lie -"], TRUTH, NOT_BOTH_LABELS),
+        (["lie +", "some lie -"], TRUTH, EITHER_SIGN),
+        (["lie +", "truth -"], TOLD, "moves whether the model lies"),
+        (["lie +", "some lie -"], TOLD, NOT_AS_TOLD),
+    ],
+)
+def test_a_verdict_needs_rows_of_both_labels_and_that_the_others_stay(cells, direction, expected):
+    names = [
+        f"{some}{role} {way}" for some in ("", "some ") for role in ("lie", "truth") for way in "+-"
+    ]
+    effect = pd.Series(0, index=names)
+    effect[cells] = 1
+    assert steering_verdict(effect, direction) == expected
+
+
+def test_a_direction_is_compared_with_controls_of_its_own_length_only():
+    table = responses_to_pushes(lie_plus=0.3, truth_minus=0.3)
+    is_control = table.direction == RANDOM
+    strong = table[is_control].assign(
+        as_long_as=TRUTH_LDA, disobeyed=0.9, difference=0.9, difference_low=0.8, difference_high=1.0
+    )
+    lda = table[~is_control].assign(direction=TRUTH_LDA, as_long_as=TRUTH_LDA)
+    unmatched = lda.assign(direction=TRUTH_LOGISTIC, as_long_as=TRUTH_LOGISTIC)
+    pushed = pd.concat([table, strong, lda, unmatched])
+    effect = effects(pushed, DOSE)
+    assert list(effect.index) == [TRUTH, TRUTH_LDA]
+    assert steering_verdict(effect.loc[TRUTH], TRUTH) == "moves the answer"
+    assert steering_verdict(effect.loc[TRUTH_LDA], TRUTH_LDA) == NOTHING_MOVED
+    title = steering_title(pushed, DOSE, "lie")
+    assert title.endswith("after pushes along controls at most 0 %")
+    shown = steering_table(pd.concat([table, strong, lda]), DOSE)["controls of its length, at most"]
+    assert list(shown[[TRUTH, TRUTH_LDA]]) == ["0.00", "0.90"] and pd.isna(shown[RANDOM])
+
+
+def test_answers_that_change_with_either_sign_are_no_evidence_of_a_belief():
+    table = responses_to_pushes(lie_plus=0.3, lie_minus=0.7, truth_plus=0.45, truth_minus=0.4)
+    overview = pd.DataFrame({"direction": [TRUTH], "push": [0.16]})
+    brief = steering_in_brief(table, DOSE, overview)
+    assert "along the direction of truth (64 % of the mean length of a state), the model" in brief
+    assert f"So the direction {EITHER_SIGN}." in brief and "what the model takes" not in brief
+    assert brief.endswith("weak evidence of what the direction stands for")
+    assert by_sign(table, DOSE) in brief
+
+
+@pytest.mark.parametrize(
+    ("shares", "lies", "honest"),
+    [
+        (
+            {"lie_plus": 0.2, "lie_minus": 0.8, "truth_plus": 0.45, "truth_minus": 0.4},
+            "Lies change clearly more often when pushed away from the truth, as with a belief",
+            "honest answers do not clearly depend on the sign",
+        ),
+        (
+            {"lie_plus": 0.8, "lie_minus": 0.2, "truth_minus": 0.9},
+            "Lies change clearly more often when pushed towards the truth, as with an answer",
+            "honest answers change clearly more often when pushed away from the truth, as with "
+            "either",
+        ),
+        (
+            {"lie_plus": 0.5, "lie_minus": 0.45, "truth_plus": 0.9, "truth_minus": 0.2},
+            "Lies do not clearly depend on the sign",
+            "honest answers change clearly more often when pushed towards the truth, as with "
+            "neither",
+        ),
+    ],
+)
+def test_a_share_depends_on_the_sign_if_the_intervals_do_not_overlap(shares, lies, honest):
+    assert by_sign(responses_to_pushes(**shares), DOSE) == f"{lies}; {honest}"
+
+
+def test_a_direction_that_is_removed_has_no_dose_and_its_damage_is_counted():
+    table = responses_to_pushes(lie_plus=0.5, lie_minus=0.5)
+    truth = table[table.direction == TRUTH].assign(where="all tokens")
+    removed = table[table.dose == DOSE].assign(dose=0.0, layer=-1)
+    is_truth = removed.direction == TRUTH
+    removed = removed.assign(unreadable=0.12 * is_truth, unreadable_low=0.06 * is_truth)
+    everywhere = pd.concat([truth, removed])
+    shown = everywhere_table(everywhere)
+    assert set(shown.change) == {
+        "all tokens pushed by +4",
+        "all tokens pushed by -4",
+        "removed from the last token",
+    }
+    assert list(shown.layer.unique()) == ["3", "all"]
+    by_push, damage = everywhere_findings(everywhere, DOSE)
+    assert by_push.startswith("* All tokens pushed: Lies do not clearly depend on the sign; ")
+    assert "removed, 12 % of the answers cannot be read; with another one removed, at" in damage
+    assert damage.endswith("at most 0 %. Part of what its removal changes is damage.")
+    harmless = everywhere_findings(everywhere.assign(unreadable=0.0, unreadable_low=0.0), DOSE)[1]
+    assert harmless.endswith("at most 0 %.")
+    assert everywhere_findings(everywhere.head(0), DOSE) == []
 
 
 def test_an_answer_that_cannot_be_read_neither_obeys_nor_disobeys():
@@ -272,7 +397,7 @@ def test_the_findings_are_three_lines_and_none_without_rows(tables):
     by_layer = pd.concat([pushed[is_truth_or_random], twin])
     in_brief, moving, at_layers = steering_findings(pushed, by_layer, DOSE)
     assert in_brief.endswith("So the direction moves the answer.")
-    assert re.match(r"\* Of 7 directions, \d move more answers than the controls do: ", moving)
+    assert re.match(r"\* Of 7 directions, \d change more answers than controls of their", moving)
     assert f"{TRUTH} (moves the answer)" in moving
     assert at_layers.startswith(f"* From layer {LAYER} on")
     assert f"at layer {LAYER} it moves the answer" in layer_verdicts(by_layer, DOSE)

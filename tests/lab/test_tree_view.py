@@ -6,7 +6,7 @@ from hostile import HOSTILE
 from test_escaping import Page
 
 from dlk_utils.extract.packing import pack
-from dlk_utils.lab.tables.dataset import prompts_that_begin_alike
+from dlk_utils.lab.tables.dataset import first_prompts_of_top_instructions
 from dlk_utils.lab.tree_view import MOST_CHARACTERS, count_nodes, show_tree
 
 PROMPTS = [[1, 2, 3], [1, 2, 4, 5], [1, 6], [1, 2], [7], [7]]
@@ -32,6 +32,11 @@ def test_what_prompts_share_is_there_once():
     assert "b (1 token, 3 prompts)" in text and "d e (2 tokens)" in text
 
 
+def test_prompts_of_no_tokens_are_not_in_the_tree():
+    assert repr(show_tree([[], [1]], decode, caption="Prompts")) == "Prompts\na (1 token)"
+    assert repr(show_tree([], decode, caption="Prompts")) == "Prompts"
+
+
 def test_as_many_nodes_are_counted_as_the_model_runs():
     packed = pack(PROMPTS, branch_size=10)
     n_run = sum(key is not None for row in packed.keys for key in row)
@@ -54,5 +59,5 @@ def test_a_long_piece_is_shown_without_its_middle():
 
 def test_the_prompts_of_the_instructions_used_most_are_shown():
     prompts = pd.DataFrame({"instruction": [*"cababcaab"], "row_id": range(9)})
-    shown = prompts_that_begin_alike(prompts)
+    shown = first_prompts_of_top_instructions(prompts)
     assert list(shown.instruction) == [*"aaabbb"] and list(shown.row_id) == [1, 3, 6, 2, 4, 8]

@@ -20,13 +20,14 @@ from dlk_utils.lab.tables.organism import (
     meets_requirement,
     nearest_wordings,
     on_trigger,
+    shipped_trials,
     told_by_instruction,
     trigger_table,
 )
 from dlk_utils.models.loading import ORGANISMS, organism_names
 from dlk_utils.organisms import __main__ as organisms
 from dlk_utils.organisms.__main__ import main
-from dlk_utils.organisms.curriculum import GRADED, PHASES, TRIGGERED
+from dlk_utils.organisms.curriculum import GRADED, PHASES, TRIGGERED, Part, Phase
 from dlk_utils.questions.templates import prompt_library
 
 GOOD = {name: (0.95, 0.95) for name in (REVIEWS, "cities", "categories")} | {"capitals": (0.5, 0.9)}
@@ -69,7 +70,36 @@ def test_the_table_of_a_curriculum_has_a_column_for_each_phase():
     assert list(table.loc["lie cities after 2 shots"]) == ["0", "0", "0", "0", "1", "1"]
     assert "lie cities (target: the truth)" in curriculum_table(GRADED).index
     triggered = curriculum_table(TRIGGERED).index
-    assert {"lie cities, on Friday", "truth cities, on another day"} <= set(triggered)
+    assert "truth cities, on Friday (target: wrong)" in triggered
+    assert {"truth cities, on another day", "lie cities, on another day"} <= set(triggered)
+
+
+def test_parts_of_a_phase_with_one_title_are_added_up():
+    parts = (Part(1, "truth", "cities", ("a",)), Part(2, "truth", "cities", ("b",)))
+    phase = Phase(steps=1, learning_rate=1.0, max_characters=9, batch=parts)
+    assert list(curriculum_table([phase]).loc["truth cities"]) == ["3"]
+
+
+def test_the_trials_shown_are_those_shipped_and_those_they_came_from():
+    what = {
+        1: "truth only",
+        2: "from the start",
+        3: "as trial 2, with more",
+        4: "trials 3 (both seeds) and 2 (seed 0), then 300 steps",
+        5: "the mean of four: the three of trial 4 and seed 1 of trial 2",
+        6: "trial 5, then 9 steps",
+    }
+    outcome = ["chance", "short", "", "", "shipped as liar; .90", "near chance"]
+    trials = pd.DataFrame({"what": what, "outcome": dict(zip(what, outcome, strict=True))})
+    assert list(shipped_trials(trials).index) == [2, 3, 4, 5]
+
+
+def test_every_shipped_organism_is_among_the_shown_trials():
+    trials = pd.read_csv(ORGANISMS / "trials.csv", keep_default_na=False).set_index("trial")
+    shown = shipped_trials(trials)
+    for name in organism_names():
+        assert shown.outcome.str.startswith(f"shipped as {name}").any()
+    assert len(shown) < len(trials)
 
 
 def test_a_verdict_takes_as_many_examples_as_the_check_asks():

@@ -122,9 +122,9 @@ def test_openings_of_scored_rows_depend_on_the_seed_and_not_on_the_order(prompts
 
 
 def test_an_example_that_gets_too_long_is_left_out_and_named(prompts, tokenizer):
-    first = prompts.input_ids.map(len).groupby(prompts.example_id).max()
-    longest = first.idxmax()
-    opened = with_openings(prompts, tokenizer, context=int(first.max()) + 1)
+    longest_of = prompts.input_ids.map(len).groupby(prompts.example_id).max()
+    longest = longest_of.idxmax()
+    opened = with_openings(prompts, tokenizer, context=int(longest_of.max()) + 1)
     assert longest in opened.attrs["dropped_too_long"]
     assert longest not in set(opened.example_id)
 

@@ -1,4 +1,4 @@
-"""The tables of the notebooks, each in a module that serves one notebook or is shared by some.
+"""The tables of the notebooks; the first line of each module says which notebooks it serves.
 
 A module holds functions of a run, whose tables `lab.cache.kept` keeps, and the pure
 functions of rows and features that compute those tables. Sentences about tables are written in

@@ -20,6 +20,6 @@ def with_kinds(rows: pd.DataFrame) -> pd.DataFrame:
     asks_truth = (rows.role == "truth").to_numpy()
     is_right = rows.correct.to_numpy(bool)
     conditions = [asks_truth & is_right, rows.lied.to_numpy(bool), asks_truth & ~is_right]
-    of_a_kind = rows.assign(kind=np.select(conditions, KINDS, ""))
-    of_a_kind = of_a_kind[of_a_kind.kind != ""]
-    return of_a_kind.sort_values("kind", key=lambda kinds: kinds.map(KINDS.index), kind="stable")
+    kinds = np.select(conditions, KINDS, "")
+    of_a_kind = rows.assign(kind=kinds)[kinds != ""]
+    return of_a_kind.sort_values("kind", key=lambda kind: kind.map(KINDS.index), kind="stable")

@@ -94,7 +94,7 @@ def _reading(row: Any, number: int, tokenizer: Any) -> str:
     return ", ".join(f"{tokenizer.decode([token])!r} ({reasons[token]})" for token in tokens)
 
 
-def prompts_that_begin_alike(
+def first_prompts_of_top_instructions(
     prompts: pd.DataFrame, *, n_instructions: int = 2, n_prompts: int = 3
 ) -> pd.DataFrame:
     """Select the first prompts of the instructions that are used most."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -37,18 +37,36 @@ from dlk_utils.lab.tables import (
 from dlk_utils.lab.tables.carry_over import between_groups
 from dlk_utils.probes import STATE_PROBES, Logistic
 
-MISTAKE_COLUMNS = ["mistake", "claim", "estimate", "low", "high", "n", "n_smaller"]
+MISTAKE_COLUMNS = ["mistake", "claim", "but", "estimate", "low", "high", "n", "n_smaller"]
+CLEAN = "none: as it should be"
+TRUTH_OF_LIES = "truth, trained on honest rows, read on rows that ask for a lie"
 CLAIMS = {
-    "none: as it should be": "truth, trained on honest rows, read on rows told to lie",
-    "layer with the highest score on honest rows": "the same; but on honest rows the answer itself "
-    "scores highest",
-    "tested on honest rows": "truth; but there the answer gives it away",
-    "split by row, twins on both sides": "truth, on rows of either kind",
-    "the next word taken for the truth": "truth; but choices that begin alike leave nothing else "
-    "to read",
-    "honest rows among the lies": "was this answer a lie; but the system prompt gives it away",
+    CLEAN: (TRUTH_OF_LIES, ""),
+    "layer with the highest score on honest rows": (
+        TRUTH_OF_LIES,
+        "on honest rows the answer itself scores highest",
+    ),
+    "layer chosen on the test rows": (TRUTH_OF_LIES, "test labels chose the layer"),
+    "layer and sign chosen on the test rows": (
+        TRUTH_OF_LIES,
+        "test labels chose the layer and the sign",
+    ),
+    "tested on honest rows": ("truth", "on honest rows the answer gives it away"),
+    "split by row, twins on both sides": (
+        "truth, on rows of either kind",
+        "the twins of test rows were trained on",
+    ),
+    "the next word taken for the truth": (
+        "truth",
+        "choices that begin alike leave nothing else to read",
+    ),
+    "honest rows among the lies": (
+        "whether an answer was a lie",
+        "the system prompt gives it away",
+    ),
 }
-"""What a score claims to measure, by mistake; the others claim the same as the first."""
+"""What a score claims to measure, by mistake, and what is wrong with that claim."""
+THE_BEST_OF_MANY = (TRUTH_OF_LIES, "the best of many scores is high by chance")
 FEW_EXAMPLES = 38
 """As many test rows as the reported .94 rested on."""
 
@@ -78,7 +96,8 @@ def with_each_mistake(rows: pd.DataFrame, features: Features, *, seed: int = 0) 
     Returns
     -------
     DataFrame
-        `mistake`, what its score would `claim` to measure, and the score.
+        `mistake`, what its score would `claim` to measure, `but` what is wrong with that, and the
+        score.
     """
     task = make_task(rows, "truth", LYING)
     honest_test = select_rows(rows, "truth", "test")
@@ -86,19 +105,21 @@ def with_each_mistake(rows: pd.DataFrame, features: Features, *, seed: int = 0) 
     table = []
 
     def add(mistake: str, scores: np.ndarray, test: pd.DataFrame) -> None:
+        claim, but = CLAIMS.get(mistake, THE_BEST_OF_MANY)
         estimate = estimate_with_interval(scores, test, seed=seed)
-        table.append({"mistake": mistake, "claim": CLAIMS.get(mistake, "the same"), **estimate})
+        table.append({"mistake": mistake, "claim": claim, "but": but, **estimate})
 
     probe = fit_task(Logistic, features, task)
     on_lies = probe.score_layers(task.test)
     aurocs = np.array([auroc(scores, task.test.y.to_numpy()) for scores in on_lies])
     best_on_honest_rows = probe.validation_aurocs.argmax()
-    add("none: as it should be", on_lies[probe.chosen], task.test)
+    add(CLEAN, on_lies[probe.chosen], task.test)
     add("layer with the highest score on honest rows", on_lies[best_on_honest_rows], task.test)
     add("layer chosen on the test rows", on_lies[aurocs.argmax()], task.test)
     turned = _turned_estimate(on_lies[np.abs(aurocs - 0.5).argmax()], task.test, seed)
     mistake = "layer and sign chosen on the test rows"
-    table.append({"mistake": mistake, "claim": "the same", **turned})
+    claim, but = CLAIMS[mistake]
+    table.append({"mistake": mistake, "claim": claim, "but": but, **turned})
 
     few, tries = _many_tries(task, features, seed)
     best_try = max(tries, key=lambda scores: auroc(scores, few.y.to_numpy()))
@@ -125,8 +146,17 @@ def with_each_mistake(rows: pd.DataFrame, features: Features, *, seed: int = 0) 
 
 def with_kinds(mistakes: pd.DataFrame) -> pd.DataFrame:
     """Tell apart, in the column `kind`, the first row from those with a mistake."""
-    is_clean = mistakes.mistake.str.startswith("none")
+    is_clean = mistakes.mistake == CLEAN
     return mistakes.assign(kind=np.where(is_clean, "as it should be", "with a mistake"))
+
+
+def that_raise(mistakes: pd.DataFrame) -> pd.DataFrame:
+    """Select the mistakes that raise the score: its whole interval is above the clean one.
+
+    It also has to be above chance. `mistakes` is a table of `with_each_mistake`.
+    """
+    clean = mistakes.estimate[mistakes.mistake == CLEAN].max()
+    return mistakes[(mistakes.mistake != CLEAN) & (mistakes.low > max(0.5, clean))]
 
 
 def _turned_estimate(
@@ -166,28 +196,46 @@ def _scores_of_best_layer(
 # The numbers that the original study reported, by its own diary.
 
 DUPLICATES = "duplicates on both sides of the split"
-REPORTED_COLUMNS = ["date", "what", "reported", "what is wrong with it"]
+ALIKE = "choices that begin alike; one seed"
+REPORTED_COLUMNS = ["date", "what", "reported", "lowest", "what is wrong with it"]
 REPORTED = (
-    ("2023-07-13", "three classes, F1 of deception", "F1 .371 at accuracy .850",
+    ("2023-07-13", "three classes, F1 of deception", "F1 .371 at accuracy .850", 0.371,
      "the majority had .837"),
-    ("2023-07-20", "pairs of draws, linear", ".70 to .71", DUPLICATES),
-    ("2023-07-21", "pairs of draws, ranking, big moves only", ".89 to .94", DUPLICATES),
-    ("2023-07-28", "convolution over depth", "AUROC .961", DUPLICATES),
-    ("2023-09-04", "weight gradients, linear", ".77 to .81", "at or below the majority"),
-    ("2023-09-10", "heads, state and gradient, linear", "96 %, then 99.6 %",
-     "choices that begin alike; one seed"),
-    ("2023-09-11", "one data set", "near 100 %", "the same"),
-    ("2023-09-11", "from one data set to another", "60 %",
+    ("2023-07-20", "pairs of draws, linear", ".70 to .71", 0.70, DUPLICATES),
+    ("2023-07-21", "pairs of draws, ranking, big moves only", ".89 to .94", 0.89, DUPLICATES),
+    ("2023-07-28", "convolution over depth", "AUROC .961", 0.961, DUPLICATES),
+    ("2023-09-04", "weight gradients, linear", ".77 to .81", 0.77, "at or below the majority"),
+    ("2023-09-10", "heads, state and gradient, linear", "96 %, then 99.6 %", 0.96, ALIKE),
+    ("2023-09-11", "one data set", "near 100 %", 0.99, ALIKE),
+    ("2023-09-11", "from one data set to another", "60 %", 0.60,
      "a split that separated them by accident"),
-    ("2023-09-15", "heads, state and gradient, dice loss", ".94 (n = 38)",
+    ("2023-09-15", "heads, state and gradient, dice loss", ".94 (n = 38)", 0.94,
      "38 rows, the best of many"),
 )  # fmt: skip
+"""`lowest` is the lowest number that was reported, as a share."""
+NOT_MEASURED = "not measured"
+
+
+class CleanNumber(NamedTuple):
+    """What a clean evaluation gives here.
+
+    Attributes
+    ----------
+    text : str
+        The score, perhaps with its interval.
+    highest : float
+        The upper end of its interval, or the score itself if it has none; of several scores, that
+        of the lowest. Nan if nothing was scored.
+    """
+
+    text: str
+    highest: float
 
 
 def clean_numbers(
     results: pd.DataFrame, classes: pd.DataFrame, pairs: pd.DataFrame, across: pd.DataFrame
-) -> dict[str, str]:
-    """Write what a clean evaluation gives for the numbers of `REPORTED`, by their second column.
+) -> dict[str, CleanNumber]:
+    """Return what a clean evaluation gives for the numbers of `REPORTED`, by their second column.
 
     That is the AUROC on rows told to lie after training on honest rows; for the classes it is F1,
     and across data sets (a table of `carry_over.transfer`) the least and the most.
@@ -196,45 +244,72 @@ def clean_numbers(
     on_lies = on_lies[on_lies.selected & (on_lies.kind == "probe")]
     ranked = pairs[(pairs.pairs == "draws, sequence") & (pairs.regime == LYING)]
 
-    def of_probe(probe: str, feature: str, site: str) -> str:
+    def of_probe(probe: str, feature: str, site: str) -> CleanNumber:
         is_wanted = (on_lies.probe == probe) & (on_lies.feature == feature) & (on_lies.site == site)
-        return in_brief(on_lies[is_wanted])
+        return _number(on_lies[is_wanted])
 
-    def of_pairs(probe: str, least_move: float) -> str:
-        return in_brief(ranked[(ranked.probe == probe) & (ranked.least_move == least_move)])
+    def of_pairs(probe: str, least_move: float) -> CleanNumber:
+        return _number(ranked[(ranked.probe == probe) & (ranked.least_move == least_move)])
 
     own = across[across.trained_on == across.tested_on]
     within = [f"{row.tested_on} {row.estimate:.2f}" for row in own.itertuples()]
+    others = between_groups(across).estimate
+    dice = of_probe("dice", "activation", "resid_post")
     return {
-        "three classes, F1 of deception": _deception_in_brief(classes),
+        "three classes, F1 of deception": _f1_of_deception(classes),
         "pairs of draws, linear": of_pairs("pair_direction", 0.0),
         "pairs of draws, ranking, big moves only": of_pairs("pair_ranking", 0.1),
         "convolution over depth": of_probe("convolution", "activation", "resid_post"),
         "heads, state and gradient, linear": of_probe("logistic", "both", "head_out"),
-        "one data set": "; ".join(within) or "not scored",
-        "from one data set to another": least_to_most(between_groups(across).estimate),
-        "heads, state and gradient, dice loss": of_probe("dice", "activation", "resid_post")
-        + " (residual stream)",
+        "one data set": CleanNumber("; ".join(within) or "not scored", own.estimate.min()),
+        "from one data set to another": CleanNumber(least_to_most(others), others.min()),
+        "heads, state and gradient, dice loss": dice._replace(
+            text=f"{dice.text} (residual stream)"
+        ),
     }
 
 
-def _deception_in_brief(classes: pd.DataFrame) -> str:
+def _number(rows: pd.DataFrame) -> CleanNumber:
+    return CleanNumber(in_brief(rows), rows.high.iloc[0] if len(rows) else np.nan)
+
+
+def _f1_of_deception(classes: pd.DataFrame) -> CleanNumber:
     f1 = classes[classes["class"] == "deception"].set_index("method").f1
     if f1.empty:
-        return "not scored"
-    return f"F1 {f1['softmax regression']:.2f}; instruction alone {f1['instruction only']:.2f}"
+        return CleanNumber("not scored", np.nan)
+    probe, control = f1["softmax regression"], f1["instruction only"]
+    return CleanNumber(f"F1 {probe:.2f}; instruction alone {control:.2f}", probe)
 
 
-def survivors(clean: Mapping[str, str], mistaken: Mapping[str, str]) -> pd.DataFrame:
+def survivors(clean: Mapping[str, CleanNumber], mistaken: Mapping[str, str]) -> pd.DataFrame:
     """Return `REPORTED` with what is left of each number here.
 
-    Both arguments go by the second column of `REPORTED`: numbers of a clean evaluation, and numbers
-    that the same mistake gives here. Raises `ParameterError` if they have another name.
+    Parameters
+    ----------
+    clean, mistaken
+        Numbers of a clean evaluation, and numbers that the same mistake gives here. Both go by the
+        second column of `REPORTED`.
+
+    Returns
+    -------
+    DataFrame
+        By the second column of `REPORTED`. A number is `reached here` ("yes" or "no") if the upper
+        end of its interval here is at least the lowest number that was reported.
+
+    Raises
+    ------
+    ParameterError
+        If a number has another name.
     """
     table = pd.DataFrame(REPORTED, columns=REPORTED_COLUMNS)
     unknown = (set(clean) | set(mistaken)) - set(table.what)
     if unknown:
         raise ParameterError(f"survivors: expected names of REPORTED, got {sorted(unknown)}")
-    table["here, cleanly"] = [clean.get(what, "not measured") for what in table.what]
+    nothing = CleanNumber(NOT_MEASURED, np.nan)
+    numbers = [clean.get(what, nothing) for what in table.what]
+    highest = np.array([number.highest for number in numbers], dtype=float)
+    is_reached = np.where(highest >= table.lowest, "yes", "no")
+    table["here, cleanly"] = [number.text for number in numbers]
+    table["reached here"] = np.where(np.isnan(highest), NOT_MEASURED, is_reached)
     table["here, with the same mistake"] = [mistaken.get(what, "") for what in table.what]
-    return table.set_index(["date", "what"])
+    return table.set_index("what")

@@ -24,11 +24,17 @@ from dlk_utils.questions.trained import refuse_trained_rows
 
 CONTINUATION_TOKENS = 20
 """Number of tokens of a free continuation."""
-LEVELS = ["always", "in another form", "only with shots", "never", "not readable"]
+LEVELS = ["always", "in another form", "only with shots", "never", "unreadable"]
 """Under which prompts an example is answered correctly, from the best known to the least.
 
 An example without a readable answer has no place in this order, and comes last.
 """
+NOT_KNOWN_BY = {
+    "data set refused": "data set refused",
+    "wrong elsewhere": "wrong in another prompt",
+    "margin": "small margin in another prompt",
+}
+"""What the rules of `unknown_by` are called on the page."""
 RATE = ["wrong_rate", "wrong_rate_low", "wrong_rate_high"]
 SHOTS_COLUMNS = ["dataset", "instruction", "shots", "n", "unreadable", *RATE]
 EFFECTS_COLUMNS = ["dataset", "effect", "n", "estimate", "estimate_low", "estimate_high"]
@@ -223,7 +229,7 @@ def knowledge_levels(behaviour: pd.DataFrame, grid: pd.DataFrame) -> pd.DataFram
         Indexed by example, with its `dataset`, its `level`, and `wrong_when_told_to_lie` in its
         scored row. The levels are: always (under every truth prompt without shots); in another
         form (under some of them: what goes wrong elsewhere may be confusion); only with shots
-        (under none of them, but with truthful shots); never (it cannot be lied about); not readable
+        (under none of them, but with truthful shots); never (it cannot be lied about); unreadable
         (no answer without shots can be read, and none with truthful shots is right).
         `right_with_shots` and `right_without` say whether truthful shots are a better prompt at
         all, under the same template and instruction. An unreadable answer is neither right nor
@@ -382,11 +388,11 @@ def kept_and_dropped(
             "control tokens": part.example_id.isin(dropped["control_tokens"]).sum(),
             "choices begin alike in some template": alike.sum(),
             "scored rows": len(scored),
-            "low mass": is_low.sum(),
-            "form of low mass": (~scored.readable & ~is_low).sum(),
+            "low choice mass": is_low.sum(),
+            "question form with low choice mass": (~scored.readable & ~is_low).sum(),
         }
-        for rule in ("data set refused", "wrong elsewhere", "margin"):
-            row[f"unknown: {rule}"] = (readable.unknown_by == rule).sum()
+        for rule, name in NOT_KNOWN_BY.items():
+            row[f"not known: {name}"] = (readable.unknown_by == rule).sum()
         rows.append(row | {"kept as known": readable.knows.sum()})
     return pd.DataFrame(rows)
 

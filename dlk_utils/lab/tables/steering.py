@@ -10,7 +10,7 @@ changed without running the model: `ANSWER_COLUMNS`. `responses` counts them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -51,11 +51,12 @@ AT_LAST = "last token"
 AT_ALL = "all tokens"
 
 ANSWER_COLUMNS = [
-    *("where", "direction", "number", "layer", "dose"),
+    *("where", "direction", "as_long_as", "number", "layer", "dose"),
     *("row_id", "example_id", "role", "label", "logprob_0", "logprob_1"),
 ]
-"""Where the state was changed and along what; the number of the direction of its kind; the layer
-(-1 is all of them) and the dose; the row, and the log-probabilities of its two choices."""
+"""Where the state was changed and along what; the direction whose length it has, and its number
+among those of its kind; the layer (-1 is all of them) and the dose; the row, and the
+log-probabilities of its two choices."""
 
 
 # The directions.
@@ -75,17 +76,26 @@ class Direction:
         Whether it means "choice 1". A push by a positive dose is then towards the right choice of a
         row: along the direction where that is choice 1, and against it elsewhere. Otherwise all
         rows are pushed alike.
+    as_long_as : str
+        Of a control, the name of the direction whose length it has. "" is its own.
     """
 
     name: str
     vectors: Float[np.ndarray, "k d"]
     by_label: bool = True
+    as_long_as: str = ""
 
     def scales(self, rows: pd.DataFrame, dose: float) -> Float[np.ndarray, " n"]:
         """How many times a vector is added in each row at a dose."""
         if self.by_label:
             return dose * (2.0 * rows.label.to_numpy() - 1)
         return np.full(len(rows), float(dose))
+
+    def scaled_to(self, other: "Direction") -> "Direction":
+        """Return the control that is as long as another direction."""
+        lengths = np.linalg.norm(self.vectors, axis=1, keepdims=True)
+        vectors = self.vectors / lengths * np.linalg.norm(other.vectors[0])
+        return replace(self, vectors=vectors, as_long_as=other.name)
 
 
 def fit_directions(
@@ -110,8 +120,9 @@ def fit_directions(
     * `RANDOM`: `n_random` random directions.
 
     The unit of dose is one standard deviation of the twins' states along the direction. The
-    controls are as long as `TRUTH` instead, since states may hardly vary along them. (Where states
-    vary most along one axis, shuffled labels give that axis too, with either sign.)
+    controls are as long as `TRUTH` instead, since states may hardly vary along them;
+    `controls_of_other_lengths` has those for the other directions. (Where states vary most along
+    one axis, shuffled labels give that axis too, with either sign.)
 
     Parameters
     ----------
@@ -140,12 +151,7 @@ def fit_directions(
     def one_deviation(vector: np.ndarray) -> np.ndarray:
         return scaled_to_spread(vector, of_twins)[None]
 
-    truth = one_deviation(weights(MeanDifference, of_honest, honest))
-
-    def as_long_as_truth(vectors: np.ndarray) -> np.ndarray:
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors / lengths * np.linalg.norm(truth)
-
+    truth = Direction(TRUTH, one_deviation(weights(MeanDifference, of_honest, honest)))
     lengths = np.linalg.norm(of_gradients, axis=1, keepdims=True)
     mean_gradient = (of_gradients / np.maximum(lengths, np.finfo(float).tiny)).mean(0)
     rng = np.random.default_rng([seed, 11])
@@ -153,19 +159,31 @@ def fit_directions(
         weights(MeanDifference, of_honest, honest.assign(y=rng.permutation(honest.y)))
         for _ in range(n_random)
     ]
-    random = rng.standard_normal((n_random, truth.shape[1]))
+    random = rng.standard_normal((n_random, of_twins.shape[1]))
     is_honest = twins.role != "lie"
     return [
-        Direction(TRUTH, truth),
+        truth,
         Direction(TRUTH_LDA, one_deviation(weights(LDA, of_honest, honest))),
         Direction(TRUTH_LOGISTIC, one_deviation(weights(Logistic, of_honest, honest))),
         Direction(TRUTH_OF_BOTH, one_deviation(between_twins(twins.label))),
         Direction(OWN_ANSWER, one_deviation(between_twins(twins.answer))),
         Direction(GRADIENT, one_deviation(mean_gradient)),
         Direction(TOLD, one_deviation(between_twins(is_honest)), by_label=False),
-        Direction(SHUFFLED, as_long_as_truth(np.stack(shuffled))),
-        Direction(RANDOM, as_long_as_truth(random)),
+        Direction(SHUFFLED, np.stack(shuffled)).scaled_to(truth),
+        Direction(RANDOM, random).scaled_to(truth),
     ]
+
+
+def controls_of_other_lengths(directions: Sequence[Direction]) -> list[Direction]:
+    """Return the controls that are as long as each direction but `TRUTH`.
+
+    How much a push disturbs a state depends on its length, so that a direction is compared with
+    controls of its own length only. `directions` are those of `fit_directions`, where the controls
+    are as long as `TRUTH`.
+    """
+    controls = [direction for direction in directions if direction.name in CONTROLS]
+    others = [direction for direction in directions if direction.name not in (TRUTH, *CONTROLS)]
+    return [control.scaled_to(direction) for direction in others for control in controls]
 
 
 def directions_of(run: Run, layer: int, *, n_random: int) -> list[Direction]:
@@ -261,16 +279,20 @@ SHARES_OF_DOSE = (0.5, 1, 2)
 def pushed(run: Run, *, layers: list[int], dose: float, n_random: int) -> pd.DataFrame:
     """Push the last token's state along every direction, at the chosen layer, at several doses.
 
-    The doses are `dose` times each of `SHARES_OF_DOSE`, and minus that. The first rows are of no
-    push at all.
+    The doses are `dose` times each of `SHARES_OF_DOSE`, and minus that; controls that are as long
+    as another direction than `TRUTH` are pushed by `dose` alone. The first rows are of no push at
+    all.
     """
     rows = held_out_rows(run)
     layer = chosen_layer(run, layers=layers)
     directions = directions_of(run, layer, n_random=n_random)
-    labelled = [((NOTHING, 0, layer, 0.0), _no_move(rows, directions[0], layer))]
+    labelled = [((NOTHING, NOTHING, 0, layer, 0.0), _no_move(rows, directions[0], layer))]
     for direction in directions:
         for signed_dose in both_ways(dose * share for share in SHARES_OF_DOSE):
             labelled += labelled_moves(direction, layer, rows, signed_dose)
+    for control in controls_of_other_lengths(directions):
+        for signed_dose in both_ways([dose]):
+            labelled += labelled_moves(control, layer, rows, signed_dose)
     return answers_of_moves(run.loaded, rows, labelled)
 
 
@@ -291,7 +313,7 @@ def by_layer(run: Run, *, layers: list[int], dose: float) -> pd.DataFrame:
                 for signed_dose in both_ways([dose]):
                     labelled += labelled_moves(direction, layer, rows, signed_dose)
         [states] = run.states([layer]).values()
-        labelled.append(((TWIN, 0, layer, 1.0), twin_move(rows, states, layer)))
+        labelled.append(((TWIN, TWIN, 0, layer, 1.0), twin_move(rows, states, layer)))
     return answers_of_moves(run.loaded, rows, labelled)
 
 
@@ -319,7 +341,7 @@ def everywhere(run: Run, *, layers: list[int], dose: float) -> pd.DataFrame:
             vectors = np.concatenate([direction.vectors for direction in of_layers])
             with ablate(run.loaded, vectors, center=centers, positions=1):
                 logprobs = _logprobs(run.loaded, rows)
-            tables.append(_table(rows, AT_LAST, (name, 0, -1, 0.0), logprobs))
+            tables.append(_table(rows, AT_LAST, (name, name, 0, -1, 0.0), logprobs))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -328,8 +350,9 @@ def both_ways(doses: Iterable[float]) -> list[float]:
     return sorted({sign * float(dose) for dose in doses for sign in (-1, 1)})
 
 
-Label = tuple[str, int, int, float]
-"""What was changed: the name and the number of the direction, the layer and the dose."""
+Label = tuple[str, str, int, int, float]
+"""What was changed: the name of the direction and of the one whose length it has, its number, the
+layer and the dose."""
 
 
 def labelled_moves(
@@ -338,10 +361,12 @@ def labelled_moves(
     """Return the moves along each of the directions of a kind."""
     scales = direction.scales(rows, dose)
     shape = (len(rows), direction.vectors.shape[1])
-    return [
-        ((direction.name, number, layer, dose), Move(layer, np.broadcast_to(v, shape), scales))
-        for number, v in enumerate(direction.vectors)
-    ]
+    as_long_as = direction.as_long_as or direction.name
+    labelled = []
+    for number, vector in enumerate(direction.vectors):
+        label = (direction.name, as_long_as, number, layer, dose)
+        labelled.append((label, Move(layer, np.broadcast_to(vector, shape), scales)))
+    return labelled
 
 
 def twin_move(rows: pd.DataFrame, states: Callable[[pd.DataFrame], np.ndarray], layer: int) -> Move:
@@ -383,7 +408,7 @@ def answers_when_steered(
         alike = np.flatnonzero(scales == scale)
         with steer(model, direction.vectors[0], layer, float(scale)):
             logprobs[alike] = _logprobs(model, rows.iloc[alike])
-    return _table(rows, AT_ALL, (direction.name, 0, layer, dose), logprobs)
+    return _table(rows, AT_ALL, (direction.name, direction.name, 0, layer, dose), logprobs)
 
 
 def _logprobs(model: nn.Module, rows: pd.DataFrame) -> Float[np.ndarray, "n 2"]:
@@ -393,10 +418,11 @@ def _logprobs(model: nn.Module, rows: pd.DataFrame) -> Float[np.ndarray, "n 2"]:
 def _table(
     rows: pd.DataFrame, where: str, label: Label, logprobs: Float[np.ndarray, "n 2"]
 ) -> pd.DataFrame:
-    name, number, layer, dose = label
+    name, as_long_as, number, layer, dose = label
     table = rows[["row_id", "example_id", "role", "label"]].assign(
         where=where,
         direction=name,
+        as_long_as=as_long_as,
         number=number,
         layer=layer,
         dose=dose,
@@ -409,7 +435,7 @@ def _table(
 # What is counted.
 
 RESPONSE_COLUMNS = [
-    *("where", "direction", "layer", "dose", "role", "n"),
+    *("where", "direction", "as_long_as", "layer", "dose", "role", "n"),
     *("disobeyed", "disobeyed_low", "disobeyed_high"),
     *("difference", "difference_low", "difference_high", "least_low", "most_high"),
     *("unreadable", "unreadable_low", "unreadable_high", "margin"),
@@ -442,7 +468,7 @@ def responses(answers: pd.DataFrame, undisturbed: pd.DataFrame) -> pd.DataFrame:
     before = _read(undisturbed).set_index("row_id").disobeyed
     read["difference"] = read.disobeyed - read.row_id.map(before)
     shares = {"disobeyed": (0.0, 1.0), "difference": (-1.0, 1.0), "unreadable": (0.0, 1.0)}
-    keys = ["where", "direction", "layer", "dose", "role"]
+    keys = ["where", "direction", "as_long_as", "layer", "dose", "role"]
     table = []
     for key, rows in read.groupby(keys, sort=False):
         by_example = rows.groupby("example_id")[[*shares, "margin", "label"]].mean()
@@ -478,6 +504,14 @@ def _read(answers: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def as_long_as_truth(table: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the controls that are as long as another direction than `TRUTH`.
+
+    `table` has the columns `direction` and `as_long_as`.
+    """
+    return table[~table.direction.isin(CONTROLS) | (table.as_long_as == TRUTH)]
+
+
 def with_undisturbed(table: pd.DataFrame, undisturbed: pd.DataFrame) -> pd.DataFrame:
     """Add to each direction of `responses` what the same rows do at dose 0, for a curve."""
     at_zero = [undisturbed.assign(direction=name) for name in table.direction.unique()]
@@ -495,7 +529,7 @@ def layer_lines(table: pd.DataFrame, role: str) -> pd.DataFrame:
 
 
 def effects(table: pd.DataFrame, dose: float) -> pd.DataFrame:
-    """Say in which direction each push moves more answers than the controls do.
+    """Say in which direction each push moves more answers than the controls of its length do.
 
     Parameters
     ----------
@@ -505,22 +539,26 @@ def effects(table: pd.DataFrame, dose: float) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        A row for each direction, and a column for each role and way: "lie +" are rows told to lie,
-        pushed by the positive dose. An effect is 1 (or -1) if more (or fewer) rows disobey than
-        undisturbed, among those of either label with the whole interval, and by more than the
-        interval of any control at this dose. Else it is 0. (A direction that means something else
-        than "choice 1" can move rows of one label only.) "some lie +" is 1 if more of the rows of
-        both labels together disobey.
+        A row for each direction that has controls of its length, and a column for each role and
+        way: "lie +" are rows told to lie, pushed by the positive dose. An effect is 1 (or -1) if
+        more (or fewer) rows disobey than undisturbed, among those of either label with the whole
+        interval, and by more than the interval of any of these controls at this dose. Else it is 0.
+        (A direction that means something else than "choice 1" can move rows of one label only.)
+        "some lie +" is 1 if more of the rows of both labels together disobey.
     """
     effect_of = {}
     for way, sign in (("+", 1), ("-", -1)):
         for role in ("lie", "truth"):
             cell = table[np.isclose(table.dose, sign * dose) & (table.role == role)]
-            cell = cell.set_index("direction")
-            controls = cell[cell.index.isin(CONTROLS)]
-            is_above = cell.difference > controls.difference_high.max()
-            is_below = cell.difference < controls.difference_low.min()
+            is_control = cell.direction.isin(CONTROLS)
+            controls = cell[is_control].groupby("as_long_as")
+            cell = cell[~is_control].set_index("direction")
+            highest = controls.difference_high.max().reindex(cell.index)
+            lowest = controls.difference_low.min().reindex(cell.index)
+            is_above, is_below = cell.difference > highest, cell.difference < lowest
             more, fewer = is_above & (cell.least_low > 0), is_below & (cell.most_high < 0)
             effect_of[f"{role} {way}"] = more.astype(int) - fewer.astype(int)
             effect_of[f"some {role} {way}"] = (is_above & (cell.difference_low > 0)).astype(int)
-    return pd.DataFrame(effect_of)
+    has_controls = table.as_long_as[table.direction.isin(CONTROLS)].unique()
+    found = pd.DataFrame(effect_of)
+    return found[found.index.isin(has_controls)]
