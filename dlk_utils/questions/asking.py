@@ -39,6 +39,17 @@ class Prompt(NamedTuple):
     choices: ChoiceTokens
     """The tokens that count as each choice after this prompt."""
 
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of `make_prompts` that the written prompt decides."""
+        return {
+            "prompt": self.text,
+            "input_ids": self.input_ids,
+            "question_start": self.question_start,
+            "choice_ids": self.choices.first,
+            "strict_ids": self.choices.strict,
+            "choice_tokens": self.choices.whole,
+        }
+
 
 def write_prompt(
     tokenizer: Any,

@@ -14,7 +14,12 @@ from typing import Any, NamedTuple
 from dlk_utils.errors import DataError, ModelError, TemplateError
 from dlk_utils.questions.asking import control_tokens_in, marks_in
 from dlk_utils.questions.chat import encode_prompt
-from dlk_utils.questions.own_files import decode_text, read_bytes, shortened
+from dlk_utils.questions.own_files import (
+    decode_text,
+    read_bytes,
+    require_unicode,
+    shortened,
+)
 from dlk_utils.questions.turns import Passage, TurnFormat, passages_of, turn_format
 
 ROLES = ("system", "user", "assistant")
@@ -132,13 +137,7 @@ def _checked_message(message: Any, where: str, *, is_first: bool) -> dict[str, s
         )
     if not isinstance(content, str) or not content.strip():
         raise DataError(f"{where}: expected a text as its content, got {shortened(content)}")
-    try:
-        content.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: expected Unicode text, got half of a surrogate pair at character "
-            f"{error.start + 1}"
-        ) from None
+    require_unicode(content, where)
     for key in THOUGHT_KEYS:
         if message.get(key):
             raise DataError(

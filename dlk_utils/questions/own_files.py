@@ -199,13 +199,18 @@ def _check_texts(path: Path, column: pd.Series) -> None:
             raise DataError(f"{where}: expected a text, got one with a NUL character; take it out")
         if not _is_visible(value):
             raise DataError(f"{where} is empty: fill it, or take the row out")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{where}: expected Unicode text, got half of a surrogate pair at character "
-                f"{error.start + 1}"
-            ) from None
+        require_unicode(value, where)
+
+
+def require_unicode(text: str, where: str) -> None:
+    """Raise `DataError` if a text holds half of a surrogate pair, which cannot be encoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: expected Unicode text, got half of a surrogate pair at character "
+            f"{error.start + 1}"
+        ) from None
 
 
 def _is_visible(text: str) -> bool:

@@ -15,6 +15,7 @@ from dlk_utils.errors import ChoiceError, DataError, ParameterError
 from dlk_utils.questions.asking import is_too_long, marks_in, write_prompt
 from dlk_utils.questions.choices import choice_tokens_after
 from dlk_utils.questions.ids import Example, example_id, examples_of, near_duplicate_key
+from dlk_utils.questions.own_files import shortened
 from dlk_utils.questions.templates import Instruction, Template, prompt_library
 
 OWN_KINDS = ("claim", "review")
@@ -229,7 +230,7 @@ def own_prompts(
     for name, text in instructions.items():
         if spelt := marks_in(tokenizer, text):
             raise DataError(
-                f"system prompt {_shortened(name)}: expected no marks of the chat format, which "
+                f"system prompt {shortened(name)}: expected no marks of the chat format, which "
                 f"could end it, got {', '.join(map(repr, spelt))}"
             )
         instruction = Instruction(name, family="own", asks="neutral", text=text)
@@ -262,11 +263,11 @@ def own_prompts(
 
 def _require_texts(statements: Sequence[str], instructions: Mapping[str, str]) -> None:
     if isinstance(statements, str) or not all(isinstance(s, str) for s in statements):
-        raise DataError(f"statements: expected a list of texts, got {_shortened(statements)}")
+        raise DataError(f"statements: expected a list of texts, got {shortened(statements)}")
     if not isinstance(instructions, Mapping) or not instructions:
         raise DataError(
             "instructions: expected the text of at least one system prompt by its name, got "
-            f"{_shortened(instructions)}"
+            f"{shortened(instructions)}"
         )
     blank = [number for number, text in enumerate(statements) if not text.strip()]
     if not len(statements) or blank:
@@ -474,7 +475,7 @@ def _make_row(
         choices,
         **limits,
         scoring=template.scoring,
-        where=f"{example.dataset}, template {template.name}, example {_shortened(example.text)}",
+        where=f"{example.dataset}, template {template.name}, example {shortened(example.text)}",
     )
     if prompt is None:
         return None
@@ -499,15 +500,4 @@ def _make_row(
         "wanted": _label_for(instruction.asks, example.label),
         "messages": json.dumps(messages),
         "prefix": template.prefix,
-        "prompt": prompt.text,
-        "input_ids": prompt.input_ids,
-        "question_start": prompt.question_start,
-        "choice_ids": prompt.choices.first,
-        "strict_ids": prompt.choices.strict,
-        "choice_tokens": prompt.choices.whole,
-    }
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    } | prompt.columns()
