@@ -72,8 +72,7 @@ def graded_run(run: Run, model: str | None, *, n_test: int) -> Run | None:
 @empty_if_too_few(GRADED_COLUMNS)
 def compare_graded(run: Run, *, layers: list[int], probe: str) -> pd.DataFrame:
     """Compare a probe of the truth with its rivals on a run of `graded_run`; see `with_rivals`."""
-    rows, features = asked(run, layers)
-    return with_rivals(rows, features, probe=probe, seed=run.seed)
+    return with_rivals(*asked(run, layers), probe=probe, seed=run.seed)
 
 
 @kept("08-graded-counts")
