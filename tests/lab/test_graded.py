@@ -94,8 +94,9 @@ def test_the_gain_is_one_number_with_its_interval_and_the_sentence_has_both_scor
     assert findings.graded_gain(table) == expected
     sentence = findings.graded_sentence(table)
     assert expected in sentence and "n = 220" in sentence and "claim" not in sentence
-    assert f"layer {TRUTH_LAYER}, the {BY_TWINS}" in sentence
-    assert len(findings.graded_findings(table)) == 1 + 3 + 1
+    assert f"(layer {TRUTH_LAYER})" in sentence
+    _, others, _ = findings.graded_findings(table)
+    assert f"{ASKED_AGAIN}: 1.00" in others and TURNED not in others
     assert "0.5" in findings.graded_title(table)
 
 
@@ -176,7 +177,7 @@ def test_a_run_with_too_few_rows_has_empty_tables_that_say_why(tmp_path):
         compare_graded(run, layers=LAYERS, probe="logistic"),
         count_graded(run, layers=LAYERS),
     ):
-        assert table.empty and "expected of each class" in table.attrs["too_few_rows"]
+        assert table.empty and "expected rows of each class" in table.attrs["too_few_rows"]
 
 
 def test_of_no_rows_the_parts_have_no_rows_and_all_columns():

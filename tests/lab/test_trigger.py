@@ -98,7 +98,8 @@ def test_the_sentences_have_the_scores_and_of_no_model_nothing_is_said(table):
     lines = findings.trigger_findings(table)
     of_lies = table[(table.question == LIE_OR_NOT) & (table.who == PROBE)].iloc[0]
     assert f"{of_lies.estimate:.2f}" in findings.trigger_title(table)
-    assert f"n = {of_lies.n}" in lines[0] and len(lines) == 2 + 4
+    assert f"n = {of_lies.n}" in lines[0] and len(lines) == 3
+    assert f"{ANOTHER_DAY}: 1.00" in lines[2] and OWN in lines[1]
     assert findings.trigger_findings(NOT_ASKED) == []
     assert "not scored" in findings.trigger_title(NOT_ASKED)
 
@@ -139,4 +140,4 @@ def test_a_run_with_too_few_rows_has_empty_tables_that_say_why(tmp_path):
     table = compare_trigger(run, layers=LAYERS, probe="logistic")
     counts = count_trigger(run, layers=LAYERS)
     for empty in (table, counts):
-        assert empty.empty and "expected of each class" in empty.attrs["too_few_rows"]
+        assert empty.empty and "expected rows of each class" in empty.attrs["too_few_rows"]
