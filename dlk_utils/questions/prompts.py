@@ -329,9 +329,9 @@ def _table_of(
     dropped = _ids_of_queries(sorted_out.with_marks)
     if not rows:
         raise DataError(
-            f"no prompt is left: {len(too_long)} examples are longer than the context of {context} "
-            f"tokens even without shots, {len(dropped)} hold control tokens, or marks of the chat "
-            f"format, which could end their turn"
+            f"expected at least one prompt, got none: {len(too_long)} examples are longer than the "
+            f"context of {context} tokens even without shots, and {len(dropped)} have control "
+            "tokens or marks of the chat format, which could end their turn"
         )
     prompts = pd.DataFrame(rows)
     prompts.attrs = {
@@ -380,8 +380,8 @@ def _plan(
     for task in (*asks, "truth") if n_known else asks:
         if task not in by_task:
             raise DataError(
-                f"expected instructions that ask for {task!r} in the families that are used, the "
-                "library has none"
+                f"expected an instruction that asks for {task!r} in the families that are used, "
+                "got none; allow more families"
             )
     # Near-duplicates are asked in the same way, so that nothing but their texts differs.
     rng = random.Random(f"{seed}:{example.near_duplicate_key}")
@@ -404,7 +404,7 @@ def _order_of_shots(shot: Example) -> tuple[str, str]:
 
 
 def _require_known_instructions(instructions: Sequence[Instruction], n_known: int) -> None:
-    """Refuse a number of known rows that there are too few other truth instructions for.
+    """Refuse more known rows than there are other truth instructions.
 
     Those whose role only shots reveal do not count: a prompt may lose its shots.
     """
@@ -421,7 +421,7 @@ def _require_known_instructions(instructions: Sequence[Instruction], n_known: in
 def _require_known(
     what: str, names: Sequence[str] | None, libraries: Sequence[str], field: str = "name"
 ) -> None:
-    """Refuse names that are in none of some prompt libraries: a typo would have no effect."""
+    """Refuse names that no prompt library has, because a typo would otherwise have no effect."""
     if isinstance(names, str):
         raise ParameterError(f"{what}: expected a list of names, got the text {names!r}")
     known = sorted({row[field] for library in libraries for row in _records(library)})
