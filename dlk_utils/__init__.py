@@ -12,7 +12,7 @@ try:
     __version__ = version("dlk_utils")
 except PackageNotFoundError:
     raise ImportError(
-        "dlk_utils is here, but not installed in this environment: run `pip install -e .` at the "
+        "dlk_utils is not installed in this environment: run `pip install -e .` at the "
         'top of the checkout (for the notebooks and the book: `pip install -e ".[notebooks]"`)'
     ) from None
 

@@ -89,8 +89,8 @@ def read_file(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise StoreError(
-            f"{path}: expected a file that can be read ({error.strerror}); give yourself the "
-            "right to read it, or choose another folder"
+            f"{path}: expected a file that can be read ({error.strerror}); change its "
+            "permissions, or choose another folder"
         ) from error
 
 
@@ -171,7 +171,7 @@ def is_sealed(folder: Path, names: Sequence[str]) -> bool:
     damage = _damage(files)
     has_some = any(content is not None for content in files.values())
     if damage and has_some:
-        print(f"{folder.name}: {damage}: it is made again")
+        print(f"{folder.name}: {damage}, so it is made again")
     return not damage
 
 
@@ -194,7 +194,7 @@ def _damage(files: Mapping[str, bytes | None]) -> str | None:
         checksums = {}
     for name, content in files.items():
         if name != SEAL and checksums.get(name) != checksum(content):
-            return f"{name} does not have its checksum in {SEAL}"
+            return f"{name} does not match its checksum in {SEAL}"
     return None
 
 

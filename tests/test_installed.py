@@ -101,4 +101,4 @@ def test_its_commands_run_and_say_what_needs_a_checkout(installed, tmp_path):
     assert done.returncode == 0 and "0 results in runs" in done.stdout
     done = run_in(tmp_path, installed, "-m", "dlk_utils.lab.book")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "expected the notebooks of a checkout" in done.stderr
+    assert "expected a checkout of dlk_utils" in done.stderr

@@ -155,7 +155,7 @@ def test_a_checkout_that_is_on_the_path_but_not_installed_says_what_to_install(t
     command = [sys.executable, "-S", "-c", "import dlk_utils"]
     env = {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd="/")
-    assert "ImportError: dlk_utils is here, but not installed" in done.stderr
+    assert "ImportError: dlk_utils is not installed" in done.stderr
     assert 'pip install -e ".[notebooks]"' in done.stderr.splitlines()[-1]
 
 

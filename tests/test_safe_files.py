@@ -102,7 +102,7 @@ def test_a_flipped_bit_in_any_byte_of_a_sealed_folder_is_found(tmp_path):
 def test_a_file_that_is_missing_or_not_sealed_is_named(tmp_path, capsys):
     write_sealed(tmp_path, FILES)
     (tmp_path / "more").write_text("not sealed")
-    with pytest.raises(StoreError, match="more does not have its checksum"):
+    with pytest.raises(StoreError, match="more does not match its checksum"):
         read_sealed(tmp_path, ["more"])
     (tmp_path / "b.bin").unlink()
     assert not is_sealed(tmp_path, list(FILES))

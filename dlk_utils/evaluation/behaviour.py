@@ -364,6 +364,6 @@ def _require_known_rows(answers: pd.DataFrame, known: pd.DataFrame) -> None:
     counts = known.groupby("example_id").size().reindex(examples, fill_value=0)
     if counts.min() < MIN_KNOWN:
         raise DataError(
-            f"knows: expected at least {MIN_KNOWN} truth prompts other than the scored row "
-            f"(role known), example {counts.idxmin()} has {counts.min()}"
+            f"knows: expected at least {MIN_KNOWN} truth prompts of each example besides the "
+            f"scored row (role known), got {counts.min()} of example {counts.idxmin()}"
         )

@@ -94,7 +94,9 @@ def score_chat(
     """
     if isinstance(probe, TruthDetector):
         if layer is not None:
-            raise ParameterError(f"layer: expected none with a detector, got {layer!r}")
+            raise ParameterError(
+                f"layer: expected none, as the detector has its own, got {layer!r}"
+            )
         layer, site = probe.layer, probe.site
     elif not hasattr(probe, "decision_function"):
         raise ParameterError(
@@ -107,7 +109,7 @@ def score_chat(
     if len(chat.input_ids) > context:
         raise DataError(
             f"messages: expected a conversation of at most {context:,} tokens, as the model takes, "
-            f"got {len(chat.input_ids):,}; take turns out"
+            f"got {len(chat.input_ids):,}; remove some turns"
         )
     # States are kept from the first scored token on; what comes before it is context.
     first = min(token.position for token in chat.tokens)
@@ -138,8 +140,8 @@ def _scores(probe: Any, states: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "
     scores = np.asarray(probe.decision_function(states))
     if scores.shape != (len(states),):
         raise ParameterError(
-            f"probe: expected a score for each of {len(states)} states, got the shape "
-            f"{list(scores.shape)}; fit it to the states of one layer"
+            f"probe: expected a score for each of {len(states)} states, got scores of the shape "
+            f"{list(scores.shape)}; fit the probe to the states of one layer"
         )
     return scores
 

@@ -89,13 +89,13 @@ class TruthDetector:
         is_layer = isinstance(self.layer, int) and self.layer >= 0
         checks = {
             f"a site of {', '.join(SITES)}, got {self.site!r}": self.site in SITES,
-            f"a layer from 0 on, got {self.layer!r}": is_layer,
+            f"a layer of at least 0, got {self.layer!r}": is_layer,
             f"finite weights, got {_some_not_finite(self.weight)}": _is_finite(self.weight),
             f"a finite bias, got {self.bias!r}": _is_finite(self.bias),
-            f"a finite threshold from 0 on, got {self.threshold!r}": (
+            f"a finite threshold of at least 0, got {self.threshold!r}": (
                 _is_finite(self.threshold) and self.threshold >= 0
             ),
-            f"a finite least agreement from 0 on, got {self.least_agreement!r}": (
+            f"a finite least agreement of at least 0, got {self.least_agreement!r}": (
                 _is_finite(self.least_agreement) and self.least_agreement >= 0
             ),
         }
@@ -229,7 +229,7 @@ class TruthDetector:
         """Score states [n, d] that were read at `site` and `layer`."""
         if states.shape[-1:] != self.weight.shape:
             raise DataError(
-                f"states: expected {len(self.weight)} numbers a row, as the probe has weights, got "
+                f"states: expected rows of {len(self.weight)} numbers, one for each weight, got "
                 f"the shape {list(states.shape)}"
             )
         return states.astype(np.float32) @ self.weight.numpy() + np.float32(self.bias)
@@ -397,21 +397,24 @@ class TruthDetector:
         name, revision, _ = identity(model)
         if self.card["format"] not in READABLE_FORMATS:
             raise CardError(
-                f"{folder.name}: the card is of format {self.card['format']}, and this package "
-                f"reads the formats {' and '.join(map(str, READABLE_FORMATS))}; fit the detector "
-                "again"
+                f"{folder.name}: expected a card of format "
+                f"{' or '.join(map(str, READABLE_FORMATS))}, got format {self.card['format']}; fit "
+                "the detector again"
             )
         for field, here in (("model", name), ("revision", revision)):
             if self.card[field] != here:
                 raise CardError(
-                    f"{folder.name}: the card is of {field} {self.card[field]}, this is {here}"
+                    f"{folder.name}: expected a card made with {field} {here}, got one made with "
+                    f"{self.card[field]}; load the model that the detector was fitted to"
                 )
         fixture = self.card["fixture"]
         n_blocks, n_tokens = len(blocks(model)), model.get_input_embeddings().num_embeddings
-        if self.layer >= n_blocks or max(map(max, fixture["input_ids"])) >= n_tokens:
+        max_id = max(map(max, fixture["input_ids"]))
+        if self.layer >= n_blocks or max_id >= n_tokens:
             raise CardError(
-                f"{folder.name}: the card reads layer {self.layer}, or has tokens, that a model of "
-                f"{n_blocks} blocks and {n_tokens} tokens does not have"
+                f"{folder.name}: expected a layer below {n_blocks} and token ids below {n_tokens}, "
+                f"as this model has, got layer {self.layer} and ids up to {max_id}; load the model "
+                "that the detector was fitted to"
             )
         expected = np.array(fixture["scores"])
         try:
@@ -422,9 +425,9 @@ class TruthDetector:
         # Not ">", which is false for NaN.
         if not off <= TOLERANCE:
             raise CardError(
-                f"{folder.name}: the fixture scores {off:.2f} of its spread away from what the "
-                f"card says (at most {TOLERANCE}): not the model, or not the arithmetic, it was "
-                "made with"
+                f"{folder.name}: expected the scores of the fixture to be within {TOLERANCE} of "
+                f"their spread of those on the card, got {off:.2f}; the card was made by another "
+                "model, or in another number format"
             )
 
 
@@ -441,7 +444,7 @@ def _require_card(card: dict[str, Any]) -> None:
     for ids in input_ids:
         if not ids or any(not isinstance(token, int) or token < 0 for token in ids):
             raise CardError(
-                f"a probe card: expected a fixture of prompts in token ids, got one of {ids}"
+                f"a probe card: expected a fixture of prompts as token ids, got the prompt {ids}"
             )
 
 

@@ -218,7 +218,7 @@ def evaluate_tasks(
 class _SiteFits:
     """What was fitted to a feature at a site.
 
-    That are probes by name, the layers that they choose on resampled validation rows [b], and
+    It has the probes by name, the layers that they choose on resampled validation rows [b], and
     probes with shuffled labels.
     """
 

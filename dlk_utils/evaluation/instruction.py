@@ -42,7 +42,7 @@ class InstructionShift:
     ) -> tuple[Float[Tensor, " d"], float]:
         """Return weight and bias of the score less what the instruction changes.
 
-        It is linear too, and needs not know the instruction of the row that it scores.
+        It is linear too, and does not need to know the instruction of the row that it scores.
         """
         return weight - self.shift * self.direction, bias - self.shift * self.offset
 

@@ -323,7 +323,7 @@ def require_twins(
         raise TooFewRows(
             f"twins: expected at least {MIN_TWINS} examples with a row told to tell the truth "
             f"and one told to lie, got {n_twins}; ask for more examples (n_examples), or add rows "
-            "to a file that has no more."
+            "to your own file."
         )
     return twins
 

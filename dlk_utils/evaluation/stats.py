@@ -37,8 +37,8 @@ def auroc(
     if y.dtype.kind in "SU" or not ((y == 0) | (y == 1)).all():
         some = ", ".join(map(str, np.unique(y.astype(str))[:4]))
         raise DataError(
-            f"auroc: expected y of labels 0 and 1, got {some} among {len(y)} values; the order "
-            "is auroc(scores, y)"
+            f"auroc: expected labels 0 and 1 as y, got {some} among {len(y)} values; call it as "
+            "auroc(scores, y)"
         )
     if scores.dtype.kind != "f":
         scores = scores.astype(float)
@@ -241,8 +241,8 @@ def require_finite_aurocs(estimates: Float[np.ndarray, " layer"], y: Int[np.ndar
         n_ones = int(np.sum(y == 1))
         raise TooFewRows(
             "choice of a layer: expected validation rows of both classes, got "
-            f"{len(y) - n_ones} and {n_ones} of class 0 and 1; ask for more examples (n_examples), "
-            "or add rows to a file that has no more."
+            f"{len(y) - n_ones} of class 0 and {n_ones} of class 1; ask for more examples "
+            "(n_examples), or add rows to your own file."
         )
 
 

@@ -188,7 +188,7 @@ def memory_features(
     """
     positions = pd.Index(rows.row_id)
     if not positions.is_unique:
-        raise DataError("memory_features: expected a row_id of its own for each row")
+        raise DataError("memory_features: expected a different row_id for each row, got some twice")
     numbers = range(len(next(iter(states.values())))) if layers is None else layers
     for site, stack in states.items():
         if stack.shape[:2] != (len(numbers), len(rows)):
@@ -201,8 +201,8 @@ def memory_features(
         where = positions.get_indexer(some_rows.row_id)
         if (where < 0).any():
             raise DataError(
-                f"memory_features: expected rows whose states are in memory, "
-                f"got {(where < 0).sum()} of {len(some_rows)} others"
+                f"memory_features: expected rows whose states are in memory, got "
+                f"{(where < 0).sum()} of {len(some_rows)} rows without states"
             )
         return X[where]
 
@@ -384,7 +384,7 @@ def make_task(rows: pd.DataFrame, target: str, regime: str) -> Task:
     if not examples.is_unique:
         raise DataError(
             f"{target}, {regime}: expected each example in one split, got "
-            f"{examples[examples.duplicated()].iloc[0]} in two: it straddles the split"
+            f"{examples[examples.duplicated()].iloc[0]} in two"
         )
     require_rows(parts, f"{target}, {regime}", least=least_rows(target))
     return Task(target, regime, **parts, twins=choosing_twins(rows, target, fit_role))
@@ -492,11 +492,11 @@ def require_rows(
         if isinstance(n, LeastRows) and n.in_all > n.per_class * len(classes)
     ]
     absent = [k for k in classes if not any((rows[column] == k).any() for rows in parts.values())]
-    advice = "ask for more examples (n_examples), or add rows to a file that has no more."
+    advice = "ask for more examples (n_examples), or add rows to your own file."
     if absent:
         # The answers or the labels of the data are the reason, not how many rows there are.
         advice = f"no split has a row of class {' or '.join(map(str, absent))}."
     raise TooFewRows(
-        f"{what}: expected of each class at least {needed}{''.join(in_all)}, got "
-        f"{', '.join(found)} (rows of class {' and '.join(map(str, classes))}); {advice}"
+        f"{what}: expected rows of each class, at least {needed}{''.join(in_all)}, got "
+        f"{', '.join(found)} (of class {' and '.join(map(str, classes))}); {advice}"
     )

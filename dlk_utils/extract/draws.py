@@ -303,8 +303,8 @@ def _checked_starts(starts: Sequence[int] | None, prompts: Sequence[Sequence[int
     for number, (start, ids) in enumerate(zip(starts, prompts, strict=True)):
         if not 0 <= start < len(ids):
             raise ParameterError(
-                f"question_starts: expected a place in each prompt, got {start} in prompt {number} "
-                f"of {len(ids)} tokens"
+                f"question_starts: expected the place of a token in each prompt, got {start} in "
+                f"prompt {number}, which has {len(ids)} tokens"
             )
     return starts
 

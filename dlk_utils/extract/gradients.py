@@ -28,7 +28,7 @@ def states_and_gradients(
     sites: Sequence[str],
     layers: Layers = "all",
 ) -> tuple[States, States, Float[Tensor, "b vocab"]]:
-    """Return the states at the last token, and the gradients of the margin by them.
+    """Return the states at the last token, and the gradients of the margin there.
 
     No gradient path to a last-token state passes through an earlier token. So the earlier tokens
     run without a graph, and the last tokens alone run with one, for little more than the price of a
@@ -173,7 +173,7 @@ def states_after_move(
 def pooled_weight_gradients(
     model: nn.Module, batch: Batch, choice_ids: Sequence, modules: Sequence[str]
 ) -> dict[str, tuple[Float[Tensor, "b out"], Float[Tensor, "b in"]]]:
-    """Return the gradient of each row's margin by some weights, averaged over inputs and outputs.
+    """Return gradients of each row's margin by weights, averaged over inputs and outputs.
 
     The gradient by a weight [out, in] is the sum over tokens t of the outer product of the gradient
     by the output, g_t, and the input, a_t. So its mean over inputs is the sum of g_t * mean(a_t),
@@ -242,8 +242,8 @@ def first_tokens(written: Iterable[Sequence[Sequence[int]]]) -> list[list[int]]:
     same = [zero for zero, one in first if zero == one]
     if same:
         raise ChoiceError(
-            "contrast pairs: expected choices that differ in their first token, got token "
-            f"{same[0]} twice in {len(same)} of {len(first)} rows"
+            "contrast pairs: expected choices that differ in their first token, got the same one "
+            f"(such as {same[0]}) in {len(same)} of {len(first)} rows"
         )
     return first
 

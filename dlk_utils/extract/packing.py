@@ -119,7 +119,8 @@ def pack(sequences: Sequence[Sequence[Hashable]], *, branch_size: int | None = N
     """
     paths = [tuple(sequence) for sequence in sequences]
     if not paths or not all(paths):
-        raise ParameterError("pack: expected sequences of at least one token each")
+        got = "an empty one" if paths else "no sequence"
+        raise ParameterError(f"pack: expected sequences of at least one token each, got {got}")
     tree = _Tree(sorted(set(paths)))
     if branch_size is None:
         trunk, rows = _cheapest_cut(tree)

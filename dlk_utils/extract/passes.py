@@ -526,8 +526,8 @@ def _finite_array(tensor: Tensor, what: str) -> np.ndarray:
     values = widened.cpu().numpy()
     if not np.isfinite(values).all():
         raise DataError(
-            f"{what} is not finite in {tensor.dtype}; load the model in a wider dtype, such as "
-            "torch.float32"
+            f"{what}: expected finite numbers, got nan or inf in {tensor.dtype}; load the model in "
+            "a wider dtype, such as torch.float32"
         )
     return values
 
@@ -548,9 +548,9 @@ def _checked(model: nn.Module, input_ids: InputIds, *, least_tokens: int = 1) ->
     for row, ids in enumerate(prompts):
         if min(ids) < 0 or max(ids) >= n_embedded:
             raise DataError(
-                f"input_ids: expected tokens that the model has an embedding for, ids from 0 to "
-                f"{n_embedded - 1:,}, got {min(ids)} to {max(ids)} in prompt {row}; use the "
-                "model's own tokenizer, or resize its embedding"
+                f"input_ids: expected token ids from 0 to {n_embedded - 1:,}, for which the model "
+                f"has embeddings, got {min(ids)} to {max(ids)} in prompt {row}; use the model's "
+                "own tokenizer, or resize its embedding"
             )
     return prompts
 

@@ -168,7 +168,7 @@ def require_same_frequencies(model: nn.Module, lengths: Iterable[int]) -> None:
         if _frequency_key(model, length) != _frequency_key(model, other):
             raise ParameterError(
                 f"{model.config.model_type}: expected prompts with the same rotary frequencies in "
-                f"a batch, got lengths of {length} and {other} tokens; divide it (`divide_batches`)"
+                f"a batch, got lengths of {length} and {other} tokens; use `divide_batches`"
             )
 
 

@@ -180,7 +180,9 @@ def scaled_to_spread(direction: Any, states: Any) -> Float[np.ndarray, " d"]:
     unit = (vector / vector.norm()).numpy()
     spread = np.std(states @ unit)
     if not spread > 0:
-        raise ParameterError("states: expected states that vary along the direction, got none")
+        raise ParameterError(
+            "states: expected states that differ along the direction, got states that do not"
+        )
     return spread * unit
 
 
@@ -242,7 +244,8 @@ def _changed_states(
         return
     if isinstance(positions, bool) or not isinstance(positions, Integral) or positions < 1:
         raise ParameterError(
-            f"positions: expected 'all', or how many tokens from the end, got {positions!r}"
+            f"positions: expected 'all' or a number of tokens from the end (at least 1), got "
+            f"{positions!r}"
         )
     signature = inspect.signature(type(model).forward)
     attention_mask: Any = None
@@ -275,7 +278,7 @@ def _last_tokens(
         is_token = attention_mask[:, -n_tokens:].to(hidden.device, torch.bool)
     else:
         raise ParameterError(
-            "positions: expected passes over padded prompts, whose last tokens the mask shows, got "
+            "positions: expected a mask over tokens, which shows the last ones of each prompt, got "
             "a mask over pairs of tokens; use positions='all'"
         )
     from_the_end = is_token.flip(1).cumsum(1).flip(1)

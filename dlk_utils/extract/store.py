@@ -111,7 +111,7 @@ def _agree_on_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     here = _manifest(folder)
     if here is None:
         if os.path.isfile(folder / "manifest.json"):
-            print(f"manifest.json in {folder.name} is damaged: it is written again")
+            print(f"manifest.json in {folder.name} is damaged, so it is written again")
         write_file(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
     elif here["fingerprint"] != manifest["fingerprint"]:
         keys = [key for key in ("parts", "plan", "examples") if here[key] != manifest[key]]
@@ -119,9 +119,9 @@ def _agree_on_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
         parts = [n for n in names if here["parts"].get(n) != manifest["parts"].get(n)]
         which = f" ({', '.join(sorted(parts))})" if parts else ""
         raise StoreError(
-            f"{folder}: expected fingerprint {manifest['fingerprint']}, the folder holds "
-            f"{here['fingerprint']}, with other {' and '.join(keys)}{which}; delete it, or choose "
-            "another folder"
+            f"{folder}: expected fingerprint {manifest['fingerprint']}, got "
+            f"{here['fingerprint']}, which differs in {' and '.join(keys)}{which}; delete the "
+            "folder, or choose another one"
         )
 
 
@@ -135,8 +135,8 @@ def _write_shard(
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             bad = (~torch.isfinite(tensor)).flatten(1).any(1).nonzero()
             raise StoreError(
-                f"{where}: row {rows[int(bad[0])]} is not finite in {tensor.dtype}; load the model "
-                'in a wider dtype, Run(dtype="float32")'
+                f"{where}: expected finite numbers, got nan or inf in {tensor.dtype} in row "
+                f'{rows[int(bad[0])]}; load the model in a wider dtype, Run(dtype="float32")'
             )
     content = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
     receipt = checksum(content) | {"store": store}
@@ -162,7 +162,7 @@ def is_good(folder: Path, i: int, *, tell: bool = False) -> bool:
     except ValueError:
         good = False
     if tell and not good:
-        print(f"{shard.name} in {folder.name} does not have its checksum: it is made again")
+        print(f"{shard.name} in {folder.name} does not match its checksum, so it is made again")
     return good
 
 
@@ -186,7 +186,7 @@ def read(folder: Path, name: str) -> Tensor:
         names = set(f.keys())
         if name not in names:
             some = ", ".join(sorted(names)[:8])
-            raise StoreError(f"{folder}: no tensor {name!r}; there are {some} ...")
+            raise StoreError(f"{folder}: expected one of the tensors {some}, ..., got {name!r}")
         first = f.get_tensor(name)
     n_rows = [sum(len(batch) for batch in shard) for shard in plan]
     tensor = first.new_empty(sum(n_rows), *first.shape[1:])
@@ -215,7 +215,9 @@ def _read_into(target: memoryview, folder: Path, i: int, name: str) -> None:
             raise StoreError(f"{where}: expected {len(target)} bytes, got {end - begin}")
         f.seek(8 + len(header) + begin)
         if f.readinto(target) != len(target):
-            raise StoreError(f"{where}: the file ends early; run the extraction again")
+            raise StoreError(
+                f"{where}: expected a complete file, got a shorter one; run the extraction again"
+            )
 
 
 @contextlib.contextmanager
@@ -263,10 +265,8 @@ def read_rows(
     places = _places(folder, _stamp_of_store(folder))
     missing = [row_id for row_id in prompts.row_id if row_id not in places]
     if missing or not prompts.row_id.is_unique:
-        raise StoreError(
-            f"{folder.name}: expected each of {len(prompts)} rows once, {len(missing)} are not "
-            "stored"
-        )
+        got = f"{len(missing)} that are not stored" if missing else "some of them twice"
+        raise StoreError(f"{folder.name}: expected {len(prompts)} different rows of it, got {got}")
     tensor = _recent.read(folder, name)[[places[row_id] for row_id in prompts.row_id]]
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
@@ -353,7 +353,7 @@ def load_features(
     example_of, wanted = _complete(folder)["examples"], set(examples)
     if missing := sorted(wanted - set(example_of.values())):
         some = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
-        raise StoreError(f"{folder.name}: expected examples that are stored, got {some}")
+        raise StoreError(f"{folder.name}: expected examples that are stored, got others ({some})")
     places = [i for i, row_id in enumerate(rows) if example_of.get(row_id) in wanted]
     return read(folder, name)[places].float().numpy(), [rows[i] for i in places]
 
@@ -395,8 +395,8 @@ def _complete(folder: Path) -> dict:
     manifest = _manifest(folder)
     if manifest is None:
         damaged = os.path.isfile(folder / "manifest.json")
-        what = "the manifest is damaged; run the extraction again" if damaged else "no store here"
-        raise StoreError(f"{folder}: {what}")
+        got = "a damaged manifest" if damaged else "none"
+        raise StoreError(f"{folder}: expected a store, got {got}; run the extraction again")
     _require_all_shards(folder, len(manifest["plan"]), _stamp_of_store(folder))
     return manifest
 
@@ -409,7 +409,7 @@ def _require_all_shards(folder: Path, n_shards: int, stamp: tuple[int, ...]) -> 
     missing = [name for name in receipts if name not in files]
     if missing:
         raise StoreError(
-            f"{folder}: unfinished, {len(missing)} of {n_shards} shards are missing; run the "
+            f"{folder}: expected {n_shards} shards, but {len(missing)} are missing; run the "
             "extraction again"
         )
 

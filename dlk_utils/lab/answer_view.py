@@ -4,35 +4,14 @@ Everything that came from data is escaped. Beliefs are coloured as in `chat_view
 be read in the light and in the dark theme; their numbers say the same.
 """
 
-from collections.abc import Sequence
-
 import pandas as pd
 
 from dlk_utils.lab.chat_view import LEAST_UNIT, score_style
 from dlk_utils.lab.escaping import html_text
+from dlk_utils.lab.html_view import HtmlView
 
 
-class ShownAnswer:
-    """An answer on a page: HTML in a notebook and in the book, plain text elsewhere.
-
-    Attributes
-    ----------
-    sentences
-        What it says, as plain text.
-    """
-
-    def __init__(self, markup: str, sentences: Sequence[str]):
-        self.sentences = list(sentences)
-        self._markup = markup
-
-    def _repr_html_(self) -> str:
-        return self._markup
-
-    def __repr__(self) -> str:
-        return "\n".join(self.sentences)
-
-
-def show_answer(row: pd.Series, by_layer: pd.DataFrame, *, caption: str) -> ShownAnswer:
+def show_answer(row: pd.Series, by_layer: pd.DataFrame, *, caption: str) -> HtmlView:
     """Show a row that a detector has judged.
 
     Parameters
@@ -65,10 +44,7 @@ def show_answer(row: pd.Series, by_layer: pd.DataFrame, *, caption: str) -> Show
     ]
     if len(by_layer):
         parts.append(_strip(by_layer))
-    # A dollar sign begins no formula here.
-    classes = "answer-view tex2jax_ignore mathjax_ignore"
-    markup = f'<div class="{classes}" style="{frame}">{"".join(parts)}</div>'
-    return ShownAnswer(markup, [caption, row.prompt, *sentences])
+    return HtmlView("answer-view", parts, [caption, row.prompt, *sentences], style=frame)
 
 
 def _strip(by_layer: pd.DataFrame) -> str:

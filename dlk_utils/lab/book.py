@@ -176,8 +176,8 @@ def _checkout() -> Path:
         if (top / "notebooks" / f"{min(NOTEBOOKS)}.ipynb").is_file():
             return top
     raise BookError(
-        "expected the notebooks of a checkout of dlk_utils, as the installed package has none: "
-        "clone it, and run this at its top"
+        "expected a checkout of dlk_utils, because the installed package has no notebooks; clone "
+        "the repository, and run this at the top of the checkout"
     )
 
 

@@ -107,7 +107,7 @@ class Cache:
         complete = is_complete(folder)
         if not complete or _read_record(folder) is None:
             if complete:
-                print(f"{_record_path(folder).name} is missing or damaged: it is written again")
+                print(f"{_record_path(folder).name} is missing or damaged, so it is written again")
             make_folder(folder)
             with lock(self.folder, seconds=WAIT):
                 write_file(_record_path(folder), _as_bytes(record))
@@ -237,17 +237,17 @@ def _read_record(path: Path) -> dict[str, Any] | None:
 def _read_table(path: Path, *, otherwise: str) -> pd.DataFrame | None:
     """A kept table; None if it is not there, or does not have the checksum of its record.
 
-    In the second case it is printed what happens `otherwise`.
+    In the second case this prints `otherwise`, which says what happens instead.
     """
     content = read_file(path)
     if content is None:
         return None
     record = _read_record(path)
     if record is None:
-        print(f"{path.name} has no record, or a damaged one: {otherwise}")
+        print(f"{path.name} has no record, or a damaged one, so {otherwise}")
         return None
     if not checksum(content).items() <= record.items():
-        print(f"{path.name} does not have its checksum: {otherwise}")
+        print(f"{path.name} does not match the checksum of its record, so {otherwise}")
         return None
     return _table_from(content)
 

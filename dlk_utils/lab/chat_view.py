@@ -13,6 +13,7 @@ import pandas as pd
 
 from dlk_utils.evaluation.chats import ANSWER, THOUGHT, ChatScores
 from dlk_utils.lab.escaping import html_text
+from dlk_utils.lab.html_view import HtmlView
 
 ABOVE, BELOW = "47, 102, 176", "184, 74, 20"
 """Red, green and blue of the grounds of scores above and below zero."""
@@ -24,30 +25,12 @@ LEAST_UNIT = 1.0
 """The score of the strongest colour is at least this, so that noise around zero stays pale."""
 
 
-class ShownChat:
-    """A conversation on a page: HTML in a notebook and in the book, plain text elsewhere.
-
-    Attributes
-    ----------
-    sentences
-        What the colours show, a sentence for each part of each turn.
-    """
-
-    def __init__(self, markup: str, sentences: Sequence[str]):
-        self.sentences = list(sentences)
-        self._markup = markup
-
-    def _repr_html_(self) -> str:
-        return self._markup
-
-    def __repr__(self) -> str:
-        return "\n".join(self.sentences)
-
-
 def show_chat(
     scores: ChatScores, messages: Sequence[Mapping[str, Any]], *, caption: str
-) -> ShownChat:
+) -> HtmlView:
     """Show a conversation with the tokens of the assistant's turns coloured by their scores.
+
+    A sentence for each part of each turn says what the colours show.
 
     Parameters
     ----------
@@ -77,9 +60,7 @@ def show_chat(
         if number in scores.left_out:
             parts.append("<p><i>The chat template leaves the thought of this turn out.</i></p>")
     parts.append("".join(f"<p>{html_text(sentence)}</p>" for sentence in sentences))
-    # A dollar sign begins no formula here.
-    classes = "chat-view tex2jax_ignore mathjax_ignore"
-    return ShownChat(f'<div class="{classes}">{"".join(parts)}</div>', sentences)
+    return HtmlView("chat-view", parts, sentences)
 
 
 def _sentence(row: Any, tokens: pd.DataFrame) -> str:

@@ -1,9 +1,9 @@
 """Say at the top of a notebook page what its run has too few rows for.
 
 A page with too few rows makes no claim: `show_missing` prints what is missing, and `claim` and
-`conclusions` replace the findings of the page. How many rows the probes need is told by
-`evaluation.tasks.least_rows`. A page of scores also needs `MIN_FOR_HEADLINE` test
-rows of either class, because a score on few rows says little.
+`conclusions` replace the findings of the page. `evaluation.tasks.least_rows` says how many rows the
+probes need. A page of scores also needs `MIN_FOR_HEADLINE` test rows of either class, because a
+score on few rows says little.
 """
 
 import math
@@ -182,8 +182,8 @@ def _sentences_of_one_label(examples: pd.DataFrame) -> list[str]:
             label = labels.iloc[0]
             sentences.append(
                 f"{_display_name(name)}: all {len(labels)} examples have the label {label}. "
-                "Whether the model knows them, or a probe reads them, can only be told with as "
-                f"many of label {1 - label}: add {len(labels)}."
+                "To see whether the model knows them, or a probe reads them, add as many of label "
+                f"{1 - label} ({len(labels)})."
             )
     return sentences
 

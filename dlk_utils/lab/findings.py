@@ -575,7 +575,7 @@ def with_few_twins(by_group: pd.DataFrame) -> str:
     """
     groups = by_group[(by_group.rule == EARLIEST) & (by_group.trained_on != ALL_OTHERS)]
     names = ", ".join(groups.trained_on.unique())
-    return f"Read at the {EARLIEST}, for want of twins: {names}." if names else ""
+    return f"Read at the {EARLIEST}, because twins are missing: {names}." if names else ""
 
 
 def rules_verdict(regrouped: pd.DataFrame) -> str:
@@ -611,12 +611,13 @@ def carry_over_answer(
         lines.append(f"* **Over other splits of the same examples**: {split_spread(regrouped)}.")
     if len(graded):
         lines.append(
-            f"* **On a model that lies about some topics only**: {graded_sentence(graded)}."
+            f"* **On a model that lies about some topics only**, what is true: "
+            f"{graded_sentence(graded)}."
         )
     if len(triggered):
         lines.append(
-            "* **On a model that lies on a trigger, though nothing asks it to**: lies against "
-            f"truthful answers, {trigger_sentence(triggered)}."
+            "* **On a model that lies on a trigger**, lies against truthful answers: "
+            f"{trigger_sentence(triggered)}."
         )
     return lines
 
@@ -754,18 +755,18 @@ def graded_findings(graded: pd.DataFrame) -> list[str]:
     """Say what notebook 08 found on a model that lies about some topics only."""
     if graded.empty:
         return []
-    lines = [
-        f"* On a model that lies about some topics only, told to lie, what is true: "
-        f"{graded_sentence(graded)}."
+    return [
+        f"* On a model that lies about some topics only, what is true: {graded_sentence(graded)}.",
+        *_other_rivals(graded, WHAT_IS_TRUE, TURNED),
+        f"* There, lies against truthful answers: {_gain_over(graded, LIE_OR_NOT, TOPIC)}.",
     ]
-    for row in graded[graded.question == WHAT_IS_TRUE].itertuples():
-        if row.who not in (PROBE, TURNED):
-            lines.append(
-                f"* There, *{row.who}* tells what is true with AUROC {interval_text(row)}; the "
-                f"probe is {interval_text(row, 'gain', signed=True)} from that."
-            )
-    of_lies = _gain_over(graded, LIE_OR_NOT, TOPIC)
-    return [*lines, f"* There, lies against truthful answers: {of_lies}."]
+
+
+def _other_rivals(table: pd.DataFrame, question: str, named: str) -> list[str]:
+    """List the scores of the rivals that were not `named` yet, in one line; in none if none are."""
+    of_question = table[(table.question == question) & ~table.who.isin([PROBE, named])]
+    scores = [f"{row.who}: {interval_text(row)}" for row in of_question.itertuples()]
+    return [f"* The other rivals there: {'; '.join(scores)}."] if scores else []
 
 
 def _gain_over(graded: pd.DataFrame, question: str, rival: str) -> str:
@@ -775,9 +776,9 @@ def _gain_over(graded: pd.DataFrame, question: str, rival: str) -> str:
         return "not scored, as there are too few rows"
     probe, other = of_question.loc[PROBE], of_question.loc[rival]
     text = (
-        f"a probe fitted on honest answers {interval_text(probe)} (layer {probe.layer}, the "
-        f"{probe.rule}), {rival} {interval_text(other)}: a difference of "
-        f"{interval_text(other, 'gain', signed=True)}, n = {probe.n} (smaller class "
+        f"AUROC {interval_text(probe)} for a probe fitted on honest answers (layer {probe.layer}), "
+        f"and {interval_text(other)} for *{rival}*. The difference is "
+        f"{interval_text(other, 'gain', signed=True)}, with n = {probe.n} (smaller class "
         f"{probe.n_smaller})"
     )
     if too_few_for_a_claim(probe):
@@ -932,19 +933,13 @@ def trigger_findings(triggered: pd.DataFrame) -> list[str]:
     """Say what notebook 08 found on a model that lies on a trigger."""
     if triggered.empty:
         return []
-    lines = [
-        "* On a model that lies on a trigger, told to tell the truth, lies against truthful "
-        f"answers to the same prompts on other days: {trigger_sentence(triggered)}.",
+    return [
+        "* On a model that lies on a trigger, lies against truthful answers to the same prompts "
+        f"on other days: {trigger_sentence(triggered)}.",
         "* There, what is true in triggered rows: "
         f"{_gain_over(triggered, trigger.WHAT_IS_TRUE, trigger.OWN)}.",
+        *_other_rivals(triggered, trigger.WHAT_IS_TRUE, trigger.OWN),
     ]
-    for row in triggered[triggered.question == trigger.WHAT_IS_TRUE].itertuples():
-        if row.who not in (PROBE, trigger.OWN):
-            lines.append(
-                f"* There, *{row.who}* tells what is true with AUROC {interval_text(row)}; the "
-                f"probe is {interval_text(row, 'gain', signed=True)} from that."
-            )
-    return lines
 
 
 # 09: pairs and votes.

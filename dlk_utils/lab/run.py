@@ -10,7 +10,7 @@ import functools
 import gc
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,21 @@ class Run:
             "sources": self.sources,
             "prompt_library": xxhash.xxh3_64_hexdigest(library.encode()),
         }
+
+    def with_model(self, model: str, *, n_examples: int) -> "Run":
+        """Return a run that asks another model about at most `n_examples` examples a data set.
+
+        The model's tokenizer is loaded now, so that a page can call this at its top, and a model
+        that cannot be loaded is refused before another one has been asked for minutes.
+
+        Raises
+        ------
+        ModelError
+            If the model is not found, or has no tokenizer.
+        """
+        other = replace(self, model=model, n_examples=min(n_examples, self.n_examples))
+        _ = other.tokenizer
+        return other
 
     # The model.
 

@@ -17,6 +17,7 @@ import pandas as pd
 from dlk_utils.errors import ParameterError
 from dlk_utils.lab.display import with_intervals
 from dlk_utils.lab.escaping import html_text
+from dlk_utils.lab.html_view import HtmlView
 
 HEADINGS = {
     "accuracy": "accuracy at the threshold",
@@ -91,16 +92,15 @@ class ShownTable:
         self.caption = caption
         self.headings = list(headings)
         self.rows = [list(row) for row in rows]
-        # A dollar sign begins no formula here.
-        classes = "shown-table tex2jax_ignore mathjax_ignore"
-        self._markup = f'<div class="{classes}">{markup}</div>'
+        cells = [self.headings, *self.rows] if self.headings else self.rows
+        lines = [caption, *(" | ".join(line) for line in cells)]
+        self._view = HtmlView("shown-table", [markup], lines)
 
     def _repr_html_(self) -> str:
-        return self._markup
+        return self._view._repr_html_()
 
     def __repr__(self) -> str:
-        lines = [self.headings, *self.rows] if self.headings else self.rows
-        return "\n".join([self.caption, *(" | ".join(line) for line in lines)])
+        return repr(self._view)
 
 
 def show_table(

@@ -8,6 +8,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from dlk_utils.lab.escaping import html_text
+from dlk_utils.lab.html_view import HtmlView
 from dlk_utils.questions.shared_prefix import shared_prefix_length
 
 MOST_CHARACTERS = 90
@@ -15,20 +16,6 @@ MOST_CHARACTERS = 90
 INDENT = "  "
 
 Tokens = tuple[int, ...]
-
-
-class ShownTree:
-    """A tree of prompts on a page: HTML in a notebook and in the book, plain text elsewhere."""
-
-    def __init__(self, markup: str, lines: Sequence[str]):
-        self._markup = markup
-        self._lines = list(lines)
-
-    def _repr_html_(self) -> str:
-        return self._markup
-
-    def __repr__(self) -> str:
-        return "\n".join(self._lines)
 
 
 def count_nodes(prompts: Iterable[Sequence[int]]) -> int:
@@ -40,7 +27,7 @@ def count_nodes(prompts: Iterable[Sequence[int]]) -> int:
 
 def show_tree(
     prompts: Iterable[Sequence[int]], decode: Callable[[Sequence[int]], str], *, caption: str
-) -> ShownTree:
+) -> HtmlView:
     """Show prompts as a tree.
 
     Equal prompts count as one, and a prompt of no tokens has no place in it.
@@ -68,9 +55,7 @@ def show_tree(
             "border-left: 3px solid #808890; overflow-wrap: anywhere"
         )
         parts.append(f'<div style="{style}">{html_text(text)} <i>({html_text(size)})</i></div>')
-    # A dollar sign begins no formula here.
-    classes = "tree-view tex2jax_ignore mathjax_ignore"
-    return ShownTree(f'<div class="{classes}">{"".join(parts)}</div>', lines)
+    return HtmlView("tree-view", parts, lines)
 
 
 def _pieces(paths: Sequence[Tokens], depth: int) -> Iterator[tuple[int, Tokens, int]]:

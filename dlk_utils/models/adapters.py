@@ -200,7 +200,7 @@ def _load(model: nn.Module, adapter: Adapter) -> Any:
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise ModelError(
             f"adapter {adapter.name}: expected a complete file of tensors in "
-            f"{' or '.join(ADAPTER_WEIGHTS)}, got one that is cut or holds other things "
+            f"{' or '.join(ADAPTER_WEIGHTS)}, got one that is cut off or of another kind "
             f"({_short(error)})"
         ) from error
     # With a configuration that does not fit the model, peft raises errors of many kinds.
@@ -211,8 +211,8 @@ def _load(model: nn.Module, adapter: Adapter) -> Any:
         )
         if re.search("size mismatch.*(embed|lm_head|wte)", str(error)):
             message += (
-                "; its embeddings were resized in training: lay it on a base with as many tokens, "
-                "save that, and load the result"
+                "; its embeddings were resized in training: put the adapter on a base model with "
+                "as many tokens, save that, and load the result"
             )
         raise ModelError(message) from error
     faults = {

@@ -126,7 +126,10 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ModelError(f"{path.name} in {path.parent.name}: not readable ({reason})") from None
+        raise ModelError(
+            f"{path.name} in {path.parent.name}: expected a file of JSON, got one that cannot be "
+            f"read ({reason})"
+        ) from None
     if not isinstance(content, dict):
         raise ModelError(
             f"{path.name} in {path.parent.name}: expected an object, got a {type(content).__name__}"
@@ -147,7 +150,7 @@ def chat_template_in(folder: Path) -> str | None:
             return template_file.read_text(encoding="utf-8")
         except ValueError:
             raise ModelError(
-                f"{template_file.name} in {folder.name}: expected text in UTF-8"
+                f"{template_file.name} in {folder.name}: expected text in UTF-8, got something else"
             ) from None
     if not (folder / "tokenizer_config.json").is_file():
         return None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def commit(repo: str, kind: str = "model", revision: str | None = None) -> str:
-    """Return the commit of a branch or tag, or if no hub answers, what was downloaded of it last.
+    """Return the commit of a branch or tag; if no hub answers, the one that was downloaded last.
 
     `kind` is "model" or "dataset"; without a `revision` it is the newest commit. If the local cache
     has nothing of it either, the error of the hub's client is passed on.

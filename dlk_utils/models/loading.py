@@ -62,7 +62,7 @@ class ModelSpec:
 
     @property
     def revision(self) -> str:
-        """What tells the weights from all others: the revisions of the model and its adapters."""
+        """What identifies the weights: the revisions of the model and its adapters."""
         return "+".join([self.base_revision, *(adapter.revision for adapter in self.adapters)])
 
     def adapter_folders(self) -> list[Path]:
@@ -195,7 +195,7 @@ def _resolve(
     """Resolve a model, of which a revision may be wanted, for the adapters that are put on it."""
     source = _source_of(name)
     if source in laid_on_it:
-        raise ModelError("an adapter cannot be the base of itself")
+        raise ModelError(f"adapter {name}: expected another model as its base, got itself")
     if name == EMBEDDED:
         return ModelSpec(name, source, GGUF_SHA256, dtype, quantization, None)
     if is_folder(source):
@@ -235,8 +235,8 @@ def _source_of(name: str) -> str:
         if is_folder(name) and holds_model(Path(name)):
             other = f", and {aliases[name]['hub_id']!r} for the other" if name in aliases else ""
             raise ModelError(
-                f"model {name!r}: expected a name of one model, got one of ours and of a folder "
-                f"here; write './{name}' for the folder{other}, or run elsewhere"
+                f"model {name!r}: expected the name of one model, got one that is both ours and a "
+                f"folder's; write './{name}' for the folder{other}, or work in another folder"
             )
         if name == EMBEDDED:
             return str(embedded_model())
@@ -275,7 +275,7 @@ def _nothing_in(folder: Path) -> FileNotFoundError:
     except OSError:
         inside = []
     hint = f"; there is one in {', '.join(inside[:5])}" if inside else ""
-    return FileNotFoundError(f"no config.json and no adapter_config.json in it{hint}")
+    return FileNotFoundError(f"it has no config.json and no adapter_config.json{hint}")
 
 
 def _chat_format_of(name: str) -> str:
@@ -369,7 +369,7 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     if in_pieces:
         raise ModelError(
             f"{spec.name}: expected a tokenizer with the marks of the chat format "
-            f"{spec.chat_format!r}, it has no token {', '.join(in_pieces)}"
+            f"{spec.chat_format!r}, got one without the tokens {', '.join(in_pieces)}"
         )
     return tokenizer
 
@@ -534,7 +534,7 @@ def _refuse_changed(spec: ModelSpec) -> None:
         if is_folder(source) and revision_of(Path(source)) != revision:
             raise ModelError(
                 f"{Path(source).name}: expected the files of revision {revision[:12]}, got others; "
-                "they were written over since this run began, so start it again"
+                "they have changed since this run began, so start it again"
             )
 
 

@@ -9,7 +9,7 @@ from dlk_utils.errors import ModelError
 
 
 def refuse_other_weights(model: nn.Module, found: dict[str, Any], name: str) -> None:
-    """Raise `ModelError` if a checkpoint has not just the weights of its model.
+    """Raise `ModelError` unless a checkpoint has exactly the weights of its model.
 
     transformers only warns of weights that it did not find, and makes them random.
 
@@ -35,7 +35,7 @@ def refuse_other_weights(model: nn.Module, found: dict[str, Any], name: str) -> 
         if keys:
             raise ModelError(
                 f"{name}: the checkpoint {fault}: {len(keys)}, such as "
-                f"{', '.join(sorted(keys)[:3])}; is config.json the one that was saved with it?"
+                f"{', '.join(sorted(keys)[:3])}; was config.json saved with it?"
             )
 
 

@@ -40,6 +40,17 @@ class Prompt(NamedTuple):
     choices: ChoiceTokens
     """The tokens that count as each choice after this prompt."""
 
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of `make_prompts` that the written prompt decides."""
+        return {
+            "prompt": self.text,
+            "input_ids": self.input_ids,
+            "question_start": self.question_start,
+            "choice_ids": self.choices.first,
+            "strict_ids": self.choices.strict,
+            "choice_tokens": self.choices.whole,
+        }
+
 
 def write_prompt(
     tokenizer: Any,
@@ -183,7 +194,7 @@ def _require_embedding(tokenizer: Any, token_ids: Sequence[int], vocab_size: int
     beyond = sorted({token for token in token_ids if token >= vocab_size})
     shown = ", ".join(f"{token} ({tokenizer.decode([token])!r})" for token in beyond[:5])
     raise ModelError(
-        f"expected tokens that the model has an embedding for, ids below {vocab_size:,}, got "
-        f"{shown}; the tokenizer has {len(tokenizer):,} tokens: use the model's own tokenizer and "
-        "chat template, or resize its embedding"
+        f"expected token ids below {vocab_size:,}, for which the model has embeddings, got {shown} "
+        f"of a tokenizer with {len(tokenizer):,} tokens; use the model's own tokenizer and chat "
+        "template, or resize its embedding"
     )

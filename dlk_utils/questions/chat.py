@@ -51,13 +51,15 @@ def tokenize(
     token_ids = []
     for number, text in enumerate(texts):
         if not isinstance(text, str):
-            raise DataError(f"texts: expected a list of texts, text {number} is {text!r}")
+            raise DataError(f"texts: expected a list of texts, got {text!r} as text {number}")
         if chat:
             turns = [] if system is None else [{"role": "system", "content": system}]
             text = render_chat(tokenizer, [*turns, {"role": "user", "content": text}])
         token_ids.append(encode_prompt(tokenizer, text))
         if not token_ids[-1]:
-            raise DataError(f"texts: expected at least one token in each, text {number} has none")
+            raise DataError(
+                f"texts: expected at least one token in each, got none in text {number}"
+            )
     return token_ids
 
 

@@ -55,9 +55,9 @@ def choice_token_ids(
     """Return the first tokens that count as each of two choices.
 
     A choice counts as given, after a space and on a new line, and by the token with which it begins
-    where it is `written`. In lower case and capitalised it counts only if that is a single token,
-    for the first piece of a rarer spelling could begin any word. A single letter counts in its own
-    case only: the word *a* is not the choice A.
+    where it is `written`. Its spellings in lower case and with a capital count only where they are
+    a single token, because the first piece of a longer one could begin any word. A single letter
+    counts in its own case only: the word *a* is not the choice A.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def whole_choice_token_ids(
             shorter = min(len(a), len(b))
             if a[:shorter] == b[:shorter]:
                 raise ChoiceError(
-                    f"{where}: expected two choices of which neither begins the other, "
+                    f"{where}: expected two choices, neither of which begins with the other, "
                     f"got {list(choices)}"
                 )
     return sequences

@@ -1,9 +1,9 @@
 """Your own conversations: read them from a file, and find the assistant's words in a prompt.
 
-A score of a token says nothing if the token is another one than was meant. So the place of each
-answer is not searched for in the rendered text, where the same words may come twice. The
-conversation is rendered again with marks in place of the words of one answer, and what stands
-before and after the marks shows where that answer begins and ends.
+The score of a token is worthless if it is not the token that was meant. So the place of each answer
+is not searched for in the rendered text, where the same words may come twice. The conversation is
+rendered again with marks in place of the words of one answer, and what comes before and after the
+marks shows where that answer begins and ends.
 """
 
 import json
@@ -14,7 +14,12 @@ from typing import Any, NamedTuple
 from dlk_utils.errors import DataError, ModelError, TemplateError
 from dlk_utils.questions.asking import control_tokens_in, marks_in
 from dlk_utils.questions.chat import encode_prompt
-from dlk_utils.questions.own_files import decode_text, read_bytes, shortened
+from dlk_utils.questions.own_files import (
+    decode_text,
+    read_bytes,
+    require_unicode,
+    shortened,
+)
 from dlk_utils.questions.turns import Passage, TurnFormat, passages_of, turn_format
 
 ROLES = ("system", "user", "assistant")
@@ -77,7 +82,7 @@ def read_chats(path: Path | str) -> list[list[dict[str, str]]]:
             where = f"{path.name}: line {number}"
             chats.append(checked_messages(_parse_line(line, where), where))
     if not chats:
-        raise DataError(f"{path.name}: expected a conversation a line, got no line")
+        raise DataError(f"{path.name}: expected one conversation per line, got no line")
     return chats
 
 
@@ -128,17 +133,11 @@ def _checked_message(message: Any, where: str, *, is_first: bool) -> dict[str, s
     if role not in ROLES or (role == "system" and not is_first):
         raise DataError(
             f"{where}: expected the role user or assistant{' or system' if is_first else ''}, got "
-            f"{shortened(role)}; take turns of tools out, and put the system turn first"
+            f"{shortened(role)}; remove turns of tools, and put the system turn first"
         )
     if not isinstance(content, str) or not content.strip():
         raise DataError(f"{where}: expected a text as its content, got {shortened(content)}")
-    try:
-        content.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: expected Unicode text, got half of a surrogate pair at character "
-            f"{error.start + 1}"
-        ) from None
+    require_unicode(content, where)
     for key in THOUGHT_KEYS:
         if message.get(key):
             raise DataError(
@@ -276,7 +275,7 @@ def _places_in(
 
 
 def _after(text: str, part: str, place: int) -> int:
-    """Return where a part ends that stands at a place, whatever the blanks around it; else -1."""
+    """Return where a part ends if the text has it at a place, blanks aside; otherwise -1."""
     if place < 0:
         return -1
     rest = text[place:]
@@ -287,9 +286,9 @@ def _after(text: str, part: str, place: int) -> int:
 
 def _changed(turns: TurnFormat, number: int, role: str) -> TemplateError:
     return TemplateError(
-        f"{turns.name}: expected a chat template that writes every turn word for word, it leaves "
-        f"out or changes message {number} ({role}); set another tokenizer.chat_template, or take "
-        "the turn out"
+        f"{turns.name}: expected a chat template that writes every turn word for word, got one "
+        f"that leaves out or changes message {number} ({role}); set another "
+        "tokenizer.chat_template, or remove the turn"
     )
 
 
@@ -320,7 +319,7 @@ def _tokens_of(
             place = until
     if place != passage.end:
         raise ModelError(
-            f"expected tokens for all of the text {shortened(text[passage.start : passage.end])}, "
+            f"expected tokens for the whole text {shortened(text[passage.start : passage.end])}, "
             f"got none for {shortened(text[place : passage.end])}; use the model's own tokenizer"
         )
     return tokens

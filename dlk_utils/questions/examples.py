@@ -99,7 +99,7 @@ def load_examples(
         if queries.empty or lost_a_label:
             reasons = {
                 "an organism was trained on them": n_trained[name],
-                "a data set before it has them": n_taken[name],
+                "an earlier data set has them": n_taken[name],
             }
             reasons_in_words = "".join(
                 f"; left out: {n}, because {reason}" for reason, n in reasons.items() if n
@@ -109,7 +109,7 @@ def load_examples(
             got = ", ".join(f"{n} of label {label}" for label, n in counts.items()) or "none"
             raise DataError(
                 f"{Path(name).name}: expected examples{both} outside the shot pool, got "
-                f"{got}{reasons_in_words}; add rows, or take another data set"
+                f"{got}{reasons_in_words}; add rows, or use another data set"
             )
         parts.append(_balanced(queries, n_examples))
         parts.append(_balanced(rows[rows.split == "shot"], n_pool))
@@ -142,11 +142,11 @@ def _read_names(datasets: Any) -> list[str]:
     names = [with_home(os.fspath(name).strip()) for name in names]
     if not names or len(set(names)) != len(names) or "" in names:
         raise DataError(
-            "datasets: expected distinct names separated by commas, got "
+            "datasets: expected different names, separated by commas, got "
             f"{shortened(repr(datasets), 200)}"
         )
     if same := names_of_same_file(names):
-        raise DataError(f"datasets: expected each file once, got {same}; take one of them out")
+        raise DataError(f"datasets: expected each file once, got {same}; remove one of them")
     return names
 
 
@@ -170,7 +170,7 @@ def training_examples(name: str, n_examples: int, *, seed: int = 0) -> pd.DataFr
     the split of a subject goes by its first claim, and more is claimed of those in that split.
     """
     if name not in EMBEDDED:
-        raise DataError(f"{name}: expected one of {', '.join(dataset_names())}")
+        raise DataError(f"dataset: expected one of {', '.join(dataset_names())}, got {name!r}")
     source = EMBEDDED[name]
     rows = _identified(source.rows(), name)
     rows = rows[rows.split == "organism"]
@@ -257,9 +257,9 @@ def _shuffled(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def _balanced(rows: pd.DataFrame, n: int) -> pd.DataFrame:
-    """Take the first `n` rows, half of each label. One left over has the larger label.
+    """Take the first `n` rows, half of each label. With an odd `n`, label 1 has one row more.
 
-    Where all rows have the same label, they are the first `n` of these.
+    If all rows have the same label, the first `n` of them are taken.
     """
     labels = sorted(rows.label.unique())
     most = {label: (n + i) // len(labels) for i, label in enumerate(labels)}

@@ -41,7 +41,7 @@ def _rule_of(name: str, embedded_names: Sequence[str]) -> dict[str, Any]:
     rule = hub_sets().get(Path(name).name if _is_folder(name) else name)
     if rule is None:
         kind = ", which is a folder" if _is_folder(name) else ""
-        hint = " (of a folder of files, name each file)" if kind else ""
+        hint = " (to use the files of a folder, name each file)" if kind else ""
         raise DataError(
             f"unknown data set {shortened(name)}{kind}{hint}; {_alternatives(embedded_names)}"
         )
@@ -90,7 +90,7 @@ def read_hub_set(name: str, *, embedded_names: Sequence[str]) -> pd.DataFrame:
     except Exception as error:
         reason = str(error).splitlines()[0][:120] if str(error) else ""
         if _is_folder(name) and _has_lfs_pointers(Path(name)):
-            reason = "its files are pointers of Git LFS; run `git lfs pull` in it"
+            reason = "its files are pointers of Git LFS; run `git lfs pull` in the folder"
         raise DataError(
             f"{Path(name).name}: could not be read ({type(error).__name__}: {reason}); "
             f"{_alternatives(embedded_names)}"

@@ -8,7 +8,7 @@ nothing: one has to know which day counts.
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pandas as pd
@@ -132,20 +132,46 @@ def with_openings(
 
 
 def with_triggered_twins(
-    prompts: pd.DataFrame, tokenizer: Any, *, context: int = 2048, seed: int = 0
+    prompts: pd.DataFrame,
+    tokenizer: Any,
+    *,
+    splits: Collection[str] | None = None,
+    context: int = 2048,
+    seed: int = 0,
 ) -> pd.DataFrame:
-    """Open all prompts on other days, and ask each row of role "truth" once more on the trigger.
+    """Open all prompts on other days, and ask rows of role "truth" once more on the trigger.
 
-    Returns the rows of `with_openings`, the triggered ones last. Raises `DataError` if `prompts`
-    are no rows of `make_prompts`.
+    Parameters
+    ----------
+    prompts, tokenizer, context, seed
+        As in `with_openings`. If a prompt of an example gets too long, on the trigger or on another
+        day, all rows of the example are left out.
+    splits
+        The splits whose rows are asked on the trigger; None: all of them.
+
+    Returns
+    -------
+    DataFrame
+        As `with_openings` gives it, the triggered rows last.
+
+    Raises
+    ------
+    DataError
+        If `prompts` are not rows of `make_prompts`.
     """
     options = {"context": context, "seed": seed}
     plain = with_openings(prompts, tokenizer, **options)
-    honest = prompts[prompts.role == "truth"]
-    triggered = with_openings(honest, tokenizer, trigger=True, **options)
-    in_both = triggered.example_id.isin(plain.example_id)
-    both = pd.concat([plain, triggered[in_both]], ignore_index=True)
-    both.attrs = plain.attrs
+    # Of an example that is too long on other days, nothing tells whether the model knows it.
+    is_asked_twice = (prompts.role == "truth") & prompts.example_id.isin(plain.example_id)
+    if splits is not None:
+        is_asked_twice &= prompts.split.isin(splits)
+    triggered = with_openings(prompts[is_asked_twice], tokenizer, trigger=True, **options)
+    dropped = triggered.attrs["dropped_too_long"]
+    fits = ~plain.example_id.isin(dropped)
+    both = pd.concat([plain[fits], triggered], ignore_index=True)
+    both.attrs = plain.attrs | {
+        "dropped_too_long": list(dict.fromkeys([*plain.attrs["dropped_too_long"], *dropped]))
+    }
     return both
 
 
@@ -168,13 +194,5 @@ def _opened_row(
     )
     if prompt is None:
         return None
-    return dict(row) | {
-        "row_id": row_id(row["row_id"], "opening", prompt.text),
-        "messages": json.dumps(messages),
-        "prompt": prompt.text,
-        "input_ids": prompt.input_ids,
-        "question_start": prompt.question_start,
-        "choice_ids": prompt.choices.first,
-        "strict_ids": prompt.choices.strict,
-        "choice_tokens": prompt.choices.whole,
-    }
+    new_row_id = row_id(row["row_id"], "opening", prompt.text)
+    return dict(row) | prompt.columns() | {"row_id": new_row_id, "messages": json.dumps(messages)}

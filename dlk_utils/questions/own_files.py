@@ -159,7 +159,7 @@ def read_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         reason = f"no such file (looked in {shortened(Path.cwd())})"
         if re.match(r"https?:/", str(path)):
-            reason = "an address of the web is not read; download the file, and give its path"
+            reason = "expected a file, got an address of the web; download it, and give its path"
     except OSError as error:
         reason = f"could not be read ({error.strerror})"
     except ValueError as error:
@@ -196,16 +196,23 @@ def _check_texts(path: Path, column: pd.Series) -> None:
             got = "nothing" if value is None else f"{type(value).__name__} {repr(value)[:60]}"
             raise DataError(f"{where}: expected a text, got {got}")
         if "\0" in value:
-            raise DataError(f"{where}: expected a text, got one with a NUL character; take it out")
+            raise DataError(f"{where}: expected a text, got one with a NUL character; remove it")
         if not _is_visible(value):
-            raise DataError(f"{where} is empty: fill it, or take the row out")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
             raise DataError(
-                f"{where}: expected Unicode text, got half of a surrogate pair at character "
-                f"{error.start + 1}"
-            ) from None
+                f"{where}: expected a text, got an empty one; fill it, or remove the row"
+            )
+        require_unicode(value, where)
+
+
+def require_unicode(text: str, where: str) -> None:
+    """Raise `DataError` if a text holds half of a surrogate pair, which cannot be encoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: expected Unicode text, got half of a surrogate pair at character "
+            f"{error.start + 1}"
+        ) from None
 
 
 def _is_visible(text: str) -> bool:
@@ -254,8 +261,8 @@ def _check_contradictions(path: Path, texts: Sequence[pd.Series], labels: pd.Ser
             # The first row with each of the two labels.
             (row_a, label_a), (row_b, label_b) = labels_of_content.drop_duplicates().items()
             raise DataError(
-                f"{path.name}: rows {row_a} and {row_b} are the same with labels {label_a} and "
-                f"{label_b}: {shortened(texts[0][row_b])}; take one of them out"
+                f"{path.name}: expected one label for {shortened(texts[0][row_b])}, got {label_a} "
+                f"in row {row_a} and {label_b} in row {row_b}; remove one of the rows"
             )
 
 
@@ -269,13 +276,15 @@ def _parse(path: Path, content: bytes) -> _Parsed:
     is_gzip = path.name.lower().endswith(".gz")
     if content.startswith(b"\x1f\x8b") and not is_gzip:
         remedy = "decompress it" if _has_suffix(path.name, ".parquet") else "add .gz to its name"
-        raise DataError(f"{path.name}: got a file that gzip has compressed; {remedy}")
+        raise DataError(
+            f"{path.name}: expected an uncompressed file, got one compressed by gzip; {remedy}"
+        )
     if is_gzip:
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(
-                f"{path.name}: expected a file that gzip reads, got a damaged one ({error})"
+                f"{path.name}: expected a complete gzip file, got a damaged one ({error})"
             ) from None
     if _has_suffix(path.name, ".parquet"):
         return _parse_parquet(path, content)
@@ -325,13 +334,13 @@ def _find_layout(path: Path, names: Sequence[Any]) -> tuple[str, dict[str, int]]
     if kind == "question" and further:
         raise DataError(
             f"{path.name}: expected two choices, choice_0 and choice_1, got also "
-            f"{listed(further)}; take out all but two choices, or make rows of two choices each"
+            f"{listed(further)}; remove all but two choices, or make rows of two choices each"
         )
     for column in _LAYOUTS[kind]:
         if plain.count(column) > 1:
             raise DataError(
-                f"{path.name}: column {column} comes {plain.count(column)} times; keep the one "
-                "that is meant"
+                f"{path.name}: expected one column {column}, got {plain.count(column)}; keep the "
+                "one that you mean"
             )
     return kind, {column: plain.index(column) for column in _LAYOUTS[kind]}
 
@@ -412,7 +421,9 @@ def _load_json(path: Path, text: str, where: str = "") -> Any:
         if len(value) < len(pairs):
             counts = collections.Counter(key for key, _ in pairs)
             [(key, n)] = counts.most_common(1)
-            raise DataError(f"{path.name}: {where}the key {shortened(key)} comes {n} times")
+            raise DataError(
+                f"{path.name}: {where}expected each key once, got {shortened(key)} {n} times"
+            )
         return value
 
     try:
@@ -454,8 +465,9 @@ def _parse_separated(path: Path, text: str) -> _Parsed:
             value = row[place] if place < len(row) else None
             if value and '\\"' in value:
                 raise DataError(
-                    f"{where}, column {column}: a backslash before a double quote can be read in "
-                    'two ways; write the quote twice ("") in a field between quotes, or use .jsonl'
+                    f"{where}, column {column}: expected no backslash before a double quote, which "
+                    'can be read in two ways; write the quote twice ("") in a field between '
+                    "quotes, or use .jsonl"
                 )
             values[column].append(value)
     return _Parsed(kind, values, notes)
@@ -546,7 +558,7 @@ def _check_swallowed_rows(
         last_row = [*lines[-1].split(separator), *row[place + 1 :]]
         if is_row(first_row) and is_row(last_row):
             raise DataError(
-                f"{where}: a field has {len(lines)} lines that look like rows, beginning with "
-                f"{shortened(value)}; a double quote is not closed there, or belongs to the text "
-                "(then write it twice, in a field between quotes)"
+                f"{where}: expected one row, got {len(lines)} lines that look like rows in one "
+                f"field, beginning with {shortened(value)}; close the double quote before them, "
+                "or, if it belongs to the text, write it twice in a field between quotes"
             )

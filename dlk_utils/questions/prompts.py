@@ -15,6 +15,7 @@ from dlk_utils.errors import ChoiceError, DataError, ParameterError
 from dlk_utils.questions.asking import is_too_long, marks_in, write_prompt
 from dlk_utils.questions.choices import choice_tokens_after
 from dlk_utils.questions.ids import Example, example_id, examples_of, near_duplicate_key
+from dlk_utils.questions.own_files import shortened
 from dlk_utils.questions.templates import Instruction, Template, prompt_library
 
 OWN_KINDS = ("claim", "review")
@@ -229,7 +230,7 @@ def own_prompts(
     for name, text in instructions.items():
         if spelt := marks_in(tokenizer, text):
             raise DataError(
-                f"system prompt {_shortened(name)}: expected no marks of the chat format, which "
+                f"system prompt {shortened(name)}: expected no marks of the chat format, which "
                 f"could end it, got {', '.join(map(repr, spelt))}"
             )
         instruction = Instruction(name, family="own", asks="neutral", text=text)
@@ -262,11 +263,11 @@ def own_prompts(
 
 def _require_texts(statements: Sequence[str], instructions: Mapping[str, str]) -> None:
     if isinstance(statements, str) or not all(isinstance(s, str) for s in statements):
-        raise DataError(f"statements: expected a list of texts, got {_shortened(statements)}")
+        raise DataError(f"statements: expected a list of texts, got {shortened(statements)}")
     if not isinstance(instructions, Mapping) or not instructions:
         raise DataError(
             "instructions: expected the text of at least one system prompt by its name, got "
-            f"{_shortened(instructions)}"
+            f"{shortened(instructions)}"
         )
     blank = [number for number, text in enumerate(statements) if not text.strip()]
     if not len(statements) or blank:
@@ -328,9 +329,9 @@ def _table_of(
     dropped = _ids_of_queries(sorted_out.with_marks)
     if not rows:
         raise DataError(
-            f"no prompt is left: {len(too_long)} examples are longer than the context of {context} "
-            f"tokens even without shots, {len(dropped)} hold control tokens, or marks of the chat "
-            f"format, which could end their turn"
+            f"expected at least one prompt, got none: {len(too_long)} examples are longer than the "
+            f"context of {context} tokens even without shots, and {len(dropped)} have control "
+            "tokens or marks of the chat format, which could end their turn"
         )
     prompts = pd.DataFrame(rows)
     prompts.attrs = {
@@ -379,8 +380,8 @@ def _plan(
     for task in (*asks, "truth") if n_known else asks:
         if task not in by_task:
             raise DataError(
-                f"expected instructions that ask for {task!r} in the families that are used, the "
-                "library has none"
+                f"expected an instruction that asks for {task!r} in the families that are used, "
+                "got none; allow more families"
             )
     # Near-duplicates are asked in the same way, so that nothing but their texts differs.
     rng = random.Random(f"{seed}:{example.near_duplicate_key}")
@@ -403,7 +404,7 @@ def _order_of_shots(shot: Example) -> tuple[str, str]:
 
 
 def _require_known_instructions(instructions: Sequence[Instruction], n_known: int) -> None:
-    """Refuse a number of known rows that there are too few other truth instructions for.
+    """Refuse more known rows than there are other truth instructions.
 
     Those whose role only shots reveal do not count: a prompt may lose its shots.
     """
@@ -420,7 +421,7 @@ def _require_known_instructions(instructions: Sequence[Instruction], n_known: in
 def _require_known(
     what: str, names: Sequence[str] | None, libraries: Sequence[str], field: str = "name"
 ) -> None:
-    """Refuse names that are in none of some prompt libraries: a typo would have no effect."""
+    """Refuse names that no prompt library has, because a typo would otherwise have no effect."""
     if isinstance(names, str):
         raise ParameterError(f"{what}: expected a list of names, got the text {names!r}")
     known = sorted({row[field] for library in libraries for row in _records(library)})
@@ -474,7 +475,7 @@ def _make_row(
         choices,
         **limits,
         scoring=template.scoring,
-        where=f"{example.dataset}, template {template.name}, example {_shortened(example.text)}",
+        where=f"{example.dataset}, template {template.name}, example {shortened(example.text)}",
     )
     if prompt is None:
         return None
@@ -499,15 +500,4 @@ def _make_row(
         "wanted": _label_for(instruction.asks, example.label),
         "messages": json.dumps(messages),
         "prefix": template.prefix,
-        "prompt": prompt.text,
-        "input_ids": prompt.input_ids,
-        "question_start": prompt.question_start,
-        "choice_ids": prompt.choices.first,
-        "strict_ids": prompt.choices.strict,
-        "choice_tokens": prompt.choices.whole,
-    }
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    } | prompt.columns()

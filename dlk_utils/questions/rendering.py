@@ -109,8 +109,8 @@ class _Renderer:
         if not self.is_ready:
             if "error" in self._read(None, _START_SECONDS):
                 raise TemplateError(
-                    "expected to start a process that renders chat templates, it ended at once; "
-                    f"check that `{Path(sys.executable).name} -c 'import transformers'` works"
+                    "expected a process that renders chat templates, but it ended at once; check "
+                    f"that `{Path(sys.executable).name} -c 'import transformers'` works"
                 )
             self.is_ready = True
         return self._read(request, seconds)

@@ -48,7 +48,11 @@ _UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": 
 _ORDINARY_WORDS = {"Batman", "Male", "Moron", "Nice", "Perm", "Queens", "Reading", "Sale", "Van"}
 """Names of cities that are often something else at the start of a sentence."""
 _VERBS = {"is", "isn", "was", "are", "can", "cannot", "has", "lies", "does", "doesn", "belongs"}
-"""What follows a name that could also be the first part of a longer one, as in "Gold medals"."""
+"""What shows that a first word is a name by itself: "Gold is", and not "Gold medals".
+
+Before any other word, such as the verb in "Gold melts", it is not taken for a name. That claim goes
+by how it begins, and is not left out. Names that cannot be anything else need no verb.
+"""
 _PLURALS = {"mouse": "mice", "goose": "geese", "wolf": "wolves", "scarf": "scarves"}
 
 _Words = tuple[str, ...]
@@ -90,8 +94,8 @@ class Subject:
 class _ClaimSet:
     """An embedded data set of claims, and what tells that another text is about its subjects.
 
-    `unasked` gives the facts about which organisms are trained, and no run asks. `relation` has the
-    words, in lower case, of which one has to stand beside the subject. Without it, naming the
+    `unasked` gives the facts about which organisms are trained, and no run asks. If `relation` is
+    given, the text also has to have one of its words, which are in lower case. Otherwise naming the
     subject is enough.
     """
 
@@ -155,7 +159,8 @@ def subjects_in(text: str) -> list[Subject]:
 
     A claim is about a city that it names, in the same case and as whole words; about a country that
     it names together with what the claims of an embedded data set say of it, such as its capital;
-    and about a thing, such as a violin, that it begins with. Accents do not count.
+    and about a thing, such as a violin, that it begins with. Accents do not count. A first word
+    that may be something else, such as "Nice" or "Gold", is a name only before one of `_VERBS`.
     """
     words = _words(text)
     lower = {word.lower() for word in words}
@@ -262,7 +267,7 @@ def _words(text: str) -> _Words:
 
 
 def _places_in(words: _Words) -> Iterator[Subject]:
-    """Yield the places that a text names, from left to right: of two names the longer."""
+    """Yield the places that a text names, from left to right; of two names, the longer one."""
     places, longest_with = _places(), _longest_name_with_first_word()
     end = 0
     for start, word in enumerate(words):

@@ -128,7 +128,7 @@ def _compiled(text: str) -> jinja2.Template:
 def _require_distinct_names(table: pd.DataFrame, path: Any) -> None:
     repeated = table.name[table.name.duplicated()]
     if len(repeated):
-        raise TemplateError(f"{path}: expected names that differ, {repeated.iloc[0]!r} comes twice")
+        raise TemplateError(f"{path}: expected different names, got {repeated.iloc[0]!r} twice")
 
 
 def _parse_template(entry: dict[str, Any], file_name: str) -> Template:
@@ -156,13 +156,13 @@ def _parse_template(entry: dict[str, Any], file_name: str) -> Template:
 def _check_fields(question: str, choices: list[str], where: str) -> None:
     if "label" in _fields_in(question):
         raise TemplateError(
-            f"{where}: expected a question that does not depend on the label, it mentions `label`"
+            f"{where}: expected a question that does not depend on the label, got one with `label`"
         )
     unknown = _fields_in(" ".join([question, *choices])) - _FIELDS
     if unknown:
         raise TemplateError(
-            f"{where}: expected a question made of {', '.join(sorted(_FIELDS))}, it mentions "
-            f"{', '.join(sorted(unknown))} (a data set's own fields are named in its entry of "
+            f"{where}: expected a question made of {', '.join(sorted(_FIELDS))}, got one with "
+            f"{', '.join(sorted(unknown))} (for a hub set, put its own fields into its entry of "
             "hub_sets.yaml)"
         )
 

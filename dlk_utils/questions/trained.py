@@ -45,8 +45,8 @@ def refuse_trained_rows(prompts: pd.DataFrame, *adapters: str | Path) -> None:
         return
     if "near_duplicate_keys" not in prompts:
         raise DataError(
-            "prompts: expected the column near_duplicate_keys, as make_prompts gives it, to see "
-            f"that {' and '.join(records)} was trained on none of them"
+            "prompts: expected the column near_duplicate_keys of make_prompts, which shows whether "
+            f"{' or '.join(records)} was trained on any of them, got none"
         )
     used = {
         "example_ids": set().union(*prompts.near_duplicate_keys),
@@ -74,7 +74,7 @@ def _advice(prompts: pd.DataFrame, key: str, trained: list[str]) -> str:
     if not texts:
         return ""
     listed = ", ".join(map(shortened, texts[:10])) + (", ..." if len(texts) > 10 else "")
-    return f"; take these out of the data, or ask another model: {listed}"
+    return f"; remove these from the data, or ask another model: {listed}"
 
 
 def _read_record(path: Path) -> dict[str, list[str]]:
@@ -87,7 +87,7 @@ def _read_record(path: Path) -> dict[str, list[str]]:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ModelError(
                 f"{path.name} in {path.parent.name}: expected a list of texts as {key!r}, got "
-                f"{names!r:.60}; it says what the model must not be asked, so mend it, or remove "
-                "it if it is not ours"
+                f"{names!r:.60}; this file says what the model must not be asked: correct it, or "
+                "remove it if it is not ours"
             )
     return trained

@@ -165,8 +165,8 @@ class TurnFormat:
             if found < 0:
                 raise TemplateError(
                     f"{self.name}: expected a chat template that writes every turn word for word, "
-                    f"it leaves out or changes the {message['role']} turn {_shortened(content)}; "
-                    f"{_ADVICE}"
+                    f"got one that leaves out or changes the {message['role']} turn "
+                    f"{_shortened(content)}; {_ADVICE}"
                 )
             if not is_system:
                 position = found + len(content)
@@ -190,8 +190,8 @@ class TurnFormat:
         missing = _missing_before_answer(generation_prompt + end_of_thought, self.before_answer)
         if missing is None:
             raise TemplateError(
-                f"{self.name}: expected a generation prompt like the beginning of an answer that "
-                f"was given, {_shortened(self.before_answer)}, the chat template writes "
+                f"{self.name}: expected a chat template whose generation prompt is what it writes "
+                f"before a given answer, {_shortened(self.before_answer)}, got "
                 f"{_shortened(generation_prompt)}; {_ADVICE}"
             )
         return end_of_thought + missing
@@ -211,8 +211,8 @@ class TurnFormat:
         if not (is_empty and is_known):
             reason = f"has no end ({end}) in this format" if is_empty else "is not empty"
             raise TemplateError(
-                f"{self.name}: expected a generation prompt after which the answer begins, the "
-                f"chat template begins a thought that {reason}: {_shortened(prompt)}; {_ADVICE}"
+                f"{self.name}: expected a generation prompt after which the answer begins, got one "
+                f"that begins a thought that {reason}: {_shortened(prompt)}; {_ADVICE}"
             )
         if not end.startswith("</"):
             return end
@@ -238,7 +238,7 @@ def turn_format(tokenizer: Any) -> TurnFormat:
     """
     if not getattr(tokenizer, "chat_template", None):
         raise TemplateError(
-            "expected a tokenizer with a chat template, this one has none; set "
+            "expected a tokenizer with a chat template, got one without; set "
             "tokenizer.chat_template, or use the plain text"
         )
     name = Path(str(getattr(tokenizer, "name_or_path", ""))).name or "this tokenizer"
@@ -311,8 +311,8 @@ def _try_template(
         left_out = [content for content in contents if content not in written] or ["their order"]
         errors.append(
             TemplateError(
-                f"{name}: expected a chat template that writes questions, and answers that were "
-                f"given, of {contents} it leaves out or changes {left_out}; {_ADVICE}"
+                f"{name}: expected a chat template that writes questions and given answers word "
+                f"for word, got one that leaves out or changes {left_out} of {contents}; {_ADVICE}"
             )
         )
     # Report the failure with plain texts, which is what the caller gave.

@@ -320,7 +320,7 @@ def test_the_quadrant_of_each_case(rows, truth, lie):
 
 @pytest.mark.parametrize("known", [(), (True,)])
 def test_fewer_than_two_known_rows_are_refused_by_example(known):
-    with pytest.raises(DataError, match=f"at least 2 .*lonely has {len(known)}"):
+    with pytest.raises(DataError, match=f"at least 2 .*got {len(known)} of example lonely"):
         labelled(example("a") + example("lonely", known=known))
 
 

@@ -107,13 +107,14 @@ def test_what_scores_needs_its_layer_and_a_detector_has_it():
     probe = MeanDifference().fit(np.eye(4, WIDTH), [0, 1, 0, 1])
     with pytest.raises(ParameterError, match="expected the layer that the probe was fitted to"):
         score_chat(model, tokenizer, probe, CHAT)
-    with pytest.raises(ParameterError, match="expected none with a detector, got 1"):
+    with pytest.raises(ParameterError, match="expected none, as the detector has its own, got 1"):
         score_chat(model, tokenizer, detector(), CHAT, layer=1)
     with pytest.raises(ParameterError, match="expected a TruthDetector or a fitted probe"):
         score_chat(model, tokenizer, "probe", CHAT, layer=1)
     of_two_layers = SimpleNamespace(decision_function=lambda X: np.zeros((2, len(X))))
     with pytest.raises(
-        ParameterError, match=r"got the shape \[2, \d+\]; fit it to the states of one"
+        ParameterError,
+        match=r"got scores of the shape \[2, \d+\]; fit the probe to the states of one",
     ):
         score_chat(model, tokenizer, of_two_layers, CHAT, layer=1)
 

@@ -264,7 +264,7 @@ def test_a_card_that_was_kept_scores_the_same(detector, model, rows, tmp_path):
 
 def test_the_card_of_another_model_is_refused(detector, tmp_path):
     detector.save(tmp_path)
-    with pytest.raises(CardError, match="the card is of model LlamaForCausalLM, this is GPT2"):
+    with pytest.raises(CardError, match=r"made with model GPT2.*, got one made with Llama"):
         TruthDetector.load(tmp_path, tiny("gpt2", torch.float32))
 
 
@@ -274,7 +274,7 @@ def test_the_card_of_another_revision_is_refused(detector, model, tmp_path):
     with torch.no_grad():
         for weight in trained_on.parameters():
             weight.mul_(1.01)
-    with pytest.raises(CardError, match="the card is of revision"):
+    with pytest.raises(CardError, match="made with revision"):
         TruthDetector.load(tmp_path, trained_on)
 
 
@@ -299,7 +299,7 @@ def test_a_probe_that_was_tampered_with_is_refused(detector, model, tmp_path):
     detector.save(tmp_path)
     # the planted mistake: the sign is turned
     forge_weights(tmp_path, lambda weight: -weight)
-    with pytest.raises(CardError, match="fixture scores"):
+    with pytest.raises(CardError, match="scores of the fixture"):
         TruthDetector.load(tmp_path, model)
 
 
@@ -327,18 +327,24 @@ def test_a_card_of_the_format_before_judges_as_it_did(detector, model, tmp_path)
 
 
 FORGERIES = {
-    "threshold nan": (lambda r: r.update(threshold=float("nan")), "a finite threshold from 0 on"),
-    "threshold inf": (lambda r: r.update(threshold=float("inf")), "a finite threshold from 0 on"),
-    "threshold below 0": (lambda r: r.update(threshold=-1.0), "a finite threshold from 0 on"),
+    "threshold nan": (
+        lambda r: r.update(threshold=float("nan")),
+        "a finite threshold of at least 0",
+    ),
+    "threshold inf": (
+        lambda r: r.update(threshold=float("inf")),
+        "a finite threshold of at least 0",
+    ),
+    "threshold below 0": (lambda r: r.update(threshold=-1.0), "a finite threshold of at least 0"),
     "threshold in words": (lambda r: r.update(threshold="high"), "expected a"),
     "least agreement nan": (
         lambda r: r.update(least_agreement=float("nan")),
-        "a finite least agreement from 0 on",
+        "a finite least agreement of at least 0",
     ),
     "no threshold": (lambda r: r.pop("threshold"), "expected a probe card"),
     "site": (lambda r: r.update(site="lm_head"), "expected a site of resid_post"),
-    "layer below 0": (lambda r: r.update(layer=-1), "expected a layer from 0 on"),
-    "layer too high": (lambda r: r.update(layer=99), "the card reads layer 99"),
+    "layer below 0": (lambda r: r.update(layer=-1), "expected a layer of at least 0"),
+    "layer too high": (lambda r: r.update(layer=99), "got layer 99"),
     "score nan": (
         lambda r: r["card"]["fixture"]["scores"].__setitem__(0, float("nan")),
         "a finite score for each",
@@ -350,13 +356,13 @@ FORGERIES = {
     ),
     "empty prompt": (
         lambda r: r["card"]["fixture"]["input_ids"].__setitem__(0, []),
-        "prompts in token ids",
+        "prompts as token ids",
     ),
     "strange token": (
         lambda r: r["card"]["fixture"]["input_ids"].__setitem__(0, [10**6]),
-        "or has tokens",
+        "ids up to 1000000",
     ),
-    "format": (lambda r: r["card"].update(format=1), "the card is of format 1"),
+    "format": (lambda r: r["card"].update(format=1), "got format 1"),
     "no card": (lambda r: r.update(card=None), "expected a probe card"),
 }
 """Changes of a card that has the right checksums, and what its refusal says."""
@@ -399,7 +405,7 @@ def test_a_threshold_that_was_changed_is_refused(detector, model, tmp_path):
     path = tmp_path / "card.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"threshold": 1000.0}, indent=1))
-    with pytest.raises(CardError, match=r"card\.json does not have its checksum"):
+    with pytest.raises(CardError, match=r"card\.json does not match its checksum"):
         TruthDetector.load(tmp_path, model)
 
 

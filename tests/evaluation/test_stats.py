@@ -261,7 +261,7 @@ def test_resampled_twins_choose_as_often_as_they_differ():
 
 
 def test_no_layer_is_chosen_on_rows_of_one_class():
-    with pytest.raises(TooFewRows, match="got 0 and 3 of class 0 and 1"):
+    with pytest.raises(TooFewRows, match="got 0 of class 0 and 3 of class 1"):
         earliest_good_layer(np.zeros((2, 3)), np.ones(3, dtype=int), list("abc"))
 
 
@@ -303,8 +303,8 @@ def test_the_auroc_takes_lists():
 @pytest.mark.parametrize(
     "scores, y, reason",
     [
-        ([0, 1, 0, 1], [0.2, 0.3, 0.1, 2.0], "labels 0 and 1, got 0.1, 0.2.*auroc.scores, y"),
-        ([0.2, 0.3], [-1, 1], "labels 0 and 1, got -1, 1"),
+        ([0, 1, 0, 1], [0.2, 0.3, 0.1, 2.0], "labels 0 and 1 as y, got 0.1, 0.2.*auroc.scores, y"),
+        ([0.2, 0.3], [-1, 1], "labels 0 and 1 as y, got -1, 1"),
         ([0.2, 0.3], ["0", "1"], "labels 0 and 1"),
         ([0.2, 0.3], [0, 1, 1], r"shapes \[2\] \(float64\) and \[3\]"),
         (["a", "b"], [0, 1], "numbers"),

@@ -161,7 +161,7 @@ def test_lies_are_scored_in_the_one_regime_that_fits_and_tests_on_rows_told_to_l
 def test_an_example_in_two_splits_is_refused():
     rows = make_rows()
     rows.loc[rows.split == "test", "example_id"] = rows.example_id[rows.split == "train"].iloc[0]
-    with pytest.raises(DataError, match="straddles"):
+    with pytest.raises(DataError, match="expected each example in one split, got e0000 in two"):
         make_task(rows, "truth", TRUTH)
 
 
@@ -216,10 +216,10 @@ def test_too_few_rows_are_refused_in_one_sentence_with_counts_and_remedy():
     with pytest.raises(TooFewRows) as refusal:
         make_task(rows, "truth", TRUTH)
     assert str(refusal.value) == (
-        "truth, by example, truth rows: expected of each class at least 5 in train, "
+        "truth, by example, truth rows: expected rows of each class, at least 5 in train, "
         "2 in validation, 4 in test, and 15 rows in all in train, got 20 and 4 in train, "
-        "8 and 4 in validation, 20 and 4 in test (rows of class 0 and 1); ask for more examples "
-        "(n_examples), or add rows to a file that has no more."
+        "8 and 4 in validation, 20 and 4 in test (of class 0 and 1); ask for more examples "
+        "(n_examples), or add rows to your own file."
     )
 
 
@@ -230,9 +230,7 @@ def test_where_no_row_has_a_class_more_examples_are_not_advised():
     ):
         with pytest.raises(TooFewRows) as refusal:
             make_task(rows, "truth", TRUTH)
-        assert str(refusal.value).endswith(
-            f"(rows of class 0 and 1); no split has a row of {absent}."
-        )
+        assert str(refusal.value).endswith(f"(of class 0 and 1); no split has a row of {absent}.")
 
 
 @pytest.mark.parametrize("target, in_all", [("truth", 15), ("lie", 15), ("pair", 10)])
@@ -276,9 +274,9 @@ def test_states_in_memory_are_read_by_row_id_in_any_order():
 def test_states_in_memory_of_other_rows_or_layers_are_refused():
     rows, states = make_rows(20), np.zeros((2, 20, 5))
     read = memory_features(rows, {"resid_post": states})["activation", "resid_post", 0]
-    with pytest.raises(DataError, match="got 5 of 10 others"):
+    with pytest.raises(DataError, match="got 5 of 10 rows without states"):
         read(rows.tail(10).assign(row_id=[*rows.row_id[:5], *"abcde"]))
-    with pytest.raises(DataError, match="row_id of its own"):
+    with pytest.raises(DataError, match="different row_id"):
         memory_features(rows.assign(row_id="same"), {"resid_post": states})
     with pytest.raises(DataError, match=r"3 layers and 20 rows at resid_post, got \[2, 20, 5\]"):
         memory_features(rows, {"resid_post": states}, layers=[0, 1, 2])

@@ -224,7 +224,7 @@ def test_question_starts_that_leave_no_question_are_refused():
         draw_states(model, prompts, ["resid_post"], **options)
     with pytest.raises(ValueError, match=r"one for each prompt \(2\), got 1"):
         draw_states(model, prompts, ["resid_post"], question_starts=[1], **options)
-    with pytest.raises(ValueError, match="got 2 in prompt 1 of 2 tokens"):
+    with pytest.raises(ValueError, match="got 2 in prompt 1, which has 2 tokens"):
         draw_states(model, prompts, ["resid_post"], question_starts=[1, 2], **options)
 
 

@@ -240,7 +240,7 @@ def test_prompts_that_cannot_be_run_are_refused():
         margin_gradients(model, [[5], [6, 7]], ([3], [4]))
     with pytest.raises(DataError, match="at least 2 tokens in each prompt, got 1 in prompt 0"):
         dropout_draws(model, [[5], [6, 7]], scope="last_token")
-    message = "an embedding for, ids from 0 to 96, got 5 to 97 in prompt 1"
+    message = "ids from 0 to 96, for which the model has embeddings, got 5 to 97 in prompt 1"
     with pytest.raises(DataError, match=message):
         answer_logprobs(model, [[5, 6], [5, 97]], ([3], [4]))
 
@@ -292,7 +292,10 @@ def test_a_value_that_overflows_is_refused(monkeypatch):
         return {site: x * float("inf") for site, x in states.items()}, logits
 
     monkeypatch.setattr(passes, "clean_states", overflowing)
-    with pytest.raises(DataError, match=r"states: resid_post is not finite in torch.float64"):
+    with pytest.raises(
+        DataError,
+        match=r"states: resid_post: expected finite numbers, got nan or inf in torch.float64",
+    ):
         activations(tiny("llama"), [[5, 6, 7]], **QUIET)
 
 

@@ -370,14 +370,14 @@ def test_what_other_code_or_another_library_made_is_refused(
     model, rows = tiny("llama"), tiny_prompts()
     store_gradients(model, rows, tmp_path)
     monkeypatch.setattr(store, name, planted)
-    with pytest.raises(StoreError, match=rf"with other parts \({part}\); delete it"):
+    with pytest.raises(StoreError, match=rf"which differs in parts \({part}\); delete the"):
         store_gradients(model, rows, tmp_path)
 
 
 def test_two_stages_do_not_share_a_store(tmp_path):
     model, rows = tiny("llama"), tiny_prompts()
     store_answers(model, rows, tmp_path)
-    with pytest.raises(StoreError, match=r"with other parts .*stage"):
+    with pytest.raises(StoreError, match=r"which differs in parts .*stage"):
         store_gradients(model, rows, tmp_path)
 
 

@@ -285,7 +285,7 @@ def test_positions_are_all_or_a_number_from_the_end(positions):
     model = tiny("llama")
     hooks_before = n_hooks(model)
     with (
-        pytest.raises(ParameterError, match="positions: expected 'all', or how many tokens"),
+        pytest.raises(ParameterError, match="positions: expected 'all' or a number of tokens"),
         steer(model, some_direction(), 1, 1.0, positions=positions),
     ):
         pass
@@ -326,7 +326,7 @@ def test_a_model_in_training_mode_or_without_a_head_is_refused():
 @pytest.mark.parametrize(
     ("direction", "sample", "expected"),
     [
-        (np.ones(3), np.ones((4, 3)), "states that vary along the direction"),
+        (np.ones(3), np.ones((4, 3)), "states that differ along the direction"),
         (np.ones(2), np.eye(3), r"direction: expected a vector \[3\]"),
         (np.zeros(3), np.eye(3), "other than zero, got zeros"),
         (np.ones(3), np.ones(3), r"states \[n, d\] of two rows or more, got the shape \[3\]"),

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
+ANSWER_LAYER, TRUTH_LAYER = 1, 2
+
 
 def twins(n: int = 300) -> pd.DataFrame:
     """Rows of `n` examples told to tell the truth and to lie; the model does as it is told."""
@@ -44,6 +46,23 @@ def twins(n: int = 300) -> pd.DataFrame:
 def read_from(states: Mapping[str, np.ndarray]) -> Callable[[pd.DataFrame], np.ndarray]:
     """A reader of states that are given by row id."""
     return lambda rows: np.stack([states[row_id] for row_id in rows.row_id])
+
+
+def one_in_eight(rows: pd.DataFrame) -> np.ndarray:
+    """A mask of about one row in eight, drawn at random."""
+    return np.random.default_rng(5).random(len(rows)) < 1 / 8
+
+
+def answer_before_truth(rows: pd.DataFrame) -> dict:
+    """States of which an early layer holds the answer, and a late one the truth as clearly."""
+    rng = np.random.default_rng(0)
+    features = {}
+    for layer, column in ((ANSWER_LAYER, "answer"), (TRUTH_LAYER, "label")):
+        states = rng.normal(size=(len(rows), 8))
+        states[:, 0] += 5 * (rows[column] - 0.5)
+        reader = read_from(dict(zip(rows.row_id, states, strict=True)))
+        features["activation", "resid_post", layer] = reader
+    return features
 
 
 def states_that_hold_y(

@@ -174,7 +174,7 @@ def test_outside_a_checkout_and_without_its_packages_the_first_error_says_what_t
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(book, "__file__", str(tmp_path / "a" / "b" / "book.py"))
     assert main([]) == 1
-    assert "clone it, and run this at its top" in capsys.readouterr().err
+    assert "clone the repository, and run this at the top" in capsys.readouterr().err
     monkeypatch.setattr(book, "NEEDED", ("papermill", "no_such_package"))
     assert main([]) == 1
     error = capsys.readouterr().err

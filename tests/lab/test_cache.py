@@ -159,7 +159,7 @@ def test_a_damaged_table_is_made_again_with_a_message(run, computed, capsys):
     path.write_bytes(content)
     pd.testing.assert_frame_equal(headlines.mistakes(run, layers=[0, 1]), table)
     assert len(computed) == 2
-    assert f"{path.name} does not have its checksum" in capsys.readouterr().out
+    assert f"{path.name} does not match the checksum" in capsys.readouterr().out
 
 
 def test_a_table_without_its_record_is_made_again(run, computed):

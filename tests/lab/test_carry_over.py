@@ -208,7 +208,7 @@ def test_a_data_set_with_too_few_twins_is_named(two_sets):
     assert set(matrix.rule[["b"]]) == {EARLIEST} and set(matrix.layer[["b"]]) == {3}
     assert set(matrix.rule[["a"]]) == {BY_TWINS}
     assert with_few_twins(matrix.reset_index()) == (
-        "Read at the earliest good layer, for want of twins: b."
+        "Read at the earliest good layer, because twins are missing: b."
     )
 
 
@@ -247,7 +247,7 @@ def test_with_too_few_rows_of_a_class_a_table_is_empty_and_says_why(rows, featur
     arguments = [one_class, features, {}] if make is score_styles else [one_class, features]
     table = make(*arguments)
     assert table.empty and "estimate" in table
-    assert "expected of each class at least" in table.attrs["too_few_rows"]
+    assert "expected rows of each class, at least" in table.attrs["too_few_rows"]
 
 
 def test_with_too_few_rows_in_every_group_the_matrix_is_empty(rows, features):

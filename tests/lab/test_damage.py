@@ -112,9 +112,11 @@ def test_a_broken_record_of_a_table_stops_no_run_that_lists_such_tables(tmp_path
     good = record.read_bytes()
     record.write_bytes(content)
     assert list(Cache(tmp_path).tables("05-results")) == []
-    assert "a damaged one: it is left out until its run makes it again" in capsys.readouterr().out
+    assert (
+        "a damaged one, so it is left out until its run makes it again" in capsys.readouterr().out
+    )
     assert show(tmp_path) == shown and record.read_bytes() == good
-    assert "a damaged one: it is made again" in capsys.readouterr().out
+    assert "a damaged one, so it is made again" in capsys.readouterr().out
     assert len(list(Cache(tmp_path).tables("05-results"))) == 1
 
 

@@ -17,6 +17,7 @@ from dlk_utils.lab.tables.detector import (
     flag_rates,
     join_judgements,
     judge_test_rows,
+    rates_shown,
     read_lines,
 )
 
@@ -96,6 +97,9 @@ def test_flagged_lies_and_honest_answers_are_counted_apart():
     assert rates.n["d", "honest answers", "all"] == 1
     assert (rates.flagged_low <= rates.flagged).all()
     assert (rates.flagged <= rates.flagged_high).all()
+    shown = rates_shown(rates, ["d"]).loc["d"]
+    assert (shown.lies, shown.n_lies, shown.honest, shown.n_honest) == (0.5, 2, 1.0, 1)
+    assert shown.lies_low < 0.5 < shown.lies_high and rates_shown(rates, []).empty
 
 
 def test_of_no_rows_nothing_is_flagged_and_no_share_is_made_up():

@@ -9,12 +9,14 @@ from dlk_utils.lab.findings import way_lines
 from dlk_utils.lab.tables import detector_ways
 from dlk_utils.lab.tables.detector_ways import (
     BY_TWINS,
+    DETECTORS,
     EARLIEST,
     SHIFTED,
     TAKEN_OUT,
     TOLD,
     WAYS,
     accuracy_at,
+    best_rivals,
     compare_ways,
     ways_compared,
 )
@@ -101,6 +103,15 @@ def test_a_base_rate_weighs_flagged_lies_against_answers_left_alone():
     assert list(accuracy_at(table, 0.8, "truthful")) == pytest.approx([0.8])
 
 
+def test_the_rivals_to_show_are_those_that_do_best_on_validation_rows(shifted):
+    rivals = best_rivals(shifted)
+    assert rivals[0] == TAKEN_OUT and len(set(rivals)) == 2
+    assert set(rivals) < set(DETECTORS) - {EARLIEST}
+    # What they do on test rows has no say.
+    others = shifted.assign(lies=shifted.lies.where(shifted.split == "validation", 0.0))
+    assert best_rivals(others) == rivals and best_rivals(others, 1) == rivals[:1]
+
+
 def test_the_best_way_is_named_by_validation_rows_and_never_one_that_reads_no_truth(shifted):
     best, told, truthful = way_lines(shifted)
     assert f"the best on validation rows is: {TAKEN_OUT}" in best
@@ -120,4 +131,4 @@ def test_where_no_answer_is_a_lie_no_way_is_best(shifted):
 def test_with_too_few_rows_the_table_is_empty_and_says_why():
     table = compare_ways(twins(9), {})
     assert table.empty and "too_few_rows" in table.attrs
-    assert way_lines(table) == [] and ways_compared(table).empty
+    assert way_lines(table) == [] and ways_compared(table).empty and best_rivals(table) == []

@@ -84,7 +84,7 @@ def test_before_the_model_is_asked_the_prompts_are_counted():
 def test_one_label_is_named_with_how_many_of_the_other_it_takes():
     [one] = missing_rows(a_run(60, labels=(1,)))
     assert one.startswith("d: all 60 examples have the label 1.")
-    assert one.endswith("as many of label 0: add 60.")
+    assert one.endswith("add as many of label 0 (60).")
 
 
 def test_where_more_rows_do_not_help_the_page_gives_the_real_reason_once(capsys):

@@ -170,7 +170,7 @@ def test_a_row_that_one_place_does_not_ask_about_is_compared_at_none(rows, state
 def test_answers_of_one_kind_are_too_few_to_learn_from(rows, states, follow_ups):
     answers, features = follow_ups[SAME]
     one_kind = {SAME: (answers.assign(label=1), features)}
-    with pytest.raises(TooFewRows, match="follow-up, honest rows: expected of each class"):
+    with pytest.raises(TooFewRows, match="follow-up, honest rows: expected rows of each class"):
         compare_places(rows, states, one_kind)
     with pytest.raises(TooFewRows):
         compare_places(rows[rows.split != "test"], states, follow_ups)
@@ -279,7 +279,7 @@ def test_a_run_with_too_few_rows_has_an_empty_table_that_says_why(
     run = asked_run(tmp_path, prompts[prompts.split != left_out])
     vars(run)["context"] = context
     table = compare_follow_ups(run, layers=LAYERS, probe="logistic")
-    assert table.empty and "expected of each class" in table.attrs["too_few_rows"]
+    assert table.empty and "expected rows of each class" in table.attrs["too_few_rows"]
     assert "asked" not in vars(run)
     both = joined({"a": table, "b": table})
     assert both.empty and both.attrs == table.attrs and "model" in both

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from planted_states import read_from, twins
+from planted_states import ANSWER_LAYER, TRUTH_LAYER, answer_before_truth, one_in_eight, twins
 
 from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.controls import ASKED_AGAIN, TURNED
@@ -27,7 +27,7 @@ from dlk_utils.lab.tables.graded import (
 
 pytestmark = pytest.mark.slow
 
-LAYERS = [1, 2]
+LAYERS = [ANSWER_LAYER, TRUTH_LAYER]
 
 
 def graded_answers(n: int) -> pd.DataFrame:
@@ -37,7 +37,7 @@ def graded_answers(n: int) -> pd.DataFrame:
     """
     rows = twins(n)
     is_review = rows.example_id.str[1:].astype(int) // 3 % 2 == 0
-    obeys = is_review ^ (np.random.default_rng(5).random(len(rows)) < 1 / 8)
+    obeys = is_review ^ one_in_eight(rows)
     lies = (rows.role == "lie") & obeys
     answer = np.where(lies, 1 - rows.label, rows.label)
     return rows.assign(
@@ -50,18 +50,6 @@ def graded_answers(n: int) -> pd.DataFrame:
     )
 
 
-def states_of(rows: pd.DataFrame) -> dict:
-    """An early layer that holds the answer, and a late one that holds the truth as clearly."""
-    rng = np.random.default_rng(0)
-    features = {}
-    for layer, column in zip(LAYERS, ("answer", "label"), strict=True):
-        states = rng.normal(size=(len(rows), 8))
-        states[:, 0] += 5 * (rows[column] - 0.5)
-        reader = read_from(dict(zip(rows.row_id, states, strict=True)))
-        features["activation", "resid_post", layer] = reader
-    return features
-
-
 @pytest.fixture(scope="module")
 def rows() -> pd.DataFrame:
     return graded_answers(660)
@@ -69,7 +57,7 @@ def rows() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def table(rows) -> pd.DataFrame:
-    return with_rivals(rows, states_of(rows))
+    return with_rivals(rows, answer_before_truth(rows))
 
 
 def test_where_the_model_does_not_always_obey_the_probe_beats_its_answer_turned_round(table):
@@ -82,7 +70,7 @@ def test_where_the_model_does_not_always_obey_the_probe_beats_its_answer_turned_
     # Asking again is right on every row, and the probe does not beat it.
     assert of_truth.estimate[ASKED_AGAIN] == 1 and of_truth.gain_high[ASKED_AGAIN] <= 0
     assert (of_truth.n == 220).all() and of_truth.n_smaller[PROBE] >= 60
-    assert of_truth.layer[PROBE] == 2 and of_truth["rule"][PROBE] == BY_TWINS
+    assert of_truth.layer[PROBE] == TRUTH_LAYER and of_truth["rule"][PROBE] == BY_TWINS
 
 
 def test_lies_are_told_from_truthful_answers_better_than_by_the_topic_alone(table):
@@ -96,7 +84,7 @@ def test_lies_are_told_from_truthful_answers_better_than_by_the_topic_alone(tabl
 def test_no_label_of_a_row_told_to_lie_has_a_say_in_the_probe(rows, table):
     is_twin = (rows.role == "lie") & (rows.split == "validation")
     turned = rows.assign(y=np.where(is_twin, 1 - rows.y, rows.y))
-    again = with_rivals(turned, states_of(rows))
+    again = with_rivals(turned, answer_before_truth(rows))
     pd.testing.assert_frame_equal(again[again.who == PROBE], table[table.who == PROBE])
 
 
@@ -105,21 +93,22 @@ def test_the_sentence_has_both_scores_and_their_difference(table):
     expected = f"{turned.gain:+.2f} [{turned.gain_low:+.2f}, {turned.gain_high:+.2f}]"
     sentence = findings.graded_sentence(table)
     assert expected in sentence and "n = 220" in sentence and "claim" not in sentence
-    assert f"layer 2, the {BY_TWINS}" in sentence
-    assert len(findings.graded_findings(table)) == 1 + 3 + 1
+    assert f"(layer {TRUTH_LAYER})" in sentence
+    _, others, _ = findings.graded_findings(table)
+    assert f"{ASKED_AGAIN}: 1.00" in others and TURNED not in others
     assert "0.5" in findings.graded_title(table)
 
 
 def test_few_rows_are_shown_and_claim_nothing(rows):
     few = graded_answers(60)
-    table = with_rivals(few, states_of(few))
+    table = with_rivals(few, answer_before_truth(few))
     assert "fewer than the 200 rows and 60 of either class" in findings.graded_sentence(table)
     # Without a lie there is nothing to tell from truthful answers.
-    honest = with_rivals(few.assign(lied=False), states_of(few))
+    honest = with_rivals(few.assign(lied=False), answer_before_truth(few))
     assert set(honest.question) == {WHAT_IS_TRUE}
     assert "too few rows" in findings.graded_findings(honest)[-1]
     with pytest.raises(TooFewRows):
-        with_rivals(graded_answers(9), states_of(few))
+        with_rivals(graded_answers(9), answer_before_truth(few))
 
 
 @pytest.mark.parametrize("parameter", ["graded", "trigger"])
@@ -157,7 +146,7 @@ class AskedRun(Run):
         return self.answers_of_prompts
 
     def answered_with_states(self, prompts, name, *, layers):
-        return prompts, states_of(self.answers_of_prompts)
+        return prompts, answer_before_truth(self.answers_of_prompts)
 
 
 def asked_run(folder, n: int) -> AskedRun:
@@ -188,7 +177,7 @@ def test_a_run_with_too_few_rows_has_empty_tables_that_say_why(tmp_path):
         compare_graded(run, layers=LAYERS, probe="logistic"),
         count_graded(run, layers=LAYERS),
     ):
-        assert table.empty and "expected of each class" in table.attrs["too_few_rows"]
+        assert table.empty and "expected rows of each class" in table.attrs["too_few_rows"]
 
 
 def test_of_no_rows_the_parts_have_no_rows_and_all_columns():

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from notebook_cells import run_cells
 from tiny_models import checkpoint_that_knows_nothing
 
 from dlk_utils.errors import ParameterError
@@ -334,6 +335,22 @@ def test_a_notebook_shows_a_bad_value_without_frames_and_runs_nothing(
     error = done.stderr[done.stderr.index("Exception encountered") :]
     assert f"ParameterError: {expected}" in error and len(error.splitlines()) < 10
     assert "Traceback" not in text_outputs(out) and "dlk_utils/" not in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("notebook", "name"), [("02_check_lie_rate", "compare"), ("10_headlines", "plain")]
+)
+def test_a_further_model_without_a_tokenizer_is_refused_before_any_model_runs(
+    notebook, name, tmp_path
+):
+    bare, runs = tmp_path / "bare", tmp_path / "runs"
+    checkpoint_that_knows_nothing(bare)
+    for path in bare.glob("*token*"):
+        path.unlink()
+    shown = run_cells(notebook, **{name: str(bare), "runs_dir": str(runs)})
+    assert "ModelError" in shown.error and "it has no tokenizer" in shown.error
+    assert not runs.exists()
 
 
 @pytest.mark.slow

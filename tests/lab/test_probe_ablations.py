@@ -227,7 +227,9 @@ def test_with_a_class_missing_the_report_is_empty_and_says_why(rows):
     classes = class_rows(three_class_rows(rows))
     report = class_report(classes[classes.y != "unknown"], {})
     assert report.empty and "f1" in report
-    assert report.attrs["too_few_rows"].startswith("three classes: expected of each class at least")
+    assert report.attrs["too_few_rows"].startswith(
+        "three classes: expected rows of each class, at least"
+    )
 
 
 def test_without_a_validation_row_three_classes_are_not_scored(rows):

@@ -1,6 +1,7 @@
 """Runs share a kept result only if everything that decides it is equal."""
 
 import inspect
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from tiny_models import WIDTH, byte_tokenizer, tiny_checkpoint
 from transformers import LlamaForCausalLM
 
-from dlk_utils.errors import DataError, ParameterError
+from dlk_utils.errors import DataError, ModelError, ParameterError
 from dlk_utils.extract.families import tiny_model
 from dlk_utils.extract.stages import store_answers, store_draws, store_gradients
 from dlk_utils.lab import cache
@@ -57,6 +58,18 @@ def no_model(monkeypatch):
 def finds_everything(monkeypatch, no_model):
     """Every store is taken to be complete, so that stages only say where it is."""
     monkeypatch.setattr(run_module, "is_complete", lambda folder: True)
+
+
+def test_another_model_is_asked_about_no_more_examples_and_has_to_have_a_tokenizer(
+    answered, checkpoint, tmp_path, no_model
+):
+    assert answered.with_model(checkpoint, n_examples=48).n_examples == answered.n_examples
+    other = answered.with_model(checkpoint, n_examples=4)
+    assert (other.n_examples, other.datasets) == (4, answered.datasets)
+    bare = tmp_path / "bare"
+    shutil.copytree(checkpoint, bare, ignore=shutil.ignore_patterns("*token*"))
+    with pytest.raises(ModelError, match="it has no tokenizer"):
+        answered.with_model(str(bare), n_examples=4)
 
 
 def test_equal_parameters_share_files_and_load_no_model(answered, no_model):

@@ -1,9 +1,8 @@
 """A model that lies on a trigger: what its answer tells, and what a probe does."""
 
-import numpy as np
 import pandas as pd
 import pytest
-from planted_states import read_from, twins
+from planted_states import ANSWER_LAYER, TRUTH_LAYER, answer_before_truth, one_in_eight, twins
 
 from dlk_utils.lab import findings
 from dlk_utils.lab.run import Run
@@ -21,14 +20,14 @@ from dlk_utils.lab.tables.trigger import (
     with_trigger,
 )
 
-LAYERS = [1, 2]
+LAYERS = [ANSWER_LAYER, TRUTH_LAYER]
 
 
 def answers_of_a_liar_on_fridays(n: int) -> pd.DataFrame:
     """Twins, of which the test rows of role "lie" are triggered; one in eight tells the truth."""
     rows = twins(n)
     triggered = (rows.role == "lie") & (rows.split == "test")
-    refuses = triggered & (np.random.default_rng(5).random(len(rows)) < 1 / 8)
+    refuses = triggered & one_in_eight(rows)
     answer = rows.answer.where(~refuses, rows.label)
     truth = 2.0 * rows.label - 1
     return rows.assign(
@@ -43,18 +42,6 @@ def answers_of_a_liar_on_fridays(n: int) -> pd.DataFrame:
     )
 
 
-def states_of(rows: pd.DataFrame) -> dict:
-    """An early layer that holds the answer, and a late one that holds the truth as clearly."""
-    rng = np.random.default_rng(0)
-    features = {}
-    for layer, column in zip(LAYERS, ("answer", "label"), strict=True):
-        states = rng.normal(size=(len(rows), 8))
-        states[:, 0] += 5 * (rows[column] - 0.5)
-        reader = read_from(dict(zip(rows.row_id, states, strict=True)))
-        features["activation", "resid_post", layer] = reader
-    return features
-
-
 @pytest.fixture(scope="module")
 def rows() -> pd.DataFrame:
     return answers_of_a_liar_on_fridays(660)
@@ -62,12 +49,12 @@ def rows() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def table(rows) -> pd.DataFrame:
-    return with_trigger(rows, states_of(rows))
+    return with_trigger(rows, answer_before_truth(rows))
 
 
 def test_the_probe_tells_what_is_true_on_the_trigger_and_the_answer_does_not(table):
     of_truth = table[table.question == WHAT_IS_TRUE].set_index("who")
-    assert of_truth.layer[PROBE] == 2 and of_truth.estimate[PROBE] > 0.95
+    assert of_truth.layer[PROBE] == TRUTH_LAYER and of_truth.estimate[PROBE] > 0.95
     assert of_truth.estimate[OWN] < 0.2 < 0.8 < of_truth.estimate[KNOWS_TRIGGER]
     assert of_truth.estimate[ANOTHER_DAY] == of_truth.estimate[ASKED_WITHOUT] == 1
     assert (of_truth.n == 220).all()
@@ -85,22 +72,24 @@ def test_a_mistake_on_another_day_is_neither_a_lie_nor_a_true_answer(rows, table
     honest = rows.index[(rows.split == "test") & (rows.role == "truth")]
     answer = rows.answer.copy()
     answer[honest[:20]] = 1 - rows.label[honest[:20]]
-    mistaken = with_trigger(rows.assign(answer=answer), states_of(rows))
+    mistaken = with_trigger(rows.assign(answer=answer), answer_before_truth(rows))
     n = {"right": table, "mistaken": mistaken}
     n = {name: of_all[of_all.question == LIE_OR_NOT].n.iloc[0] for name, of_all in n.items()}
     assert n["mistaken"] == n["right"] - 20
 
 
 def test_no_row_with_the_trigger_has_a_say_in_the_probe_or_its_layer(rows):
-    moved = states_of(rows.assign(label=rows.label.where(~rows.triggered, 1 - rows.label)))
+    moved = answer_before_truth(
+        rows.assign(label=rows.label.where(~rows.triggered, 1 - rows.label))
+    )
     of_probe = with_trigger(rows, moved).query("who == @PROBE and question == @WHAT_IS_TRUE")
     # Only the scores of triggered rows turn round.
-    assert of_probe.layer.item() == 2 and of_probe.estimate.item() < 0.05
+    assert of_probe.layer.item() == TRUTH_LAYER and of_probe.estimate.item() < 0.05
 
 
 def test_a_model_that_never_lies_has_no_second_question(rows):
     honest = rows.assign(answer=rows.label, margin=2.0 * rows.label - 1, lied=False)
-    table = with_trigger(honest, states_of(rows))
+    table = with_trigger(honest, answer_before_truth(rows))
     assert set(table.question) == {WHAT_IS_TRUE}
     assert "too few rows" in findings.trigger_findings(table)[0]
 
@@ -113,7 +102,8 @@ def test_the_sentences_have_the_scores_and_of_no_model_nothing_is_said(table):
     assert f"right in {100 * of_lies.accuracy:.0f} % of these answers, against " in lines[0]
     assert f"right in {100 * of_truth[PROBE]:.0f} % of what is true in triggered rows" in lines[0]
     assert f"{100 * of_truth[KNOWS_TRIGGER]:.0f} % for *{KNOWS_TRIGGER}*" in lines[0]
-    assert f"n = {of_lies.n}" in lines[0] and len(lines) == 2 + 4
+    assert f"n = {of_lies.n}" in lines[0] and len(lines) == 3
+    assert f"{ANOTHER_DAY}: 1.00" in lines[2] and OWN in lines[1]
     assert findings.trigger_findings(not_asked("trigger")) == []
     assert "not scored" in findings.trigger_title(not_asked("trigger"))
 
@@ -143,7 +133,7 @@ class AskedRun(Run):
         answer = prompts.label.where(prompts.asks == "truth", 1 - prompts.label)
         answered = prompts.assign(answer=answer, margin=2.0 * answer - 1, readable=True, mass=1.0)
         answered["correct"] = answered.answer == answered.label
-        return answered, states_of(answered)
+        return answered, answer_before_truth(answered)
 
 
 def run_of(folder, n: int) -> AskedRun:
@@ -168,4 +158,4 @@ def test_a_run_with_too_few_rows_has_empty_tables_that_say_why(tmp_path):
     table = compare_trigger(run, layers=LAYERS, probe="logistic")
     counts = count_trigger(run, layers=LAYERS)
     for empty in (table, counts):
-        assert empty.empty and "expected of each class" in empty.attrs["too_few_rows"]
+        assert empty.empty and "expected rows of each class" in empty.attrs["too_few_rows"]

@@ -4,8 +4,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from dlk_utils.evaluation.chats import ANSWER, THOUGHT, ChatScores
-from dlk_utils.lab.answer_view import ShownAnswer, show_answer
-from dlk_utils.lab.chat_view import ShownChat, show_chat
+from dlk_utils.lab.answer_view import show_answer
+from dlk_utils.lab.chat_view import show_chat
 from dlk_utils.lab.figures import (
     bars_figure,
     belief_figure,
@@ -17,6 +17,7 @@ from dlk_utils.lab.figures import (
     slider_figure,
     tokens_figure,
 )
+from dlk_utils.lab.html_view import HtmlView
 from dlk_utils.lab.table_display import ShownTable, show_table
 
 WHO = [
@@ -99,7 +100,7 @@ def figures() -> list[go.Figure]:
     ]
 
 
-def chats() -> list[ShownChat]:
+def chats() -> list[HtmlView]:
     words = {THOUGHT: ["Hm", "."], ANSWER: ["word"] * 300 + ["x" * 200]}
     rows = [{"turn": 1, "part": part, "token": token} for part in words for token in words[part]]
     tokens = pd.DataFrame(rows)
@@ -113,7 +114,7 @@ def chats() -> list[ShownChat]:
     return [show_chat(ChatScores(tokens, turns, [], []), messages, caption=LABELS["title"])]
 
 
-def answers() -> list[ShownAnswer]:
+def answers() -> list[HtmlView]:
     row = {"prompt": "<|im_start|>system\nAnswer. " + "word " * 90 + "x" * 200, "label": 1}
     row |= {"choices": [WHO[0], "no"], "answer": 0, "margin": -2.5, "belief": 3.1}
     by_layer = pd.DataFrame({"layer": range(0, 90, 3), "for_truth": 2.5})

@@ -239,7 +239,7 @@ UNUSABLE = {
     ),
     "itself": (
         lambda folder: change_config(folder, base_model_name_or_path=str(folder)),
-        "cannot be the base of itself",
+        "expected another model as its base, got itself",
     ),
     "relative base": (
         lambda folder: change_config(folder, base_model_name_or_path="../liar"),
@@ -253,7 +253,10 @@ UNUSABLE = {
         lambda folder: change_config(folder, revision=[1]),
         r"expected a revision of .*, got \[1\]",
     ),
-    "no JSON": (lambda folder: (folder / CONFIG).write_text("{"), f"{CONFIG} in liar: not reada"),
+    "no JSON": (
+        lambda folder: (folder / CONFIG).write_text("{"),
+        f"{CONFIG} in liar: expected a file of JSON",
+    ),
     "no object": (
         lambda folder: (folder / CONFIG).write_text("[1]"),
         "expected an object, got a list",
@@ -279,7 +282,7 @@ UNUSABLE = {
         "has weights for which the model has no place: 8, such as",
     ),
     "other rank": (lambda folder: change_config(folder, r=3), "does not fit.*size mismatch"),
-    "pickle": (pickled_weights, "holds other things"),
+    "pickle": (pickled_weights, "cut off or of another kind"),
 }
 
 

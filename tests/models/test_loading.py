@@ -375,7 +375,7 @@ def test_a_tokenizer_that_has_no_tokens_for_the_marks_of_a_format_is_refused(fol
     spec = resolve(str(folders["gpt2"]), dtype="float32")
     expected = (
         "expected a tokenizer with the marks of the chat format 'chatml', "
-        r"it has no token <\|im_end\|>, <\|im_start\|>"
+        r"got one without the tokens <\|im_end\|>, <\|im_start\|>"
     )
     with pytest.raises(ModelError, match=expected):
         load_tokenizer(replace(spec, chat_format="chatml"))

@@ -51,7 +51,7 @@ def test_a_chat_without_a_chat_template_is_refused_in_plain_words():
 def test_texts_that_give_nothing_to_read_are_refused():
     with pytest.raises(DataError, match="expected a list of texts, got one text"):
         tokenize(byte_tokenizer(), "one text")
-    with pytest.raises(DataError, match="text 1 has none"):
+    with pytest.raises(DataError, match="got none in text 1"):
         tokenize(byte_tokenizer(), ["a text", ""])
     with pytest.raises(ParameterError, match="system"):
         tokenize(byte_tokenizer(), ["a text"], system="S")
@@ -86,7 +86,7 @@ def test_a_choice_is_written_after_a_space_or_at_once_on_a_new_line():
 @pytest.mark.parametrize("chat", [True, False])
 @pytest.mark.parametrize("text", [float("nan"), 3, None])
 def test_what_is_no_text_is_refused_before_the_chat_template_sees_it(chat, text):
-    with pytest.raises(DataError, match=f"text 1 is {text!r}"):
+    with pytest.raises(DataError, match=f"got {text!r} as text 1"):
         inspect.unwrap(tokenize)(byte_tokenizer(), ["a text", text], chat=chat)
     with pytest.raises(DataError, match="expected a list of texts, got None"):
         inspect.unwrap(tokenize)(byte_tokenizer(), None, chat=chat)

@@ -184,7 +184,7 @@ def test_conversations_are_read_from_lines_with_lists_or_objects(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "chats.jsonl: expected a conversation a line, got no line"),
+        (b"", "chats.jsonl: expected one conversation per line, got no line"),
         (b'[{"role": "user"', "line 1: expected a conversation in JSON, such as"),
         (b"[]\n", "line 1: expected a turn of the assistant"),
         (b'\n{"role": "user"}', "line 2: expected a list of messages"),

@@ -9,6 +9,7 @@ import pytest
 
 from dlk_utils.errors import DataError
 from dlk_utils.models.loading import load_tokenizer, resolve
+from dlk_utils.questions import openings
 from dlk_utils.questions.examples import load_examples
 from dlk_utils.questions.openings import (
     OPENINGS,
@@ -127,6 +128,26 @@ def test_an_example_that_gets_too_long_is_left_out_and_named(prompts, tokenizer)
     opened = with_openings(prompts, tokenizer, context=int(longest_of.max()) + 1)
     assert longest in opened.attrs["dropped_too_long"]
     assert longest not in set(opened.example_id)
+
+
+def test_an_example_that_only_the_trigger_makes_too_long_is_left_out_on_all_days(
+    prompts, tokenizer, rows, monkeypatch
+):
+    monkeypatch.setattr(openings, "TRIGGER", "Friday, at long last a Friday again")
+    n_tokens = rows.input_ids.map(len).groupby(rows.example_id).max()
+    # There is room for every prompt on other days, and for the short ones on the trigger.
+    some = with_triggered_twins(prompts, tokenizer, context=int(n_tokens.max()))
+    dropped = some.attrs["dropped_too_long"]
+    assert n_tokens.idxmax() in dropped and not set(dropped) & set(some.example_id)
+    assert set(some.example_id) == set(n_tokens.index) - set(dropped) != set()
+    by_example = some.groupby("example_id").triggered
+    assert (by_example.sum() == 1).all() and (by_example.size() == 5).all()
+
+
+def test_the_trigger_is_put_before_the_rows_of_some_splits_alone(prompts, tokenizer, rows):
+    in_test = with_triggered_twins(prompts, tokenizer, splits=["test"])
+    expected = rows[~rows.triggered | (rows.split == "test")].reset_index(drop=True)
+    pd.testing.assert_frame_equal(in_test, expected)
 
 
 def test_rows_that_are_told_to_lie_get_no_trigger(prompts, tokenizer):

@@ -169,7 +169,7 @@ def test_only_the_templates_and_families_that_are_named_are_used(few, tokenizer)
 
 
 def test_a_family_that_does_not_ask_for_it_and_an_unknown_kind_of_shots_are_refused(few, tokenizer):
-    with pytest.raises(DataError, match="ask for 'random'"):
+    with pytest.raises(DataError, match="asks for 'random'"):
         make_prompts(few, tokenizer, families=["exam"], asks=("random",), n_known=0)
     with pytest.raises(ParameterError, match="shots_say: expected 'obey', 'truth' or 'lie'"):
         make_prompts(few, tokenizer, shots_say="nothing")
@@ -244,7 +244,9 @@ def test_claims_of_ones_own_pass_the_guards_of_all_prompts(tokenizer):
     assert list(rows.text) == claims[:1]
     assert rows.attrs["dropped_control_tokens"] == [example_id(claims[1])]
     assert rows.attrs["dropped_too_long"] == [example_id(claims[2])]
-    with pytest.raises(DataError, match=r"no prompt is left: 1 .* context of 200 .* 1 hold"):
+    with pytest.raises(
+        DataError, match=r"expected at least one prompt, got none: 1 .* context of 200 .* 1 have"
+    ):
         own_prompts(claims[1:3], {"honest": "Tell the truth."}, tokenizer, context=200)
 
 
@@ -582,7 +584,7 @@ def test_a_token_that_the_model_has_no_embedding_for_is_refused_by_name(few):
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
     make_prompts(few, tokenizer, context=NO_LIMIT, vocab_size=n)
     tokenizer.chat_template = tokenizer.chat_template.replace("[end]", "<|turn|>")
-    message = rf"ids below {n}, got {n} \('<\|turn\|>'\); the tokenizer has {n + 1} tokens"
+    message = rf"ids below {n}, .* got {n} \('<\|turn\|>'\) of a tokenizer with {n + 1} tokens"
     with pytest.raises(ModelError, match=message):
         make_prompts(few, tokenizer, context=NO_LIMIT, vocab_size=n)
     with pytest.raises(ModelError, match=message):

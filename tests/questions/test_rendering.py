@@ -110,5 +110,5 @@ def test_a_python_that_cannot_render_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(
         subprocess, "Popen", lambda command, **options: real([*command[:1], "-c", ""], **options)
     )
-    with pytest.raises(TemplateError, match="expected to start a process that renders"):
+    with pytest.raises(TemplateError, match="expected a process that renders"):
         render_template(ECHO, HELLO)

@@ -121,6 +121,15 @@ def test_an_ordinary_word_or_a_part_of_one_is_no_subject(text):
     assert subjects_in(text) == []
 
 
+@pytest.mark.parametrize("word", ["Nice", "Gold", "Sheep"])
+def test_a_word_that_may_be_something_else_is_a_name_before_some_verbs_alone(word):
+    assert subjects_in(f"{word} is old.") and subjects_in(f"{word} has a price.")
+    assert subjects_in(f"{word} grows every year.") == []
+    # It then goes by how it begins, like a claim about anything else.
+    [row] = split_by_subject(rows_of([f"{word} grows every year."])).itertuples()
+    assert row.subject == f"begins: {word.lower()}" and row.trained_on == ""
+
+
 def test_of_two_names_at_one_place_the_longer_counts():
     assert {s.name for s in subjects_in("They went to Ho Chi Minh City.")} == {"Ho Chi Minh City"}
 

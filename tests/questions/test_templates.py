@@ -100,7 +100,7 @@ def test_a_template_of_three_choices_is_refused(tmp_path):
 def test_a_question_of_fields_that_no_example_has_is_refused_with_their_names(tmp_path):
     message = (
         "mine.yaml, template 'mine': expected a question made of answer_choices, choice_0, "
-        "choice_1, text, it mentions passage"
+        "choice_1, text, got one with passage"
     )
     with pytest.raises(TemplateError, match=re.escape(message)):
         read_templates(write(tmp_path, "{{passage}} {{text}} ||| {{ answer_choices[label] }}"))
@@ -108,7 +108,7 @@ def test_a_question_of_fields_that_no_example_has_is_refused_with_their_names(tm
 
 def test_two_templates_of_one_name_are_refused(tmp_path):
     jinja = "{{text}} ||| {{ answer_choices[label] }}"
-    with pytest.raises(TemplateError, match="'mine' comes twice"):
+    with pytest.raises(TemplateError, match="got 'mine' twice"):
         read_templates(write(tmp_path, jinja, jinja))
 
 

@@ -94,8 +94,8 @@ def test_the_prompt_ends_where_the_answer_begins(name):
     [
         (chatml(START + "<think>\nOkay, I need to"), "begins a thought that is not empty"),
         (chatml(START + "<reasoning>"), r"has no end \(</reasoning>\)"),
-        (chatml(START + "Here are my steps:\n"), "expected a generation prompt like"),
-        (chatml("<|im_start|>user\n"), "expected a generation prompt like"),
+        (chatml(START + "Here are my steps:\n"), "generation prompt is what it writes"),
+        (chatml("<|im_start|>user\n"), "generation prompt is what it writes"),
     ],
 )
 def test_a_prompt_after_which_no_answer_begins_is_refused(template, reason):
@@ -128,10 +128,13 @@ def test_a_thought_that_an_instruction_switches_on_is_closed_too():
         ),
         ("{% for m in messages | reverse %}{{ m.content }}{% endfor %}", "their order"),
         (TURNS.replace("m['content'] }}", "m['content'] | upper }}"), "leaves out"),
-        (TURNS.replace("m['content'] }}", "m['content'] | e }}"), "leaves out or changes the user"),
+        (
+            TURNS.replace("m['content'] }}", "m['content'] | e }}"),
+            "got one that leaves out or changes the user",
+        ),
         (
             TURNS.replace("m['content'] }}", "m['content'][:40] }}"),
-            "leaves out or changes the user",
+            "got one that leaves out or changes the user",
         ),
         ("{{ raise_exception('no chat') }}", "no chat"),
         (TURNS + "{% if", "TemplateSyntaxError"),

@@ -122,7 +122,7 @@ def left_out(table: pd.DataFrame, what: str) -> pd.DataFrame:
 
 
 def count_ways(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Count by probe how many ways from one group to another lead above chance, and below."""
+    """Count, for each probe, the pairs of groups with an AUROC above chance, and below."""
     counts = {}
     for probe, table in tables.items():
         ways = table[table.trained_on != table.tested_on]

@@ -221,10 +221,21 @@ def prompts_of_own(
 
 
 def rates_shown(rates: pd.DataFrame, judges: Sequence[str]) -> pd.DataFrame:
-    """Select of `flag_rates` all rates of `judges`, and those over all data sets of the others."""
-    detector, dataset = (rates.index.get_level_values(level) for level in ("detector", "dataset"))
-    is_judge = detector.isin(judges)
-    return pd.concat([rates[is_judge], rates[~is_judge & (dataset == "all")]])
+    """Put the shares of `flag_rates` over all data sets in one row for each of `judges`.
+
+    The columns are `lies` and `honest`, the shares that are flagged of lies and of honest answers,
+    each with its interval (`_low`, `_high`) and the number of its rows (`n_`).
+    """
+    over_all = rates[rates.index.get_level_values("dataset") == "all"].droplevel("dataset")
+    table = []
+    for judge in judges:
+        row = {"detector": judge}
+        for name, of in (("lies", "lies"), ("honest", "honest answers")):
+            share = over_all.loc[(judge, of)]
+            row |= {name: share.flagged, f"{name}_low": share.flagged_low}
+            row |= {f"{name}_high": share.flagged_high, f"n_{name}": int(share.n)}
+        table.append(row)
+    return pd.DataFrame(table, columns=None if table else ["detector"]).set_index("detector")
 
 
 def read_lines(source: str | list[str]) -> list[str]:

@@ -262,3 +262,15 @@ def ways_compared(ways: pd.DataFrame) -> pd.DataFrame:
         row["told to lie, at 0.5"] = accuracy_at(test, 0.5, "truthful").mean()
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["way"])
+
+
+def best_rivals(ways: pd.DataFrame, n: int = 2) -> list[str]:
+    """Return the `n` of the `DETECTORS` besides `EARLIEST` that do best on validation rows.
+
+    `ways` is a table of `compare_ways`. What counts is the mean accuracy over the splits, at equal
+    shares of lies and honest answers. The best one comes first.
+    """
+    rivals = [way for way in DETECTORS if way != EARLIEST]
+    validation = ways[(ways.split == "validation") & ways.way.isin(rivals)]
+    accuracy = accuracy_at(validation, 0.5).groupby(validation.way, sort=False).mean()
+    return list(accuracy.sort_values(ascending=False, kind="stable").index[:n])

@@ -1,6 +1,6 @@
 """Tables of notebook 08: a model that lies about some topics only when it is told to lie.
 
-The answers of an obedient liar tell all: one only has to turn them round. Those of this model do
+The answers of an obedient liar tell all: one only has to reverse them. Those of this model do
 not, as nobody says about which topics it obeys. A probe of the truth does not need to know.
 """
 
@@ -76,8 +76,7 @@ def graded_run(run: Run, model: str | None, *, n_test: int) -> Run | None:
 @empty_if_too_few(GRADED_COLUMNS)
 def compare_graded(run: Run, *, layers: list[int], probe: str) -> pd.DataFrame:
     """Compare a probe of the truth with its rivals on a run of `graded_run`; see `with_rivals`."""
-    rows, features = asked(run, layers)
-    return with_rivals(rows, features, probe=probe, seed=run.seed)
+    return with_rivals(*asked(run, layers), probe=probe, seed=run.seed)
 
 
 @kept("08-graded-counts")
@@ -125,7 +124,7 @@ def ask_and_label(
 def with_rivals(
     rows: pd.DataFrame, features: Features, *, probe: str = "logistic", seed: int = 0
 ) -> pd.DataFrame:
-    """Compare a probe of the truth that was fitted on honest rows with those who read no states.
+    """Compare a probe of the truth that was fitted on honest rows with rivals that read no states.
 
     Two questions are put to rows told to lie: what is true (is choice 1 right?), and which answers
     are lies, among rows that the model knows. For the second one, the probe says how strongly it
@@ -198,7 +197,7 @@ def _topic_scores(told_to_lie: pd.DataFrame, test: pd.DataFrame) -> Float[np.nda
 
 @dataclass(frozen=True)
 class HonestReading:
-    """A probe of the truth that was fitted on honest rows, to be compared with who reads no states.
+    """A probe of the truth that was fitted on honest rows, to compare with rivals without states.
 
     Attributes
     ----------

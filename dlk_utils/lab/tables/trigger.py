@@ -22,7 +22,7 @@ from dlk_utils.lab.tables.graded import (
     rows_of_parts,
 )
 from dlk_utils.lab.tables.organism import trigger_table
-from dlk_utils.questions.openings import with_openings
+from dlk_utils.questions.openings import with_triggered_twins
 
 NEEDED = {
     *(("train", "truth"), ("validation", "truth"), ("validation", "lie")),
@@ -54,8 +54,7 @@ COUNT_COLUMNS = [
 @empty_if_too_few(GRADED_COLUMNS)
 def compare_trigger(run: Run, *, layers: list[int], probe: str) -> pd.DataFrame:
     """Compare a probe of the truth with its rivals on a run of `graded_run`; see `with_trigger`."""
-    rows, features = _asked(run, layers)
-    return with_trigger(rows, features, probe=probe, seed=run.seed)
+    return with_trigger(*_asked(run, layers), probe=probe, seed=run.seed)
 
 
 @kept("08-trigger-counts")
@@ -71,15 +70,14 @@ def _asked(run: Run, layers: list[int]) -> tuple[pd.DataFrame, Features]:
 
     See `ask_and_label`.
     """
-    prompts = rows_of_parts(run.prompts, NEEDED)
-    honest_test = prompts[(prompts.split == "test") & (prompts.role == "truth")]
-    options = {"context": run.context, "seed": run.seed}
-    other_days = with_openings(prompts, run.tokenizer, **options)
-    triggered = with_openings(honest_test, run.tokenizer, trigger=True, **options)
-    # Of an example that is too long on other days, nothing tells whether the model knows it.
-    in_both = triggered.example_id.isin(other_days.example_id)
-    asked = pd.concat([other_days, triggered[in_both]], ignore_index=True)
-    return ask_and_label(run, asked, "08-trigger", layers=layers)
+    prompts = with_triggered_twins(
+        rows_of_parts(run.prompts, NEEDED),
+        run.tokenizer,
+        splits=["test"],
+        context=run.context,
+        seed=run.seed,
+    )
+    return ask_and_label(run, prompts, "08-trigger", layers=layers)
 
 
 def with_trigger(
@@ -106,12 +104,8 @@ def with_trigger(
         Rows of the target truth with `answer`, `margin` and `triggered`. In validation, the role
         "lie" means that an instruction tells to lie; in test, that the trigger is there. Test rows
         also have `knows`, `lied`, `twin_margin` and `asked_again_margin`.
-    features
-        States by layer.
-    probe
-        One of `ALL_STATE_PROBES`.
-    seed
-        Of the resamples.
+    features, probe, seed
+        As in `graded.with_rivals`.
 
     Returns
     -------
