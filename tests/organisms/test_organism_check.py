@@ -189,6 +189,18 @@ def test_the_organism_that_picks_has_to_lie_about_some_and_not_about_all(
     assert main(["smollm2-graded"]) == code
 
 
+def test_the_check_asks_for_answers_and_computes_no_gradients(monkeypatch):
+    kept_states = []
+
+    def behaviour(run: Run) -> pd.DataFrame:
+        kept_states.append(run.keep_states)
+        return planted(GOOD)
+
+    monkeypatch.setattr(Run, "behaviour", property(behaviour))
+    main(["smollm2-liar", "--dtype", "float32"])
+    assert set(kept_states) == {False}
+
+
 # The organisms that are shipped.
 
 
