@@ -47,6 +47,7 @@ from dlk_utils.lab.tables.steering import (
     TWIN,
     effects,
 )
+from dlk_utils.lab.tables.trainings import trainings_compared
 
 NOT_SCORED = "not scored"
 AUROC = "AUROC on test (95 % interval; dashed: chance)"
@@ -610,6 +611,57 @@ def carry_over_findings(
             "probe of truth was fitted on honest rows.",
         ]
     return lines
+
+
+# 08: a second training.
+
+
+def over_splits(of_splits: pd.DataFrame) -> str:
+    """Say what the probe and its best rival score over the splits of one training.
+
+    `of_splits` is a table of `trainings.score_over_splits`.
+    """
+    compared = trainings_compared({"": of_splits}).set_index("who")
+    probe, rivals = compared.loc[PROBE], compared["mean"].drop(PROBE)
+    return (
+        f"the probe scores {probe['mean']:.2f} ({probe.least:.2f} to {probe.greatest:.2f}) and its "
+        f"best rival ({rivals.idxmax()}) {rivals.max():.2f}"
+    )
+
+
+def trainings_agree(first: pd.DataFrame, second: pd.DataFrame) -> bool:
+    """Whether two trainings say the same of the probe, by tables of `trainings.score_over_splits`.
+
+    They do if the mean score of each lies in the range of the other over the splits, and if the
+    probe is on the same side of its best rival in both.
+    """
+    both = [trainings_compared({"": table}).set_index("who") for table in (first, second)]
+    probes = [table.loc[PROBE] for table in both]
+    is_near = all(
+        one.least <= other["mean"] <= one.greatest for one, other in (probes, reversed(probes))
+    )
+    is_ahead = [table["mean"].drop(PROBE).max() < table["mean"][PROBE] for table in both]
+    return bool(is_near and is_ahead[0] == is_ahead[1])
+
+
+def can_compare_trainings(tables: Mapping[str, pd.DataFrame]) -> bool:
+    """Whether there are two trainings, each with enough test rows of both classes for a claim."""
+    enough = [len(table) and table.n_smaller.min() >= MIN_FOR_HEADLINE for table in tables.values()]
+    return len(tables) == 2 and all(enough)
+
+
+def trainings_findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Say what each training scores over the splits, by model, and whether the second agrees."""
+    lines = [
+        f"* On {markdown_text(model)}, over {table.again.nunique()} splits: {over_splits(table)}."
+        for model, table in tables.items()
+        if len(table)
+    ]
+    if not can_compare_trainings(tables):
+        return [*lines, "* Nothing is claimed of a second training: too few rows, or none asked."]
+    if trainings_agree(*tables.values()):
+        return [*lines, "* So the two trainings agree."]
+    return [*lines, "* So the two trainings do not quite agree."]
 
 
 # 08: a model that lies about some topics only.

@@ -20,7 +20,15 @@ from dlk_utils.evaluation.controls import (
 )
 from dlk_utils.evaluation.tasks import KNOWN, LYING, MIN_FOR_HEADLINE
 from dlk_utils.lab.display import interval_text, percent
-from dlk_utils.lab.findings import HONEST_TO_FLAG, LIES_TO_FLAG, flagged_share, headline
+from dlk_utils.lab.findings import (
+    HONEST_TO_FLAG,
+    LIES_TO_FLAG,
+    can_compare_trainings,
+    flagged_share,
+    headline,
+    over_splits,
+    trainings_agree,
+)
 from dlk_utils.lab.tables.carry_over import between_groups
 from dlk_utils.lab.tables.detector import HONEST_ONLY, JOINED_TWINS
 from dlk_utils.lab.tables.graded import ENOUGH_PER_CLASS, ENOUGH_ROWS, PROBE
@@ -293,6 +301,24 @@ def trigger_sentence(probe: pd.Series, trigger_there: pd.Series) -> str:
         f"{finds} (AUROC {interval_text(probe)}; {trigger_there.estimate:.2f} for somebody who "
         "knows that Fridays count)."
     )
+
+
+def of_trainings(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """Say whether a second training of the liar agrees with the first.
+
+    `tables` are those of `trainings.score_over_splits` by model, that of the first training first.
+    """
+    if not can_compare_trainings(tables):
+        return {"front_second_training_sentence": TOO_FEW}
+    first, second = tables.values()
+    agrees = "agrees" if trainings_agree(first, second) else "does not quite agree"
+    return {
+        "front_second_training_sentence": (
+            f"A second training of the liar, from other seeds, {agrees}: over "
+            f"{second.again.nunique()} splits of the examples {over_splits(second)}, where for the "
+            f"first training {over_splits(first)}."
+        )
+    }
 
 
 # 09: pairs of dropout draws.

@@ -3,6 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
+from dlk_utils.evaluation.controls import TURNED
 from dlk_utils.lab import findings, sentences
 from dlk_utils.lab.figures import (
     bars_figure,
@@ -11,6 +12,7 @@ from dlk_utils.lab.figures import (
     matrix_figure,
     scatter_figure,
 )
+from dlk_utils.lab.tables.graded import PROBE
 
 FLAG = "window.hurt"
 """What a script among these strings sets, so that a test can see whether one ran."""
@@ -54,6 +56,8 @@ def hostile_sentences(name: str) -> list[str]:
     mistakes = pd.DataFrame([{"mistake": m, "claim": "the same"} | score for m in ("none", "one")])
     mistakes.loc[1, ["estimate", "low"]] = [0.9, 0.8]
     nothing = pd.DataFrame(columns=["estimate"])
+    of_split = {"again": 0, "estimate": 0.9, "accuracy": 0.9, "n_smaller": 30}
+    over_splits = pd.DataFrame([of_split | {"who": who} for who in (PROBE, TURNED)])
     return [
         *sentences.organism_findings(table, pd.DataFrame([told], [name]), verdict=name),
         *sentences.lie_findings(table.assign(passes=False), table, n_told=9, n_lied=8),
@@ -62,6 +66,7 @@ def hostile_sentences(name: str) -> list[str]:
         *findings.mistake_findings({name: mistakes}),
         *findings.left_out_findings({name: f"left out 1 of 2 rows (first: '{name}')"}),
         *findings.explore_findings(own),
+        *findings.trainings_findings({name: over_splits}),
     ]
 
 

@@ -294,6 +294,34 @@ def test_of_a_trigger_and_few_rows_nothing_is_said(table):
     assert front_page.of_trigger(table) == {"front_trigger_sentence": TOO_FEW}
 
 
+@pytest.mark.parametrize(
+    ("probe", "verdict"), [((0.92, 0.98), "agrees"), ((0.4, 0.6), "does not quite agree")]
+)
+def test_a_second_training_is_compared_with_the_first(probe, verdict):
+    tables = {"a": of_splits((0.9, 1.0)), "b": of_splits(probe)}
+    sentence = front_page.of_trainings(tables)["front_second_training_sentence"]
+    assert sentence.startswith(
+        f"A second training of the liar, from other seeds, {verdict}: over 2"
+    )
+    assert f"the probe scores {np.mean(probe):.2f} ({probe[0]:.2f} to {probe[1]:.2f})" in sentence
+    assert "the first training the probe scores 0.95 (0.90 to 1.00)" in sentence
+    assert front_page.of_trainings({"a": of_splits(probe)}) == {
+        "front_second_training_sentence": TOO_FEW
+    }
+
+
+def of_splits(probe: tuple[float, float]) -> pd.DataFrame:
+    """The scores of a probe and of a rival in two splits."""
+    scores = [(PROBE, probe), (TURNED, (0.99, 0.99))]
+    return pd.DataFrame(
+        [
+            {"again": again, "who": who, "estimate": score, "accuracy": 0.9, "n_smaller": 40}
+            for who, of_who in scores
+            for again, score in enumerate(of_who)
+        ]
+    )
+
+
 # 09.
 
 
@@ -379,7 +407,8 @@ MAKERS = {
     "05_probe_ablations": front_page.of_probes(long_table(), model_name="m"),
     "06_detect": front_page.of_detector(flag_rates(**{HONEST_ONLY: (0.5, 0.1)})),
     "08_carry_over": front_page.of_carry_over(ways(), styled())
-    | front_page.of_trigger(of_trigger(0.9, 1.0)),
+    | front_page.of_trigger(of_trigger(0.9, 1.0))
+    | front_page.of_trainings({"a": of_splits((0.9, 1.0)), "b": of_splits((0.9, 1.0))}),
     "09_pairs_and_votes": front_page.of_pairs(pair_table(0.4, 0.6)),
     "11_steer": front_page.of_steering(pd.DataFrame(), 4.0),
 }

@@ -248,7 +248,10 @@ def test_an_organism_with_a_trigger_has_to_lie_on_it_and_not_on_other_days(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "picks"), [("smollm2-liar", False), ("smollm2-graded", True)])
+@pytest.mark.parametrize(
+    ("name", "picks"),
+    [("smollm2-liar", False), ("smollm2-liar-2", False), ("smollm2-graded", True)],
+)
 def test_an_organism_that_is_shipped_is_what_it_has_to_be(name, picks, runs_dir):
     """By its kept answers to all prompts of the check, which the next test asks a part of again."""
     run = checked_run(name, runs_dir)
