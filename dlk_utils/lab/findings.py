@@ -47,7 +47,7 @@ from dlk_utils.lab.tables.steering import (
     TWIN,
     effects,
 )
-from dlk_utils.lab.tables.trainings import trainings_compared
+from dlk_utils.lab.tables.trainings import ALL_ROWS, KNOWN_ROWS, trainings_compared
 
 NOT_SCORED = "not scored"
 AUROC = "AUROC on test (95 % interval; dashed: chance)"
@@ -616,12 +616,12 @@ def carry_over_findings(
 # 08: a second training.
 
 
-def over_splits(of_splits: pd.DataFrame) -> str:
-    """Say what the probe and its best rival score over the splits of one training.
+def over_splits(of_splits: pd.DataFrame, where: str = ALL_ROWS) -> str:
+    """Say what the probe and its best rival score over the splits of one training, on some rows.
 
-    `of_splits` is a table of `trainings.score_over_splits`.
+    `of_splits` is a table of `trainings.score_over_splits`, and `where` one of its kinds of rows.
     """
-    compared = trainings_compared({"": of_splits}).set_index("who")
+    compared = _summary_of_splits(of_splits, where)
     probe, rivals = compared.loc[PROBE], compared["mean"].drop(PROBE)
     return (
         f"the probe scores {probe['mean']:.2f} ({probe.least:.2f} to {probe.greatest:.2f}) and its "
@@ -629,13 +629,22 @@ def over_splits(of_splits: pd.DataFrame) -> str:
     )
 
 
+def _summary_of_splits(of_splits: pd.DataFrame, where: str) -> pd.DataFrame:
+    compared = trainings_compared({"": of_splits})
+    return compared[compared["where"] == where].set_index("who")
+
+
 def trainings_agree(first: pd.DataFrame, second: pd.DataFrame) -> bool:
     """Whether two trainings say the same of the probe, by tables of `trainings.score_over_splits`.
 
-    They do if the mean score of each lies in the range of the other over the splits, and if the
-    probe is on the same side of its best rival in both.
+    They do if, on known rows and on all rows, the mean score of each lies in the range of the other
+    over the splits, and if the probe is on the same side of its best rival in both.
     """
-    both = [trainings_compared({"": table}).set_index("who") for table in (first, second)]
+    return all(_agree_on(first, second, where) for where in (KNOWN_ROWS, ALL_ROWS))
+
+
+def _agree_on(first: pd.DataFrame, second: pd.DataFrame, where: str) -> bool:
+    both = [_summary_of_splits(table, where) for table in (first, second)]
     probes = [table.loc[PROBE] for table in both]
     is_near = all(
         one.least <= other["mean"] <= one.greatest for one, other in (probes, reversed(probes))
@@ -653,9 +662,10 @@ def can_compare_trainings(tables: Mapping[str, pd.DataFrame]) -> bool:
 def trainings_findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """Say what each training scores over the splits, by model, and whether the second agrees."""
     lines = [
-        f"* On {markdown_text(model)}, over {table.again.nunique()} splits: {over_splits(table)}."
+        f"* On {markdown_text(model)}, over {table.again.nunique()} splits, {where}: "
+        f"{over_splits(table, where)}."
         for model, table in tables.items()
-        if len(table)
+        for where in table["where"].unique()
     ]
     if not can_compare_trainings(tables):
         return [*lines, "* Nothing is claimed of a second training: too few rows, or none asked."]

@@ -314,9 +314,9 @@ def of_trainings(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     agrees = "agrees" if trainings_agree(first, second) else "does not quite agree"
     return {
         "front_second_training_sentence": (
-            f"A second training of the liar, from other seeds, {agrees}: over "
-            f"{second.again.nunique()} splits of the examples {over_splits(second)}, where for the "
-            f"first training {over_splits(first)}."
+            f"A second training of the liar, from other seeds, {agrees}. On all rows told to lie, "
+            f"over {second.again.nunique()} splits of the examples, {over_splits(second)}; for the "
+            f"first training, {over_splits(first)}."
         )
     }
 

@@ -13,6 +13,7 @@ from dlk_utils.lab.figures import (
     scatter_figure,
 )
 from dlk_utils.lab.tables.graded import PROBE
+from dlk_utils.lab.tables.trainings import KNOWN_ROWS
 
 FLAG = "window.hurt"
 """What a script among these strings sets, so that a test can see whether one ran."""
@@ -56,7 +57,8 @@ def hostile_sentences(name: str) -> list[str]:
     mistakes = pd.DataFrame([{"mistake": m, "claim": "the same"} | score for m in ("none", "one")])
     mistakes.loc[1, ["estimate", "low"]] = [0.9, 0.8]
     nothing = pd.DataFrame(columns=["estimate"])
-    of_split = {"again": 0, "estimate": 0.9, "accuracy": 0.9, "n_smaller": 30}
+    of_split = {"again": 0, "where": KNOWN_ROWS, "estimate": 0.9, "accuracy": 0.9}
+    of_split |= {"n_smaller": 30}
     over_splits = pd.DataFrame([of_split | {"who": who} for who in (PROBE, TURNED)])
     return [
         *sentences.organism_findings(table, pd.DataFrame([told], [name]), verdict=name),

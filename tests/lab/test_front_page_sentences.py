@@ -15,6 +15,7 @@ from dlk_utils.lab.front_page import NO_NUMBER, TOO_FEW, claims
 from dlk_utils.lab.tables.detector import HONEST_ONLY, JOINED_TWINS
 from dlk_utils.lab.tables.graded import PROBE
 from dlk_utils.lab.tables.steering import RANDOM, TRUTH
+from dlk_utils.lab.tables.trainings import ALL_ROWS, KNOWN_ROWS
 from dlk_utils.lab.tables.trigger import LIE_OR_NOT, TRIGGER_THERE
 
 TOP = Path(__file__).resolve().parents[2]
@@ -301,10 +302,10 @@ def test_a_second_training_is_compared_with_the_first(probe, verdict):
     tables = {"a": of_splits((0.9, 1.0)), "b": of_splits(probe)}
     sentence = front_page.of_trainings(tables)["front_second_training_sentence"]
     assert sentence.startswith(
-        f"A second training of the liar, from other seeds, {verdict}: over 2"
+        f"A second training of the liar, from other seeds, {verdict}. On all"
     )
     assert f"the probe scores {np.mean(probe):.2f} ({probe[0]:.2f} to {probe[1]:.2f})" in sentence
-    assert "the first training the probe scores 0.95 (0.90 to 1.00)" in sentence
+    assert "the first training, the probe scores 0.95 (0.90 to 1.00)" in sentence
     assert front_page.of_trainings({"a": of_splits(probe)}) == {
         "front_second_training_sentence": TOO_FEW
     }
@@ -315,7 +316,9 @@ def of_splits(probe: tuple[float, float]) -> pd.DataFrame:
     scores = [(PROBE, probe), (TURNED, (0.99, 0.99))]
     return pd.DataFrame(
         [
-            {"again": again, "who": who, "estimate": score, "accuracy": 0.9, "n_smaller": 40}
+            {"again": again, "where": where, "who": who, "estimate": score}
+            | {"accuracy": 0.9, "n_smaller": 40}
+            for where in (KNOWN_ROWS, ALL_ROWS)
             for who, of_who in scores
             for again, score in enumerate(of_who)
         ]

@@ -5,11 +5,13 @@ import pandas as pd
 import pytest
 from planted_states import read_from, twins
 
-from dlk_utils.evaluation.controls import ASKED_AGAIN, TURNED
+from dlk_utils.evaluation.controls import ASKED_AGAIN, TURNED, TWIN
 from dlk_utils.lab import findings
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables.graded import PROBE
 from dlk_utils.lab.tables.trainings import (
+    ALL_ROWS,
+    KNOWN_ROWS,
     headline_of_further_training,
     headline_over_splits,
     run_of_training,
@@ -21,11 +23,13 @@ LAYER = 3
 
 
 def answers_of_a_liar(n: int = 300) -> pd.DataFrame:
-    """Twins that all obey; asked again, one example in five is answered wrongly."""
+    """Twins that all obey. Of five examples one is not known: asked again, its answer is wrong."""
     rows = twins(n)
-    is_mistaken = rows.example_id.str[1:].astype(int) % 5 == 0
+    knows = rows.example_id.str[1:].astype(int) % 5 > 0
     truth = 2.0 * rows.label - 1
-    return rows.assign(asked_again_margin=truth.where(~is_mistaken, -truth))
+    return rows.assign(
+        knows=knows, twin_margin=truth, asked_again_margin=truth.where(knows, -truth)
+    )
 
 
 def states_of(rows: pd.DataFrame, strength: float = 1.5) -> dict:
@@ -44,42 +48,43 @@ def table() -> pd.DataFrame:
 
 
 def test_each_split_scores_the_probe_and_its_rivals_on_the_same_rows(table):
-    assert (table.groupby("again").who.agg(list).map(tuple) == (PROBE, TURNED, ASKED_AGAIN)).all()
-    assert table.again.nunique() == 10 and (table.n == 100).all()
-    assert (table.n_smaller <= 50).all() and table.groupby("again").n_smaller.nunique().max() == 1
-    by_who = table.groupby("who").estimate
-    assert by_who.min()[PROBE] > 0.9 and by_who.nunique()[PROBE] > 5
-    assert (by_who.min()[TURNED], by_who.max()[TURNED]) == (1, 1)
-    assert by_who.mean()[ASKED_AGAIN] == pytest.approx(0.8, abs=0.05)
+    assert table.again.nunique() == 10
+    who_of = table.groupby(["again", "where"]).who.agg(tuple).unstack()
+    assert (who_of[KNOWN_ROWS].map(set) == {PROBE, TURNED, TWIN}).all()
+    assert (who_of[ALL_ROWS].map(set) == {PROBE, TURNED, ASKED_AGAIN}).all()
+    counts = table.groupby(["again", "where"])[["n", "n_smaller"]].nunique()
+    assert (counts == 1).all(axis=None)
+    assert (table.n[table["where"] == ALL_ROWS] == 100).all()
+    assert table.n[table["where"] == KNOWN_ROWS].between(65, 95).all()
+    scores = table.groupby(["where", "who"]).estimate
+    assert scores.min()[ALL_ROWS, PROBE] > 0.9 and scores.nunique()[ALL_ROWS, PROBE] > 5
+    assert scores.min()[KNOWN_ROWS, TURNED] == scores.min()[KNOWN_ROWS, TWIN] == 1
+    # Asked again, what is not known is answered wrongly.
+    assert scores.mean()[ALL_ROWS, ASKED_AGAIN] == pytest.approx(0.8, abs=0.05)
     assert set(table.layer[table.who == PROBE]) == {LAYER}
 
 
-def test_only_rows_about_what_the_model_knows_are_tested():
-    rows = answers_of_a_liar()
-    half = rows.assign(knows=rows.example_id.str[1:].astype(int) % 2 == 0)
-    table = score_over_splits(half, states_of(half), probe="mean_difference")
-    assert table.n.between(30, 70).all()
-
-
 def test_the_summary_has_the_spread_and_the_gain_over_each_rival(table):
-    summary = trainings_compared({"one": table, "two": table}).set_index(["model", "who"])
+    summary = trainings_compared({"one": table, "two": table}).set_index(["model", "where", "who"])
     for model in ("one", "two"):
         of_model = summary.loc[model]
-        assert list(of_model.index) == [PROBE, TURNED, ASKED_AGAIN]
+        assert len(of_model) == 2 * 3 and (of_model.splits == 10).all()
         assert (of_model.least <= of_model["mean"]).all()
         assert (of_model["mean"] <= of_model.greatest).all()
-        assert of_model.gain[PROBE] == 0 and of_model.gain[TURNED] < 0 < of_model.gain[ASKED_AGAIN]
-        assert (of_model.splits == 10).all()
+        gain = of_model.gain
+        assert gain[KNOWN_ROWS, PROBE] == gain[ALL_ROWS, PROBE] == 0
+        assert gain[KNOWN_ROWS, TWIN] < 0 < gain[ALL_ROWS, ASKED_AGAIN]
     assert trainings_compared({}).empty and trainings_compared({"none": table[:0]}).empty
 
 
 def of_scores(probe: tuple[float, float], rival: float, n_smaller: int = 40) -> pd.DataFrame:
     """A table of two splits with these scores of the probe, and this one of its best rival."""
-    scores = {PROBE: probe, TURNED: (rival, rival), ASKED_AGAIN: (0.5, 0.5)}
+    scores = {PROBE: probe, TURNED: (rival, rival)}
     return pd.DataFrame(
         [
-            {"again": again, "who": who, "layer": 15, "estimate": score, "accuracy": 0.9}
-            | {"n": 90, "n_smaller": n_smaller}
+            {"again": again, "where": where, "who": who, "layer": 15, "estimate": score}
+            | {"accuracy": 0.9, "n": 90, "n_smaller": n_smaller}
+            for where in (KNOWN_ROWS, ALL_ROWS)
             for who, of_who in scores.items()
             for again, score in enumerate(of_who)
         ]
@@ -103,9 +108,9 @@ def test_trainings_agree_where_scores_and_best_rivals_do(second, agrees):
     assert findings.trainings_agree(FIRST, second) is agrees
     assert findings.trainings_agree(second, FIRST) is agrees
     lines = findings.trainings_findings({"a": FIRST, "b": second})
-    assert len(lines) == 3 and ("not quite agree" in lines[-1]) is not agrees
+    assert len(lines) == 5 and ("not quite agree" in lines[-1]) is not agrees
     scores = f"the probe scores 0.95 (0.90 to 1.00) and its best rival ({TURNED}) 0.99"
-    assert lines[0] == f"* On a, over 2 splits: {scores}."
+    assert lines[0] == f"* On a, over 2 splits, known rows told to lie: {scores}."
 
 
 @pytest.mark.parametrize(
@@ -160,7 +165,7 @@ def test_a_further_training_gets_the_table_that_a_run_of_its_own_would_get(tmp_p
     options = {"layers": [LAYER], "probe": "mean_difference"}
     further = headline_of_further_training(asked_run(tmp_path, 90), **options)
     of_run = headline_over_splits(asked_run(tmp_path, 90), **options)
-    assert len(further) == 3 * 10
+    assert len(further) == 2 * 3 * 10
     pd.testing.assert_frame_equal(further, of_run)
 
 
