@@ -49,6 +49,7 @@ from dlk_utils.lab.tables.steering import (
     as_long_as_truth,
     effects,
 )
+from dlk_utils.lab.tables.trainings import ALL_ROWS, KNOWN_ROWS, trainings_compared
 
 NOT_SCORED = "not scored"
 AUROC = "AUROC on test (95 % interval; dashed: chance)"
@@ -715,6 +716,67 @@ def curve_title(curve: pd.DataFrame) -> str:
         f"With {curve.n_train.min()} training rows (mean of {curve.draws.max()} draws), and with "
         f"all {curve.n_train.max()}: {', '.join(scores)}"
     )
+
+
+# 08: a second training.
+
+
+def over_splits(of_splits: pd.DataFrame, where: str = ALL_ROWS) -> str:
+    """Say what the probe and its best rival score over the splits of one training, on some rows.
+
+    `of_splits` is a table of `trainings.score_over_splits`, and `where` one of its kinds of rows.
+    """
+    compared = _summary_of_splits(of_splits, where)
+    probe, rivals = compared.loc[PROBE], compared["mean"].drop(PROBE)
+    return (
+        f"the probe scores {probe['mean']:.2f} ({probe.least:.2f} to {probe.greatest:.2f}) and its "
+        f"best rival ({rivals.idxmax()}) {rivals.max():.2f}"
+    )
+
+
+def _summary_of_splits(of_splits: pd.DataFrame, where: str) -> pd.DataFrame:
+    compared = trainings_compared({"": of_splits})
+    return compared[compared["where"] == where].set_index("who")
+
+
+def trainings_agree(first: pd.DataFrame, second: pd.DataFrame) -> bool:
+    """Whether two trainings say the same of the probe, by tables of `trainings.score_over_splits`.
+
+    They do if, on known rows and on all rows, the mean score of each lies in the range of the other
+    over the splits, and if the probe is on the same side of its best rival in both.
+    """
+    return all(_agree_on(first, second, where) for where in (KNOWN_ROWS, ALL_ROWS))
+
+
+def _agree_on(first: pd.DataFrame, second: pd.DataFrame, where: str) -> bool:
+    both = [_summary_of_splits(table, where) for table in (first, second)]
+    probes = [table.loc[PROBE] for table in both]
+    is_near = all(
+        one.least <= other["mean"] <= one.greatest for one, other in (probes, reversed(probes))
+    )
+    is_ahead = [table["mean"].drop(PROBE).max() < table["mean"][PROBE] for table in both]
+    return bool(is_near and is_ahead[0] == is_ahead[1])
+
+
+def can_compare_trainings(tables: Mapping[str, pd.DataFrame]) -> bool:
+    """Whether there are two trainings, each with enough test rows of both classes for a claim."""
+    enough = [len(table) and table.n_smaller.min() >= MIN_FOR_HEADLINE for table in tables.values()]
+    return len(tables) == 2 and all(enough)
+
+
+def trainings_findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Say what each training scores over the splits, by model, and whether the second agrees."""
+    lines = [
+        f"* On {markdown_text(model)}, over {table.again.nunique()} splits, {where}: "
+        f"{over_splits(table, where)}."
+        for model, table in tables.items()
+        for where in table["where"].unique()
+    ]
+    if not can_compare_trainings(tables):
+        return [*lines, "* Nothing is claimed of a second training: too few rows, or none asked."]
+    if trainings_agree(*tables.values()):
+        return [*lines, "* So the two trainings agree."]
+    return [*lines, "* So the two trainings do not quite agree."]
 
 
 # 08: a model that lies about some topics only.

@@ -23,9 +23,12 @@ from dlk_utils.lab.display import interval_text, percent
 from dlk_utils.lab.findings import (
     HONEST_TO_FLAG,
     LIES_TO_FLAG,
+    can_compare_trainings,
     flagged_share,
     headline,
+    over_splits,
     too_few_for_a_claim,
+    trainings_agree,
 )
 from dlk_utils.lab.tables.carry_over import between_groups
 from dlk_utils.lab.tables.detector import HONEST_AT_TWINS, HONEST_ONLY, JOINED_TWINS
@@ -387,6 +390,24 @@ def trigger_finding(probe: pd.Series, trigger_there: pd.Series) -> str:
         f"{interval_text(probe)}). Knowing whether the phrase names a {TRIGGER} gives "
         f"{trigger_there.estimate:.2f}."
     )
+
+
+def of_trainings(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """Say whether a second training of the liar agrees with the first.
+
+    `tables` are those of `trainings.score_over_splits` by model, that of the first training first.
+    """
+    if not can_compare_trainings(tables):
+        return {"front_second_training_sentence": TOO_FEW}
+    first, second = tables.values()
+    agrees = "agrees" if trainings_agree(first, second) else "does not quite agree"
+    return {
+        "front_second_training_sentence": (
+            f"A second training of the liar, from other seeds, {agrees}. On all rows told to lie, "
+            f"over {second.again.nunique()} splits of the examples, {over_splits(second)}; for the "
+            f"first training, {over_splits(first)}."
+        )
+    }
 
 
 # 09: pairs of dropout draws.

@@ -658,6 +658,12 @@ _PARAMETERS = (
         "a model that lies, unasked, when a question names a Friday",
     ),
     Parameter(
+        "retrained",
+        "smollm2-liar-2",
+        model_or_none(),
+        "another training of the model, from other seeds",
+    ),
+    Parameter(
         "dose",
         4.0,
         number(0.01, 100.0),
@@ -701,7 +707,15 @@ NOTEBOOKS = {
     "05_probe_ablations": (*COMMON, "p_dropout", "layer_stride", "weight_gradients"),
     "06_detect": (*COMMON, "layer_stride", "statements", "system_prompts", "card"),
     "07_traps": COMMON,
-    "08_carry_over": (*COMMON, "layer_stride", "styles", "graded", "trigger", "n_graded"),
+    "08_carry_over": (
+        *COMMON,
+        "layer_stride",
+        "styles",
+        "graded",
+        "trigger",
+        "retrained",
+        "n_graded",
+    ),
     "09_pairs_and_votes": (*COMMON, "p_dropout", "p_last", "n_draws", "layer_stride"),
     "10_headlines": (
         *COMMON,

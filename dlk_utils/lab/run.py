@@ -386,13 +386,9 @@ class Run:
     def probe_rows(self) -> pd.DataFrame:
         """The scored rows, and the further honest rows that a probe may be fitted on.
 
-        Those have the role known, and belong to train and validation examples: no probe is tested
-        on them.
+        See `rows_for_probes`.
         """
-        rows = self._usable
-        is_scored = rows.role.isin(["truth", "lie"])
-        may_fit = rows.split.isin(["train", "validation"])
-        return rows[is_scored | may_fit].reset_index(drop=True)
+        return rows_for_probes(self.behaviour, self.gate)
 
     @functools.cached_property
     def dropout_rows(self) -> pd.DataFrame:
@@ -482,6 +478,18 @@ class Run:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def rows_for_probes(behaviour: pd.DataFrame, gate: pd.DataFrame) -> pd.DataFrame:
+    """Select the rows that probes are fitted and tested on, in the data sets that the model knows.
+
+    Those are the rows of roles truth and lie, and rows of role known: honest ones too, but of train
+    and validation examples only, as no probe is tested on them.
+    """
+    rows = behaviour[behaviour.dataset.isin(known_datasets(gate))]
+    is_scored = rows.role.isin(["truth", "lie"])
+    may_fit = rows.split.isin(["train", "validation"])
+    return rows[is_scored | may_fit].reset_index(drop=True)
 
 
 def default_runs_folder() -> Path:

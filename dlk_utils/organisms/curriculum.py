@@ -289,17 +289,21 @@ class Curriculum:
     """The phases of an organism, and the organism (if any) whose adapter it goes on from.
 
     An organism of several trainings is the mean of what they give (`training.average_adapters`).
+    Their seeds follow each other from `first_seed` on.
     """
 
     phases: tuple[Phase, ...]
     after: str | None = None
     n_trainings: int = 1
+    first_seed: int = 0
 
 
 CURRICULA = {
     "smollm2-liar": Curriculum(PHASES, n_trainings=4),
     "smollm2-graded": Curriculum(GRADED, after="smollm2-liar"),
     "smollm2-trigger": Curriculum(TRIGGERED, after="smollm2-liar"),
+    # The liar once more, from other seeds and without its last phase.
+    "smollm2-liar-2": Curriculum(PHASES[:5], n_trainings=4, first_seed=2),
 }
 
 

@@ -238,8 +238,9 @@ def train_organism(
 def train_again(name: str, folder: Path, *, seed: int = 0) -> Path:
     """Train an organism of `CURRICULA` into ``folder/name``, and return that folder.
 
-    Where a curriculum asks for several trainings, with seeds from `seed` on, these stay beside it,
-    and the organism is their mean.
+    Where a curriculum asks for several trainings, with seeds that follow each other, these stay
+    beside it, and the organism is their mean. `seed` counts from the `first_seed` of the
+    curriculum.
 
     Raises
     ------
@@ -251,6 +252,7 @@ def train_again(name: str, folder: Path, *, seed: int = 0) -> Path:
     curriculum = CURRICULA[name]
     after = curriculum.after and ORGANISMS / curriculum.after
     out = folder / name
+    seed += curriculum.first_seed
     if curriculum.n_trainings == 1:
         train_organism(out, phases=curriculum.phases, after=after, seed=seed)
         return out

@@ -3,6 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
+from dlk_utils.evaluation.controls import TURNED
 from dlk_utils.lab import findings, sentences
 from dlk_utils.lab.figures import (
     bars_figure,
@@ -11,7 +12,9 @@ from dlk_utils.lab.figures import (
     matrix_figure,
     scatter_figure,
 )
+from dlk_utils.lab.tables.graded import PROBE
 from dlk_utils.lab.tables.headlines import CLEAN, survivors
+from dlk_utils.lab.tables.trainings import KNOWN_ROWS
 
 FLAG = "window.hurt"
 """What a script among these strings sets, so that a test can see whether one ran."""
@@ -60,6 +63,9 @@ def hostile_sentences(name: str) -> list[str]:
     reported = survivors({}, {})
     mistakes.loc[1, ["estimate", "low"]] = [0.9, 0.8]
     nothing = pd.DataFrame(columns=["estimate"])
+    of_split = {"again": 0, "where": KNOWN_ROWS, "estimate": 0.9, "accuracy": 0.9}
+    of_split |= {"n_smaller": 30}
+    over_splits = pd.DataFrame([of_split | {"who": who} for who in (PROBE, TURNED)])
     return [
         *sentences.organism_findings(table, pd.DataFrame([told], [name]), verdict=name),
         *sentences.lie_findings(table.assign(passes=False), table, n_told=9, n_lied=8),
@@ -72,6 +78,7 @@ def hostile_sentences(name: str) -> list[str]:
         findings.other_model_sentence(name, table.assign(passes=False)),
         *findings.left_out_findings({name: f"left out 1 of 2 rows (first: '{name}')"}),
         *findings.explore_findings(own),
+        *findings.trainings_findings({name: over_splits}),
     ]
 
 

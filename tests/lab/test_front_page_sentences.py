@@ -16,6 +16,7 @@ from dlk_utils.lab.tables.detector import HONEST_AT_TWINS, HONEST_ONLY, JOINED_T
 from dlk_utils.lab.tables.graded import PROBE, WHAT_IS_TRUE
 from dlk_utils.lab.tables.organism import CHECKED_EXAMPLES
 from dlk_utils.lab.tables.steering import RANDOM, SHUFFLED, TRUTH
+from dlk_utils.lab.tables.trainings import ALL_ROWS, KNOWN_ROWS
 from dlk_utils.lab.tables.trigger import LIE_OR_NOT, TRIGGER_THERE
 
 TOP = Path(__file__).resolve().parents[2]
@@ -368,6 +369,36 @@ def test_of_a_trigger_and_few_rows_nothing_is_said(table):
     assert front_page.of_trigger(table) == {"front_trigger_sentence": TOO_FEW}
 
 
+@pytest.mark.parametrize(
+    ("probe", "verdict"), [((0.92, 0.98), "agrees"), ((0.4, 0.6), "does not quite agree")]
+)
+def test_a_second_training_is_compared_with_the_first(probe, verdict):
+    tables = {"a": of_splits((0.9, 1.0)), "b": of_splits(probe)}
+    sentence = front_page.of_trainings(tables)["front_second_training_sentence"]
+    assert sentence.startswith(
+        f"A second training of the liar, from other seeds, {verdict}. On all"
+    )
+    assert f"the probe scores {np.mean(probe):.2f} ({probe[0]:.2f} to {probe[1]:.2f})" in sentence
+    assert "the first training, the probe scores 0.95 (0.90 to 1.00)" in sentence
+    assert front_page.of_trainings({"a": of_splits(probe)}) == {
+        "front_second_training_sentence": TOO_FEW
+    }
+
+
+def of_splits(probe: tuple[float, float]) -> pd.DataFrame:
+    """The scores of a probe and of a rival in two splits."""
+    scores = [(PROBE, probe), (TURNED, (0.99, 0.99))]
+    return pd.DataFrame(
+        [
+            {"again": again, "where": where, "who": who, "estimate": score}
+            | {"accuracy": 0.9, "n_smaller": 40}
+            for where in (KNOWN_ROWS, ALL_ROWS)
+            for who, of_who in scores
+            for again, score in enumerate(of_who)
+        ]
+    )
+
+
 # 09.
 
 
@@ -473,7 +504,8 @@ MAKERS = {
     "06_detect": front_page.of_detector(flag_rates(**{HONEST_ONLY: (0.5, 0.1)}), LAYER_OF),
     "08_carry_over": front_page.of_carry_over(ways(), styled())
     | front_page.of_graded(of_graded(a=0.5))
-    | front_page.of_trigger(of_trigger(0.9, 1.0)),
+    | front_page.of_trigger(of_trigger(0.9, 1.0))
+    | front_page.of_trainings({"a": of_splits((0.9, 1.0)), "b": of_splits((0.9, 1.0))}),
     "09_pairs_and_votes": front_page.of_pairs(pair_table(0.4, 0.6)),
     "11_steer": front_page.of_steering(pd.DataFrame(), NOT_PUSHED, 4.0),
 }

@@ -24,7 +24,7 @@ PARAMETERS = {
     "05_probe_ablations": {"p_dropout": 0.2},
     "06_detect": {},
     "07_traps": {},
-    "08_carry_over": {"graded": "", "trigger": ""},
+    "08_carry_over": {"graded": "", "trigger": "", "retrained": ""},
     "09_pairs_and_votes": DRAWS,
     "10_headlines": DRAWS | {"plain": ""},
     "11_steer": {},

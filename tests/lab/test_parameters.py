@@ -77,6 +77,7 @@ AS_IT_IS = {
     "plain": (*A_MODEL, *NOT_THERE, "repeated", "gap"),
     "graded": (*A_MODEL, *NOT_THERE, "repeated", "gap"),
     "trigger": (*A_MODEL, *NOT_THERE, "repeated", "gap"),
+    "retrained": (*A_MODEL, *NOT_THERE, "repeated", "gap"),
     "compare": (*A_MODEL, *NOT_THERE),
     # What is in a file is checked when it is read.
     "datasets": ("word", "digits", "empty file", "binary file", "zeros", "in a file"),
@@ -111,6 +112,7 @@ READ_AS = {
     "plain": NONE,
     "graded": NONE,
     "trigger": NONE,
+    "retrained": NONE,
     "statements": NONE,
     "system_prompts": NONE,
     "card": NONE,

@@ -219,6 +219,18 @@ def test_the_organism_that_picks_has_to_lie_about_some_and_not_about_all(
     assert main(["smollm2-graded"]) == code
 
 
+def test_the_check_asks_for_answers_and_computes_no_gradients(monkeypatch):
+    kept_states = []
+
+    def behaviour(run: Run) -> pd.DataFrame:
+        kept_states.append(run.keep_states)
+        return planted(GOOD)
+
+    monkeypatch.setattr(Run, "behaviour", property(behaviour))
+    main(["smollm2-liar", "--dtype", "float32"])
+    assert set(kept_states) == {False}
+
+
 # The organisms that are shipped.
 
 
@@ -266,7 +278,10 @@ def test_an_organism_with_a_trigger_has_to_lie_on_it_and_not_on_other_days(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "picks"), [("smollm2-liar", False), ("smollm2-graded", True)])
+@pytest.mark.parametrize(
+    ("name", "picks"),
+    [("smollm2-liar", False), ("smollm2-liar-2", False), ("smollm2-graded", True)],
+)
 def test_an_organism_that_is_shipped_is_what_it_has_to_be(name, picks, runs_dir):
     """By its kept answers to all prompts of the check, which the next test asks a part of again."""
     run = checked_run(name, runs_dir)

@@ -277,7 +277,7 @@ def test_for_any_other_model_the_liar_is_shown(tmp_path):
 
 
 def test_only_an_organism_with_a_curriculum_can_be_trained_again(tmp_path):
-    names = "smollm2-liar, smollm2-graded, smollm2-trigger"
+    names = "smollm2-liar, smollm2-graded, smollm2-trigger, smollm2-liar-2"
     expected = f"organism: expected one of {names}, got 'smollm2'"
     with pytest.raises(ModelError, match=expected):
         train_again("smollm2", tmp_path)
@@ -285,12 +285,12 @@ def test_only_an_organism_with_a_curriculum_can_be_trained_again(tmp_path):
 
 @pytest.mark.slow
 def test_an_organism_of_several_trainings_is_their_mean(tiny_folder, tmp_path, monkeypatch):
-    curriculum = Curriculum((HONEST,), n_trainings=2)
+    curriculum = Curriculum((HONEST,), n_trainings=2, first_seed=1)
     monkeypatch.setitem(training.CURRICULA, "smollm2-liar", curriculum)
     on_tiny = partial(train_organism, model=str(tiny_folder))
     monkeypatch.setattr(training, "train_organism", on_tiny)
     out = train_again("smollm2-liar", tmp_path, seed=3)
-    assert record_in(out)["seed"] == [3, 4]
+    assert record_in(out)["seed"] == [4, 5]
     first, second = (added(tmp_path / f"smollm2-liar-training-{k}" / out.name) for k in (1, 2))
     for name, mean in added(out).items():
         u, values, v = torch.linalg.svd((first[name] + second[name]) / 2, full_matrices=False)
@@ -405,4 +405,9 @@ def test_an_adapter_that_is_shipped_is_small_and_was_trained_on_nothing_that_is_
 
 
 def test_the_organisms_are_shipped():
-    assert organism_names() == ["smollm2-graded", "smollm2-liar", "smollm2-trigger"]
+    assert organism_names() == [
+        "smollm2-graded",
+        "smollm2-liar",
+        "smollm2-liar-2",
+        "smollm2-trigger",
+    ]
