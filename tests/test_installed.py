@@ -89,7 +89,8 @@ def test_it_runs_from_an_empty_folder_and_keeps_its_results_there(installed, tmp
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["package"].startswith(str(installed))
     assert found["answers"] == found["prompts"] > 0
-    assert found["organisms"] == ["smollm2-graded", "smollm2-liar", "smollm2-trigger"]
+    names = ["smollm2-dropout", "smollm2-graded", "smollm2-liar", "smollm2-trigger"]
+    assert found["organisms"] == names
     assert all(found["phases"])
     assert all(found["yaml"]) and found["datasets"] == 8
     assert [path.name for path in folder.iterdir() if not path.name.startswith(".")] == ["runs"]
