@@ -591,6 +591,7 @@ _PARAMETERS = (
         0.1,
         number(0.0001, 0.99),
         "share of channels dropped in draws of the last token, which move less",
+        {"13_dropout_trial": 0.05},
     ),
     Parameter(
         "n_draws",

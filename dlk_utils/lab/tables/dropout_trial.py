@@ -25,7 +25,7 @@ from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation import tasks
 from dlk_utils.evaluation.controls import TURNED
 from dlk_utils.evaluation.selection import fit_layers, fit_task, stack_layers, twin_rows
-from dlk_utils.evaluation.stats import bootstrap_weights, percentile_interval
+from dlk_utils.evaluation.stats import bootstrap_weights, percentile_interval, wilson_interval
 from dlk_utils.evaluation.tasks import make_task, memory_features, select_rows
 from dlk_utils.extract.stages import store_draws
 from dlk_utils.extract.store import read_rows
@@ -258,6 +258,14 @@ def _shares(
     return in_order @ weights.T / np.where(pairs > 0, pairs, np.nan)
 
 
+def _share_interval(resampled: Float[np.ndarray, " b"], n_rows: int) -> tuple[float, float]:
+    """The 95 % interval of a concordance; where all rows agree, that of Wilson for so many rows."""
+    low, high = percentile_interval(resampled)
+    if low == high and low in (0.0, 1.0):
+        return wilson_interval(int(low) * n_rows, n_rows)
+    return low, high
+
+
 def turn_scores(guess: Float[np.ndarray, " n"], draws: Draws) -> Float[np.ndarray, "n k k"]:
     """Score pairs by whether the answer leans to a guess, which is above 0 for choice 1."""
     return np.sign(guess)[:, None, None] * draws.turns
@@ -303,10 +311,11 @@ def concordance_table(
         resampled[name] = _shares(in_order, n_pairs, weights)
     best = max(controls, key=lambda name: estimates[name])
     table = []
+    n_rows = int((n_pairs > 0).sum())
     for name, estimate in estimates.items():
-        low, high = percentile_interval(resampled[name])
+        low, high = _share_interval(resampled[name], n_rows)
         row = {"ranker": name, "estimate": estimate, "low": low, "high": high}
-        row |= {"n": int((n_pairs > 0).sum()), "n_pairs": int(n_pairs.sum())}
+        row |= {"n": n_rows, "n_pairs": int(n_pairs.sum())}
         row["visible"] = min(1.0, 0.5 + POWER * float(np.nanstd(resampled[name])))
         if name in rankers:
             differences = resampled[name] - resampled[best]
@@ -343,7 +352,7 @@ def rank_table(
     Returns
     -------
     DataFrame
-        The columns of `concordance_table`, and `rows`, `least_move` and `layer` (-1 for controls).
+        The columns of `concordance_table`, and `rows`, `least_move` and `layer` (nan for controls).
     """
     tables = []
     for least_move in (0.0, BIG_MOVE):
@@ -364,7 +373,7 @@ def rank_table(
             options = {"least_move": least_move, "seed": seed}
             table = concordance_table(scores, guesses[rows], draws, **options)
             if len(table):
-                layer = [fitted[name].layer if name in fitted else -1 for name in table.ranker]
+                layer = [fitted[k].layer if k in fitted else np.nan for k in table.ranker]
                 tables.append(table.assign(rows=rows, least_move=least_move, layer=layer))
     return pd.concat(tables, ignore_index=True)
 
@@ -507,7 +516,7 @@ def vote_table(
         table.append({"method": f"votes, {name}", "layer": ranker.layer} | found)
     for name, guess in guesses.items():
         found = estimate_with_interval(guess, rows, seed=seed)
-        table.append({"method": name, "layer": -1} | found)
+        table.append({"method": name, "layer": np.nan} | found)
     return pd.DataFrame(table)
 
 
