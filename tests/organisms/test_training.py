@@ -90,6 +90,7 @@ def test_a_loss_that_is_no_number_ends_the_training(load_tiny, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_phase_is_trained_with_the_masks_of_its_steps(load_tiny, tmp_path):
     def first_loss(p: float, seed: int = 0) -> float:
         options = {"first_layer": 6, "state_dropout": p, "seed": seed}

@@ -45,7 +45,7 @@ def drawn_logprobs(
 
 def checked_damage(run: Run) -> pd.DataFrame:
     """Ask the twins of a run with dropout and without, and tabulate it; see `damage_table`."""
-    rows = run.answered(checked_rows(run), "00-draws-clean")
+    rows = run.answered(checked_rows(run), "02-answers")
     return damage_table(rows, share_of_choice_1(drawn_logprobs(run, rows)))
 
 

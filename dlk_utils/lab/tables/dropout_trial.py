@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.stats import norm
-from torch import Tensor
 
 from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation import tasks
@@ -135,14 +134,15 @@ def _differences(values: Float[np.ndarray, "... k"]) -> Float[np.ndarray, "... k
 # Rankers.
 
 
-def fit_linear(states: Tensor, towards_truth: Tensor, least_move: float) -> PairScores:
+def fit_linear(train: Draws, least_move: float) -> PairScores:
     """Fit `PairRanking` to pairs of neighbouring draws that moved at least so far."""
-    return _scores_of_linear(PairRanking().fit(*_neighbours(states, towards_truth, least_move)))
+    pairs, moves, _ = _neighbours(train, least_move)
+    return _scores_of_linear(PairRanking().fit(pairs, moves))
 
 
-def fit_bilinear(states: Tensor, towards_truth: Tensor, least_move: float) -> PairScores:
+def fit_bilinear(train: Draws, least_move: float) -> PairScores:
     """Fit `PairBilinear` to pairs of neighbouring draws that moved at least so far."""
-    probe = PairBilinear().fit(*_neighbours(states, towards_truth, least_move))
+    probe = PairBilinear().fit(*_neighbours(train, least_move))
 
     def score(X: Float[np.ndarray, "layer n k d"]) -> Float[np.ndarray, "layer n k k"]:
         return probe.score_all_pairs(torch.from_numpy(X).double()).numpy()
@@ -150,9 +150,9 @@ def fit_bilinear(states: Tensor, towards_truth: Tensor, least_move: float) -> Pa
     return score
 
 
-def fit_listwise(states: Tensor, towards_truth: Tensor, least_move: float) -> PairScores:
+def fit_listwise(train: Draws, least_move: float) -> PairScores:
     """Fit `Listwise` to all draws of each row; `least_move` has to be 0."""
-    return _scores_of_linear(Listwise().fit(states, towards_truth))
+    return _scores_of_linear(Listwise().fit(train.states, train.towards_truth))
 
 
 RANKERS = {LINEAR: fit_linear, BILINEAR: fit_bilinear, LISTWISE: fit_listwise}
@@ -166,21 +166,24 @@ def _scores_of_linear(probe: PairRanking | Listwise) -> PairScores:
 
 
 def _neighbours(
-    states: Tensor, towards_truth: Tensor, least_move: float
-) -> tuple[Float[Tensor, "layer m 2 d"], Float[Tensor, " m"]]:
-    """Return pairs of each draw with the next one, and how far the second is nearer to the truth.
+    draws: Draws, least_move: float
+) -> tuple[Float[np.ndarray, "layer m 2 d"], Float[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+    """Return pairs of each draw with the next one; how much truer the second is; and the labels.
 
     Their differences span those of all pairs of a row.
     """
-    pairs = torch.stack([states[:, :, :-1], states[:, :, 1:]], dim=3).flatten(1, 2)
-    moves = towards_truth.diff(dim=1).flatten()
-    counts = (moves.abs() >= least_move) & (moves != 0)
-    if counts.sum() < FEWEST_PAIRS:
+    states = np.stack([draws.states[:, :, :-1], draws.states[:, :, 1:]], axis=3)
+    pairs = states.reshape(len(states), -1, *states.shape[3:])
+    moves = np.diff(draws.towards_truth, axis=1).ravel()
+    labels = draws.rows.label.to_numpy().repeat(states.shape[2])
+    counts = (np.abs(moves) >= least_move) & (moves != 0)
+    if counts.sum() < FEWEST_PAIRS or len(set(labels[counts])) < 2:
         raise TooFewRows(
             f"pairs of draws: expected at least {FEWEST_PAIRS} training pairs that moved by "
-            f"{least_move}, got {int(counts.sum())}; ask for more examples (n_examples) or draws."
+            f"{least_move}, of rows of both classes, got {int(counts.sum())}; ask for more "
+            "examples (n_examples) or draws."
         )
-    return pairs[:, counts], moves[counts]
+    return pairs[:, counts], moves[counts], labels[counts]
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,7 @@ class FittedRanker:
 
 
 def fit_ranker(
-    fit: Callable[[Tensor, Tensor, float], PairScores],
+    fit: Callable[[Draws, float], PairScores],
     train: Draws,
     validation: Draws,
     layers: Sequence[int],
@@ -217,8 +220,7 @@ def fit_ranker(
     That is the earliest layer whose concordance is within one standard error of the best one's, as
     in `stats.earliest_good_layer`. Rows of the validation set are resampled.
     """
-    states = torch.from_numpy(train.states).double()
-    score = fit(states, torch.from_numpy(train.towards_truth), least_move)
+    score = fit(train, least_move)
     in_order, n_pairs = pairs_in_order(score(validation.states), validation.moves, least_move)
     weights = bootstrap_weights(validation.rows.example_id, 200, 0)
     estimates = _shares(in_order, n_pairs, np.ones((1, len(n_pairs))))[:, 0]
