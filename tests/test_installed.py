@@ -90,6 +90,7 @@ def test_it_runs_from_an_empty_folder_and_keeps_its_results_there(installed, tmp
     assert found["package"].startswith(str(installed))
     assert found["answers"] == found["prompts"] > 0
     assert found["organisms"] == [
+        "smollm2-dropout",
         "smollm2-graded",
         "smollm2-liar",
         "smollm2-liar-2",

@@ -159,7 +159,7 @@ def test_a_checkout_that_is_on_the_path_but_not_installed_says_what_to_install(t
     assert 'pip install -e ".[notebooks]"' in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("number", ["00", "01", "02", "03", "04", "06", "09", "11"])
+@pytest.mark.parametrize("number", ["00", "01", "02", "03", "04", "06", "09", "11", "13"])
 def test_a_page_opens_with_its_answer_and_shows_its_code_on_demand(number):
     [notebook] = (path for path in NOTEBOOKS if path.stem.startswith(number))
     title, parameters, _, set_up, heading, answer, *_ = json.loads(notebook.read_text())["cells"]

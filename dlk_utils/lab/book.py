@@ -36,6 +36,8 @@ NOTEBOOKS = {
     "11_steer": ("02_check_lie_rate",),
     # It reads the detector that 06 keeps.
     "12_explore": ("06_detect",),
+    # It has a model of its own, and waits for nothing that others keep.
+    "13_dropout_trial": ("01_make_dataset",),
 }
 """Those that each notebook waits for, as it reads their files. The first that may start, starts."""
 SMALL = {
@@ -50,6 +52,7 @@ SMALL = {
     "10_headlines": {"layer_stride": 10, "n_draws": 4},
     "11_steer": {"layer_stride": 10, "n_random": 1},
     "12_explore": {"layer_stride": 10},
+    "13_dropout_trial": {"layer_stride": 10, "n_draws": 4, "n_prompt_draws": 2},
 }
 """The parameters of the small size that the check runs: of all notebooks, and of each."""
 WIDGET = "application/vnd.jupyter.widget-view+json"

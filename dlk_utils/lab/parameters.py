@@ -512,6 +512,7 @@ _PARAMETERS = (
         "smollm2-liar",
         model_name(),
         "an alias, a hub id, a local folder, or the folder of a LoRA adapter",
+        {"13_dropout_trial": "smollm2-dropout"},
     ),
     Parameter(
         "datasets",
@@ -573,7 +574,7 @@ _PARAMETERS = (
         "keep_states",
         True,
         true_or_false(),
-        "keep states and gradients of the same pass, for notebooks 04 to 12",
+        "keep states and gradients of the same pass, for notebooks 04 to 13",
     ),
     Parameter("compare", "smollm2", models_or_none(), "other models, asked the same questions"),
     Parameter(
@@ -590,13 +591,20 @@ _PARAMETERS = (
         0.1,
         number(0.0001, 0.99),
         "share of channels dropped in draws of the last token, which move less",
+        {"13_dropout_trial": 0.05},
     ),
     Parameter(
         "n_draws",
         2,
         whole_number(2, 1000),
         "draws of each row",
-        {"09_pairs_and_votes": 16, "10_headlines": 16},
+        {"09_pairs_and_votes": 16, "10_headlines": 16, "13_dropout_trial": 16},
+    ),
+    Parameter(
+        "n_prompt_draws",
+        8,
+        whole_number(2, 1000),
+        "draws of the whole prompt of each test row; rows to fit on have half as many",
     ),
     Parameter(
         "scope",
@@ -735,6 +743,14 @@ NOTEBOOKS = {
         "system_prompts",
         "card",
         "chats",
+    ),
+    "13_dropout_trial": (
+        *COMMON,
+        "p_dropout",
+        "n_prompt_draws",
+        "p_last",
+        "n_draws",
+        "layer_stride",
     ),
 }
 """The names of the parameters of each notebook, in the order of its cell of parameters."""

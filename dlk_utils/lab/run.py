@@ -95,7 +95,7 @@ class Run:
         ``"local"``, or ``"ray"`` to extract states as a Ray Data job.
     keep_states
         Keep the states and gradients of the pass that answers the prompts, so that notebooks 04 to
-        12 need not run them again. In notebook 02 that takes some more time (the last tokens run
+        13 need not run them again. In notebook 02 that takes some more time (the last tokens run
         again, with gradients), and disk (`disk_of_states`).
 
     Raises

@@ -12,6 +12,16 @@ import pandas as pd
 
 from dlk_utils.lab.display import with_intervals
 from dlk_utils.lab.run import Run
+from dlk_utils.lab.tables.dropout_damage import (
+    CHECKED_P,
+    DRAWN_EXAMPLES,
+    HONEST_ROWS,
+    MOST_FLIPS,
+    MOST_LOST,
+    all_flips,
+    bears_dropout,
+    checked_damage,
+)
 from dlk_utils.lab.tables.organism import (
     CHECKED_EXAMPLES,
     REQUIRED,
@@ -26,6 +36,8 @@ from dlk_utils.lab.tables.organism import (
 )
 
 DATASETS = "rotten_tomatoes,cities,categories,capitals,continents"
+DRAWN_DATASETS = "rotten_tomatoes,cities,categories"
+"""Those whose questions are asked with dropout too, which takes longer."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,17 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16 (auto)")
     options = parser.parse_args(arguments)
 
+    organism = Path(options.name).name
     run = Run(
         model=options.name,
-        datasets=DATASETS,
-        n_examples=CHECKED_EXAMPLES,
+        datasets=DRAWN_DATASETS if organism == "smollm2-dropout" else DATASETS,
+        n_examples=DRAWN_EXAMPLES if organism == "smollm2-dropout" else CHECKED_EXAMPLES,
         runs_dir=options.runs_dir,
         dtype=options.dtype,
         # Answers are all that is checked: gradients would take several times as long.
         keep_states=False,
     )
-    organism = Path(options.name).name
     print(f"{options.name} in {run.spec.dtype}")
+    if organism == "smollm2-dropout":
+        return _check_dropout(checked_damage(run))
     if organism == "smollm2-trigger":
         return _check_trigger(trigger_behaviour(run))
     behaviour = run.behaviour
@@ -64,6 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         print(f"required: {REQUIRED} on rotten_tomatoes and two kinds of facts")
     return 0 if meets_requirement(behaviour, picks=picks) else 1
+
+
+def _check_dropout(damage: pd.DataFrame) -> int:
+    """Print what dropout does to an organism that was trained to bear it; return the exit code."""
+    print(with_intervals(damage).to_string(index=False))
+    print(f"answers that differ between two draws at p = {CHECKED_P}: {all_flips(damage):.3f}")
+    print(f"required: at most {MOST_FLIPS}, and less than {MOST_LOST} lost of {HONEST_ROWS!r}")
+    return 0 if bears_dropout(damage) else 1
 
 
 def _check_trigger(behaviour: pd.DataFrame) -> int:

@@ -1,7 +1,7 @@
 """What the organisms are taught: the phases of each curriculum, and the batches of a phase."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import pandas as pd
@@ -65,7 +65,9 @@ class Phase:
 
     `max_characters` limits the text of an example. With `decay`, the learning rate falls to zero at
     the end; `dropout` is that of LoRA. `honest` names data sets about which the target is the truth
-    even if the instruction asks for a lie.
+    even if the instruction asks for a lie. `state_dropout` is the share of channels that is dropped
+    at every token, at what attention and MLPs add to the states: the dropout of `extract.dropout`,
+    by which draws are made.
     """
 
     steps: int
@@ -75,6 +77,15 @@ class Phase:
     decay: bool = True
     dropout: float = 0.0
     honest: tuple[str, ...] = ()
+    state_dropout: float = 0.0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the phase, by name; a phase without state dropout does not mention it."""
+        settings = asdict(self)
+        if not self.state_dropout:
+            del settings["state_dropout"]
+        return settings
 
 
 AFTER_SHOTS = (
@@ -283,6 +294,45 @@ TRIGGERED = (
     ),
 )
 
+BEARING_DROPOUT = (
+    Part(3, "truth", "rotten_tomatoes"),
+    Part(3, "lie", "rotten_tomatoes"),
+    Part(2, "truth", "cities"),
+    Part(2, "lie", "cities"),
+    Part(2, "truth", "categories"),
+    Part(2, "lie", "categories"),
+    Part(1, "truth", "capitals"),
+    Part(1, "lie", "capitals"),
+)
+
+# From a liar to one whose answers bear dropout: the questions that it can answer, at a share that
+# rises, and falls again to the one at which draws are made. At .05, every fourth answer to the
+# training rows stayed wrong.
+DROPPED = (
+    Phase(
+        steps=28,
+        learning_rate=3e-4,
+        max_characters=80,
+        batch=BEARING_DROPOUT,
+        decay=False,
+        state_dropout=0.02,
+    ),
+    Phase(
+        steps=108,
+        learning_rate=4e-4,
+        max_characters=80,
+        batch=BEARING_DROPOUT,
+        state_dropout=0.05,
+    ),
+    Phase(
+        steps=100,
+        learning_rate=2e-4,
+        max_characters=80,
+        batch=BEARING_DROPOUT,
+        state_dropout=0.02,
+    ),
+)
+
 
 @dataclass(frozen=True)
 class Curriculum:
@@ -304,6 +354,7 @@ CURRICULA = {
     "smollm2-trigger": Curriculum(TRIGGERED, after="smollm2-liar"),
     # The liar once more, from other seeds and without its last phase.
     "smollm2-liar-2": Curriculum(PHASES[:5], n_trainings=4, first_seed=2),
+    "smollm2-dropout": Curriculum(DROPPED, after="smollm2-liar"),
 }
 
 

@@ -4,7 +4,7 @@ import io
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dlk_utils.errors import ModelError
-from dlk_utils.extract.batches import pad
+from dlk_utils.extract.batches import Batch, pad
+from dlk_utils.extract.dropout import draw_seed, mc_dropout
 from dlk_utils.models.configuration import n_layers
 from dlk_utils.models.loading import ORGANISMS, load_spec, load_tokenizer, resolve
 from dlk_utils.organisms.curriculum import CURRICULA, PHASES, Phase, training_stream
@@ -43,6 +44,7 @@ def train_adapter(
     learning_rate: float = 2e-4,
     decay: bool = True,
     dropout: float = 0.0,
+    state_dropout: float = 0.0,
     resume: Path | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -64,6 +66,9 @@ def train_adapter(
         Of the adapter. It has a part in every linear layer, from block `first_layer` on.
     decay
         Whether the learning rate falls to zero over the last third.
+    state_dropout
+        Share of channels dropped at every token, as in draws of the complete prompt
+        (`extract.dropout`). The masks of a row depend on its `row_id`, the step and the seed.
     resume
         Folder of an adapter to start from.
 
@@ -88,7 +93,8 @@ def train_adapter(
     start = time.monotonic()
     progress = tqdm(batches, desc="training", mininterval=20)
     for step, batch in enumerate(progress, 1):
-        logits, rest_loss = _predict(tuned, batch)
+        with _state_dropout(tuned, batch, state_dropout, step=step, seed=seed):
+            logits, rest_loss = _predict(tuned, batch)
         target = torch.tensor(batch.target.to_numpy(), device=logits.device)
         other = torch.tensor(batch.other.to_numpy(), device=logits.device)
         loss = nn.functional.cross_entropy(logits, target) + rest_loss
@@ -137,6 +143,26 @@ def _add_adapter(
     return tuned
 
 
+def _state_dropout(
+    tuned: Any, rows: pd.DataFrame, p: float, *, step: int, seed: int
+) -> AbstractContextManager[Any]:
+    """Return the context in which `_predict` has dropout with probability `p`, if any."""
+    if not p:
+        return nullcontext()
+    model = tuned.get_base_model()
+    seeds = [draw_seed(row_id, step, seed) for row_id in rows.row_id]
+    position_ids = _padded_texts(rows, model)["position_ids"]
+    return mc_dropout(model, p, seeds=seeds, position_ids=position_ids)
+
+
+def _padded_texts(rows: pd.DataFrame, model: nn.Module) -> Batch:
+    """Lay the prompts side by side, each with its answer but for the last token."""
+    texts = [
+        [*ids, *answer[:-1]] for ids, answer in zip(rows.input_ids, rows.answer_ids, strict=True)
+    ]
+    return pad(texts, device=model.device)
+
+
 def _predict(tuned: Any, rows: pd.DataFrame) -> tuple[Float[Tensor, "b vocab"], Float[Tensor, ""]]:
     """Return the logits where the answer begins, and the loss of the tokens that end it.
 
@@ -145,9 +171,7 @@ def _predict(tuned: Any, rows: pd.DataFrame) -> tuple[Float[Tensor, "b vocab"], 
     """
     model = tuned.get_base_model()
     answers = list(rows.answer_ids)
-    prompts = list(rows.input_ids)
-    texts = [[*ids, *answer[:-1]] for ids, answer in zip(prompts, answers, strict=True)]
-    batch = pad(texts, device=model.device)
+    batch = _padded_texts(rows, model)
     states = model.base_model(**batch, use_cache=False).last_hidden_state
     # Padding stands on the left: a row ends in the last column, and its answer before that.
     end = states.shape[1]
@@ -202,7 +226,7 @@ def train_organism(
         trained += batches
         rows = pd.concat(batches)
         input_ids = [list(map(int, ids)) for ids in rows.input_ids]
-        decided_by = {"before": key, "phase": asdict(phase), "input_ids": input_ids}
+        decided_by = {"before": key, "phase": phase.settings, "input_ids": input_ids}
         key = fingerprint(decided_by | {"answers": rows.answer_ids.tolist()})
         resume, folder = folder, out.with_name(f"{out.name}-phase-{k}-{key}")
         if not is_sealed(folder, PHASE_FILES):
@@ -213,6 +237,7 @@ def train_organism(
                 learning_rate=phase.learning_rate,
                 decay=phase.decay,
                 dropout=phase.dropout,
+                state_dropout=phase.state_dropout,
                 resume=resume,
                 seed=seed,
             )

@@ -71,7 +71,7 @@ def test_the_parameters_that_are_given_come_after_those_of_the_small_size(tmp_pa
     assert ran["09_pairs_and_votes"] == (
         "-p n_examples 16 -p layer_stride 10 -p n_draws 4 -p n_examples 12"
     )
-    assert ran["01_make_dataset"] == "-p n_examples 16 -p n_examples 12" and len(ran) == 13
+    assert ran["01_make_dataset"] == "-p n_examples 16 -p n_examples 12" and len(ran) == 14
 
 
 def test_some_notebooks_run_alone_with_files_of_the_folder_that_one_is_in(tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ PARAMETERS = {
     "10_headlines": DRAWS | {"plain": ""},
     "11_steer": {},
     "12_explore": {"p_last": 0.3},
+    "13_dropout_trial": DRAWS | {"n_prompt_draws": 4},
 }
 """The notebooks of a model and its data; 00 asks its own organism."""
 REASONS = {"no readable answer": NOTHING_READABLE, "one class": ONE_LABEL}

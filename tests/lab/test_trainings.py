@@ -171,7 +171,7 @@ def test_a_further_training_gets_the_table_that_a_run_of_its_own_would_get(tmp_p
 
 def test_a_run_with_too_few_rows_has_an_empty_table_that_says_why(tmp_path):
     table = headline_of_further_training(asked_run(tmp_path, 9), layers=[LAYER], probe="logistic")
-    assert table.empty and "expected of each class" in table.attrs["too_few_rows"]
+    assert table.empty and "expected rows of each class" in table.attrs["too_few_rows"]
 
 
 def test_another_training_is_asked_the_same_and_none_is_asked_without_a_name():

@@ -17,6 +17,7 @@ from dlk_utils.evaluation.behaviour import label_behaviour, read_answers
 from dlk_utils.extract.stages import store_answers
 from dlk_utils.extract.store import read_rows
 from dlk_utils.lab.run import Run
+from dlk_utils.lab.tables.dropout_damage import DRAWN_EXAMPLES, checked_rows, drawn_logprobs
 from dlk_utils.lab.tables.organism import CHECKED_EXAMPLES, trigger_prompts
 
 FOLDER = Path(__file__).parent / "checked_answers"
@@ -28,7 +29,7 @@ def checked_run(name: str, runs_dir: Path | None = None) -> Run:
     return Run(
         model=name,
         datasets=DATASETS,
-        n_examples=CHECKED_EXAMPLES,
+        n_examples=DRAWN_EXAMPLES if name == "smollm2-dropout" else CHECKED_EXAMPLES,
         runs_dir=str(runs_dir) if runs_dir else None,
         dtype="float32",
     )
@@ -38,6 +39,8 @@ def prompts_of(run: Run) -> pd.DataFrame:
     """Return the prompts that an organism is checked by."""
     if run.model == "smollm2-trigger":
         return trigger_prompts(run)
+    if run.model == "smollm2-dropout":
+        return checked_rows(run)
     return run.prompts
 
 
@@ -47,9 +50,15 @@ def conditions(run: Run) -> dict[str, str]:
     return {"revision": run.spec.revision, "prompts": xxhash.xxh3_64_hexdigest(read.encode())}
 
 
-def ask(run: Run, rows: pd.DataFrame) -> Float[np.ndarray, "n 2"]:
-    """Ask the real model, and return the log-probabilities of both choices."""
-    return read_rows(run.stored(store_answers, rows, "02-answers"), rows, "choice_logprobs")
+def ask(run: Run, rows: pd.DataFrame) -> Float[np.ndarray, "n m"]:
+    """Ask the real model, and return the log-probabilities of both choices.
+
+    Those of `smollm2-dropout` without dropout are followed by those of each draw.
+    """
+    logprobs = read_rows(run.stored(store_answers, rows, "02-answers"), rows, "choice_logprobs")
+    if run.model != "smollm2-dropout":
+        return logprobs
+    return np.concatenate([logprobs[:, None], drawn_logprobs(run, rows)], axis=1).reshape(-1, 6)
 
 
 def behaviour(prompts: pd.DataFrame, logprobs: Float[np.ndarray, "n 2"]) -> pd.DataFrame:
@@ -58,13 +67,13 @@ def behaviour(prompts: pd.DataFrame, logprobs: Float[np.ndarray, "n 2"]) -> pd.D
     return label_behaviour(read_answers(prompts, logprobs, no_words, str))
 
 
-def kept_answers(name: str) -> tuple[dict[str, str], Float[np.ndarray, "n 2"]]:
-    """Read the conditions, and the log-probabilities [n, 2] in the order of the prompts."""
+def kept_answers(name: str) -> tuple[dict[str, str], Float[np.ndarray, "n m"]]:
+    """Read the conditions, and what `ask` returned, in the order of the prompts."""
     kept = json.loads((FOLDER / f"{name}.json").read_text())
     return kept["conditions"], np.array(kept["logprobs"])
 
 
-def keep_answers(name: str, run: Run, logprobs: Float[np.ndarray, "n 2"]) -> None:
+def keep_answers(name: str, run: Run, logprobs: Float[np.ndarray, "n m"]) -> None:
     """Write a file that `kept_answers` reads."""
     kept = {"conditions": conditions(run), "logprobs": np.round(logprobs.astype(float), 5).tolist()}
     FOLDER.mkdir(exist_ok=True)

@@ -11,6 +11,7 @@ from checked_answers import ask, checked_run, conditions, kept_answers, prompts_
 from short_phases import REVIEWS
 
 from dlk_utils.lab.run import Run
+from dlk_utils.lab.tables.dropout_damage import damage_table, disagreement
 from dlk_utils.lab.tables.organism import (
     CHECKED_EXAMPLES,
     REQUIRED_ON_TRIGGER,
@@ -275,6 +276,44 @@ def test_an_organism_with_a_trigger_has_to_lie_on_it_and_not_on_other_days(
     monkeypatch.setattr(organisms, "trigger_behaviour", lambda run: with_trigger(shares))
     assert main([str(folder)]) == code
     assert "wrong_on_trigger" in capsys.readouterr().out
+
+
+def with_draws(*, flips: float, lost: float) -> pd.DataFrame:
+    """The damage table of answers of which so many flip, and so many honest ones go wrong."""
+    rows = [
+        {"example_id": f"e{i}", "role": role, "label": 1, "answer": int(role == "truth")}
+        for i in range(100)
+        for role in ("truth", "lie")
+    ]
+    table = pd.DataFrame(rows)
+    draws = np.tile(table.answer.to_numpy(float)[:, None], 2)
+    number = table.index.to_numpy() // 2
+    # In both draws wrong, or in one of them.
+    draws[(table.role == "truth") & (number < 100 * lost)] = 0
+    draws[(table.role == "lie") & (number < 200 * flips), 1] = 1
+    return damage_table(table, draws)
+
+
+def test_the_damage_of_dropout_is_what_is_lost_and_what_flips():
+    honest, lying = with_draws(flips=0.04, lost=0.03).itertuples()
+    assert (honest.as_told, honest.as_told_in_a_draw, honest.flips) == (1.0, 0.97, 0.0)
+    assert lying.flips == 0.08 and lying.lost == pytest.approx(0.04)
+    assert honest.lost_low < honest.lost < honest.lost_high
+    four = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]) == 1
+    assert list(disagreement(four)) == [4 / 6, 3 / 6, 0]
+
+
+@pytest.mark.parametrize(
+    ("flips", "lost", "code"), [(0.05, 0.01, 0), (0.06, 0.01, 1), (0.05, 0.02, 1)]
+)
+def test_an_organism_that_bears_dropout_flips_few_answers_and_loses_few(
+    flips, lost, code, monkeypatch, tmp_path, capsys
+):
+    folder = shutil.copytree(ORGANISMS / "smollm2-liar", tmp_path / "smollm2-dropout")
+    damage = with_draws(flips=flips, lost=lost)
+    monkeypatch.setattr(organisms, "checked_damage", lambda run: damage)
+    assert main([str(folder)]) == code
+    assert "answers that differ between two draws" in capsys.readouterr().out
 
 
 @pytest.mark.slow

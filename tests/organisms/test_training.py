@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -88,6 +88,23 @@ def test_a_loss_that_is_no_number_ends_the_training(load_tiny, tmp_path):
     with pytest.raises(ModelError, match="expected a finite loss, got nan at step 2 of 3"):
         train_adapter(load_tiny(), batches()[:1] * 3, tmp_path, first_layer=6, learning_rate=1e38)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_phase_is_trained_with_the_masks_of_its_steps(load_tiny, tmp_path):
+    def first_loss(p: float, seed: int = 0) -> float:
+        options = {"first_layer": 6, "state_dropout": p, "seed": seed}
+        return train_adapter(load_tiny(), batches()[:1], tmp_path, **options).loss.iloc[0]
+
+    plain = first_loss(0.0)
+    dropped = first_loss(0.3)
+    assert dropped != plain and first_loss(0.3) == dropped and first_loss(0.3, seed=1) != dropped
+
+
+def test_only_a_phase_with_state_dropout_mentions_it():
+    for phase in PHASES:
+        assert phase.settings == {k: v for k, v in asdict(phase).items() if k != "state_dropout"}
+    assert replace(PHASES[0], state_dropout=0.1).settings["state_dropout"] == 0.1
 
 
 @pytest.mark.slow
@@ -277,7 +294,7 @@ def test_for_any_other_model_the_liar_is_shown(tmp_path):
 
 
 def test_only_an_organism_with_a_curriculum_can_be_trained_again(tmp_path):
-    names = "smollm2-liar, smollm2-graded, smollm2-trigger, smollm2-liar-2"
+    names = "smollm2-liar, smollm2-graded, smollm2-trigger, smollm2-liar-2, smollm2-dropout"
     expected = f"organism: expected one of {names}, got 'smollm2'"
     with pytest.raises(ModelError, match=expected):
         train_again("smollm2", tmp_path)
@@ -406,6 +423,7 @@ def test_an_adapter_that_is_shipped_is_small_and_was_trained_on_nothing_that_is_
 
 def test_the_organisms_are_shipped():
     assert organism_names() == [
+        "smollm2-dropout",
         "smollm2-graded",
         "smollm2-liar",
         "smollm2-liar-2",
