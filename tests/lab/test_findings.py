@@ -233,16 +233,18 @@ def test_a_reported_number_is_reached_if_the_upper_end_of_its_interval_here_is_a
     clean = {
         "convolution over depth": CleanNumber("0.95 [0.91, 0.97]", 0.97),
         "from one data set to another": CleanNumber("0.40 to 0.90", 0.4),
+        "pairs of draws, linear": CleanNumber("0.55 [0.35, 0.76]", 0.76, is_above_chance=False),
         "one data set": CleanNumber("not scored", np.nan),
     }
     table = survivors(clean, {})
     reached = table["reached here"]
     assert reached["convolution over depth"] == "yes"
-    assert reached["from one data set to another"] == "no"
+    assert reached["from one data set to another"] == reached["pairs of draws, linear"] == "no"
     assert reached["one data set"] == reached["weight gradients, linear"] == "not measured"
     assert survivors_finding(table) == (
-        "Of 2 reported numbers that were measured again, a clean evaluation reaches 1 here "
-        "(convolution over depth). It does not reach from one data set to another"
+        "Of 3 reported numbers that were measured again, a clean evaluation reaches 1 here "
+        "(convolution over depth). It does not reach pairs of draws, linear; from one data set to "
+        "another"
     )
     assert survivors_finding(table.query("what == 'one data set'")).startswith("None of the rep")
     assert survivors_finding(survivors(dict(list(clean.items())[:1]), {})).endswith("depth)")

@@ -226,10 +226,13 @@ class CleanNumber(NamedTuple):
     highest : float
         The upper end of its interval, or the score itself if it has none; of several scores, that
         of the lowest. Nan if nothing was scored.
+    is_above_chance : bool
+        Whether its interval is above chance, or it has none.
     """
 
     text: str
     highest: float
+    is_above_chance: bool = True
 
 
 def clean_numbers(
@@ -270,7 +273,10 @@ def clean_numbers(
 
 
 def _number(rows: pd.DataFrame) -> CleanNumber:
-    return CleanNumber(in_brief(rows), rows.high.iloc[0] if len(rows) else np.nan)
+    if rows.empty:
+        return CleanNumber(in_brief(rows), np.nan)
+    row = rows.iloc[0]
+    return CleanNumber(in_brief(row), row.high, is_above_chance=bool(row.low > 0.5))
 
 
 def _f1_of_deception(classes: pd.DataFrame) -> CleanNumber:
@@ -293,8 +299,9 @@ def survivors(clean: Mapping[str, CleanNumber], mistaken: Mapping[str, str]) -> 
     Returns
     -------
     DataFrame
-        By the second column of `REPORTED`. A number is `reached here` ("yes" or "no") if the upper
-        end of its interval here is at least the lowest number that was reported.
+        By the second column of `REPORTED`. A number is `reached here` ("yes" or "no") if it is
+        above chance here, and the upper end of its interval is at least the lowest number that was
+        reported.
 
     Raises
     ------
@@ -308,7 +315,8 @@ def survivors(clean: Mapping[str, CleanNumber], mistaken: Mapping[str, str]) -> 
     nothing = CleanNumber(NOT_MEASURED, np.nan)
     numbers = [clean.get(what, nothing) for what in table.what]
     highest = np.array([number.highest for number in numbers], dtype=float)
-    is_reached = np.where(highest >= table.lowest, "yes", "no")
+    is_above_chance = np.array([number.is_above_chance for number in numbers])
+    is_reached = np.where((highest >= table.lowest) & is_above_chance, "yes", "no")
     table["here, cleanly"] = [number.text for number in numbers]
     table["reached here"] = np.where(np.isnan(highest), NOT_MEASURED, is_reached)
     table["here, with the same mistake"] = [mistaken.get(what, "") for what in table.what]
