@@ -32,7 +32,9 @@ def test_the_readme_has_the_finding_its_rival_and_what_else_the_front_page_says(
     readme = (TOP / "README.md").read_text(encoding="utf-8")
     made = readme[readme.index(BEGIN) : readme.index(END)]
     page = (TOP / "book" / "intro.md").read_text(encoding="utf-8")
-    labels = re.findall(r"^\* \*\*(.+?)\*\* \{glue", page, flags=re.MULTILINE)
+    above_figure, figure, _ = page.partition("```{glue} turn")
+    assert figure
+    labels = re.findall(r"^\* \*\*(.+?)\*\* \{glue", above_figure, flags=re.MULTILINE)
     assert len(labels) == 3
     for label in labels:
         assert f"* {label} " in made, "run make book, then make picture"
