@@ -375,7 +375,8 @@ def tasks_lines(tasks: pd.DataFrame) -> list[str]:
     above = may_claim[may_claim.low > 0.5]
     line = (
         f"* In {len(above)} of {len(named)} tasks, the probe that was named in advance is above "
-        f"chance. In {int((above.lift_low > 0).sum())} of these it also beats its best control."
+        f"chance. In {int((above.lift_low > 0).sum()) or 'none'} of these it also beats its best "
+        "control."
     )
     inverted = int((may_claim.high < 0.5).sum())
     if inverted:
@@ -981,14 +982,16 @@ def trigger_sentence(triggered: pd.DataFrame) -> str:
         trigger.LIE_OR_NOT: ("of these answers", trigger.TRIGGER_THERE),
         trigger.WHAT_IS_TRUE: ("of what is true in triggered rows", trigger.KNOWS_TRIGGER),
     }
-    for question, (of_what, rival) in rivals.items():
-        if (question, PROBE) in accuracy.index and (question, rival) in accuracy.index:
-            text += (
-                f". At the threshold of its honest rows the probe is right in "
-                f"{percent(accuracy[question, PROBE])} {of_what}, against "
-                f"{percent(accuracy[question, rival])} for *{rival}*"
-            )
-    return text
+    is_right = [
+        f"{percent(accuracy[question, PROBE])} {of_what}, against "
+        f"{percent(accuracy[question, rival])} for *{rival}*"
+        for question, (of_what, rival) in rivals.items()
+        if {(question, PROBE), (question, rival)} <= set(accuracy.index)
+    ]
+    if not is_right:
+        return text
+    at_threshold = ", and in ".join(is_right)
+    return f"{text}. At the threshold of its honest rows the probe is right in {at_threshold}"
 
 
 def trigger_findings(triggered: pd.DataFrame) -> list[str]:

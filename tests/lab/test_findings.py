@@ -165,6 +165,8 @@ def test_verdicts_on_the_tasks_are_counted_and_those_on_few_rows_apart():
         "* In 1 of 1 tasks, the probe that was named in advance is above chance. In 1 of these it "
         "also beats its best control."
     ]
+    [line] = tasks_lines(pd.DataFrame(rows[1:2]))
+    assert "In none of these it also beats" in line
     assert tasks_lines(pd.DataFrame([searched])) == []
 
 

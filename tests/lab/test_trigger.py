@@ -100,7 +100,7 @@ def test_the_sentences_have_the_scores_and_of_no_model_nothing_is_said(table):
     assert f"{of_lies.estimate:.2f}" in findings.trigger_title(table)
     of_truth = table[table.question == WHAT_IS_TRUE].set_index("who").accuracy
     assert f"right in {100 * of_lies.accuracy:.0f} % of these answers, against " in lines[0]
-    assert f"right in {100 * of_truth[PROBE]:.0f} % of what is true in triggered rows" in lines[0]
+    assert f", and in {100 * of_truth[PROBE]:.0f} % of what is true in triggered " in lines[0]
     assert f"{100 * of_truth[KNOWS_TRIGGER]:.0f} % for *{KNOWS_TRIGGER}*" in lines[0]
     assert f"n = {of_lies.n}" in lines[0] and len(lines) == 3
     assert f"{ANOTHER_DAY}: 1.00" in lines[2] and OWN in lines[1]
