@@ -303,7 +303,6 @@ def scatter_figure(
     xlabel: str,
     ylabel: str,
     fill: str | None = None,
-    hollow: str | None = None,
     hover: str | None = None,
 ) -> go.Figure:
     """Draw a point for each row of a table, with a colour and a marker for each value of `color`.
@@ -311,9 +310,7 @@ def scatter_figure(
     Parameters
     ----------
     fill
-        Column of two values, each of which has its own points.
-    hollow
-        The value of `fill` whose points are hollow.
+        Column of two values. Points of the one that comes first in the alphabet are hollow.
     hover
         Column of what a pointer on the point shows.
     """
@@ -321,6 +318,7 @@ def scatter_figure(
     for number, (label, part) in enumerate(_series(table, color)):
         series = [(label, False, part)]
         if fill is not None:
+            hollow = min(table[fill])
             by_fill = sorted(part.groupby(fill), reverse=True, key=_name_of_group)
             series = [(f"{label}, {name}", name == hollow, rows) for name, rows in by_fill]
         for name, is_hollow, rows in series:
@@ -366,7 +364,7 @@ def bars_figure(
         fig.add_bar(x=list(part[x]), y=list(part[y]), name=name, marker=marker)
     if reference is not None:
         fig.add_vline(x=reference, line_dash="dash", line_color=GREY)
-        # With few ticks plotly takes round numbers, not the middle of each bar.
+        # So few that they are round numbers, and not the middles of the bars.
         fig.update_xaxes(nticks=7)
     return _finish(fig, title, xlabel, ylabel)
 

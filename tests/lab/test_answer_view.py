@@ -31,8 +31,8 @@ def test_it_says_what_the_model_says_what_is_right_what_it_believes_and_the_verd
 
 def test_each_layer_has_its_number_and_its_sides_differ_by_more_than_colour():
     html = shown()._repr_html_()
-    found = re.findall(r'<span style="([^"]*)">([^<]*)</span>', html)
-    by_text = {text: style for style, text in found}
+    styles = dict(re.findall(r'<span style="([^"]*)">([^<]*)</span>', html))
+    by_text = {text: style for style, text in styles.items()}
     assert "dotted" in by_text["0: -0.5"] and "solid" in by_text["9: +2.0"]
     # The words have the colour of the page, which its theme chooses.
     assert not re.search(r"[\s;\"]color:", html)

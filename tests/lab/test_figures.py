@@ -287,7 +287,6 @@ def test_hollow_points_are_a_series_of_their_own_also_in_the_picture():
     table = SCORES.assign(right=["1 right", "0 right", "1 right", "0 right", "0 right"])
     labels = {"title": "", "xlabel": "", "ylabel": ""}
     columns = {"x": "estimate", "y": "layer", "color": "probe", "fill": "right"}
-    columns["hollow"] = "0 right"
     fig = scatter_figure(table, **columns, **labels)
     looks = {t.name: (t.marker.symbol, t.marker.color) for t in fig.data}
     assert list(looks)[:2] == ["logistic, 1 right", "logistic, 0 right"]
@@ -297,8 +296,6 @@ def test_hollow_points_are_a_series_of_their_own_also_in_the_picture():
         "data": [t | {"marker": t["marker"] | {"symbol": "circle"}} for t in fig.to_dict()["data"]]
     }
     assert draw_png(fig.to_dict()) != draw_png(filled)
-    one_value = scatter_figure(table[table.right == "1 right"], **columns, **labels)
-    assert not any(t.marker.symbol.endswith("-open") for t in one_value.data)
 
 
 def test_a_line_stands_where_the_bars_are_to_be_compared_with_it():

@@ -1,4 +1,4 @@
-"""The tables of the notebooks; the first line of each module says which notebooks it serves.
+"""The tables of the notebooks, one module for each notebook that needs one.
 
 A module holds functions of a run, whose tables `lab.cache.kept` keeps, and the pure
 functions of rows and features that compute those tables. Sentences about tables are written in

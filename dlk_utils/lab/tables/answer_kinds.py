@@ -14,12 +14,11 @@ def with_kinds(rows: pd.DataFrame) -> pd.DataFrame:
 
     An honest answer is a right one to a prompt that asks for the truth, and a mistake a wrong one.
     A lie is what `label_behaviour` calls so. All other answers to prompts that ask for a lie are
-    left out: right ones, and wrong ones about what the model does not know. So are the rows of role
-    "known".
+    left out: right ones, and wrong ones about what the model does not know.
     """
-    asks_truth = (rows.role == "truth").to_numpy()
+    is_honest = (rows.role == "truth").to_numpy()
     is_right = rows.correct.to_numpy(bool)
-    conditions = [asks_truth & is_right, rows.lied.to_numpy(bool), asks_truth & ~is_right]
-    kinds = np.select(conditions, KINDS, "")
-    of_a_kind = rows.assign(kind=kinds)[kinds != ""]
-    return of_a_kind.sort_values("kind", key=lambda kind: kind.map(KINDS.index), kind="stable")
+    conditions = [is_honest & is_right, rows.lied.to_numpy(bool), is_honest & ~is_right]
+    kinds = pd.Categorical(np.select(conditions, KINDS, ""), KINDS)
+    of_a_kind = rows.assign(kind=kinds).dropna(subset="kind")
+    return of_a_kind.sort_values("kind", kind="stable").astype({"kind": str})
