@@ -1,4 +1,4 @@
-"""Tables of notebook 13: can dropout draws be ranked by truth, in a model that bears dropout?
+"""Tables of notebook 13: can dropout draws be ranked by truth, in a model trained with dropout?
 
 A *ranker* scores every two draws of a row: which of them is nearer to the truth? Its *concordance*
 is the share of pairs of draws that it puts in the right order. Intervals resample rows, with all
