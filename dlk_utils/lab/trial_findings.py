@@ -3,7 +3,14 @@
 import pandas as pd
 
 from dlk_utils.lab.display import interval_text, percent
-from dlk_utils.lab.tables.dropout_damage import HONEST_ROWS, LYING_ROWS
+from dlk_utils.lab.tables.dropout_damage import (
+    HONEST_ROWS,
+    LYING_ROWS,
+    MOST_FLIPS,
+    MOST_LOST,
+    all_flips,
+    bears_dropout,
+)
 from dlk_utils.lab.tables.dropout_trial import BIG_MOVE, RANKERS
 
 IN_WORDS = {"sequence": "dropout on the whole prompt", "last_token": "dropout on the last token"}
@@ -47,11 +54,15 @@ def trial_findings(
             "found four times out of five, and of a ranking against chance one of "
             f"{best.visible:.2f}."
         )
-    for row in damage[damage.rows == HONEST_ROWS].itertuples():
+    for scope, some in damage.groupby("scope", sort=False):
+        [row] = some[some.rows == HONEST_ROWS].itertuples()
+        bears = "The model bears" if bears_dropout(some) else "**The model does not bear**"
         lines.append(
-            f"* {IN_WORDS[row.scope].capitalize()} at p = {row.p:g}: of honest answers, "
-            f"{percent(row.flips)} differ between two draws, and {percent(row.as_told)} are right "
-            f"without dropout, {percent(row.as_told_in_a_draw)} in a draw."
+            f"* {bears} {IN_WORDS[scope]} at p = {row.p:g}, by the bar that was fixed in advance "
+            f"(answers differ between at most {percent(MOST_FLIPS)} of draws, and less than "
+            f"{percent(MOST_LOST)} of the honest ones are lost): {percent(all_flips(some))} "
+            f"differ, and {percent(row.as_told)} of the honest ones are right without dropout, "
+            f"{percent(row.as_told_in_a_draw)} in a draw."
         )
     for scope, some in dropped[dropped.rows == HONEST_ROWS].groupby("scope", sort=False):
         lines.append(

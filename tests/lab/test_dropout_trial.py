@@ -174,7 +174,7 @@ def test_rows_to_fit_on_have_half_as_many_draws():
 
 
 def damage_and_dropped() -> tuple[pd.DataFrame, pd.DataFrame]:
-    damage = {"scope": "sequence", "p": 0.05, "rows": HONEST_ROWS}
+    damage = {"scope": "sequence", "p": 0.05, "rows": HONEST_ROWS, "n": 100, "lost": 0.01}
     damage |= {"as_told": 0.9, "as_told_in_a_draw": 0.89, "flips": 0.04}
     dropped = {"scope": "sequence", "rows": HONEST_ROWS, "estimate": 0.9, "low": 0.8, "high": 0.95}
     return pd.DataFrame([damage]), pd.DataFrame([dropped])
@@ -185,13 +185,17 @@ def test_the_page_says_which_rankings_succeed(ranked):
     assert "**1 of 3 rankings succeed** on rows told to lie: bilinear (dropout on the" in lying
     assert "on rows told to tell the truth" in honest
     assert "the best ranker (bilinear) puts 0." in best and "four times out of five" in best
-    assert "4 % differ between two draws" in damage and "0.90 [0.80, 0.95]" in dropped
+    assert damage.startswith("* The model bears dropout on the whole") and "4 % differ" in damage
+    assert "0.90 [0.80, 0.95]" in dropped
     assert trial_title(ranked).startswith("Told to lie, 1 of 3 rankings of draws beat both")
     assert len(tried(ranked)) == 3
 
 
 def test_the_page_says_that_no_ranking_succeeds(ranked):
-    first, *_ = trial_findings(ranked.assign(lift_low=-0.1), *damage_and_dropped())
+    damage, dropped = damage_and_dropped()
+    damaged = damage.assign(flips=0.2)
+    first, *_, worse, _ = trial_findings(ranked.assign(lift_low=-0.1), damaged, dropped)
+    assert worse.startswith("* **The model does not bear** dropout on the whole prompt")
     assert first.startswith("* **No ranking succeeds** on rows told to lie.")
 
 

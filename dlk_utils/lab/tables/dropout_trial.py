@@ -1,4 +1,4 @@
-"""Tables of notebook 13: can dropout draws be ranked by truth, in a model that bears dropout?
+"""Tables of notebook 13: can dropout draws be ranked by truth, in a model trained with dropout?
 
 A *ranker* scores every two draws of a row: which of them is nearer to the truth? Its *concordance*
 is the share of pairs of draws that it puts in the right order. Intervals resample rows, with all
@@ -215,21 +215,15 @@ def fit_ranker(
     *,
     least_move: float = 0.0,
 ) -> FittedRanker:
-    """Fit a ranker at every layer, and choose the earliest good one on validation rows.
+    """Fit a ranker at every layer, and choose the one with the best concordance on validation rows.
 
-    That is the earliest layer whose concordance is within one standard error of the best one's, as
-    in `stats.earliest_good_layer`. Rows of the validation set are resampled.
+    (The earliest layer within one standard error of it, as in `stats.earliest_good_layer`, would
+    often be the first: concordances of few rows differ little.)
     """
     score = fit(train, least_move)
     in_order, n_pairs = pairs_in_order(score(validation.states), validation.moves, least_move)
-    weights = bootstrap_weights(validation.rows.example_id, 200, 0)
-    estimates = _shares(in_order, n_pairs, np.ones((1, len(n_pairs))))[:, 0]
-    resampled = _shares(in_order, n_pairs, weights)
-    best = int(np.nan_to_num(estimates).argmax())
-    shortfall = estimates[best] - estimates
-    standard_error = np.nanstd(resampled[best] - resampled, axis=1)
-    good = np.flatnonzero(shortfall <= standard_error)
-    place = int(good[0]) if len(good) else best
+    concordance = _shares(in_order, n_pairs, np.ones((1, len(n_pairs))))[:, 0]
+    place = int(np.nan_to_num(concordance).argmax())
     return FittedRanker(place, layers[place], score)
 
 
