@@ -455,18 +455,15 @@ def dropout_sentence(row: pd.Series) -> str:
 # 11: steering.
 
 
-_PUSH_KEYS = (
-    *("front_no_push", "front_push_towards", "front_control_towards"),
-    *("front_push_away", "front_control_away"),
-)
+_PUSH_KEYS = ("front_no_push", "front_push_away", "front_push_towards", "front_control_towards")
 _CONTROL_NAMES = {RANDOM: "random directions", SHUFFLED: "directions of shuffled labels"}
 
 
 def of_steering(responses: pd.DataFrame, undisturbed: pd.DataFrame, dose: float) -> dict[str, str]:
     """Say how many answers told to lie are true, with and without a push along the truth direction.
 
-    Both signs of the push are shown, each next to the control with most true answers after a push
-    by the same dose.
+    Both signs of the push are shown, and for the push towards the truth the control with most true
+    answers after a push by the same dose.
 
     Parameters
     ----------
@@ -483,15 +480,13 @@ def of_steering(responses: pd.DataFrame, undisturbed: pd.DataFrame, dose: float)
         return texts
     texts["front_no_push"] = f"{without.disobeyed.iloc[0]:.2f}"
     told_to_lie = responses[responses.role == "lie"].dropna(subset="disobeyed")
-    for way, signed in (("towards", dose), ("away", -dose)):
-        of_dose = told_to_lie[np.isclose(told_to_lie.dose, signed)]
-        push = of_dose[of_dose.direction == TRUTH]
-        controls = of_dose[of_dose.direction.isin(CONTROLS)]
-        if push.empty or controls.empty:
-            return dict.fromkeys(_PUSH_KEYS, NO_NUMBER)
-        highest = controls.loc[controls.disobeyed.idxmax()]
-        texts[f"front_push_{way}"] = interval_text(push.iloc[0], "disobeyed")
-        texts[f"front_control_{way}"] = (
-            f"{highest.disobeyed:.2f}, {_CONTROL_NAMES[highest.direction]}"
-        )
+    towards = told_to_lie[np.isclose(told_to_lie.dose, dose)].set_index("direction")
+    away = told_to_lie[np.isclose(told_to_lie.dose, -dose)].set_index("direction")
+    controls = towards[towards.index.isin(CONTROLS)].disobeyed
+    if TRUTH not in towards.index or TRUTH not in away.index or controls.empty:
+        return dict.fromkeys(_PUSH_KEYS, NO_NUMBER)
+    texts["front_push_away"] = f"{away.disobeyed[TRUTH]:.2f}"
+    texts["front_push_towards"] = interval_text(towards.loc[TRUTH], "disobeyed")
+    control = _CONTROL_NAMES[controls.idxmax()]
+    texts["front_control_towards"] = f"{controls.max():.2f}, {control}"
     return texts

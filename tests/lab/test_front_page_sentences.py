@@ -467,7 +467,7 @@ def pushes(**shares: float) -> pd.DataFrame:
 NOT_PUSHED = pd.DataFrame({"role": ["truth", "lie"], "disobeyed": [0.01, 0.05]})
 
 
-def test_both_signs_of_the_push_are_shown_with_the_highest_control_of_the_same_sign():
+def test_both_signs_of_the_push_are_shown_and_the_highest_control_of_the_push_towards_the_truth():
     of_controls = {"random_plus": 0.13, "random_minus": 0.12}
     of_controls |= {"shuffled_plus": 0.11, "shuffled_minus": 0.17, "random_more": 0.9}
     table = pushes(truth_plus=0.29, truth_minus=0.65, truth_more=0.99, **of_controls)
@@ -476,8 +476,7 @@ def test_both_signs_of_the_push_are_shown_with_the_highest_control_of_the_same_s
         "front_no_push": "0.05",
         "front_push_towards": "0.29 [0.28, 0.30]",
         "front_control_towards": "0.13, random directions",
-        "front_push_away": "0.65 [0.64, 0.66]",
-        "front_control_away": "0.17, directions of shuffled labels",
+        "front_push_away": "0.65",
     }
     no_control = pushes(truth_plus=0.29, truth_minus=0.65)
     for few in (pd.DataFrame(), no_control):
