@@ -202,7 +202,7 @@ def _best_sign(scores: Float[np.ndarray, " n"], y: np.ndarray) -> int:
 
 
 def answers_turned_by_words(train: pd.DataFrame, task: Task) -> Float[np.ndarray, " n"]:
-    """Turn round the own answers of test rows as far as the words of the prompt say "told to lie".
+    """Reverse the own answers of test rows as far as the words of the prompt say "told to lie".
 
     `train` are training rows of both roles, told to tell the truth and to lie.
     """
@@ -219,7 +219,7 @@ def told_to_lie_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def turn_answers(task: Task, log_odds: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Turn round the own answers of test rows [n] as far as they seem to be told to lie.
+    """Reverse the own answers of test rows [n] as far as they seem to be told to lie.
 
     Parameters
     ----------

@@ -162,7 +162,7 @@ def that_raise(mistakes: pd.DataFrame) -> pd.DataFrame:
 def _turned_estimate(
     scores: Float[np.ndarray, " n"], test: pd.DataFrame, seed: int
 ) -> dict[str, Any]:
-    """An AUROC that is turned round where it is below one half, as are its resamples."""
+    """An AUROC that is reversed where it is below one half, as are its resamples."""
     y = test.y.to_numpy()
     resampled = weighted_auroc(scores, y, bootstrap_weights(test.example_id, 1000, seed))
     low, high = interval_of_aurocs(np.maximum(resampled, 1 - resampled), y, test.example_id)

@@ -69,7 +69,7 @@ def score_over_splits(
     The splits are those of `carry_over.split_again`. Each time the probe is fitted on honest rows,
     at the layer that validation rows and their twins choose, and read on rows told to lie: on those
     about what the model knows, and on all of them. Its rivals read no states. They are the own
-    answer turned round, and answers under instructions to tell the truth (`RIVALS_OF`).
+    answer reversed, and answers under instructions to tell the truth (`RIVALS_OF`).
 
     Parameters
     ----------
