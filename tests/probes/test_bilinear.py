@@ -43,9 +43,13 @@ def test_a_product_ranks_what_no_score_of_the_difference_ranks(pairs):
 
 def test_shuffled_labels_are_not_ranked(pairs):
     X, y, label = pairs
-    other = np.random.default_rng(0).permutation(label)
-    shuffled = fitted(X, np.where(other == label, y, -y), other)
-    assert abs(share_in_order(shuffled, X, y) - 0.5) < 0.12
+    shares = []
+    for seed in range(6):
+        other = np.random.default_rng(seed).permutation(label)
+        shuffled = fitted(X, np.where(other == label, y, -y), other)
+        shares.append(share_in_order(shuffled, X[300:], y[300:]))
+    # A direction that is fitted to nothing lies along the planted one, or against it, by chance.
+    assert abs(np.mean(shares) - 0.5) < 0.15
 
 
 def test_swapping_the_draws_flips_the_sign(pairs):
