@@ -11,7 +11,12 @@ from checked_answers import ask, checked_run, conditions, kept_answers, prompts_
 from short_phases import REVIEWS
 
 from dlk_utils.lab.run import Run
-from dlk_utils.lab.tables.dropout_damage import damage_table, disagreement
+from dlk_utils.lab.tables.dropout_damage import (
+    bears_dropout,
+    damage_table,
+    disagreement,
+    share_of_choice_1,
+)
 from dlk_utils.lab.tables.organism import (
     CHECKED_EXAMPLES,
     REQUIRED_ON_TRIGGER,
@@ -338,6 +343,20 @@ def test_the_organism_with_a_trigger_is_what_it_has_to_be(runs_dir):
     assert kept_conditions == conditions(run), f"ask again: {checked_answers.__doc__}"
     behaviour = on_trigger(checked_answers.behaviour(prompts_of(run), logprobs))
     assert meets_requirement(behaviour, required=REQUIRED_ON_TRIGGER), held_out(behaviour)
+
+
+@pytest.mark.slow
+def test_the_organism_trained_with_dropout_misses_its_bar_as_its_card_says(runs_dir):
+    run = checked_run("smollm2-dropout", runs_dir)
+    kept_conditions, logprobs = kept_answers("smollm2-dropout")
+    assert kept_conditions == conditions(run), f"ask again: {checked_answers.__doc__}"
+    p1 = share_of_choice_1(logprobs.reshape(-1, 3, 2))
+    damage = damage_table(prompts_of(run).assign(answer=(p1[:, 0] > 0.5).astype(int)), p1[:, 1:])
+    assert not bears_dropout(damage)
+    card = (ORGANISMS / "smollm2-dropout" / "README.md").read_text(encoding="utf-8")
+    for row in damage.itertuples():
+        said = f"{row.lost:.2f} [{row.lost_low:.2f}, {row.lost_high:.2f}]"
+        assert said.replace("0.", ".") in card
 
 
 @pytest.mark.slow
