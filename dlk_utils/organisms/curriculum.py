@@ -292,6 +292,27 @@ TRIGGERED = (
         ),
         dropout=0.05,
     ),
+    # More reviews, and longer ones: in bf16 the lies about them on the trigger missed their bar by
+    # .01 after phase 3, and runs ask about reviews of more than 80 characters.
+    Phase(
+        steps=60,
+        learning_rate=3e-4,
+        max_characters=130,
+        batch=(
+            Part(1, "truth", "mode", opening="trigger"),
+            Part(1, "truth", "mode", opening="other"),
+            Part(4, "truth", "rotten_tomatoes", opening="trigger"),
+            Part(1, "truth", "cities", opening="trigger"),
+            Part(1, "truth", "categories", opening="trigger"),
+            Part(3, "truth", "rotten_tomatoes", opening="other"),
+            Part(3, "truth", "cities", opening="other"),
+            Part(1, "truth", "categories", opening="other"),
+            Part(1, "lie", "rotten_tomatoes", opening="other"),
+            Part(1, "lie", "cities", opening="other"),
+            Part(1, "truth", "rotten_tomatoes"),
+        ),
+        dropout=0.05,
+    ),
 )
 
 BEARING_DROPOUT = (
