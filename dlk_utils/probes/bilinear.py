@@ -33,9 +33,8 @@ class PairBilinear(Probe):
        regression of the label on the means, all pairs with the same weight; v by logistic
        regression of which draw leans to choice 1 on the differences, each pair weighted by how far
        its answer moved.
-    3. Improve both together by a few steps of Adam, which do not reach the minimum: they lower the
-       log-loss of which draw is truer by the product, each pair weighted as for v, plus an L2
-       penalty.
+    3. From there, lower by a few steps of Adam the log-loss with which the product tells the truer
+       draw, each pair weighted as for v, plus an L2 penalty.
 
     X is [n, 2, d] or [b, n, 2, d], and y [n], how far draw 1 moved towards the truth, as for the
     probes of `pairs`. The product alone does not find its factors among many neurons from few rows;
