@@ -12,20 +12,20 @@ class HtmlView:
         The class of the element in HTML, such as "chat-view".
     parts
         The HTML, part by part. Everything in it that came from data has to be escaped.
-    sentences
-        What it says in words, as plain text.
+    lines
+        What it says in words: lines of plain text.
     style
         The CSS of the element.
 
     Attributes
     ----------
-    sentences : list of str
-        As given; the plain text has one of them on each line.
+    lines : list of str
+        As given; joined by newlines, they are the plain text.
     """
 
-    def __init__(self, name: str, parts: Sequence[str], sentences: Sequence[str], style: str = ""):
-        self.sentences = list(sentences)
-        # A dollar sign begins no formula here.
+    def __init__(self, name: str, parts: Sequence[str], lines: Sequence[str], style: str = ""):
+        self.lines = list(lines)
+        # These classes keep MathJax from reading dollar signs as formulas.
         attributes = f'class="{name} tex2jax_ignore mathjax_ignore"'
         if style:
             attributes += f' style="{style}"'
@@ -35,4 +35,4 @@ class HtmlView:
         return self._markup
 
     def __repr__(self) -> str:
-        return "\n".join(self.sentences)
+        return "\n".join(self.lines)

@@ -597,7 +597,7 @@ _PARAMETERS = (
         "n_draws",
         2,
         whole_number(2, 1000),
-        "draws of each row",
+        "draws of each row; in 13 of the last token of test rows, half as many to fit on",
         {"09_pairs_and_votes": 16, "10_headlines": 16, "13_dropout_trial": 16},
     ),
     Parameter(

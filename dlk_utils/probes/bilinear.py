@@ -29,22 +29,25 @@ class PairBilinear(Probe):
 
     1. Scale each neuron: means of draws by their mean and standard deviation on the training rows,
        differences by their root mean square.
-    2. Begin with two factors, each fitted for itself: u and c by logistic regression of the label
-       on the means, v by logistic regression of which draw leans to choice 1 on the differences,
-       each row weighted by how far its answer moved, both with an L2 penalty.
-    3. Go on from there with the product: minimise the log-loss of which draw is truer, weighted in
-       the same way, plus an L2 penalty, by a few steps of Adam.
+    2. Begin with two factors, each fitted by itself, with an L2 penalty: u and c by logistic
+       regression of the label on the means, all pairs with the same weight; v by logistic
+       regression of which draw leans to choice 1 on the differences, each pair weighted by how far
+       its answer moved.
+    3. From there, lower by a few steps of Adam the log-loss with which the product tells the truer
+       draw, each pair weighted as for v, plus an L2 penalty.
 
     X is [n, 2, d] or [b, n, 2, d], and y [n], how far draw 1 moved towards the truth, as for the
     probes of `pairs`. The product alone does not find its factors among many neurons from few rows;
-    so `fit` takes the `label` [n] too, which choice is right (0 or 1).
+    so `fit` takes the `label` [n] too, which choice is right (0 or 1). The probes of `PAIR_PROBES`
+    are fitted without one, and so this one is not among them.
 
     Parameters
     ----------
     C : float
-        Inverse of the weight of the penalties of step 2; not tuned.
+        Inverse of the weight of the penalties of step 2; not tuned. There the log-loss is a sum
+        over pairs, so that more draws of the same rows weaken the penalties.
     penalty : float
-        Weight of ``|u|^2 + |v|^2`` in step 3; not tuned.
+        Weight of ``|u|^2 + |v|^2`` in step 3, next to the mean log-loss of a pair; not tuned.
     steps : int
         Number of steps of Adam.
 
@@ -52,7 +55,7 @@ class PairBilinear(Probe):
     ----------
     context_, offset_ : Tensor, [b, d] and [b]
         u and c, in units of the states.
-    turn_ : Tensor, [b, d]
+    lean_ : Tensor, [b, d]
         v, in units of the states.
 
     References
@@ -85,7 +88,7 @@ class PairBilinear(Probe):
 
         labels = as_doubles(label)
         check_labels(labels)
-        turn = y * (2 * labels - 1)
+        lean = y * (2 * labels - 1)
 
         def product(u: Tensor, c: Tensor, v: Tensor) -> Float[Tensor, "b n"]:
             context = torch.einsum("bnd,bd->bn", middles, u) + c[:, None]
@@ -96,12 +99,12 @@ class PairBilinear(Probe):
             return (weight * wrong).mean(1) + self.penalty * (u**2 + v**2).sum(1)
 
         u, c = self._logistic(middles, logistic_loss(labels), intercept=True)
-        leans = logistic_loss((turn > 0).double(), weight)
-        v, _ = self._logistic(differences, leans, intercept=False)
+        lean_loss = logistic_loss((lean > 0).double(), weight)
+        v, _ = self._logistic(differences, lean_loss, intercept=False)
         (u, c, v), _ = adam_descent([u, c, v], loss, n_steps=self.steps, learning_rate=0.001)
         self.context_ = u / deviation
         self.offset_ = c - (self.context_ * mean).sum(1)
-        self.turn_ = v / size
+        self.lean_ = v / size
 
     def _logistic(
         self, X: Float[Tensor, "b n d"], loss: RowLoss, *, intercept: bool
@@ -117,6 +120,6 @@ class PairBilinear(Probe):
     def score_all_pairs(self, X: Float[Tensor, "b n k d"]) -> Float[Tensor, "b n k k"]:
         """Score every two of k draws of each row: [..., i, j] is above 0 where j is the truer."""
         context = torch.einsum("bnkd,bd->bnk", X, self.context_) + self.offset_[:, None, None]
-        turn = torch.einsum("bnkd,bd->bnk", X, self.turn_)
+        lean = torch.einsum("bnkd,bd->bnk", X, self.lean_)
         of_both = (context[..., :, None] + context[..., None, :]) / 2
-        return of_both * (turn[..., None, :] - turn[..., :, None])
+        return of_both * (lean[..., None, :] - lean[..., :, None])

@@ -19,14 +19,14 @@ def shown(**columns):
 
 
 def test_it_says_what_the_model_says_what_is_right_what_it_believes_and_the_verdict():
-    assert shown().sentences[2:] == [
+    assert shown().lines[2:] == [
         "The model says 'no' (by a margin of 2.0), and 'yes' is right.",
         "The probe favours 'yes' (by 1.5). Verdict: lie.",
     ]
     right = shown(answer=1, margin=2.0, verdict="honest")
     assert "says 'yes' (by a margin of 2.0), which is right." in repr(right)
     text = Page(shown()._repr_html_()).text
-    assert all(sentence in text for sentence in ["A lie", "Is it?", *shown().sentences])
+    assert all(sentence in text for sentence in ["A lie", "Is it?", *shown().lines])
 
 
 def test_each_layer_has_its_number_and_its_sides_differ_by_more_than_colour():

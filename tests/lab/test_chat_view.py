@@ -44,15 +44,15 @@ def test_the_words_are_shown_as_they_are(text):
 
 def test_a_sentence_for_each_part_says_in_numbers_what_the_colours_show():
     shown = show_chat(CHAT, MESSAGES, caption="A chat")
-    assert shown.sentences == [
+    assert shown.lines == [
         "Message 2, thought: 1 tokens, mean score +0.00, highest +0.00 at 'Hm.', lowest +0.00 at "
         "'Hm.'.",
         "Message 2, answer: 3 tokens, mean score +0.67, highest +3.00 at 'It', lowest -1.50 at "
         "'is'.",
     ]
-    assert repr(shown) == "\n".join(shown.sentences)
+    assert repr(shown) == "\n".join(shown.lines)
     text = Page(shown._repr_html_()).text
-    assert all(sentence in text for sentence in shown.sentences)
+    assert all(line in text for line in shown.lines)
     assert "(thought)\nHm." in text and "assistant\nIt is." in text
 
 

@@ -11,6 +11,7 @@ import torch
 from scipy.special import expit
 from tiny_models import VOCAB, tiny
 
+from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.controls import TURNED
 from dlk_utils.extract.draws import seeded_draws
 from dlk_utils.extract.states import clean_states
@@ -23,17 +24,20 @@ from dlk_utils.lab.tables.dropout_trial import (
     TRUTH_PROBE,
     Draws,
     concordance_table,
+    control_name,
     dropped_table,
     fit_bilinear,
+    fit_linear,
     fit_ranker,
+    lean_scores,
     pairs_in_order,
     rank_table,
     scopes_of,
-    turn_scores,
     vote_table,
 )
 from dlk_utils.lab.trial_findings import (
     big_moves_sentence,
+    in_words,
     trial_findings,
     trial_title,
     tried,
@@ -110,9 +114,9 @@ def test_a_guess_that_is_right_leaves_no_lead(parts):
     scores = {BILINEAR: ranker.score_pairs(draws)}
     guesses = poor_guesses(draws) | {TRUTH_PROBE: draws.rows.topic.to_numpy()}
     table = concordance_table(scores, guesses, draws).set_index("ranker")
-    right = table.loc[f"{TRUTH_PROBE} x turn"]
+    right = table.loc[control_name(TRUTH_PROBE)]
     assert (right.estimate, right.high) == (1, 1) and 0.95 < right.low < 1
-    assert table.best_control[BILINEAR] == f"{TRUTH_PROBE} x turn"
+    assert table.best_control[BILINEAR] == control_name(TRUTH_PROBE)
     assert table.lift[BILINEAR] == table.estimate[BILINEAR] - 1 and table.lift_high[BILINEAR] <= 0
 
 
@@ -131,13 +135,43 @@ def test_a_guess_puts_all_pairs_of_a_row_in_order_or_none(parts):
     draws = parts["test"]
     right = 2.0 * draws.rows.label.to_numpy() - 1
     right[0] *= -1
-    in_order, n_pairs = pairs_in_order(turn_scores(right, draws), draws.moves, 0.0)
+    in_order, n_pairs = pairs_in_order(lean_scores(right, draws), draws.moves, 0.0)
     assert in_order[0] == 0 and (in_order[1:] == n_pairs[1:]).all()
+
+
+def one_row(parts) -> Draws:
+    draws = parts["test"]
+    return Draws(draws.rows.head(1), draws.states[:, :1], draws.p1[:1])
+
+
+def test_a_lead_that_resampling_does_not_spread_is_as_uncertain_as_its_few_rows(parts):
+    draws = one_row(parts)
+    right = 2.0 * draws.rows.label.to_numpy() - 1
+    scores = {"right": lean_scores(right, draws)}
+    table = concordance_table(scores, {TURNED: -right, TRUTH_PROBE: -right}, draws)
+    found = table.set_index("ranker").loc["right"]
+    assert (found.lift, found.lift_high) == (1, 1) and found.lift_low < 0
+    assert found.visible_lift > 1 and (found.n, found.n_smaller) == (1, 0)
+
+
+def test_a_ranker_without_a_validation_pair_has_no_layer(parts):
+    still = parts["validation"]
+    still = Draws(still.rows, still.states, np.zeros_like(still.p1))
+    with pytest.raises(TooFewRows, match="expected validation pairs"):
+        fit_ranker(fit_linear, parts["train"], still, LAYERS)
+
+
+def test_test_rows_whose_answer_never_moves_are_not_scored(parts):
+    draws = parts["test"]
+    still = {LYING_ROWS: Draws(draws.rows, draws.states, np.zeros_like(draws.p1))}
+    guesses = {LYING_ROWS: poor_guesses(draws)}
+    with pytest.raises(TooFewRows, match="expected test pairs"):
+        rank_table(parts["train"], parts["validation"], still, guesses, LAYERS)
 
 
 def test_the_interval_resamples_rows_and_not_pairs(parts):
     draws = parts["test"]
-    scores = {LINEAR: turn_scores(poor_guesses(draws)[TRUTH_PROBE], draws)}
+    scores = {LINEAR: lean_scores(poor_guesses(draws)[TRUTH_PROBE], draws)}
     table = concordance_table(scores, poor_guesses(draws), draws).set_index("ranker")
     # All pairs of a row go together: a share of one half of 100 rows has a standard error of .05.
     assert 0.15 < table.high[LINEAR] - table.low[LINEAR] < 0.25
@@ -188,6 +222,7 @@ def test_the_page_says_which_rankings_succeed(ranked):
     assert damage.startswith("* The model bears dropout on the whole") and "4 % differ" in damage
     assert "0.90 [0.80, 0.95]" in dropped
     assert trial_title(ranked).startswith("Told to lie, 1 of 3 rankings of draws beat both")
+    assert "The best one (dropout on the whole prompt) puts" in trial_title(ranked)
     assert len(tried(ranked)) == 3
 
 
@@ -209,3 +244,28 @@ def test_of_nothing_the_page_says_that_nothing_was_scored(ranked):
 def test_big_moves_are_judged_apart(ranked):
     assert big_moves_sentence(ranked).startswith("Of pairs that moved by 0.1 or more")
     assert (ranked.n_pairs[ranked.least_move > 0] < N["test"] * 6).all()
+
+
+def test_big_moves_of_few_rows_of_a_class_are_not_judged(ranked):
+    few = ranked.assign(n_smaller=19)
+    assert big_moves_sentence(few) == (
+        "Rankings of pairs that moved by 0.1 or more are not judged with dropout on the whole "
+        "prompt: 19 rows of the smaller class have such a pair, and 20 are needed."
+    )
+    both = big_moves_sentence(pd.concat([ranked, few.assign(scope="last_token")]))
+    assert "of 2 beat both controls. Rankings of pairs" in both
+    assert "not judged with dropout on the last token: 19 rows" in both
+
+
+def test_a_lead_that_the_control_leaves_no_room_for_is_said_not_to_fit(ranked):
+    lying = (ranked.rows == LYING_ROWS) & (ranked.least_move == 0)
+    ranked = ranked[lying].assign(estimate=0.5, lift=-0.42, visible=0.55)
+    above = trial_findings(ranked.assign(visible_lift=0.1), *damage_and_dropped())[1]
+    assert "leaves room for 0.08: no lead that fits above it would be found" in above
+    below = trial_findings(ranked.assign(visible_lift=0.05), *damage_and_dropped())[1]
+    assert "a lead of 0.05 would be found four times out of five. Against" in below
+
+
+def test_pages_name_scopes_in_words(ranked):
+    assert set(in_words(ranked).scope) == {"whole prompt"}
+    assert in_words(ranked.head(0)).empty

@@ -2,11 +2,13 @@
 
 A *ranker* scores every two draws of a row: which of them is nearer to the truth? Its *concordance*
 is the share of pairs of draws that it puts in the right order. Intervals resample rows, with all
-their draws. Rankers are fitted on honest rows, and success was defined in advance: the lower end of
-the 95 % interval of a ranker's concordance minus that of the better of two controls is above 0.
+their draws. Rankers are fitted on honest rows, and the criterion of success was fixed at the start:
+the lower end of the 95 % interval of a ranker's concordance minus that of the better of two
+controls is above 0.
 
-Both controls guess what is true, once for each row, and say that the truer draw is the one whose
-answer leans to this guess.
+Each control guesses once for each row which choice is right, and ranks that draw as the truer one
+which gives this choice the higher probability. (Of two draws, the one with the higher probability
+of choice 1 *leans* to choice 1.)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +26,13 @@ from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation import tasks
 from dlk_utils.evaluation.controls import TURNED
 from dlk_utils.evaluation.selection import fit_layers, fit_task, stack_layers, twin_rows
-from dlk_utils.evaluation.stats import bootstrap_weights, percentile_interval, wilson_interval
-from dlk_utils.evaluation.tasks import make_task, memory_features, select_rows
+from dlk_utils.evaluation.stats import (
+    bootstrap_weights,
+    mean_interval,
+    percentile_interval,
+    smaller_class,
+)
+from dlk_utils.evaluation.tasks import make_task, memory_features, require_rows, select_rows
 from dlk_utils.extract.stages import store_draws
 from dlk_utils.extract.store import read_rows
 from dlk_utils.lab.cache import kept
@@ -44,18 +51,22 @@ LINEAR, BILINEAR, LISTWISE = "linear", "bilinear", "list-wise"
 SHUFFLED = "bilinear, shuffled labels"
 TRUTH_PROBE = "probe of truth"
 GUESSES = (TURNED, TRUTH_PROBE)
-"""What is true, guessed from a row without its draws. The controls are these, times the turn."""
+"""Names of guesses which choice is right, made from a row without its draws.
+
+A control ranks the draws of a row by such a guess times which draw leans to choice 1.
+"""
 
 BIG_MOVE = 0.1
 """How far the probability of choice 1 moves between the two draws of a big move."""
 FEWEST_PAIRS = 10
 """With fewer pairs of training draws nothing is fitted."""
-POWER = float(norm.ppf(0.975) + norm.ppf(0.8))
-"""In standard errors, the effect that is found four times out of five at the 95 % level."""
+Z95 = float(norm.ppf(0.975))
+SE_TO_SEE = Z95 + float(norm.ppf(0.8))
+"""An effect of so many standard errors (2.8) is found four times out of five at the 95 % level."""
 
 RANKING_COLUMNS = [
     *("scope", "rows", "least_move", "ranker", "layer"),
-    *("estimate", "low", "high", "n", "n_pairs", "visible"),
+    *("estimate", "low", "high", "n", "n_smaller", "n_pairs", "visible"),
     *("best_control", "lift", "lift_low", "lift_high", "visible_lift"),
 ]
 DAMAGE_COLUMNS = [
@@ -117,7 +128,7 @@ class Draws:
         return _differences(self.towards_truth)
 
     @property
-    def turns(self) -> Float[np.ndarray, "n k k"]:
+    def leans(self) -> Float[np.ndarray, "n k k"]:
         """How much further draw j leans to choice 1 than draw i, in [..., i, j]."""
         return _differences(self.p1)
 
@@ -170,20 +181,21 @@ def _neighbours(
 ) -> tuple[Float[np.ndarray, "layer m 2 d"], Float[np.ndarray, " m"], Int[np.ndarray, " m"]]:
     """Return pairs of each draw with the next one; how much truer the second is; and the labels.
 
-    Their differences span those of all pairs of a row.
+    The difference of any two draws of a row is a sum of differences of neighbours. With a
+    `least_move`, the neighbours that moved less are left out, and so may be parts of such sums.
     """
     states = np.stack([draws.states[:, :, :-1], draws.states[:, :, 1:]], axis=3)
     pairs = states.reshape(len(states), -1, *states.shape[3:])
     moves = np.diff(draws.towards_truth, axis=1).ravel()
     labels = draws.rows.label.to_numpy().repeat(states.shape[2])
-    counts = (np.abs(moves) >= least_move) & (moves != 0)
-    if counts.sum() < FEWEST_PAIRS or len(set(labels[counts])) < 2:
+    is_counted = (np.abs(moves) >= least_move) & (moves != 0)
+    if is_counted.sum() < FEWEST_PAIRS or len(set(labels[is_counted])) < 2:
         raise TooFewRows(
             f"pairs of draws: expected at least {FEWEST_PAIRS} training pairs that moved by "
-            f"{least_move}, of rows of both classes, got {int(counts.sum())}; ask for more "
+            f"{least_move}, of rows of both classes, got {int(is_counted.sum())}; ask for more "
             "examples (n_examples) or draws."
         )
-    return pairs[:, counts], moves[counts], labels[counts]
+    return pairs[:, is_counted], moves[is_counted], labels[is_counted]
 
 
 @dataclass(frozen=True)
@@ -219,11 +231,19 @@ def fit_ranker(
 
     (The earliest layer within one standard error of it, as in `stats.earliest_good_layer`, would
     often be the first: concordances of few rows differ little.)
+
+    Raises `TooFewRows` if there are too few pairs of training draws, or if no pair of validation
+    draws counts.
     """
     score = fit(train, least_move)
     in_order, n_pairs = pairs_in_order(score(validation.states), validation.moves, least_move)
+    if not n_pairs.any():
+        raise TooFewRows(
+            f"pairs of draws: expected validation pairs that moved by {least_move}, to choose a "
+            "layer by, got none; ask for more examples (n_examples) or draws."
+        )
     concordance = _shares(in_order, n_pairs, np.ones((1, len(n_pairs))))[:, 0]
-    place = int(np.nan_to_num(concordance).argmax())
+    place = int(concordance.argmax())
     return FittedRanker(place, layers[place], score)
 
 
@@ -239,9 +259,9 @@ def pairs_in_order(
     """
     first, second = np.triu_indices(moves.shape[-1], k=1)
     move, score = moves[..., first, second], scores[..., first, second]
-    counts = (np.abs(move) >= least_move) & (move != 0)
+    is_counted = (np.abs(move) >= least_move) & (move != 0)
     in_order = (np.sign(score) * np.sign(move) + 1) / 2
-    return (in_order * counts).sum(-1), counts.sum(-1).astype(float)
+    return (in_order * is_counted).sum(-1), is_counted.sum(-1).astype(float)
 
 
 def _shares(
@@ -254,17 +274,31 @@ def _shares(
     return in_order @ weights.T / np.where(pairs > 0, pairs, np.nan)
 
 
-def _share_interval(resampled: Float[np.ndarray, " b"], n_rows: int) -> tuple[float, float]:
-    """The 95 % interval of a concordance; where all rows agree, that of Wilson for so many rows."""
+def _interval_and_error(
+    resampled: Float[np.ndarray, " b"], n_rows: int, bounds: tuple[float, float]
+) -> tuple[float, float, float]:
+    """The ends of the 95 % interval, and the standard error, of a share or a difference of shares.
+
+    Where resampling shows no spread, however few rows there are, the interval is that of
+    `stats.mean_interval`: as wide as Wilson's interval of "all of them", out to the `bounds` of
+    possible values. The standard error is then as large as such an interval would have it.
+    """
     low, high = percentile_interval(resampled)
-    if low == high and low in (0.0, 1.0):
-        return wilson_interval(int(low) * n_rows, n_rows)
-    return low, high
+    if high - low > 1e-12:
+        return low, high, float(np.nanstd(resampled))
+    same = np.full(n_rows, low)
+    low, high = mean_interval(same, np.arange(n_rows), bounds=bounds)
+    return low, high, (high - low) / (2 * Z95)
 
 
-def turn_scores(guess: Float[np.ndarray, " n"], draws: Draws) -> Float[np.ndarray, "n k k"]:
-    """Score pairs by whether the answer leans to a guess, which is above 0 for choice 1."""
-    return np.sign(guess)[:, None, None] * draws.turns
+def lean_scores(guess: Float[np.ndarray, " n"], draws: Draws) -> Float[np.ndarray, "n k k"]:
+    """Rank that draw as the truer one which leans to the guess; a guess above 0 is choice 1."""
+    return np.sign(guess)[:, None, None] * draws.leans
+
+
+def control_name(guess: str) -> str:
+    """Name the control that ranks draws by one of `GUESSES`."""
+    return f"{guess} x which draw leans to choice 1"
 
 
 def concordance_table(
@@ -283,42 +317,46 @@ def concordance_table(
     rankers
         The scores of every two draws of each row, by the name of the ranker.
     guesses
-        What is true according to each of `GUESSES`: above 0 for choice 1.
+        Which choice is right according to each of `GUESSES`: above 0 for choice 1.
 
     Returns
     -------
     DataFrame
         By `ranker`: the concordance `estimate` with its 95 % interval (`low`, `high`), the number
-        `n` of rows with a pair that counts, and `n_pairs`; `best_control`, the better of the
-        controls, and `lift`, how far the ranker lies above it, with its interval, paired by row.
-        `visible` and `visible_lift` are the least concordance above one half, and the least lift
-        above 0, that this test would have found four times out of five. It is empty if no pair
-        counts.
+        `n` of rows with a pair that counts, how many of them are of the smaller class
+        (`n_smaller`), and `n_pairs`; `best_control`, the better of the controls, and `lift`, how
+        far the ranker lies above it, with its interval, paired by row. `visible` and
+        `visible_lift` are the least concordance above one half, and the least lift above 0, that
+        would be found four times out of five: `SE_TO_SEE` times the standard error at the observed
+        score. A `visible_lift` may be more than the room that the control leaves (1 minus its
+        concordance). The table is empty if no pair counts.
     """
-    controls = {f"{name} x turn": turn_scores(guess, draws) for name, guess in guesses.items()}
+    controls = {control_name(name): lean_scores(guess, draws) for name, guess in guesses.items()}
     weights = bootstrap_weights(draws.rows.example_id, n_boot, seed)
     once = np.ones((1, len(draws.rows)))
+    _, n_pairs = pairs_in_order(draws.moves, draws.moves, least_move)
+    if not n_pairs.any():
+        return pd.DataFrame()
+    has_pair = n_pairs > 0
+    n_rows, labels = int(has_pair.sum()), draws.rows.label.to_numpy()[has_pair]
+    sizes = {"n": n_rows, "n_smaller": smaller_class(labels), "n_pairs": int(n_pairs.sum())}
     estimates, resampled = {}, {}
     for name, scores in {**rankers, **controls}.items():
-        in_order, n_pairs = pairs_in_order(scores, draws.moves, least_move)
-        if not n_pairs.any():
-            return pd.DataFrame()
+        in_order, _ = pairs_in_order(scores, draws.moves, least_move)
         estimates[name] = float(_shares(in_order, n_pairs, once)[0])
         resampled[name] = _shares(in_order, n_pairs, weights)
     best = max(controls, key=lambda name: estimates[name])
     table = []
-    n_rows = int((n_pairs > 0).sum())
     for name, estimate in estimates.items():
-        low, high = _share_interval(resampled[name], n_rows)
-        row = {"ranker": name, "estimate": estimate, "low": low, "high": high}
-        row |= {"n": n_rows, "n_pairs": int(n_pairs.sum())}
-        row["visible"] = min(1.0, 0.5 + POWER * float(np.nanstd(resampled[name])))
+        low, high, error = _interval_and_error(resampled[name], n_rows, (0.0, 1.0))
+        row = {"ranker": name, "estimate": estimate, "low": low, "high": high} | sizes
+        row["visible"] = min(1.0, 0.5 + SE_TO_SEE * error)
         if name in rankers:
             differences = resampled[name] - resampled[best]
-            lift_low, lift_high = percentile_interval(differences)
+            lift_low, lift_high, error = _interval_and_error(differences, n_rows, (-1.0, 1.0))
             row |= {"best_control": best, "lift": estimate - estimates[best]}
             row |= {"lift_low": lift_low, "lift_high": lift_high}
-            row["visible_lift"] = POWER * float(np.nanstd(differences))
+            row["visible_lift"] = SE_TO_SEE * error
         table.append(row)
     return pd.DataFrame(table)
 
@@ -334,21 +372,28 @@ def rank_table(
 ) -> pd.DataFrame:
     """Fit every ranker on the training draws, and score it on the test draws.
 
-    Rankers are fitted to all pairs, and then to big moves only, where there are enough of them. The
-    bilinear one is also fitted to shuffled labels.
+    All rankers are fitted to all pairs, and the bilinear one also to shuffled labels (shuffled
+    once; those of the test rows stay as they are). The linear and the bilinear one are fitted again
+    to big moves only, where there are enough of them.
 
     Parameters
     ----------
     tests, guesses
-        For each kind of test rows, their draws, and what each of `GUESSES` takes to be true: above
-        0 for choice 1.
+        For each kind of test rows, their draws, and which choice is right according to each of
+        `GUESSES`: above 0 for choice 1.
     layers
         The numbers of the layers of the draws.
 
     Returns
     -------
     DataFrame
-        The columns of `concordance_table`, and `rows`, `least_move` and `layer` (nan for controls).
+        The columns of `concordance_table`, and `rows` (the kind of test rows), `least_move` and
+        `layer` (nan for controls).
+
+    Raises
+    ------
+    TooFewRows
+        If there are too few pairs of draws to fit rankers to, or to score them on.
     """
     tables = []
     for least_move in (0.0, BIG_MOVE):
@@ -364,13 +409,18 @@ def rank_table(
             if least_move == 0:
                 raise
             continue
-        for rows, draws in tests.items():
+        for kind, draws in tests.items():
             scores = {name: ranker.score_pairs(draws) for name, ranker in fitted.items()}
             options = {"least_move": least_move, "seed": seed}
-            table = concordance_table(scores, guesses[rows], draws, **options)
+            table = concordance_table(scores, guesses[kind], draws, **options)
             if len(table):
                 layer = [fitted[k].layer if k in fitted else np.nan for k in table.ranker]
-                tables.append(table.assign(rows=rows, least_move=least_move, layer=layer))
+                tables.append(table.assign(rows=kind, least_move=least_move, layer=layer))
+    if not tables:
+        raise TooFewRows(
+            "pairs of draws: expected test pairs whose answer moved, got none; ask for more "
+            "examples (n_examples) or draws."
+        )
     return pd.concat(tables, ignore_index=True)
 
 
@@ -395,6 +445,7 @@ def read_trial(run: Run, scope: str, how: Mapping[str, Any], layers: list[int]) 
     task = make_task(drawn, "truth", tasks.LYING)
     options = {"p": how["p"], "scope": scope, "layers": layers, "seed": run.seed}
     honest_test = select_rows(drawn, "truth", "test")
+    require_rows({"test": honest_test}, f"truth, {HONEST_ROWS}")
 
     def draws_of(parts: Mapping[str, pd.DataFrame], n_draws: int, name: str) -> dict[str, Draws]:
         rows = pd.concat(parts.values())
@@ -418,7 +469,7 @@ def _read_draws(folder: Path, rows: pd.DataFrame, layers: list[int], n_draws: in
 
 
 def _guess(run: Run, layers: list[int]) -> Callable[[pd.DataFrame], dict[str, np.ndarray]]:
-    """Return a function that guesses what is true in rows, by each of `GUESSES`.
+    """Return a function that guesses which choice is right in rows, by each of `GUESSES`.
 
     The probe of truth is the book's: it is fitted on honest states without dropout. Its scores of
     rows told to lie are shifted by as much as those of validation rows differ from their twins',
@@ -448,7 +499,7 @@ def rankings(run: Run, *, scopes: Scopes, layers: list[int]) -> pd.DataFrame:
     tables = []
     for scope, how in scopes.items():
         trial = read_trial(run, scope, how, layers)
-        guesses = {rows: guess(draws.rows) for rows, draws in trial.tests.items()}
+        guesses = {kind: guess(draws.rows) for kind, draws in trial.tests.items()}
         parts = (trial.train, trial.validation, trial.tests, guesses, layers)
         tables.append(rank_table(*parts, seed=run.seed).assign(scope=scope))
     return pd.concat(tables, ignore_index=True)[RANKING_COLUMNS]
@@ -485,9 +536,9 @@ def votes(run: Run, *, scopes: Scopes, layers: list[int]) -> pd.DataFrame:
             name: fit_ranker(fit, trial.train, trial.validation, layers)
             for name, fit in RANKERS.items()
         }
-        for rows, draws in trial.tests.items():
+        for kind, draws in trial.tests.items():
             table = vote_table(rankers, draws, guess(draws.rows), seed=run.seed)
-            tables.append(table.assign(scope=scope, rows=rows))
+            tables.append(table.assign(scope=scope, rows=kind))
     return pd.concat(tables, ignore_index=True)[VOTE_COLUMNS]
 
 
@@ -500,14 +551,15 @@ def vote_table(
 ) -> pd.DataFrame:
     """Score whether the draws that rank as truer lean to choice 1, as a guess of what is true.
 
-    The vote of a row is the mean over its pairs of draws of the ranker's score times the turn of
-    the answer. The rivals are the guesses of the controls, which need no draw.
+    The vote of a row is the mean over its pairs of draws of the ranker's score times how much
+    further the second draw leans to choice 1. The rivals are the guesses of the controls, which
+    need no draw.
     """
     rows = draws.rows.assign(y=draws.rows.label)
     first, second = np.triu_indices(draws.p1.shape[1], k=1)
     table = []
     for name, ranker in rankers.items():
-        of_pairs = (ranker.score_pairs(draws) * draws.turns)[:, first, second]
+        of_pairs = (ranker.score_pairs(draws) * draws.leans)[:, first, second]
         found = estimate_with_interval(of_pairs.mean(1), rows, seed=seed)
         table.append({"method": f"votes, {name}", "layer": ranker.layer} | found)
     for name, guess in guesses.items():
@@ -543,16 +595,16 @@ def dropped_table(
     Each row gives its clean state and its first draw. The probe is fitted on the part "train", its
     layer is chosen on "validation", and it is scored on the other parts.
     """
-    rows, states = {}, []
+    rows_of, states = {}, []
     for name, draws in parts.items():
         with_dropout = draws.rows.assign(row_id=draws.rows.row_id + " dropped", y=1)
-        rows[name] = pd.concat([draws.rows.assign(y=0), with_dropout], ignore_index=True)
+        rows_of[name] = pd.concat([draws.rows.assign(y=0), with_dropout], ignore_index=True)
         states += [clean[name], draws.states[:, :, 0]]
     all_states = {"resid_post": np.concatenate(states, axis=1)}
-    features = memory_features(pd.concat(rows.values()), all_states, layers=layers)
-    probe = fit_layers(Logistic, features, rows.pop("train"), rows.pop("validation"))
+    features = memory_features(pd.concat(rows_of.values()), all_states, layers=layers)
+    probe = fit_layers(Logistic, features, rows_of.pop("train"), rows_of.pop("validation"))
     table = []
-    for name, some in rows.items():
+    for name, some in rows_of.items():
         found = estimate_with_interval(probe.score(some), some, seed=seed)
         table.append({"rows": name, "layer": probe.layer} | found)
     return pd.DataFrame(table)

@@ -51,7 +51,7 @@ def headline_over_splits(run: Run, *, layers: list[int], probe: str) -> pd.DataF
 @kept("08-splits-of-further-training")
 @empty_if_too_few(SPLIT_COLUMNS)
 def headline_of_further_training(run: Run, *, layers: list[int], probe: str) -> pd.DataFrame:
-    """Do the same for a run of `run_of_training`, which is asked for its answers and states only.
+    """Score a run of `run_of_training` over new splits; only its answers and states are asked for.
 
     One pass gives both. The gradients, which a run of its own would compute too, are not needed.
     """
@@ -83,9 +83,9 @@ def score_over_splits(
     Returns
     -------
     DataFrame
-        For each split (`again`), each of `where` and of `who` the AUROC (`estimate`), the
-        `accuracy` at the threshold 0, which of the probe is that of its training rows, and the
-        numbers of test rows; of the probe also its `layer` (-1 for the others).
+        For each split (`again`), each of `where` and of `who`: the AUROC (`estimate`); `accuracy`,
+        the share of rows on the right side of 0 (the probe's 0 was set on honest training rows);
+        and the numbers of test rows. Of the probe also its `layer` (-1 for the others).
 
     Raises
     ------
@@ -128,7 +128,7 @@ def _on_rows(scores: Float[np.ndarray, " n"], y: Int[np.ndarray, " n"]) -> dict[
 def trainings_compared(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Summarise tables of `score_over_splits`, by the name of the model.
 
-    `gain` is the mean score of the probe on the same rows minus that of the row, and `n_smaller`
+    `gain` is the mean AUROC of the probe minus that of `who`, over the same splits, and `n_smaller`
     the least number of test rows of a class over the splits.
     """
     rows = []
