@@ -23,7 +23,7 @@ from sklearn.preprocessing import OneHotEncoder
 
 from dlk_utils.evaluation.selection import FittingRows, LayerProbe
 from dlk_utils.evaluation.stats import auroc
-from dlk_utils.evaluation.tasks import Task
+from dlk_utils.evaluation.tasks import KNOWN, Task
 from dlk_utils.probes import Logistic
 
 TURNED = "own answer, reversed if told to lie"
@@ -162,7 +162,9 @@ def rival_scores(task: Task) -> dict[str, Float[np.ndarray, " n"]]:
     * `TWIN`: the margin of the row's honest twin;
     * `ASKED_AGAIN`: the mean margin of further truth prompts of the same example.
 
-    The last two are there if the rows have their columns (`label_behaviour` adds them).
+    The last two are there if the rows have their columns (`label_behaviour` adds them). In the
+    regime `KNOWN` there is no `ASKED_AGAIN`: rows are known if those further prompts are answered
+    correctly, so that it would score 1 by definition.
 
     For the target "lie", the sign of an answer does not matter, because either choice can be a lie.
     "own answer" and `ORIENTED` score how unsure or how sure it is. `TWIN` and `ASKED_AGAIN` score
@@ -171,8 +173,11 @@ def rival_scores(task: Task) -> dict[str, Float[np.ndarray, " n"]]:
     """
     margin = task.test.margin.to_numpy(float)
     train_margin = task.train.margin.to_numpy(float)
+    columns = {TWIN: "twin_margin", ASKED_AGAIN: "asked_again_margin"}
+    if task.regime == KNOWN:
+        del columns[ASKED_AGAIN]
     honest_margins = {}
-    for name, column in ((TWIN, "twin_margin"), (ASKED_AGAIN, "asked_again_margin")):
+    for name, column in columns.items():
         if column in task.test:
             # A row without such an answer counts 0: neither choice.
             honest_margins[name] = task.test[column].fillna(0).to_numpy(float)

@@ -22,7 +22,7 @@ from dlk_utils.evaluation.controls import (
 from dlk_utils.evaluation.evaluate import evaluate_tasks, possible_tasks
 from dlk_utils.evaluation.selection import FittingRows
 from dlk_utils.evaluation.stats import auroc
-from dlk_utils.evaluation.tasks import LYING, Task, make_task
+from dlk_utils.evaluation.tasks import KNOWN, LYING, Task, make_task
 from dlk_utils.probes import PAIR_PROBES, Logistic
 
 
@@ -165,6 +165,13 @@ def test_a_probe_of_truth_beats_the_turned_answer_of_a_model_that_does_not_alway
     assert found.loc["logistic", LYING] > 0.95
     assert found.loc[TURNED, LYING] < 0.8
     assert found.loc[ASKED_AGAIN, LYING] == found.loc[TWIN, LYING] == 1.0
+
+
+def test_asking_again_is_no_rival_where_it_decides_which_rows_are_known():
+    rows = lying_rows().assign(knows=True)
+    assert ASKED_AGAIN in rival_scores(make_task(rows, "truth", LYING))
+    of_known = rival_scores(make_task(rows, "truth", KNOWN))
+    assert ASKED_AGAIN not in of_known and TWIN in of_known
 
 
 def test_the_own_answer_is_oriented_on_the_training_rows_of_the_regime():
