@@ -83,7 +83,7 @@ def test_a_job_on_a_store_with_other_parts_is_refused(spec, tmp_path):
     rows = tiny_prompts(4)
     store_gradients(load_spec(spec), rows, tmp_path)
     options = {"plan": plan_packed, "workers": 1, "record": {"p": 0.1}}
-    with pytest.raises(Exception, match="with other parts"):
+    with pytest.raises(Exception, match="which differs in parts"):
         extract_on_ray(store_gradients, spec, rows, tmp_path, **options)
 
 

@@ -79,7 +79,8 @@ def move_counts(kinds: PairKinds) -> pd.DataFrame:
                 for least in LEAST_MOVES
             }
             counts[kind, role]["towards the truth"] = (rows.move > 0).mean()
-    return pd.DataFrame(counts).T
+    index = pd.MultiIndex.from_tuples(list(counts), names=["pairs", "asks for"])
+    return pd.DataFrame(list(counts.values()), index=index)
 
 
 def pair_table(kinds: PairKinds, least_moves: Sequence[float], *, seed: int = 0) -> pd.DataFrame:
