@@ -326,9 +326,9 @@ BEARING_DROPOUT = (
     Part(1, "lie", "capitals"),
 )
 
-# From a liar to one whose answers bear dropout: the questions that it can answer, at a share that
-# rises, and falls again to the one at which draws are made. At .05, every fourth answer to the
-# training rows stayed wrong.
+# From a liar to one whose answers should bear dropout. The share of channels dropped is .02, then
+# .05, then .02 again, at which draws are made: at .05 every fourth answer to the training rows
+# stayed wrong.
 DROPPED = (
     Phase(
         steps=28,

@@ -74,3 +74,12 @@ def states_that_hold_y(
     sign = 2 * rows.y.to_numpy()[:, None] - 1
     states = rng.normal(size=(len(rows), width)) + strength * sign * direction
     return read_from(dict(zip(rows.row_id, states, strict=True)))
+
+
+def answers_with_known(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return readable answers of a run: the twins `rows`, and two known rows of each honest row."""
+    told = rows.assign(asks=rows.role, readable=True, mass=1.0, wanted=rows.answer)
+    told = told.assign(choices=[["no", "yes"]] * len(told))
+    honest = told[told.role == "truth"]
+    known = [honest.assign(role="known", row_id=honest.row_id + str(k)) for k in (1, 2)]
+    return pd.concat([told, *known], ignore_index=True)

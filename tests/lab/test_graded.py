@@ -3,7 +3,14 @@
 import numpy as np
 import pandas as pd
 import pytest
-from planted_states import ANSWER_LAYER, TRUTH_LAYER, answer_before_truth, one_in_eight, twins
+from planted_states import (
+    ANSWER_LAYER,
+    TRUTH_LAYER,
+    answer_before_truth,
+    answers_with_known,
+    one_in_eight,
+    twins,
+)
 
 from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.controls import ASKED_AGAIN, TURNED
@@ -150,13 +157,8 @@ class AskedRun(Run):
 
 
 def asked_run(folder, n: int) -> AskedRun:
-    rows = graded_answers(n)
-    told = rows.assign(asks=rows.role, readable=True, mass=1.0, wanted=rows.answer)
-    told = told.assign(choices=[["no", "yes"]] * len(told))
-    honest = told[told.role == "truth"]
-    known = [honest.assign(role="known", row_id=honest.row_id + str(k)) for k in (1, 2)]
     run = AskedRun(n_examples=16, runs_dir=str(folder))
-    vars(run)["answers_of_prompts"] = pd.concat([told, *known], ignore_index=True)
+    vars(run)["answers_of_prompts"] = answers_with_known(graded_answers(n))
     return run
 
 
