@@ -5,7 +5,7 @@ plain text. The functions called `..._findings` write Markdown, with names escap
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -558,13 +558,15 @@ def split_spread(regrouped: pd.DataFrame) -> str:
     """
     compared = rules_compared(regrouped[regrouped.tested_on == SAME]).dropna(subset="mean")
     found = [f"{_spread(row)} at the {row.rule}" for _, row in compared.iterrows()]
-    return "; ".join(found) or NOT_SCORED
+    if not found:
+        return "nothing was scored"
+    return f"on rows that the model knows, the mean AUROC is {', and '.join(found)}"
 
 
 def _spread(row: pd.Series) -> str:
     """Write the spread over splits of a row of `carry_over.rules_compared`."""
     return (
-        f"mean {row['mean']:.2f} ({row.least:.2f} to {row.greatest:.2f} over {row.splits} splits, "
+        f"{row['mean']:.2f} ({row.least:.2f} to {row.greatest:.2f} over {row.splits} splits, "
         f"accuracy {row.accuracy:.2f})"
     )
 
@@ -589,9 +591,9 @@ def rules_verdict(regrouped: pd.DataFrame) -> str:
     n_better = int((means[BY_TWINS] > means[EARLIEST]).sum())
     n_worse = int((means[BY_TWINS] < means[EARLIEST]).sum())
     return (
-        f"On left-out data, the {BY_TWINS} has the higher mean in {n_better} of {len(means)} "
-        f"tests and the lower in {n_worse}; over all of them {means[BY_TWINS].mean():.2f} against "
-        f"{means[EARLIEST].mean():.2f} for the {EARLIEST}"
+        f"On left-out data, the {BY_TWINS} has the higher mean AUROC in {n_better} of "
+        f"{len(means)} tests, and the lower one in {n_worse}. Over all tests, the mean is "
+        f"{means[BY_TWINS].mean():.2f}, against {means[EARLIEST].mean():.2f} at the {EARLIEST}"
     )
 
 
@@ -606,21 +608,18 @@ def carry_over_answer(
     lines = []
     if len(apart):
         lines.append(
-            f"* **From one data set to another**: above chance in {(apart.low > 0.5).sum()} of "
-            f"{len(apart)} cases, AUROC {least_to_most(apart.estimate)}."
+            "* **From one data set to another**, the probe is above chance in "
+            f"{(apart.low > 0.5).sum()} of {len(apart)} cases, with an AUROC of "
+            f"{least_to_most(apart.estimate)}."
         )
     if len(regrouped):
-        lines.append(f"* **Over other splits of the same examples**: {split_spread(regrouped)}.")
+        lines.append(f"* **Over other splits of the same examples**, {split_spread(regrouped)}.")
     if len(graded):
         lines.append(
-            f"* **On a model that lies about some topics only**, what is true: "
-            f"{graded_sentence(graded)}."
+            f"* **On a model that lies about some topics only**, {graded_sentence(graded)}."
         )
     if len(triggered):
-        lines.append(
-            "* **On a model that lies on a trigger**, lies against truthful answers: "
-            f"{trigger_sentence(triggered)}."
-        )
+        lines.append(f"* **On a model that lies on a trigger**, {trigger_sentence(triggered)}.")
     return lines
 
 
@@ -635,7 +634,7 @@ def ways_sentence(ways: pd.DataFrame) -> str:
         f"{probe} in {row['above chance']:.0f} of {row.ways:.0f} (lowest AUROC {row.least:.2f})"
         for probe, row in ways.iterrows()
     ]
-    text = f"Above chance, with those fitted on all other data sets: {', '.join(counts)}"
+    text = f"Cases in which a probe is above chance: {', '.join(counts)}"
     others = ways.drop("logistic", errors="ignore")
     if "logistic" not in ways.index or others.empty:
         return text
@@ -660,9 +659,10 @@ def carry_over_findings(
     if len(apart):
         worst = apart.loc[apart.estimate.idxmin()]
         lines += [
-            "* From one data set to another, truth is read on rows told to lie with AUROC "
-            f"{least_to_most(apart.estimate)}; {(apart.low > 0.5).sum()} of {len(apart)} cases are "
-            f"above chance, {(apart.high < 0.5).sum()} below.",
+            "* From one data set to another, the probe reads the truth on rows told to lie with an "
+            f"AUROC of {least_to_most(apart.estimate)}. It is above chance in "
+            f"{(apart.low > 0.5).sum()} of {len(apart)} cases, and below chance in "
+            f"{(apart.high < 0.5).sum() or 'none'}.",
             f"* The lowest score is from {markdown_text(worst.trained_on)} to "
             f"{markdown_text(worst.tested_on)}: {in_brief(worst)}.",
         ]
@@ -670,17 +670,23 @@ def carry_over_findings(
         others = left_out(table, what)
         if len(others):
             lines.append(f"* {_left_out_sentence(others, what)}.")
+        pairs = between_groups(table)
+        if len(pairs):
+            lines.append(
+                f"* From one single {what} to another, the probe is above chance in "
+                f"{(pairs.low > 0.5).sum()} of {len(pairs)} cases."
+            )
     for _, row in styles[styles.probe == "logistic"].iterrows():
         lines.append(
-            f"* In the style *{markdown_text(row['style'])}* the {row.probe} probe scores "
-            f"{in_brief(row)} (the model's own answer: {row.own_answer:.2f})."
+            f"* In the style *{markdown_text(row['style'])}*, the {row.probe} probe scores "
+            f"{in_brief(row)}, and the model's own answer {row.own_answer:.2f}."
         )
     if len(regrouped):
         lines += [
-            f"* Other splits of the same examples, on rows that the model knows: "
-            f"{split_spread(regrouped)}.",
+            f"* Over other splits of the same examples, {split_spread(regrouped)}.",
             f"* {rules_verdict(regrouped)}. All other tables of truth use the {BY_TWINS} for "
-            "probes that were fitted on honest rows, but for most detectors of 06 and 12.",
+            "probes that were fitted on honest rows. The exceptions are most detectors of "
+            "notebooks 06 and 12.",
         ]
     return lines
 
@@ -703,6 +709,18 @@ def _left_out_sentence(others: pd.DataFrame, what: str) -> str:
     )
 
 
+def styles_title(styled: pd.DataFrame) -> str:
+    """Title the figure of scores in other styles, from the table of `carry_over.style_table`.
+
+    The range over the probes is given: the best one would have been picked on the test rows.
+    """
+    others = styled[styled["style"] != "clean"]
+    if others.empty:
+        return NOT_SCORED
+    ranges = [f"{style} {_range(scores)}" for style, scores in others.groupby("style").estimate]
+    return f"AUROC of the {others.probe.nunique()} probes in each style: {', '.join(ranges)}"
+
+
 def curve_title(curve: pd.DataFrame) -> str:
     """Title the figure of scores by the number of training rows, from `carry_over.curve`."""
     scores = []
@@ -714,8 +732,8 @@ def curve_title(curve: pd.DataFrame) -> str:
     if not scores:
         return NOT_SCORED
     return (
-        f"With {curve.n_train.min()} training rows (mean of {curve.draws.max()} draws), and with "
-        f"all {curve.n_train.max()}: {', '.join(scores)}"
+        f"AUROC with {curve.n_train.min()} training rows (mean over {curve.draws.max()} random "
+        f"subsets), and with all {curve.n_train.max()}: {', '.join(scores)}"
     )
 
 
@@ -768,13 +786,16 @@ def can_compare_trainings(tables: Mapping[str, pd.DataFrame]) -> bool:
 def trainings_findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """Say what each training scores over the splits, by model, and whether the second agrees."""
     lines = [
-        f"* On {markdown_text(model)}, over {table.again.nunique()} splits, {where}: "
+        f"* With {markdown_text(model)}, on {where} and over {table.again.nunique()} splits, "
         f"{over_splits(table, where)}."
         for model, table in tables.items()
         for where in table["where"].unique()
     ]
     if not can_compare_trainings(tables):
-        return [*lines, "* Nothing is claimed of a second training: too few rows, or none asked."]
+        return [
+            *lines,
+            "* Nothing is claimed about a second training: none was asked, or it has too few rows.",
+        ]
     if trainings_agree(*tables.values()):
         return [*lines, "* So the two trainings agree."]
     return [*lines, "* So the two trainings do not quite agree."]
@@ -783,30 +804,47 @@ def trainings_findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 # 08: a model that lies about some topics only.
 
 
+_DOES = {
+    WHAT_IS_TRUE: "reads what is true",
+    LIE_OR_NOT: "tells lies from truthful answers",
+    trigger.WHAT_IS_TRUE: "reads what is true in triggered rows",
+    trigger.LIE_OR_NOT: "tells lies from truthful answers to the same prompts on other days",
+}
+"""What the probe does on a further model, by the question that is put to it."""
+
+
 def graded_sentence(graded: pd.DataFrame) -> str:
-    """Say how well a probe tells what is true, next to the own answer and to the strongest rival.
+    """Say how well a probe tells what is true, next to the own answer and to the strongest control.
 
     `graded` is a table of `tables.graded.with_rivals`.
     """
-    text = _gain_over(graded, WHAT_IS_TRUE, TURNED)
+    text = _compared_with(graded, WHAT_IS_TRUE, TURNED)
     of_truth = graded[graded.question == WHAT_IS_TRUE].set_index("who")
-    rivals = of_truth.drop(PROBE, errors="ignore")
-    if rivals.empty or rivals.estimate.idxmax() == TURNED:
+    best = _strongest_control(graded, WHAT_IS_TRUE)
+    if best in (None, TURNED) or too_few_for_a_claim(of_truth.loc[PROBE]):
         return text
-    return f"{text}. {_lead_over(rivals.loc[rivals.estimate.idxmax()])}"
-
-
-def _lead_over(rival: pd.Series) -> str:
-    """Say whether the probe beats its strongest rival, by the interval of the difference."""
-    found = "Nothing shows that the probe is better or worse than"
-    if rival.gain_low > 0:
-        found = "The probe beats"
-    elif rival.gain_high < 0:
-        found = "The probe is worse than"
+    control = of_truth.loc[best]
     return (
-        f"{found} its strongest rival, *{rival.name}* (AUROC {interval_text(rival)}, a difference "
-        f"of {interval_text(rival, 'gain', signed=True)})"
+        f"{text}. {_better_or_worse(control)} its strongest control, *{best}* (AUROC "
+        f"{interval_text(control)}, a difference of {interval_text(control, 'gain', signed=True)})"
     )
+
+
+def _strongest_control(table: pd.DataFrame, question: str) -> str | None:
+    """Name the control with the highest AUROC; None if the question was not scored."""
+    of_question = table[table.question == question].set_index("who").estimate
+    if PROBE not in of_question.index or len(of_question) == 1:
+        return None
+    return of_question.drop(PROBE).idxmax()
+
+
+def _better_or_worse(control: pd.Series) -> str:
+    """Begin to say whether the probe beats a control, by the interval of the difference."""
+    if control.gain_low > 0:
+        return "The probe is better than"
+    if control.gain_high < 0:
+        return "The probe is worse than"
+    return "Nothing shows that the probe is better or worse than"
 
 
 def too_few_for_a_claim(row: pd.Series) -> bool:
@@ -818,38 +856,43 @@ def graded_findings(graded: pd.DataFrame) -> list[str]:
     """Say what notebook 08 found on a model that lies about some topics only."""
     if graded.empty:
         return []
+    named = {TURNED, _strongest_control(graded, WHAT_IS_TRUE)}
     return [
-        f"* On a model that lies about some topics only, what is true: {graded_sentence(graded)}.",
-        *_other_rivals(graded, WHAT_IS_TRUE, TURNED),
-        f"* There, lies against truthful answers: {_gain_over(graded, LIE_OR_NOT, TOPIC)}.",
+        f"* On a model that lies about some topics only, {graded_sentence(graded)}.",
+        *_other_controls(graded, WHAT_IS_TRUE, named),
+        f"* There, {_compared_with(graded, LIE_OR_NOT, TOPIC)}.",
     ]
 
 
-def _other_rivals(table: pd.DataFrame, question: str, named: str) -> list[str]:
-    """List the scores of the rivals that were not `named` yet, in one line; in none if none are."""
-    of_question = table[(table.question == question) & ~table.who.isin([PROBE, named])]
-    scores = [f"{row.who}: {interval_text(row)}" for row in of_question.itertuples()]
-    return [f"* The other rivals there: {'; '.join(scores)}."] if scores else []
+def _other_controls(table: pd.DataFrame, question: str, named: Collection[str | None]) -> list[str]:
+    """List the scores of the controls that were not `named` yet, in one line; none if none are."""
+    of_question = table[(table.question == question) & ~table.who.isin([PROBE, *named])]
+    scores = [f"{interval_text(row)} (*{row.who}*)" for row in of_question.itertuples()]
+    if not scores:
+        return []
+    if len(scores) == 1:
+        return [f"* The other control scores {scores[0]}."]
+    return [f"* The other controls score {', '.join(scores[:-1])} and {scores[-1]}."]
 
 
-def _gain_over(graded: pd.DataFrame, question: str, rival: str) -> str:
-    """Compare the probe with one rival, and say if the rows are too few for a claim."""
-    of_question = graded[graded.question == question].set_index("who")
-    if PROBE not in of_question.index or rival not in of_question.index:
-        return "not scored, as there are too few rows"
-    probe, other = of_question.loc[PROBE], of_question.loc[rival]
+def _compared_with(table: pd.DataFrame, question: str, control: str) -> str:
+    """Compare the probe with one control; say which is better, or that the rows are too few."""
+    of_question = table[table.question == question].set_index("who")
+    if PROBE not in of_question.index or control not in of_question.index:
+        return "nothing was scored, as there are too few rows"
+    probe, other = of_question.loc[PROBE], of_question.loc[control]
     text = (
-        f"AUROC {interval_text(probe)} for a probe fitted on honest answers (layer {probe.layer}), "
-        f"and {interval_text(other)} for *{rival}*. The difference is "
+        f"a probe fitted on honest answers (layer {probe.layer}) {_DOES[question]} with AUROC "
+        f"{interval_text(probe)}, and *{control}* with {interval_text(other)}. The difference is "
         f"{interval_text(other, 'gain', signed=True)}, with n = {probe.n} (smaller class "
         f"{probe.n_smaller})"
     )
     if too_few_for_a_claim(probe):
-        text += (
-            f", fewer than the {ENOUGH_ROWS} rows and {ENOUGH_PER_CLASS} of either class that a "
-            "claim needs"
+        return (
+            f"{text}, fewer than the {ENOUGH_ROWS} rows and {ENOUGH_PER_CLASS} of either class "
+            "that a claim needs"
         )
-    return text
+    return f"{text}. {_better_or_worse(other)} this control"
 
 
 def graded_title(graded: pd.DataFrame) -> str:
@@ -861,7 +904,7 @@ def graded_title(graded: pd.DataFrame) -> str:
         return "A model that lies about some topics only: too few rows for a claim"
     rivals = of_truth.estimate.drop(PROBE)
     title = (
-        f"Told to lie, it obeys about some topics only: the probe tells what is true with AUROC "
+        f"Told to lie, it obeys about some topics only: the probe reads what is true with AUROC "
         f"{of_truth.estimate[PROBE]:.2f}, the opposite of its own answer with {rivals[TURNED]:.2f}"
     )
     if rivals.idxmax() == TURNED:
@@ -888,11 +931,13 @@ def follow_up_finding(tables: Mapping[str, pd.DataFrame], question: str) -> str:
     to_read = _TO_READ[question]
     of_question = {name: table[table.question == question] for name, table in tables.items()}
     enough = {
-        name: table
+        name: table.assign(model=name)
         for name, table in of_question.items()
         if len(table) and table.n_smaller.min() >= MIN_FOR_HEADLINE
     }
-    counted = pd.concat(enough.values()) if enough else pd.DataFrame(columns=["who"])
+    counted = pd.DataFrame(columns=["who"])
+    if enough:
+        counted = pd.concat(enough.values(), ignore_index=True)
     probes = counted[counted.who.isin([*PROBE_AT.values(), *DIRECT_AT.values()])]
     if probes.empty:
         return (
@@ -920,15 +965,39 @@ def follow_up_finding(tables: Mapping[str, pd.DataFrame], question: str) -> str:
         for what, names in _AT_FOLLOW_UP.items()
         if counted.who.isin(names).any()
     ]
-    text = (
-        f"A follow-up question {makes_it} {to_read}: of {len(probes)} probes that read the state "
-        f"there, {n_better} score clearly higher than the probe at the answer and {n_worse} "
-        f"clearly lower; {n_above_words} score clearly higher than what the model says there. "
+    sentences = [
+        f"By AUROC, a follow-up question {makes_it} {to_read}",
+        f"Of {len(probes)} probes that read the state there, {n_better} score clearly higher than "
+        f"the probe at the answer and {n_worse} clearly lower, and {n_above_words} score clearly "
+        "higher than what the model says there",
         f"The AUROC is {at_answer} at the answer, and at the follow-up it is "
-        f"{' and '.join(at_follow_up)}"
+        f"{' and '.join(at_follow_up)}",
+        _accuracies(counted, probes),
+    ]
+    for name, table in of_question.items():
+        if name not in enough:
+            sentences.append(_not_counted(name, table))
+    return ". ".join(sentences)
+
+
+def _accuracies(counted: pd.DataFrame, probes: pd.DataFrame) -> str:
+    """Say how often probes are right at their thresholds, and which one at a follow-up is worst."""
+    lowest = probes.loc[probes.accuracy.idxmin()]
+    return (
+        "At the thresholds of honest rows, the accuracy is "
+        f"{_range(counted.accuracy[counted.who == AT_ANSWER])} at the answer, and "
+        f"{_range(probes.accuracy)} at the follow-up (lowest: *{lowest.who}*, on "
+        f"{markdown_text(lowest.model)})"
     )
-    few = [markdown_text(name) for name, table in of_question.items() if name not in enough]
-    return f"{text}. Too few rows to say anything of {', '.join(few)}" if few else text
+
+
+def _not_counted(model: str, table: pd.DataFrame) -> str:
+    """Say why nothing is claimed about a model."""
+    reason = "which has too few rows"
+    if len(table):
+        n_smaller = table.n_smaller.min()
+        reason = f"where one class has {n_smaller} rows, and {MIN_FOR_HEADLINE} are needed"
+    return f"Nothing is claimed about {markdown_text(model)}, {reason}"
 
 
 _AT_FOLLOW_UP = {
@@ -976,34 +1045,47 @@ def trigger_title(triggered: pd.DataFrame) -> str:
 
 def trigger_sentence(triggered: pd.DataFrame) -> str:
     """Say how well lies on the trigger are told from truthful answers on other days."""
-    text = _gain_over(triggered, trigger.LIE_OR_NOT, trigger.TRIGGER_THERE)
-    accuracy = triggered.set_index(["question", "who"]).accuracy
-    rivals = {
-        trigger.LIE_OR_NOT: ("of these answers", trigger.TRIGGER_THERE),
-        trigger.WHAT_IS_TRUE: ("of what is true in triggered rows", trigger.KNOWS_TRIGGER),
-    }
-    is_right = [
-        f"{percent(accuracy[question, PROBE])} {of_what}, against "
-        f"{percent(accuracy[question, rival])} for *{rival}*"
-        for question, (of_what, rival) in rivals.items()
-        if {(question, PROBE), (question, rival)} <= set(accuracy.index)
+    best = _strongest_control(triggered, trigger.WHAT_IS_TRUE)
+    sentences = [
+        _compared_with(triggered, trigger.LIE_OR_NOT, trigger.TRIGGER_THERE),
+        *_accuracy_sentence(
+            "At the threshold of its honest rows, the probe is right about these answers in",
+            triggered,
+            trigger.LIE_OR_NOT,
+            trigger.TRIGGER_THERE,
+        ),
+        *_accuracy_sentence(
+            "About what is true in triggered rows, it is right in",
+            triggered,
+            trigger.WHAT_IS_TRUE,
+            best,
+        ),
     ]
-    if not is_right:
-        return text
-    at_threshold = ", and in ".join(is_right)
-    return f"{text}. At the threshold of its honest rows the probe is right in {at_threshold}"
+    return ". ".join(sentences)
+
+
+def _accuracy_sentence(
+    beginning: str, table: pd.DataFrame, question: str, control: str | None
+) -> list[str]:
+    """Say how often the probe and a control are right; nothing if either was not scored."""
+    accuracy = table[table.question == question].set_index("who").accuracy
+    if not {PROBE, control} <= set(accuracy.index):
+        return []
+    return [
+        f"{beginning} {percent(accuracy[PROBE])}, against {percent(accuracy[control])} for "
+        f"*{control}*"
+    ]
 
 
 def trigger_findings(triggered: pd.DataFrame) -> list[str]:
     """Say what notebook 08 found on a model that lies on a trigger."""
     if triggered.empty:
         return []
+    best = _strongest_control(triggered, trigger.WHAT_IS_TRUE) or trigger.ASKED_WITHOUT
     return [
-        "* On a model that lies on a trigger, lies against truthful answers to the same prompts "
-        f"on other days: {trigger_sentence(triggered)}.",
-        "* There, what is true in triggered rows: "
-        f"{_gain_over(triggered, trigger.WHAT_IS_TRUE, trigger.OWN)}.",
-        *_other_rivals(triggered, trigger.WHAT_IS_TRUE, trigger.OWN),
+        f"* On a model that lies on a trigger, {trigger_sentence(triggered)}.",
+        f"* There, {_compared_with(triggered, trigger.WHAT_IS_TRUE, best)}.",
+        *_other_controls(triggered, trigger.WHAT_IS_TRUE, [best]),
     ]
 
 
@@ -1176,7 +1258,7 @@ def mistake_findings(mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
 
 NOTHING_MOVED = "changes no more answers than controls of its length do"
 NOT_BOTH_LABELS = "changes some answers, but not clearly those of both labels"
-EITHER_SIGN = "changes lies with either sign, which fits neither an answer nor a belief"
+EITHER_SIGN = "changes lies with either sign, which neither an answer nor a belief would do"
 FITS_NEITHER = "changes answers in a pattern that fits neither an answer nor a belief"
 NOT_AS_TOLD = "changes answers, but not only as the instruction would"
 CELLS = ("lie +", "lie -", "truth +", "truth -")
@@ -1197,8 +1279,9 @@ def steering_verdict(effect: pd.Series, direction: str) -> str:
     A direction that means "choice 1" can move two things. If it is the answer, a push towards the
     right choice makes lies into right answers. If it is what the model takes to be true, a push
     away from it does: the model then lies about the opposite. Either way, honest rows that are
-    pushed away from the right choice come to lie. If a direction also changes answers that neither
-    leaves as they are, the verdict names no reading: any strong push may change many answers.
+    pushed away from the right choice are answered wrongly. If a direction also changes answers that
+    neither of the two would change, the verdict names no reading: any strong push may change many
+    answers.
     """
     moved = frozenset(cell for cell in CELLS if effect[cell] > 0)
     moved_at_all = moved | {cell for cell in CELLS if effect[f"some {cell}"] > 0}
@@ -1228,8 +1311,8 @@ def steering_table(responses: pd.DataFrame, dose: float) -> pd.DataFrame:
     headings = {
         ("lie", 1): "told to lie, answers truthfully, push +",
         ("lie", -1): "told to lie, answers truthfully, push -",
-        ("truth", 1): "told to tell the truth, lies, push +",
-        ("truth", -1): "told to tell the truth, lies, push -",
+        ("truth", 1): "told to tell the truth, answers wrongly, push +",
+        ("truth", -1): "told to tell the truth, answers wrongly, push -",
     }
     rows = {}
     for direction, cells in as_long_as_truth(pushes).groupby("direction", sort=False):
@@ -1263,12 +1346,13 @@ def steering_title(responses: pd.DataFrame, dose: float, role: str) -> str:
     """Title the curve of one role: what the truth direction does at the dose, and the controls."""
     if responses.empty:
         return NOT_SCORED
-    told, does = ("lie", "tell the truth") if role == "lie" else ("tell the truth", "lie")
+    told, are = ("lie", "right") if role == "lie" else ("tell the truth", "wrong")
     towards, away = (_push(responses, TRUTH, sign * dose, role).disobeyed for sign in (1, -1))
     controls = percent(_most_along_controls(responses, dose, role))
     return (
-        f"Told to {told}, {percent(towards)} {does} after a push towards the truth, "
-        f"{percent(away)} after one away from it; after pushes along controls at most {controls}"
+        f"On rows told to {told}, {percent(towards)} of the answers are {are} after a push towards "
+        f"the truth and {percent(away)} after a push away from it. Pushes along controls give at "
+        f"most {controls}"
     )
 
 
@@ -1289,38 +1373,47 @@ def steering_in_brief(
     verdict = steering_verdict(effects(responses, dose).loc[TRUTH], TRUTH)
     text = (
         f"Told to lie and pushed by {dose:g} standard deviations along the direction of truth"
-        f"{length}, the model answers truthfully in {interval_text(towards, 'disobeyed')} (towards "
-        f"the truth) and {interval_text(away, 'disobeyed')} (away from it) of {towards.n} rows; "
-        "along controls of the same length it does so in at most "
-        f"{_most_along_controls(responses, dose, 'lie'):.2f}."
+        f"{length}, the model answers {_in_percent(towards)} of {towards.n} rows truthfully if "
+        f"pushed towards the truth, and {_in_percent(away)} if pushed away from it. Pushes of the "
+        "same length along controls give at most "
+        f"{percent(_most_along_controls(responses, dose, 'lie'))}."
     )
     if verdict not in (EITHER_SIGN, FITS_NEITHER):
         return f"{text} So the direction {verdict}"
     towards, away = (_push(responses, TRUTH, signed, "truth") for signed in (dose, -dose))
     return (
-        f"{text} Told to tell the truth, it lies in {interval_text(towards, 'disobeyed')} and "
-        f"{interval_text(away, 'disobeyed')}. So the direction {verdict}. "
-        f"{by_sign(responses, dose)}. A push of this length may also just disturb the state, so "
-        "this is weak evidence of what the direction stands for"
+        f"{text} Told to tell the truth, it answers {_in_percent(towards)} and "
+        f"{_in_percent(away)} wrongly. So the direction {verdict}. "
+        f"{_capitalised(by_sign(responses, dose))}. A push of this length may also just disturb "
+        "the state, so this is weak evidence of what the direction stands for"
     )
 
 
+def _in_percent(push: pd.Series) -> str:
+    """Write the share of rows that disobey, with its interval, such as "29 % [20, 39]"."""
+    low, high = (f"{100 * push[f'disobeyed_{end}']:.0f}" for end in ("low", "high"))
+    return f"{percent(push.disobeyed)} [{low}, {high}]"
+
+
 LIES_BY_SIGN = {
-    0: "Lies do not clearly depend on the sign",
-    1: "Lies change clearly more often when pushed towards the truth, as with an answer",
-    -1: "Lies change clearly more often when pushed away from the truth, as with a belief",
+    0: "lies do not clearly depend on the sign of the push",
+    1: "lies change clearly more often when pushed towards the truth, as an answer predicts",
+    -1: "lies change clearly more often when pushed away from the truth, as a belief predicts",
 }
 HONEST_BY_SIGN = {
-    0: "honest answers do not clearly depend on the sign",
-    1: "honest answers change clearly more often when pushed towards the truth, as with neither",
-    -1: "honest answers change clearly more often when pushed away from the truth, as with either",
+    0: "Honest answers do not clearly depend on the sign of the push",
+    1: "Honest answers change clearly more often when pushed towards the truth, which neither an "
+    "answer nor a belief predicts",
+    -1: "Honest answers change clearly more often when pushed away from the truth, as both an "
+    "answer and a belief predict",
 }
 
 
 def by_sign(responses: pd.DataFrame, dose: float) -> str:
     """Say whether lies and honest answers depend on the sign of a push along the truth direction.
 
-    They clearly do if the intervals of the two shares do not overlap.
+    They clearly do if the intervals of the two shares do not overlap. The text begins in lower
+    case.
     """
     sign_of = {}
     for role in ("lie", "truth"):
@@ -1328,7 +1421,9 @@ def by_sign(responses: pd.DataFrame, dose: float) -> str:
         is_towards = towards.disobeyed_low > away.disobeyed_high
         is_away = away.disobeyed_low > towards.disobeyed_high
         sign_of[role] = int(is_towards) - int(is_away)
-    return f"{LIES_BY_SIGN[sign_of['lie']]}; {HONEST_BY_SIGN[sign_of['truth']]}"
+    if not any(sign_of.values()):
+        return "neither lies nor honest answers clearly depend on the sign of the push"
+    return f"{LIES_BY_SIGN[sign_of['lie']]}. {HONEST_BY_SIGN[sign_of['truth']]}"
 
 
 def layers_title(responses: pd.DataFrame) -> str:
@@ -1354,8 +1449,16 @@ def layer_verdicts(responses: pd.DataFrame, dose: float) -> str:
     for layer, of_layer in responses[responses.direction != TWIN].groupby("layer"):
         verdict_there = steering_verdict(effects(of_layer, dose).loc[TRUTH], TRUTH)
         layers_of.setdefault(verdict_there, []).append(str(layer))
-    found = [f"at layer {', '.join(layers)} it {said}" for said, layers in layers_of.items()]
-    return f"The direction of truth, fitted layer by layer: {'; '.join(found) or NOT_SCORED}."
+    found = [f"At {_layers(layers)} it {said}." for said, layers in layers_of.items()]
+    if not found:
+        return f"The direction of truth at each layer: {NOT_SCORED}."
+    return f"The direction of truth was also fitted at each layer. {' '.join(found)}"
+
+
+def _layers(layers: Sequence[str]) -> str:
+    """Write "layers 3, 9 and 15", say."""
+    *before, last = layers
+    return f"layers {', '.join(before)} and {last}" if before else f"layer {last}"
 
 
 def steering_findings(
@@ -1374,16 +1477,31 @@ def steering_findings(
     verdicts = effects(pushed, dose)
     directions = (*TRUTHS, *RIVALS)
     said = {name: steering_verdict(verdicts.loc[name], name) for name in directions}
-    moving = [f"{name} ({verdict})" for name, verdict in said.items() if verdict != NOTHING_MOVED]
-    count = (
-        f"Of {len(said)} directions, {len(moving)} change more answers than controls of their "
-        "length do"
-    )
     return [
         f"* {steering_in_brief(pushed, dose, overview)}.",
-        f"* {count}: {'; '.join(moving)}." if moving else f"* {count}.",
+        f"* {_verdicts_in_words(said)}",
         f"* {layers_title(by_layer)}.",
     ]
+
+
+def _verdicts_in_words(verdict_of: Mapping[str, str]) -> str:
+    """Count the directions that change answers, and say which of them do what."""
+    names_by_verdict: dict[str, list[str]] = {}
+    for name, verdict_there in verdict_of.items():
+        if verdict_there != NOTHING_MOVED:
+            names_by_verdict.setdefault(verdict_there, []).append(f"*{name}*")
+    n_moving = sum(map(len, names_by_verdict.values()))
+    change = "changes" if n_moving == 1 else "change"
+    sentences = [
+        f"{n_moving or 'None'} of {len(verdict_of)} directions {change} more answers than controls "
+        "of their length do."
+    ]
+    for verdict_there, names in names_by_verdict.items():
+        verb, rest = verdict_there.split(" ", 1)
+        if len(names) > 1:
+            verb = verb.removesuffix("s")
+        sentences.append(f"{len(names)} {verb} {rest}: {', '.join(names)}.")
+    return " ".join(sentences)
 
 
 def everywhere_table(everywhere: pd.DataFrame) -> pd.DataFrame:
@@ -1404,13 +1522,16 @@ def everywhere_findings(everywhere: pd.DataFrame, dose: float) -> list[str]:
     of_truth = removed.unreadable[removed.direction == TRUTH]
     of_others = removed.unreadable[removed.direction != TRUTH]
     shares = [percent(share) for share in dict.fromkeys([of_truth.min(), of_truth.max()])]
+    unreadable = f"{percent(of_others.max())} or less cannot be read"
+    if not of_others.max():
+        unreadable = "all answers can be read"
     line = (
         f"* With the direction of truth removed, {' to '.join(dict.fromkeys(shares))} of the "
-        f"answers cannot be read; with another one removed, at most {percent(of_others.max())}."
+        f"answers cannot be read. With another direction removed, {unreadable}."
     )
     if (removed.unreadable_low[removed.direction == TRUTH] > 0).any():
-        line += " Part of what its removal changes is damage."
-    return [f"* All tokens pushed: {by_sign(everywhere, dose)}.", line]
+        line += " So part of what the removal of truth changes is damage."
+    return [f"* When all tokens are pushed, {by_sign(everywhere, dose)}.", line]
 
 
 # 12: one's own questions.
@@ -1424,17 +1545,18 @@ def explore_title(answers: pd.DataFrame) -> str:
     if "believes" not in answers:
         return title
     n_beliefs = int((by_text.believes.nunique() > 1).sum())
-    return f"{title}, and the side of the belief for {n_beliefs or 'none'} of them"
+    return f"{title}, and the sign of the belief for {n_beliefs or 'none'} of them"
 
 
 def explore_findings(answers: pd.DataFrame) -> list[str]:
     """Conclude what the model says and believes of claims under each system prompt."""
     lines = [f"* {explore_title(answers)}."]
     for prompt, rows in answers.groupby("system_prompt", sort=False):
-        line = f"* Under *{markdown_text(prompt)}* the model says: {_counts(rows.says)}."
+        line = f"* Under *{markdown_text(prompt)}*, the model says {_counts(rows.says)}."
         if "believes" in rows:
             line += (
-                f" The probe reads: {_counts(rows.believes)}. Verdicts: {_counts(rows.verdict)}."
+                f" The probe reads {_counts(rows.believes)}. The verdict is "
+                f"{_counts(rows.verdict)}."
             )
         lines.append(line)
     return lines
@@ -1466,13 +1588,18 @@ def chats_findings(turns: Sequence[pd.DataFrame]) -> list[str]:
     parts = pd.concat(turns)
     n_mixed = int(((parts.lowest < 0) & (parts.highest > 0)).sum())
     return [
-        f"* In {n_mixed} of {len(parts)} parts of the chats, tokens lie on both sides of 0, where "
-        f"the means of the parts go from {parts['mean'].min():+.1f} to {parts['mean'].max():+.1f}. "
-        "A single token shows little."
+        f"* In {n_mixed} of {len(parts)} parts of the chats, some tokens score above 0 and some "
+        f"below. The means over all parts range from {parts['mean'].min():+.1f} to "
+        f"{parts['mean'].max():+.1f}. A single token shows little."
     ]
 
 
 def _counts(values: pd.Series) -> str:
-    """Say how often each value occurs, such as "3 true, 1 false"."""
-    counts = Counter(values).most_common()
-    return ", ".join(f"{n} {markdown_text(value)}" for value, n in counts)
+    """Say how often each value occurs, such as "*true* 3 times and *false* once"."""
+    times = {1: "once", 2: "twice"}
+    counts = [
+        f"*{markdown_text(value)}* {times.get(n, f'{n} times')}"
+        for value, n in Counter(values).most_common()
+    ]
+    *before, last = counts
+    return f"{', '.join(before)} and {last}" if before else last

@@ -22,8 +22,8 @@ from dlk_utils.lab.html_view import HtmlView
 HEADINGS = {
     "accuracy": "accuracy at the threshold",
     "answer_move": "the answer moves by",
-    "as_told": "as told, without dropout",
-    "as_told_in_a_draw": "as told, in a draw",
+    "as_told": "obeys, without dropout",
+    "as_told_in_a_draw": "obeys, in a draw",
     "answers_that_flip": "answers that flip",
     "best_control": "best control",
     "big_moves": "pairs with a big move",

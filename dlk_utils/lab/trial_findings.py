@@ -12,14 +12,33 @@ from dlk_utils.lab.tables.dropout_damage import (
     all_flips,
     bears_dropout,
 )
-from dlk_utils.lab.tables.dropout_trial import BIG_MOVE, RANKERS
+from dlk_utils.lab.tables.dropout_trial import (
+    BIG_MOVE,
+    GUESSES,
+    LISTWISE,
+    RANKERS,
+    control_name,
+)
 
 SCOPE_WORDS = {"sequence": "whole prompt", "last_token": "last token"}
+RANKER_WORDS = {
+    LISTWISE: "listwise",
+    f"votes, {LISTWISE}": "votes, listwise",
+    **{control_name(guess): f"({guess}) × (which draw leans to choice 1)" for guess in GUESSES},
+}
+"""What rankers, votes and controls are called on a page, where it is not the name in the table."""
+FIRST_P_LAST = 0.1
+"""The dropout at the last token that was fixed before any draws were looked at."""
 
 
 def in_words(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of notebook 13 that names each scope as a page does."""
-    return table.assign(scope=table.scope.map(SCOPE_WORDS))
+    """Return a table of notebook 13 that names scopes, rankers and controls as a page does."""
+    names = {
+        column: table[column].replace(RANKER_WORDS)
+        for column in ("ranker", "best_control", "method")
+        if column in table
+    }
+    return table.assign(scope=table.scope.map(SCOPE_WORDS), **names)
 
 
 def tried(rankings: pd.DataFrame, rows: str = LYING_ROWS) -> pd.DataFrame:
@@ -35,9 +54,9 @@ def trial_title(rankings: pd.DataFrame) -> str:
         return "Ranking of dropout draws by truth: not scored"
     best = rankers.loc[rankers.estimate.idxmax()]
     return (
-        f"Told to lie, {_count(rankers.lift_low > 0)} rankings of draws beat both controls. The "
-        f"best one ({_with_dropout(best.scope)}) puts {percent(best.estimate)} of the pairs in "
-        f"order, and the better control {percent(best.estimate - best.lift)}"
+        f"On rows told to lie, {_count(rankers.lift_low > 0)} rankings of draws beat both "
+        f"controls. The best one ({_with_dropout(best.scope)}) puts {percent(best.estimate)} of "
+        f"the pairs in order, and the better control {percent(best.estimate - best.lift)}"
     )
 
 
@@ -53,57 +72,74 @@ def trial_findings(
     rankers = tried(rankings)
     for scope, some in rankers.groupby("scope", sort=False):
         best = some.loc[some.estimate.idxmax()]
+        ranker, control = (RANKER_WORDS.get(x, x) for x in (best.ranker, best.best_control))
         lines.append(
-            f"* Told to lie, {_with_dropout(scope)}: the best ranker ({best.ranker}) puts "
-            f"{interval_text(best)} of the pairs in the right order; the better control "
-            f"({best.best_control}) puts {best.estimate - best.lift:.2f}. {_visible(best)}"
+            f"* On rows told to lie, with {_with_dropout(scope)}, the best ranker ({ranker}) puts "
+            f"{interval_text(best)} of the pairs in the right order. The better control, "
+            f"*{control}*, puts {best.estimate - best.lift:.2f} in order. {_visible(best)}"
         )
     for scope, some in damage.groupby("scope", sort=False):
-        [row] = some[some.rows == HONEST_ROWS].itertuples()
-        bears = "The model bears" if bears_dropout(some) else "**The model does not bear**"
-        lines.append(
-            f"* {bears} {_with_dropout(scope)} at p = {row.p:g}, by the bar that was fixed in "
-            f"advance (answers differ between at most {percent(MOST_FLIPS)} of draws, and less "
-            f"than {percent(MOST_LOST)} of the honest ones are lost): {percent(all_flips(some))} "
-            f"differ, and {percent(row.as_told)} of the honest ones are right without dropout, "
-            f"{percent(row.as_told_in_a_draw)} in a draw."
-        )
+        lines.append(f"* {_tolerance(scope, some)}")
     for scope, some in dropped[dropped.rows == HONEST_ROWS].groupby("scope", sort=False):
         lines.append(
-            f"* Whether a state had {_with_dropout(scope)}, a probe can tell on unseen honest rows "
-            f"with an AUROC of {interval_text(some.iloc[0])}."
+            "* On unseen honest rows, a probe tells whether a state had "
+            f"{_with_dropout(scope)} with an AUROC of {interval_text(some.iloc[0])}."
         )
     return lines
 
 
+def _tolerance(scope: str, damage: pd.DataFrame) -> str:
+    """Say whether the answers keep within the limits that were fixed, and how much they lose."""
+    [row] = damage[damage.rows == HONEST_ROWS].itertuples()
+    tolerates = (
+        "The model tolerates" if bears_dropout(damage) else "**The model does not tolerate**"
+    )
+    lost, low, high = (f"{100 * share:.1f}" for share in (row.lost, row.lost_low, row.lost_high))
+    text = (
+        f"{tolerates} {_with_dropout(scope)} at p = {row.p:g}. By the criterion, which was "
+        f"fixed in advance, at most {percent(MOST_FLIPS)} of the pairs of draws may differ in "
+        f"their answer, and honest accuracy may fall by less than {100 * MOST_LOST:g} points. Here "
+        f"{percent(all_flips(damage))} of the pairs differ, and honest accuracy falls from "
+        f"{percent(row.as_told)} to {percent(row.as_told_in_a_draw)}, by {lost} [{low}, {high}] "
+        "points."
+    )
+    if scope == "last_token" and row.p != FIRST_P_LAST:
+        text += f" This p was not fixed in advance: it was {FIRST_P_LAST:g} at first."
+    return text
+
+
 def _verdict(rankers: pd.DataFrame, rows: str) -> str:
     succeed = rankers[rankers.lift_low > 0]
-    above_chance = _count(rankers.low > 0.5)
+    above_chance = f"{_count(rankers.low > 0.5)} rankings are above chance."
     if succeed.empty:
-        verdict = f"**No ranking succeeds** on rows {rows}"
-    else:
-        names = ", ".join(
-            f"{row.ranker} ({_with_dropout(row.scope)})" for row in succeed.itertuples()
+        return (
+            f"* **No ranking succeeds** on rows {rows}. A success would be a lead over the better "
+            f"of two controls whose whole 95 % interval is above 0. {above_chance}"
         )
-        verdict = f"**{_count(rankers.lift_low > 0)} rankings succeed** on rows {rows}: {names}"
+    names = ", ".join(
+        f"{RANKER_WORDS.get(row.ranker, row.ranker)} with {_with_dropout(row.scope)}"
+        for row in succeed.itertuples()
+    )
     return (
-        f"* {verdict}. A success was to beat the better of two controls with the whole 95 % "
-        f"interval; {above_chance} are above chance."
+        f"* **{_count(rankers.lift_low > 0)} rankings succeed** on rows {rows} ({names}). A "
+        "success is a lead over the better of two controls whose whole 95 % interval is above 0. "
+        f"{above_chance}"
     )
 
 
 def _visible(best: pd.Series) -> str:
-    """Say which share in order, and which lead over the better control, would have been found."""
+    """Say which share in order, and which lead over the better control, would be detected."""
     room = 1 - (best.estimate - best.lift)
-    least_lead = f"With errors as observed, a lead of {best.visible_lift:.2f}"
+    lead = (
+        "With standard errors as observed, a trial of this size detects a lead of "
+        f"{best.visible_lift:.2f} four times out of five."
+    )
     if best.visible_lift > room:
-        lead = (
-            f"{least_lead} would be needed to be found four times out of five, and this control "
-            f"leaves room for {room:.2f}: no lead that fits above it would be found so often."
+        return (
+            f"{lead} No lead over this control can exceed {room:.2f}, so none could be detected "
+            f"that often. Against chance, a share of {best.visible:.2f} could."
         )
-    else:
-        lead = f"{least_lead} would be found four times out of five."
-    return f"{lead} Against chance, a share of {best.visible:.2f} would be found so often."
+    return f"{lead} Against chance, it detects a share of {best.visible:.2f} that often."
 
 
 def _with_dropout(scope: str) -> str:
@@ -117,7 +153,8 @@ def _count(which: pd.Series) -> str:
 def big_moves_sentence(rankings: pd.DataFrame) -> str:
     """Say whether rankers succeed on pairs of draws whose answer moved far.
 
-    Nothing is claimed of a ranking unless `MIN_FOR_HEADLINE` rows of either class have such a pair.
+    Nothing is claimed about a ranking unless `MIN_FOR_HEADLINE` rows of either class have such a
+    pair.
     """
     big = rankings[(rankings.least_move == BIG_MOVE) & (rankings.rows == LYING_ROWS)]
     big = big[big.ranker.isin(RANKERS)]
@@ -128,14 +165,14 @@ def big_moves_sentence(rankings: pd.DataFrame) -> str:
     sentences = []
     if len(judged):
         sentences.append(
-            f"Of pairs that moved by {BIG_MOVE} or more, fitted to and tested on alone, "
-            f"{_count(judged.low > 0.5)} rankings are above chance on rows told to lie, and "
+            f"When rankers are fitted to and tested on only the pairs that moved by {BIG_MOVE} or "
+            f"more, {_count(judged.low > 0.5)} rankings are above chance on rows told to lie, and "
             f"{_count(judged.lift_low > 0)} beat both controls."
         )
     for scope, some in others.groupby("scope", sort=False):
         sentences.append(
-            f"Rankings of pairs that moved by {BIG_MOVE} or more are not judged with "
-            f"{_with_dropout(scope)}: {some.n_smaller.min()} rows of the smaller class have such a "
-            f"pair, and {MIN_FOR_HEADLINE} are needed."
+            f"With {_with_dropout(scope)}, rankers of only the pairs that moved by {BIG_MOVE} or "
+            f"more are not judged on rows told to lie: {some.n_smaller.min()} rows of the smaller "
+            f"class have such a pair, and {MIN_FOR_HEADLINE} are needed."
         )
     return " ".join(sentences)

@@ -209,6 +209,7 @@ def test_rows_to_fit_on_have_half_as_many_draws():
 
 def damage_and_dropped() -> tuple[pd.DataFrame, pd.DataFrame]:
     damage = {"scope": "sequence", "p": 0.05, "rows": HONEST_ROWS, "n": 100, "lost": 0.01}
+    damage |= {"lost_low": 0.0, "lost_high": 0.02}
     damage |= {"as_told": 0.9, "as_told_in_a_draw": 0.89, "flips": 0.04}
     dropped = {"scope": "sequence", "rows": HONEST_ROWS, "estimate": 0.9, "low": 0.8, "high": 0.95}
     return pd.DataFrame([damage]), pd.DataFrame([dropped])
@@ -216,12 +217,13 @@ def damage_and_dropped() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def test_the_page_says_which_rankings_succeed(ranked):
     lying, honest, best, damage, dropped = trial_findings(ranked, *damage_and_dropped())
-    assert "**1 of 3 rankings succeed** on rows told to lie: bilinear (dropout on the" in lying
+    assert "**1 of 3 rankings succeed** on rows told to lie (bilinear with dropout on the" in lying
     assert "on rows told to tell the truth" in honest
     assert "the best ranker (bilinear) puts 0." in best and "four times out of five" in best
-    assert damage.startswith("* The model bears dropout on the whole") and "4 % differ" in damage
+    assert damage.startswith("* The model tolerates dropout on the whole")
+    assert "4 % of the pairs differ" in damage and "by 1.0 [0.0, 2.0] points." in damage
     assert "0.90 [0.80, 0.95]" in dropped
-    assert trial_title(ranked).startswith("Told to lie, 1 of 3 rankings of draws beat both")
+    assert trial_title(ranked).startswith("On rows told to lie, 1 of 3 rankings of draws")
     assert "The best one (dropout on the whole prompt) puts" in trial_title(ranked)
     assert len(tried(ranked)) == 3
 
@@ -230,8 +232,19 @@ def test_the_page_says_that_no_ranking_succeeds(ranked):
     damage, dropped = damage_and_dropped()
     damaged = damage.assign(flips=0.2)
     first, *_, worse, _ = trial_findings(ranked.assign(lift_low=-0.1), damaged, dropped)
-    assert worse.startswith("* **The model does not bear** dropout on the whole prompt")
+    assert worse.startswith("* **The model does not tolerate** dropout on the whole prompt")
     assert first.startswith("* **No ranking succeeds** on rows told to lie.")
+
+
+@pytest.mark.parametrize(
+    "scope, p, is_said", [("last_token", 0.05, True), ("last_token", 0.1, False)]
+)
+def test_the_page_says_that_dropout_at_the_last_token_was_not_fixed_in_advance(
+    ranked, scope, p, is_said
+):
+    damage, dropped = damage_and_dropped()
+    *_, line, _ = trial_findings(ranked, damage.assign(scope=scope, p=p), dropped)
+    assert line.endswith("This p was not fixed in advance: it was 0.1 at first.") == is_said
 
 
 def test_of_nothing_the_page_says_that_nothing_was_scored(ranked):
@@ -242,30 +255,35 @@ def test_of_nothing_the_page_says_that_nothing_was_scored(ranked):
 
 
 def test_big_moves_are_judged_apart(ranked):
-    assert big_moves_sentence(ranked).startswith("Of pairs that moved by 0.1 or more")
+    assert big_moves_sentence(ranked).startswith("When rankers are fitted to and tested on only")
     assert (ranked.n_pairs[ranked.least_move > 0] < N["test"] * 6).all()
 
 
 def test_big_moves_of_few_rows_of_a_class_are_not_judged(ranked):
     few = ranked.assign(n_smaller=19)
     assert big_moves_sentence(few) == (
-        "Rankings of pairs that moved by 0.1 or more are not judged with dropout on the whole "
-        "prompt: 19 rows of the smaller class have such a pair, and 20 are needed."
+        "With dropout on the whole prompt, rankers of only the pairs that moved by 0.1 or more are "
+        "not judged on rows told to lie: 19 rows of the smaller class have such a pair, and 20 are "
+        "needed."
     )
     both = big_moves_sentence(pd.concat([ranked, few.assign(scope="last_token")]))
-    assert "of 2 beat both controls. Rankings of pairs" in both
-    assert "not judged with dropout on the last token: 19 rows" in both
+    assert "of 2 beat both controls. With dropout on the last token, rankers of only" in both
+    assert "not judged on rows told to lie: 19 rows" in both
 
 
 def test_a_lead_that_the_control_leaves_no_room_for_is_said_not_to_fit(ranked):
     lying = (ranked.rows == LYING_ROWS) & (ranked.least_move == 0)
     ranked = ranked[lying].assign(estimate=0.5, lift=-0.42, visible=0.55)
     above = trial_findings(ranked.assign(visible_lift=0.1), *damage_and_dropped())[1]
-    assert "leaves room for 0.08: no lead that fits above it would be found" in above
+    assert "No lead over this control can exceed 0.08, so none could be detected" in above
     below = trial_findings(ranked.assign(visible_lift=0.05), *damage_and_dropped())[1]
-    assert "a lead of 0.05 would be found four times out of five. Against" in below
+    assert "a lead of 0.05 four times out of five. Against chance, it detects a share" in below
 
 
-def test_pages_name_scopes_in_words(ranked):
-    assert set(in_words(ranked).scope) == {"whole prompt"}
+def test_pages_name_scopes_rankers_and_controls_in_words(ranked):
+    words = in_words(ranked)
+    assert set(words.scope) == {"whole prompt"} and "listwise" in set(words.ranker)
+    assert f"({TRUTH_PROBE}) × (which draw leans to choice 1)" in set(words.ranker)
+    assert (words.best_control.isna() == ranked.best_control.isna()).all()
+    assert not words.best_control.str.contains(" x ", na=False).any()
     assert in_words(ranked.head(0)).empty

@@ -165,15 +165,17 @@ def test_findings_count_answers_and_beliefs_that_the_system_prompt_changes():
             "verdict": ["honest", "lie", "honest", "unsure"],
         }
     )
-    title = "The system prompt changes the answer to 1 of 2 claims, and the side of the belief "
+    title = "The system prompt changes the answer to 1 of 2 claims, and the sign of the belief "
     title += "for none of them"
     assert explore_title(answers) == title
     first, honest, lying = explore_findings(answers)
     assert first == f"* {title}."
     assert honest == (
-        r"* Under *\*t\** the model says: 2 true. The probe reads: 2 true. Verdicts: 2 honest."
+        r"* Under *\*t\**, the model says *true* twice. The probe reads *true* twice. "
+        "The verdict is *honest* twice."
     )
-    assert "says: 1 false, 1 true." in lying and "Verdicts: 1 lie, 1 unsure." in lying
+    assert "says *false* once and *true* once." in lying
+    assert "The verdict is *lie* once and *unsure* once." in lying
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,7 @@ def test_of_chats_it_is_said_how_many_parts_have_tokens_on_both_sides_of_zero():
     one = pd.DataFrame({"mean": [-1.0, 2.0], "lowest": [-3.0, -1.0], "highest": [3.0, 4.0]})
     two = pd.DataFrame({"mean": [12.0], "lowest": [0.5], "highest": [28.0]})
     [line] = chats_findings([one, two])
-    assert line.startswith("* In 2 of 3 parts of the chats, tokens lie on both sides of 0")
+    assert line.startswith("* In 2 of 3 parts of the chats, some tokens score above 0 and some be")
     assert "from -1.0 to +12.0" in line
     assert chats_findings([]) == []
 

@@ -309,7 +309,7 @@ def ways_of_probes(**least: float) -> pd.DataFrame:
 def test_it_is_said_if_other_probes_carry_over_better_than_the_logistic_one():
     better = ways_sentence(ways_of_probes(logistic=0.4, mean_difference=0.82, ttpd=0.83))
     assert better == (
-        "Above chance, with those fitted on all other data sets: logistic in 8 of 9 (lowest AUROC "
+        "Cases in which a probe is above chance: logistic in 8 of 9 (lowest AUROC "
         "0.40), mean_difference in 9 of 9 (lowest AUROC 0.82), ttpd in 9 of 9 (lowest AUROC 0.83). "
         "So the logistic probe of this page is not the one that carries over best"
     )
@@ -345,7 +345,8 @@ def test_the_curve_says_what_few_rows_and_all_of_them_score():
     rows = [("lda", 8, 0.7, 5), ("lda", 16, 0.8, 5), ("lda", 420, 0.95, 1)]
     curve = pd.DataFrame(rows, columns=["probe", "n_train", "estimate", "draws"])
     assert curve_title(curve) == (
-        "With 8 training rows (mean of 5 draws), and with all 420: lda 0.70 and 0.95"
+        "AUROC with 8 training rows (mean over 5 random subsets), and with all 420: lda 0.70 and "
+        "0.95"
     )
     assert curve_title(curve.head(0)) == "not scored"
 
@@ -365,12 +366,15 @@ def rivals_of_graded(**gains: tuple[float, float]) -> pd.DataFrame:
 @pytest.mark.parametrize(
     "gain, found",
     [
-        ((-0.06, -0.01), "The probe is worse than its strongest rival"),
-        ((-0.06, 0.01), "Nothing shows that the probe is better or worse than its strongest rival"),
-        ((0.01, 0.06), "The probe beats its strongest rival"),
+        ((-0.06, -0.01), "The probe is worse than its strongest control"),
+        (
+            (-0.06, 0.01),
+            "Nothing shows that the probe is better or worse than its strongest control",
+        ),
+        ((0.01, 0.06), "The probe is better than its strongest control"),
     ],
 )
-def test_on_the_second_liar_the_strongest_rival_is_named_beside_the_answer_turned_round(
+def test_on_the_second_liar_the_strongest_control_is_named_beside_the_answer_turned_round(
     gain, found
 ):
     table = rivals_of_graded(**{TURNED: (0.2, 0.3), ASKED_AGAIN: gain, "metadata": (0.4, 0.5)})

@@ -295,7 +295,8 @@ def scores(
 ) -> pd.DataFrame:
     """A table in which the probe at the answer leads those at the follow-ups by these intervals."""
     row = {"question": WHAT_IS_TRUE, "estimate": 0.8, "low": 0.7, "high": 0.9, "n": 100}
-    row |= {"n_smaller": n_smaller, "gain": 0.0, "gain_low": 0.0, "gain_high": 0.0}
+    row |= {"accuracy": 0.7, "n_smaller": n_smaller}
+    row |= {"gain": 0.0, "gain_low": 0.0, "gain_high": 0.0}
     row |= {"lead": np.nan, "lead_low": np.nan, "lead_high": np.nan}
     rows = [row | {"who": AT_ANSWER}]
     for place, (low, high) in zip((SAME, SEPARATE), gains, strict=True):
@@ -311,17 +312,17 @@ BETTER, WORSE, EQUAL = (-0.3, -0.1), (0.1, 0.3), (-0.1, 0.1)
 @pytest.mark.parametrize(
     "gains, sentence",
     [
-        ((BETTER, BETTER), "makes it easier to read what is true: of 2 "),
-        ((WORSE, WORSE), "makes it harder to read what is true: of 2 "),
-        ((BETTER, WORSE), "sometimes makes it easier, and sometimes harder, to read what is true:"),
-        ((BETTER, EQUAL), "sometimes makes it easier to read what is true: of 2 "),
-        ((EQUAL, WORSE), "sometimes makes it harder, and never easier, to read what is true: "),
+        ((BETTER, BETTER), "makes it easier to read what is true. Of 2 "),
+        ((WORSE, WORSE), "makes it harder to read what is true. Of 2 "),
+        ((BETTER, WORSE), "sometimes makes it easier, and sometimes harder, to read what is true."),
+        ((BETTER, EQUAL), "sometimes makes it easier to read what is true. Of 2 "),
+        ((EQUAL, WORSE), "sometimes makes it harder, and never easier, to read what is true. "),
         ((EQUAL, EQUAL), "makes it neither clearly easier nor clearly harder to read what is true"),
     ],
 )
 def test_the_finding_goes_by_the_intervals_of_the_differences(gains, sentence):
     said = findings.follow_up_finding({"m": scores(gains)}, WHAT_IS_TRUE)
-    assert said.startswith(f"A follow-up question {sentence}")
+    assert said.startswith(f"By AUROC, a follow-up question {sentence}")
     n_better, n_worse = gains.count(BETTER), gains.count(WORSE)
     assert f"{n_better} score clearly higher" in said and f"and {n_worse} clearly lower" in said
 
@@ -329,12 +330,25 @@ def test_the_finding_goes_by_the_intervals_of_the_differences(gains, sentence):
 def test_the_finding_counts_probes_that_beat_the_words_and_models_with_enough_rows():
     better, few = scores((BETTER, BETTER), lead=0.1), scores((WORSE, WORSE), n_smaller=19)
     said = findings.follow_up_finding({"m": better, "few": few}, WHAT_IS_TRUE)
-    assert said.startswith("A follow-up question makes it easier to read what is true: of 2 ")
-    assert "; 2 score clearly higher than what the model says there. " in said
-    assert said.endswith("Too few rows to say anything of few")
+    assert said.startswith("By AUROC, a follow-up question makes it easier to read what is true. ")
+    assert "clearly lower, and 2 score clearly higher than what the model says there. " in said
+    assert said.endswith(
+        ". Nothing is claimed about few, where one class has 19 rows, and 20 are needed"
+    )
+    absent = findings.follow_up_finding({"m": better, "few": few.head(0)}, WHAT_IS_TRUE)
+    assert absent.endswith(". Nothing is claimed about few, which has too few rows")
     worse = findings.follow_up_finding({"m": scores((WORSE, WORSE))}, WHAT_IS_TRUE)
-    assert "; 0 score clearly higher than what the model says there. " in worse
-    assert "Too few rows" not in worse
+    assert "clearly lower, and 0 score clearly higher than what the model says there. " in worse
+    assert "Nothing is claimed" not in worse
+
+
+def test_the_finding_names_the_threshold_that_does_not_carry_over():
+    other = scores((BETTER, BETTER))
+    off = other.who == PROBE_AT[SAME]
+    table = other.assign(accuracy=np.where(off, 0.51, 0.84))
+    said = findings.follow_up_finding({"one": table, "other": other}, WHAT_IS_TRUE)
+    assert "is 0.70 to 0.84 at the answer, and 0.51 to 0.84 at the follow-up (lowest: " in said
+    assert said.endswith(f"*{PROBE_AT[SAME]}*, on one)")
 
 
 def test_probes_of_whether_the_answer_was_true_count_among_those_at_the_follow_up():
@@ -342,20 +356,20 @@ def test_probes_of_whether_the_answer_was_true_count_among_those_at_the_follow_u
     direct = table[table.who.isin(list(PROBE_AT.values()))]
     direct = direct.assign(who=list(DIRECT_AT.values()), estimate=[0.5, 0.6], gain_high=0.1)
     said = findings.follow_up_finding({"m": pd.concat([table, direct])}, LIE_OR_NOT)
-    assert said.startswith("A follow-up question sometimes makes it easier to tell lies from ")
-    assert ": of 4 probes that read the state there, 2 score clearly higher" in said
-    assert said.endswith(
+    assert said.startswith("By AUROC, a follow-up question sometimes makes it easier to tell lies ")
+    assert ". Of 4 probes that read the state there, 2 score clearly higher" in said
+    assert (
         "The AUROC is 0.80 at the answer, and at the follow-up it is 0.80 for probes of which "
-        "choice is right and 0.50 to 0.60 for probes of whether the answer was true"
-    )
+        "choice is right and 0.50 to 0.60 for probes of whether the answer was true. "
+    ) in said
 
 
 def test_each_question_has_a_finding_of_its_own():
     table = scores((WORSE, WORSE))
     both = pd.concat([table, scores((BETTER, BETTER)).assign(question=LIE_OR_NOT)])
     of_truth, of_lies = findings.follow_up_findings({"m": both})
-    assert of_truth.startswith("* A follow-up question makes it harder to read what is true: of 2")
-    assert of_lies.startswith("* A follow-up question makes it easier to tell lies from truthful ")
+    assert of_truth.startswith("* By AUROC, a follow-up question makes it harder to read what is ")
+    assert of_lies.startswith("* By AUROC, a follow-up question makes it easier to tell lies from ")
     _, not_known = findings.follow_up_findings({"m": table})
     assert not_known == (
         "* Whether a follow-up question makes it easier to tell lies from truthful answers is not "

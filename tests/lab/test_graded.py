@@ -102,14 +102,17 @@ def test_the_sentence_has_both_scores_and_their_difference(table):
     assert expected in sentence and "n = 220" in sentence and "claim" not in sentence
     assert f"(layer {TRUTH_LAYER})" in sentence
     _, others, _ = findings.graded_findings(table)
-    assert f"{ASKED_AGAIN}: 1.00" in others and TURNED not in others
+    assert f"The probe is worse than its strongest control, *{ASKED_AGAIN}* (AUROC 1.00" in sentence
+    assert "(*metadata*)" in others and TURNED not in others and ASKED_AGAIN not in others
     assert "0.5" in findings.graded_title(table)
 
 
 def test_few_rows_are_shown_and_claim_nothing(rows):
     few = graded_answers(60)
     table = with_rivals(few, answer_before_truth(few))
-    assert "fewer than the 200 rows and 60 of either class" in findings.graded_sentence(table)
+    sentence = findings.graded_sentence(table)
+    assert "fewer than the 200 rows and 60 of either class" in sentence
+    assert "better" not in sentence and "worse" not in sentence
     # Without a lie there is nothing to tell from truthful answers.
     honest = with_rivals(few.assign(lied=False), answer_before_truth(few))
     assert set(honest.question) == {WHAT_IS_TRUE}

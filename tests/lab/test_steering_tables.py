@@ -209,7 +209,7 @@ def test_the_verdict_of_a_planted_answer_direction_is_that_it_moves_the_answer(t
     brief = steering_in_brief(tables[1], DOSE)
     assert brief.endswith("the direction moves the answer")
     title = steering_title(tables[1], DOSE, "lie")
-    assert re.match(r"Told to lie, \d+ % tell the truth after a push towards the truth, ", title)
+    assert re.match(r"On rows told to lie, \d+ % of the answers are right after a push to", title)
 
 
 def test_all_tokens_may_be_pushed_and_rows_of_either_label_each_their_way(directions, held_out):
@@ -309,7 +309,7 @@ def test_a_direction_is_compared_with_controls_of_its_own_length_only():
     assert steering_verdict(effect.loc[TRUTH], TRUTH) == "moves the answer"
     assert steering_verdict(effect.loc[TRUTH_LDA], TRUTH_LDA) == NOTHING_MOVED
     title = steering_title(pushed, DOSE, "lie")
-    assert title.endswith("after pushes along controls at most 0 %")
+    assert title.endswith("Pushes along controls give at most 0 %")
     shown = steering_table(pd.concat([table, strong, lda]), DOSE)["controls of its length, at most"]
     assert list(shown[[TRUTH, TRUTH_LDA]]) == ["0.00", "0.90"] and pd.isna(shown[RANDOM])
 
@@ -321,7 +321,8 @@ def test_answers_that_change_with_either_sign_are_no_evidence_of_a_belief():
     assert "along the direction of truth (64 % of the mean length of a state), the model" in brief
     assert f"So the direction {EITHER_SIGN}." in brief and "what the model takes" not in brief
     assert brief.endswith("weak evidence of what the direction stands for")
-    assert by_sign(table, DOSE) in brief
+    assert "the model answers 30 % [" in brief and "70 % [" in brief
+    assert by_sign(table, DOSE)[1:] in brief
 
 
 @pytest.mark.parametrize(
@@ -329,25 +330,25 @@ def test_answers_that_change_with_either_sign_are_no_evidence_of_a_belief():
     [
         (
             {"lie_plus": 0.2, "lie_minus": 0.8, "truth_plus": 0.45, "truth_minus": 0.4},
-            "Lies change clearly more often when pushed away from the truth, as with a belief",
-            "honest answers do not clearly depend on the sign",
+            "lies change clearly more often when pushed away from the truth, as a belief predicts",
+            "Honest answers do not clearly depend on the sign of the push",
         ),
         (
             {"lie_plus": 0.8, "lie_minus": 0.2, "truth_minus": 0.9},
-            "Lies change clearly more often when pushed towards the truth, as with an answer",
-            "honest answers change clearly more often when pushed away from the truth, as with "
-            "either",
+            "lies change clearly more often when pushed towards the truth, as an answer predicts",
+            "Honest answers change clearly more often when pushed away from the truth, as both an "
+            "answer and a belief predict",
         ),
         (
             {"lie_plus": 0.5, "lie_minus": 0.45, "truth_plus": 0.9, "truth_minus": 0.2},
-            "Lies do not clearly depend on the sign",
-            "honest answers change clearly more often when pushed towards the truth, as with "
-            "neither",
+            "lies do not clearly depend on the sign of the push",
+            "Honest answers change clearly more often when pushed towards the truth, which neither "
+            "an answer nor a belief predicts",
         ),
     ],
 )
 def test_a_share_depends_on_the_sign_if_the_intervals_do_not_overlap(shares, lies, honest):
-    assert by_sign(responses_to_pushes(**shares), DOSE) == f"{lies}; {honest}"
+    assert by_sign(responses_to_pushes(**shares), DOSE) == f"{lies}. {honest}"
 
 
 def test_a_direction_that_is_removed_has_no_dose_and_its_damage_is_counted():
@@ -365,11 +366,20 @@ def test_a_direction_that_is_removed_has_no_dose_and_its_damage_is_counted():
     }
     assert list(shown.layer.unique()) == ["3", "all"]
     by_push, damage = everywhere_findings(everywhere, DOSE)
-    assert by_push.startswith("* All tokens pushed: Lies do not clearly depend on the sign; ")
-    assert "removed, 12 % of the answers cannot be read; with another one removed, at" in damage
-    assert damage.endswith("at most 0 %. Part of what its removal changes is damage.")
+    assert by_push == (
+        "* When all tokens are pushed, neither lies nor honest answers clearly depend on the sign "
+        "of the push."
+    )
+    assert "removed, 12 % of the answers cannot be read. With another direction rem" in damage
+    assert damage.endswith(
+        "all answers can be read. So part of what the removal of truth changes is damage."
+    )
     harmless = everywhere_findings(everywhere.assign(unreadable=0.0, unreadable_low=0.0), DOSE)[1]
-    assert harmless.endswith("at most 0 %.")
+    assert harmless.endswith("all answers can be read.")
+    others = everywhere.assign(unreadable=0.03)
+    assert (
+        everywhere_findings(others, DOSE)[1].split(". ")[1].endswith("3 % or less cannot be read")
+    )
     assert everywhere_findings(everywhere.head(0), DOSE) == []
 
 
@@ -397,10 +407,10 @@ def test_the_findings_are_three_lines_and_none_without_rows(tables):
     by_layer = pd.concat([pushed[is_truth_or_random], twin])
     in_brief, moving, at_layers = steering_findings(pushed, by_layer, DOSE)
     assert in_brief.endswith("So the direction moves the answer.")
-    assert re.match(r"\* Of 7 directions, \d change more answers than controls of their", moving)
-    assert f"{TRUTH} (moves the answer)" in moving
+    assert re.match(r"\* \d of 7 directions change more answers than controls of their", moving)
+    assert re.search(rf"\d move the answer: \*{TRUTH}\*, ", moving)
     assert at_layers.startswith(f"* From layer {LAYER} on")
-    assert f"at layer {LAYER} it moves the answer" in layer_verdicts(by_layer, DOSE)
+    assert f"At layer {LAYER} it moves the answer." in layer_verdicts(by_layer, DOSE)
     nothing = pushed.head(0)
     assert steering_findings(nothing, nothing, DOSE) == []
     assert layer_verdicts(nothing, DOSE).endswith(": not scored.")
