@@ -631,7 +631,7 @@ def ways_sentence(ways: pd.DataFrame) -> str:
     if not ways.ways.any():
         return NOT_SCORED
     counts = [
-        f"{probe} in {row['above chance']:.0f} of {row.ways:.0f} (lowest AUROC {row.least:.2f})"
+        f"{probe} {row['above chance']:.0f} of {row.ways:.0f} (lowest AUROC {row.least:.2f})"
         for probe, row in ways.iterrows()
     ]
     text = f"Cases in which a probe is above chance: {', '.join(counts)}"
@@ -825,7 +825,7 @@ def graded_sentence(graded: pd.DataFrame) -> str:
         return text
     control = of_truth.loc[best]
     return (
-        f"{text}. {_better_or_worse(control)} its strongest control, *{best}* (AUROC "
+        f"{text}. {_better_or_worse(control, 'it')} the strongest control, *{best}* (AUROC "
         f"{interval_text(control)}, a difference of {interval_text(control, 'gain', signed=True)})"
     )
 
@@ -838,13 +838,13 @@ def _strongest_control(table: pd.DataFrame, question: str) -> str | None:
     return of_question.drop(PROBE).idxmax()
 
 
-def _better_or_worse(control: pd.Series) -> str:
+def _better_or_worse(control: pd.Series, probe: str = "the probe") -> str:
     """Begin to say whether the probe beats a control, by the interval of the difference."""
     if control.gain_low > 0:
-        return "The probe is better than"
+        return _capitalised(f"{probe} is better than")
     if control.gain_high < 0:
-        return "The probe is worse than"
-    return "Nothing shows that the probe is better or worse than"
+        return _capitalised(f"{probe} is worse than")
+    return f"Nothing shows that {probe} is better or worse than"
 
 
 def too_few_for_a_claim(row: pd.Series) -> bool:
@@ -1049,13 +1049,13 @@ def trigger_sentence(triggered: pd.DataFrame) -> str:
     sentences = [
         _compared_with(triggered, trigger.LIE_OR_NOT, trigger.TRIGGER_THERE),
         *_accuracy_sentence(
-            "At the threshold of its honest rows, the probe is right about these answers in",
+            "At the threshold of its honest rows, the probe judges {} of these answers correctly",
             triggered,
             trigger.LIE_OR_NOT,
             trigger.TRIGGER_THERE,
         ),
         *_accuracy_sentence(
-            "About what is true in triggered rows, it is right in",
+            "It reads what is true correctly in {} of the triggered rows",
             triggered,
             trigger.WHAT_IS_TRUE,
             best,
@@ -1065,16 +1065,17 @@ def trigger_sentence(triggered: pd.DataFrame) -> str:
 
 
 def _accuracy_sentence(
-    beginning: str, table: pd.DataFrame, question: str, control: str | None
+    what: str, table: pd.DataFrame, question: str, control: str | None
 ) -> list[str]:
-    """Say how often the probe and a control are right; nothing if either was not scored."""
+    """Say how often the probe and a control are right; nothing if either was not scored.
+
+    `what` has a pair of braces where the share of the probe goes.
+    """
     accuracy = table[table.question == question].set_index("who").accuracy
     if not {PROBE, control} <= set(accuracy.index):
         return []
-    return [
-        f"{beginning} {percent(accuracy[PROBE])}, against {percent(accuracy[control])} for "
-        f"*{control}*"
-    ]
+    of_probe, of_control = percent(accuracy[PROBE]), percent(accuracy[control])
+    return [f"{what.format(of_probe)}, against {of_control} for *{control}*"]
 
 
 def trigger_findings(triggered: pd.DataFrame) -> list[str]:
@@ -1491,17 +1492,20 @@ def _verdicts_in_words(verdict_of: Mapping[str, str]) -> str:
         if verdict_there != NOTHING_MOVED:
             names_by_verdict.setdefault(verdict_there, []).append(f"*{name}*")
     n_moving = sum(map(len, names_by_verdict.values()))
-    change = "changes" if n_moving == 1 else "change"
     sentences = [
-        f"{n_moving or 'None'} of {len(verdict_of)} directions {change} more answers than controls "
-        "of their length do."
+        f"{n_moving or 'None'} of {len(verdict_of)} directions "
+        f"{'changes' if n_moving == 1 else 'change'} more answers than controls of their length do."
     ]
     for verdict_there, names in names_by_verdict.items():
         verb, rest = verdict_there.split(" ", 1)
-        if len(names) > 1:
-            verb = verb.removesuffix("s")
-        sentences.append(f"{len(names)} {verb} {rest}: {', '.join(names)}.")
+        *before, last = names
+        listed = f"{', '.join(before)} and {last}" if before else last
+        count, verb = ("One", verb) if not before else (len(names), verb.removesuffix("s"))
+        sentences.append(f"{_NUMBERS.get(count, count)} {verb} {rest} ({listed}).")
     return " ".join(sentences)
+
+
+_NUMBERS = {2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six", 7: "Seven"}
 
 
 def everywhere_table(everywhere: pd.DataFrame) -> pd.DataFrame:
@@ -1530,7 +1534,7 @@ def everywhere_findings(everywhere: pd.DataFrame, dose: float) -> list[str]:
         f"answers cannot be read. With another direction removed, {unreadable}."
     )
     if (removed.unreadable_low[removed.direction == TRUTH] > 0).any():
-        line += " So part of what the removal of truth changes is damage."
+        line += " So part of what the removal of the direction of truth changes is damage."
     return [f"* When all tokens are pushed, {by_sign(everywhere, dose)}.", line]
 
 

@@ -130,14 +130,15 @@ def _verdict(rankers: pd.DataFrame, rows: str) -> str:
 def _visible(best: pd.Series) -> str:
     """Say which share in order, and which lead over the better control, would be detected."""
     room = 1 - (best.estimate - best.lift)
+    digits = 2 if f"{room:.2f}" != f"{best.visible_lift:.2f}" else 3
     lead = (
         "With standard errors as observed, a trial of this size detects a lead of "
-        f"{best.visible_lift:.2f} four times out of five."
+        f"{best.visible_lift:.{digits}f} four times out of five."
     )
     if best.visible_lift > room:
         return (
-            f"{lead} No lead over this control can exceed {room:.2f}, so none could be detected "
-            f"that often. Against chance, a share of {best.visible:.2f} could."
+            f"{lead} No lead over this control can exceed {room:.{digits}f}, so none could be "
+            f"detected that often. Against chance, a share of {best.visible:.2f} could."
         )
     return f"{lead} Against chance, it detects a share of {best.visible:.2f} that often."
 

@@ -276,6 +276,8 @@ def test_a_lead_that_the_control_leaves_no_room_for_is_said_not_to_fit(ranked):
     ranked = ranked[lying].assign(estimate=0.5, lift=-0.42, visible=0.55)
     above = trial_findings(ranked.assign(visible_lift=0.1), *damage_and_dropped())[1]
     assert "No lead over this control can exceed 0.08, so none could be detected" in above
+    near = trial_findings(ranked.assign(visible_lift=0.083), *damage_and_dropped())[1]
+    assert "detects a lead of 0.083 four" in near and "can exceed 0.080, so none" in near
     below = trial_findings(ranked.assign(visible_lift=0.05), *damage_and_dropped())[1]
     assert "a lead of 0.05 four times out of five. Against chance, it detects a share" in below
 

@@ -309,12 +309,12 @@ def ways_of_probes(**least: float) -> pd.DataFrame:
 def test_it_is_said_if_other_probes_carry_over_better_than_the_logistic_one():
     better = ways_sentence(ways_of_probes(logistic=0.4, mean_difference=0.82, ttpd=0.83))
     assert better == (
-        "Cases in which a probe is above chance: logistic in 8 of 9 (lowest AUROC "
-        "0.40), mean_difference in 9 of 9 (lowest AUROC 0.82), ttpd in 9 of 9 (lowest AUROC 0.83). "
+        "Cases in which a probe is above chance: logistic 8 of 9 (lowest AUROC 0.40), "
+        "mean_difference 9 of 9 (lowest AUROC 0.82), ttpd 9 of 9 (lowest AUROC 0.83). "
         "So the logistic probe of this page is not the one that carries over best"
     )
     not_all = ways_sentence(ways_of_probes(logistic=0.6, mean_difference=0.82, ttpd=0.55))
-    assert not_all.endswith("ttpd in 9 of 9 (lowest AUROC 0.55)")
+    assert not_all.endswith("ttpd 9 of 9 (lowest AUROC 0.55)")
     none = pd.DataFrame({"logistic": {"least": np.nan, "ways": 0, "above chance": 0}}).T
     assert ways_sentence(none) == "not scored"
 
@@ -366,12 +366,12 @@ def rivals_of_graded(**gains: tuple[float, float]) -> pd.DataFrame:
 @pytest.mark.parametrize(
     "gain, found",
     [
-        ((-0.06, -0.01), "The probe is worse than its strongest control"),
+        ((-0.06, -0.01), "It is worse than the strongest control"),
         (
             (-0.06, 0.01),
-            "Nothing shows that the probe is better or worse than its strongest control",
+            "Nothing shows that it is better or worse than the strongest control",
         ),
-        ((0.01, 0.06), "The probe is better than its strongest control"),
+        ((0.01, 0.06), "It is better than the strongest control"),
     ],
 )
 def test_on_the_second_liar_the_strongest_control_is_named_beside_the_answer_turned_round(

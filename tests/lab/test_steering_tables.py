@@ -372,7 +372,8 @@ def test_a_direction_that_is_removed_has_no_dose_and_its_damage_is_counted():
     )
     assert "removed, 12 % of the answers cannot be read. With another direction rem" in damage
     assert damage.endswith(
-        "all answers can be read. So part of what the removal of truth changes is damage."
+        "all answers can be read. So part of what the removal of the direction of truth changes is "
+        "damage."
     )
     harmless = everywhere_findings(everywhere.assign(unreadable=0.0, unreadable_low=0.0), DOSE)[1]
     assert harmless.endswith("all answers can be read.")
@@ -408,7 +409,7 @@ def test_the_findings_are_three_lines_and_none_without_rows(tables):
     in_brief, moving, at_layers = steering_findings(pushed, by_layer, DOSE)
     assert in_brief.endswith("So the direction moves the answer.")
     assert re.match(r"\* \d of 7 directions change more answers than controls of their", moving)
-    assert re.search(rf"\d move the answer: \*{TRUTH}\*, ", moving)
+    assert re.search(rf"\w+ move the answer \(\*{TRUTH}\*, ", moving)
     assert at_layers.startswith(f"* From layer {LAYER} on")
     assert f"At layer {LAYER} it moves the answer." in layer_verdicts(by_layer, DOSE)
     nothing = pushed.head(0)

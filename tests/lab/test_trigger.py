@@ -99,8 +99,8 @@ def test_the_sentences_have_the_scores_and_of_no_model_nothing_is_said(table):
     of_lies = table[(table.question == LIE_OR_NOT) & (table.who == PROBE)].iloc[0]
     assert f"{of_lies.estimate:.2f}" in findings.trigger_title(table)
     of_truth = table[table.question == WHAT_IS_TRUE].set_index("who").accuracy
-    assert f"right about these answers in {100 * of_lies.accuracy:.0f} %, against " in lines[0]
-    assert f"triggered rows, it is right in {100 * of_truth[PROBE]:.0f} %, against " in lines[0]
+    assert f"judges {100 * of_lies.accuracy:.0f} % of these answers correctly, ag" in lines[0]
+    assert f"in {100 * of_truth[PROBE]:.0f} % of the triggered rows, against " in lines[0]
     assert f"{100 * of_truth[ANOTHER_DAY]:.0f} % for *{ANOTHER_DAY}*" in lines[0]
     assert f"n = {of_lies.n}" in lines[0] and len(lines) == 3
     assert f"*{ANOTHER_DAY}* with 1.00" in lines[1] and f"(*{OWN}*)" in lines[2]
