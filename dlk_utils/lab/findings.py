@@ -559,8 +559,8 @@ def split_spread(regrouped: pd.DataFrame) -> str:
     compared = rules_compared(regrouped[regrouped.tested_on == SAME]).dropna(subset="mean")
     found = [f"{_spread(row)} at the {row.rule}" for _, row in compared.iterrows()]
     if not found:
-        return "nothing was scored"
-    return f"on rows that the model knows, the mean AUROC is {', and '.join(found)}"
+        return NOT_SCORED
+    return f"on rows that the model knows, the mean AUROC is {' and '.join(found)}"
 
 
 def _spread(row: pd.Series) -> str:
@@ -613,7 +613,7 @@ def carry_over_answer(
             f"{least_to_most(apart.estimate)}."
         )
     if len(regrouped):
-        lines.append(f"* **Over other splits of the same examples**, {split_spread(regrouped)}.")
+        lines.append(f"* **Over other splits of the same examples**: {split_spread(regrouped)}.")
     if len(graded):
         lines.append(
             f"* **On a model that lies about some topics only**, {graded_sentence(graded)}."
@@ -683,10 +683,10 @@ def carry_over_findings(
         )
     if len(regrouped):
         lines += [
-            f"* Over other splits of the same examples, {split_spread(regrouped)}.",
+            f"* Over other splits of the same examples: {split_spread(regrouped)}.",
             f"* {rules_verdict(regrouped)}. All other tables of truth use the {BY_TWINS} for "
-            "probes that were fitted on honest rows. The exceptions are most detectors of "
-            "notebooks 06 and 12.",
+            "probes that were fitted on honest rows. The exceptions are those detectors of "
+            "notebooks 06 and 12 whose layer is chosen on honest rows alone.",
         ]
     return lines
 

@@ -217,13 +217,13 @@ def test_where_the_model_knows_nothing_no_rule_is_praised():
     rows = twins().assign(knows=False)
     table = split_again(rows, {("activation", "resid_post", 1): states_that_hold_y(rows, 0.15)})
     assert (table.n_known == 0).all() and table.estimate.notna().all()
-    assert split_spread(table) == "nothing was scored"
+    assert split_spread(table) == "not scored"
     assert "nothing was scored" in rules_verdict(table)
 
 
 def test_of_an_empty_table_of_splits_nothing_is_said():
     table = split_again(twins(9), {})
-    assert split_spread(table) == "nothing was scored" and rules_compared(table).empty
+    assert split_spread(table) == "not scored" and rules_compared(table).empty
     assert "nothing was scored" in rules_verdict(table)
 
 
