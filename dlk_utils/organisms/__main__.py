@@ -18,9 +18,10 @@ from dlk_utils.lab.tables.dropout_damage import (
     HONEST_ROWS,
     MOST_FLIPS,
     MOST_LOST,
+    REQUIRED_SCOPE,
     all_flips,
-    bears_dropout,
     checked_damage,
+    surely_bears_dropout,
 )
 from dlk_utils.lab.tables.organism import (
     CHECKED_EXAMPLES,
@@ -81,11 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_dropout(damage: pd.DataFrame) -> int:
-    """Print what dropout does to an organism that was trained to bear it; return the exit code."""
-    print(with_intervals(damage).to_string(index=False))
-    print(f"answers that differ between two draws at p = {CHECKED_P}: {all_flips(damage):.3f}")
-    print(f"required: at most {MOST_FLIPS}, and less than {MOST_LOST} lost of {HONEST_ROWS!r}")
-    return 0 if bears_dropout(damage) else 1
+    """Print what dropout does to an organism that was trained with it; return the exit code."""
+    print(with_intervals(damage.set_index("scope").reset_index()).to_string(index=False))
+    for scope, table in damage.groupby("scope", sort=False):
+        share = f"{all_flips(table):.3f}"
+        print(f"{scope}: answers that differ between two draws at p = {CHECKED_P}: {share}")
+    print(
+        f"required, by the upper ends of intervals, of {REQUIRED_SCOPE}: flips of at most "
+        f"{MOST_FLIPS}, and less than {MOST_LOST} lost of {HONEST_ROWS!r}"
+    )
+    return 0 if surely_bears_dropout(damage[damage.scope == REQUIRED_SCOPE]) else 1
 
 
 def _check_trigger(behaviour: pd.DataFrame) -> int:

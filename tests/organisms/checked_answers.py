@@ -17,7 +17,12 @@ from dlk_utils.evaluation.behaviour import label_behaviour, read_answers
 from dlk_utils.extract.stages import store_answers
 from dlk_utils.extract.store import read_rows
 from dlk_utils.lab.run import Run
-from dlk_utils.lab.tables.dropout_damage import DRAWN_EXAMPLES, checked_rows, drawn_logprobs
+from dlk_utils.lab.tables.dropout_damage import (
+    CHECKED_DRAWS,
+    DRAWN_EXAMPLES,
+    checked_rows,
+    drawn_logprobs,
+)
 from dlk_utils.lab.tables.organism import CHECKED_EXAMPLES, trigger_prompts
 
 FOLDER = Path(__file__).parent / "checked_answers"
@@ -53,12 +58,14 @@ def conditions(run: Run) -> dict[str, str]:
 def ask(run: Run, rows: pd.DataFrame) -> Float[np.ndarray, "n m"]:
     """Ask the real model, and return the log-probabilities of both choices.
 
-    Those of `smollm2-dropout` without dropout are followed by those of each draw.
+    Those of `smollm2-dropout` without dropout are followed by those of each draw, first with
+    dropout at the last token, then on the complete prompt.
     """
     logprobs = read_rows(run.stored(store_answers, rows, "02-answers"), rows, "choice_logprobs")
     if run.model != "smollm2-dropout":
         return logprobs
-    return np.concatenate([logprobs[:, None], drawn_logprobs(run, rows)], axis=1).reshape(-1, 6)
+    drawn = [drawn_logprobs(run, rows, scope) for scope in CHECKED_DRAWS]
+    return np.concatenate([logprobs[:, None], *drawn], axis=1).reshape(len(rows), -1)
 
 
 def behaviour(prompts: pd.DataFrame, logprobs: Float[np.ndarray, "n 2"]) -> pd.DataFrame:

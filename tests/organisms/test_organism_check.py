@@ -12,10 +12,12 @@ from short_phases import REVIEWS
 
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables.dropout_damage import (
+    CHECKED_DRAWS,
     bears_dropout,
     damage_table,
     disagreement,
     share_of_choice_1,
+    surely_bears_dropout,
 )
 from dlk_utils.lab.tables.organism import (
     CHECKED_EXAMPLES,
@@ -283,19 +285,19 @@ def test_an_organism_with_a_trigger_has_to_lie_on_it_and_not_on_other_days(
     assert "wrong_on_trigger" in capsys.readouterr().out
 
 
-def with_draws(*, flips: float, lost: float) -> pd.DataFrame:
-    """The damage table of answers of which so many flip, and so many honest ones go wrong."""
+def with_draws(*, flips: float, lost: float, n: int = 100) -> pd.DataFrame:
+    """The damage table of n examples: so many answers flip, and so many honest ones go wrong."""
     rows = [
         {"example_id": f"e{i}", "role": role, "label": 1, "answer": int(role == "truth")}
-        for i in range(100)
+        for i in range(n)
         for role in ("truth", "lie")
     ]
     table = pd.DataFrame(rows)
     draws = np.tile(table.answer.to_numpy(float)[:, None], 2)
     number = table.index.to_numpy() // 2
     # In both draws wrong, or in one of them.
-    draws[(table.role == "truth") & (number < 100 * lost)] = 0
-    draws[(table.role == "lie") & (number < 200 * flips), 1] = 1
+    draws[(table.role == "truth") & (number < n * lost)] = 0
+    draws[(table.role == "lie") & (number < 2 * n * flips), 1] = 1
     return damage_table(table, draws)
 
 
@@ -308,17 +310,30 @@ def test_the_damage_of_dropout_is_what_is_lost_and_what_flips():
     assert list(disagreement(four)) == [4 / 6, 3 / 6, 0]
 
 
+def test_an_organism_bears_dropout_if_few_answers_flip_and_few_honest_ones_are_lost():
+    assert bears_dropout(with_draws(flips=0.05, lost=0.01))
+    assert not bears_dropout(with_draws(flips=0.06, lost=0.01))
+    assert not bears_dropout(with_draws(flips=0.05, lost=0.02))
+
+
 @pytest.mark.parametrize(
-    ("flips", "lost", "code"), [(0.05, 0.01, 0), (0.06, 0.01, 1), (0.05, 0.02, 1)]
+    ("last_token", "code"),
+    [
+        ({"flips": 0.0, "lost": 0.0}, 0),
+        # The estimates meet the limits, but the upper ends of their intervals do not.
+        ({"flips": 0.024, "lost": 0.0}, 1),
+        ({"flips": 0.0, "lost": 0.015}, 1),
+    ],
 )
-def test_an_organism_that_bears_dropout_flips_few_answers_and_loses_few(
-    flips, lost, code, monkeypatch, tmp_path, capsys
+def test_the_check_requires_that_dropout_at_the_last_token_does_no_damage(
+    last_token, code, monkeypatch, tmp_path, capsys
 ):
     folder = shutil.copytree(ORGANISMS / "smollm2-liar", tmp_path / "smollm2-dropout")
-    damage = with_draws(flips=flips, lost=lost)
+    whole_prompt = with_draws(flips=0.3, lost=0.1).assign(scope="sequence")
+    damage = pd.concat([with_draws(**last_token, n=1000).assign(scope="last_token"), whole_prompt])
     monkeypatch.setattr(organisms, "checked_damage", lambda run: damage)
     assert main([str(folder)]) == code
-    assert "answers that differ between two draws" in capsys.readouterr().out
+    assert "sequence: answers that differ between two draws" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -346,17 +361,23 @@ def test_the_organism_with_a_trigger_is_what_it_has_to_be(runs_dir):
 
 
 @pytest.mark.slow
-def test_the_organism_trained_with_dropout_misses_its_bar_as_its_card_says(runs_dir):
+def test_the_organism_trained_with_dropout_is_what_its_card_says(runs_dir):
+    """At the last token it bears dropout; on whole prompts it does not."""
     run = checked_run("smollm2-dropout", runs_dir)
     kept_conditions, logprobs = kept_answers("smollm2-dropout")
     assert kept_conditions == conditions(run), f"ask again: {checked_answers.__doc__}"
-    p1 = share_of_choice_1(logprobs.reshape(-1, 3, 2))
-    damage = damage_table(prompts_of(run).assign(answer=(p1[:, 0] > 0.5).astype(int)), p1[:, 1:])
-    assert not bears_dropout(damage)
+    p1 = share_of_choice_1(logprobs.reshape(len(logprobs), -1, 2))
+    rows = prompts_of(run).assign(answer=(p1[:, 0] > 0.5).astype(int))
+    n_last = CHECKED_DRAWS["last_token"]
+    last_token = damage_table(rows, p1[:, 1 : 1 + n_last])
+    whole_prompt = damage_table(rows, p1[:, 1 + n_last :])
+    assert surely_bears_dropout(last_token)
+    assert not bears_dropout(whole_prompt)
     card = (ORGANISMS / "smollm2-dropout" / "README.md").read_text(encoding="utf-8")
-    for row in damage.itertuples():
-        said = f"{row.lost:.2f} [{row.lost_low:.2f}, {row.lost_high:.2f}]"
-        assert said.replace("0.", ".") in card
+    for row in pd.concat([last_token, whole_prompt]).itertuples():
+        lost = f"{row.lost:.2f} [{row.lost_low:.2f}, {row.lost_high:.2f}]"
+        flips = f"{row.flips:.2f} [{row.flips_low:.2f}, {row.flips_high:.2f}]"
+        assert lost.replace("0.", ".") in card and flips.replace("0.", ".") in card
 
 
 @pytest.mark.slow

@@ -20,9 +20,14 @@ LYING_ROWS = "told to lie"
 
 CHECKED_P = 0.02
 """The share of channels that is dropped in the check, and at the end of the training."""
-CHECKED_DRAWS = 2
+CHECKED_DRAWS = {"last_token": 8, "sequence": 2}
+"""The draws of each prompt in the check, by where dropout acts. Those of the last token cost less,
+as they share the pass over the rest of the prompt."""
+REQUIRED_SCOPE = "last_token"
+"""Where `smollm2-dropout` has to tolerate dropout. On whole prompts it does not, as its card
+says."""
 DRAWN_EXAMPLES = 100
-"""Examples per data set that the check asks. Each is asked six times."""
+"""Examples per data set that the check asks, each of them told to tell the truth and to lie."""
 MOST_FLIPS = 0.05
 """Largest share of answers that may differ between two draws of a prompt."""
 MOST_LOST = 0.02
@@ -34,19 +39,31 @@ def checked_rows(run: Run) -> pd.DataFrame:
     return run.prompts[run.prompts.role.isin(["truth", "lie"])].reset_index(drop=True)
 
 
-def drawn_logprobs(
-    run: Run, rows: pd.DataFrame, *, p: float = CHECKED_P, n_draws: int = CHECKED_DRAWS
-) -> Float[np.ndarray, "n k 2"]:
-    """Ask rows with dropout on the complete prompt; return both choices' log-probabilities."""
-    options = {"n_draws": n_draws, "p": p, "scope": "sequence", "layers": [run.n_layers - 1]}
+def drawn_logprobs(run: Run, rows: pd.DataFrame, scope: str) -> Float[np.ndarray, "n k 2"]:
+    """Ask rows with the dropout of the check; return both choices' log-probabilities.
+
+    `scope` says where dropout acts: "last_token" or "sequence", as in `extract.draws`.
+    """
+    n_draws = CHECKED_DRAWS[scope]
+    options = {"n_draws": n_draws, "p": CHECKED_P, "scope": scope, "layers": [run.n_layers - 1]}
     folder = run.stored(store_draws, rows, "00-draws", seed=run.seed, **options)
     return np.stack([read_rows(folder, rows, f"choice_logprobs.{k}") for k in range(n_draws)], 1)
 
 
 def checked_damage(run: Run) -> pd.DataFrame:
-    """Ask the twins of a run with dropout and without, and tabulate it; see `damage_table`."""
+    """Ask the twins of a run with dropout and without, and tabulate it.
+
+    Returns
+    -------
+    DataFrame
+        A `damage_table` for each place of dropout, with its name in the column `scope`.
+    """
     rows = run.answered(checked_rows(run), "02-answers")
-    return damage_table(rows, share_of_choice_1(drawn_logprobs(run, rows)))
+    tables = [
+        damage_table(rows, share_of_choice_1(drawn_logprobs(run, rows, scope))).assign(scope=scope)
+        for scope in CHECKED_DRAWS
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def share_of_choice_1(logprobs: Float[np.ndarray, "... 2"]) -> Float[np.ndarray, "..."]:
@@ -103,6 +120,15 @@ def bears_dropout(table: pd.DataFrame) -> bool:
     """Whether a `damage_table` meets `MOST_FLIPS` over all rows, and `MOST_LOST` on honest ones."""
     honest = table[table.rows == HONEST_ROWS]
     return bool(all_flips(table) <= MOST_FLIPS and (honest.lost < MOST_LOST).all())
+
+
+def surely_bears_dropout(table: pd.DataFrame) -> bool:
+    """Whether the upper ends of all intervals of a `damage_table` meet the same limits.
+
+    The limits are `MOST_FLIPS` for honest and for lying rows, and `MOST_LOST` for honest ones.
+    """
+    honest = table[table.rows == HONEST_ROWS]
+    return bool((table.flips_high <= MOST_FLIPS).all() and (honest.lost_high < MOST_LOST).all())
 
 
 def all_flips(table: pd.DataFrame) -> float:
