@@ -216,15 +216,15 @@ def turn_title(results: pd.DataFrame) -> str:
     """Title the figure of truth by layer, read on rows told to lie about what the model knows."""
     row = headline(results, "truth", KNOWN)
     if row is None:
-        return "Truth by layer, where the model is told to lie about what it knows: too few rows"
+        return "Truth by layer, while the model is told to lie about what it knows: too few rows"
     found = "does not clearly read the truth"
     if row.low > 0.5:
         found = "reads the truth"
     elif row.high < 0.5:
         found = "reads the opposite of the truth"
     return (
-        f"At layer {row.layer} the probe {found} while the model is told to lie: AUROC "
-        f"{interval_text(row)}"
+        f"At layer {row.layer} the probe {found} while the model is told to lie about what it "
+        f"knows: AUROC {interval_text(row)}"
     )
 
 
@@ -558,13 +558,15 @@ def split_spread(regrouped: pd.DataFrame) -> str:
     """
     compared = rules_compared(regrouped[regrouped.tested_on == SAME]).dropna(subset="mean")
     found = [f"{_spread(row)} at the {row.rule}" for _, row in compared.iterrows()]
-    return "; ".join(found) or NOT_SCORED
+    if not found:
+        return NOT_SCORED
+    return f"on rows that the model knows, the mean AUROC is {' and '.join(found)}"
 
 
 def _spread(row: pd.Series) -> str:
     """Write the spread over splits of a row of `carry_over.rules_compared`."""
     return (
-        f"mean {row['mean']:.2f} ({row.least:.2f} to {row.greatest:.2f} over {row.splits} splits, "
+        f"{row['mean']:.2f} ({row.least:.2f} to {row.greatest:.2f} over {row.splits} splits, "
         f"accuracy {row.accuracy:.2f})"
     )
 
@@ -677,8 +679,7 @@ def carry_over_findings(
         )
     if len(regrouped):
         lines += [
-            f"* Other splits of the same examples, on rows that the model knows: "
-            f"{split_spread(regrouped)}.",
+            f"* Over other splits of the same examples: {split_spread(regrouped)}.",
             f"* {rules_verdict(regrouped)}. All other tables of truth use the {BY_TWINS} for "
             "probes that were fitted on honest rows, but for most detectors of 06 and 12.",
         ]
