@@ -263,8 +263,8 @@ def dropout_sentence(row: pd.Series) -> str:
     else:
         found = "does not clearly do better than chance at telling which is nearer to the truth"
     return (
-        "Two dropout draws run one prompt twice, with different values set to zero each time. On "
-        f"rows told to lie, a probe {found} ({scored})."
+        "Two dropout draws of a prompt are two passes in which different values are set to zero. "
+        f"When the model is told to lie, a probe {found} ({scored})."
     )
 
 
@@ -433,11 +433,11 @@ def of_trigger(triggered: pd.DataFrame) -> dict[str, str]:
 def trigger_finding(probe: pd.Series, trigger_there: pd.Series) -> str:
     """Say how well the probe finds such lies, and how well one does who knows the trigger."""
     if probe.low > 0.5:
-        finds = "tells these lies from its true answers"
+        finds = "tells these lies from the model's true answers"
     elif probe.high < 0.5:
-        finds = "takes its true answers for the lies"
+        finds = "takes the model's true answers for the lies"
     else:
-        finds = "does not clearly tell these lies from its true answers"
+        finds = "does not clearly tell these lies from the model's true answers"
     return (
         "Another model was trained to answer wrongly if a question opens with a phrase that names "
         f"a {TRIGGER}, even if its instruction asks for the truth. A probe {finds} (AUROC "

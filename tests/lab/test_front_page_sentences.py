@@ -364,9 +364,9 @@ def of_trigger(low: float, high: float, n: int = 200, n_smaller: int = 60) -> pd
 @pytest.mark.parametrize(
     "low, high, finds",
     [
-        (0.9, 1.0, "tells these lies from its true answers (AUROC 0.95 [0.90, 1.00])."),
-        (0.0, 0.1, "takes its true answers for the lies (AUROC 0.05 [0.00, 0.10])."),
-        (0.4, 0.6, "does not clearly tell these lies from its true answers (AUROC 0.50 [0.40, "),
+        (0.9, 1.0, "tells these lies from the model's true answers (AUROC 0.95 [0.90, 1.00])."),
+        (0.0, 0.1, "takes the model's true answers for the lies (AUROC 0.05 [0.00, 0.10])."),
+        (0.4, 0.6, "does not clearly tell these lies from the model's true answers (AUROC 0.50 "),
     ],
 )
 def test_lies_on_a_trigger_go_by_the_interval_of_the_probe(low, high, finds):
@@ -442,7 +442,7 @@ def pair_table(low: float, high: float, **columns) -> pd.DataFrame:
 )
 def test_dropout_goes_by_the_interval_of_the_ranking(low, high, found):
     texts = front_page.of_pairs(pair_table(low, high))
-    assert f" On rows told to lie, a probe {found}" in texts["front_dropout_sentence"]
+    assert f" When the model is told to lie, a probe {found}" in texts["front_dropout_sentence"]
 
 
 def test_the_cells_of_the_pairs_are_those_of_the_ranking():
