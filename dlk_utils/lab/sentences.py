@@ -98,7 +98,7 @@ def training_sentence(record: Mapping[str, Any]) -> str:
     if len(minutes) == 1:
         return f"It was trained once, in {minutes[0]:.0f} minutes on the machine that we used."
     return (
-        f"Its weights are the mean of those of {len(minutes)} training runs, which took "
+        f"Its weights are the mean over {len(minutes)} training runs, which took "
         f"{minutes.min():.0f} to {minutes.max():.0f} minutes each on the machine that we used."
     )
 

@@ -76,7 +76,7 @@ def test_the_time_of_a_training_is_that_of_its_record():
     once = sentences.training_sentence({"seconds": 1800})
     assert once == "It was trained once, in 30 minutes on the machine that we used."
     often = sentences.training_sentence({"seconds": [300, 360]})
-    assert often.startswith("Its weights are the mean of those of 2 training runs, which took 5 to")
+    assert often.startswith("Its weights are the mean over 2 training runs, which took 5 to 6 min")
 
 
 @pytest.mark.parametrize(
