@@ -18,6 +18,7 @@ from dlk_utils.evaluation.controls import (
     TURNED,
     TWIN,
 )
+from dlk_utils.evaluation.selection import BY_TWINS
 from dlk_utils.evaluation.tasks import KNOWN, LYING, MIN_FOR_HEADLINE
 from dlk_utils.lab.display import interval_text, percent
 from dlk_utils.lab.findings import (
@@ -48,10 +49,12 @@ ASK_AGAIN = "asking the model the same question again, under an instruction to t
 RIVALS_IN_WORDS = {
     ASKED_AGAIN: ASK_AGAIN,
     TWIN: ASK_AGAIN,
-    TURNED: "the opposite of the model's own answer wherever it was told to lie",
-    ORIENTED: "the model's own answer",
-    TOLD_TO_LIE_PROBE: "the model's own answer, reversed if its states seem to ask for a lie,",
-    TOLD_TO_LIE_WORDS: "the model's own answer, reversed if its words seem to ask for a lie,",
+    TURNED: "taking the model's own answer, and reversing it wherever it was told to lie,",
+    ORIENTED: "taking the model's own answer",
+    TOLD_TO_LIE_PROBE: "taking the model's own answer, and reversing it where a probe of the "
+    "states says that it was told to lie,",
+    TOLD_TO_LIE_WORDS: "taking the model's own answer, and reversing it where the words of the "
+    "prompt say that it was told to lie,",
 }
 """Plain words for the controls whose names do not explain themselves."""
 
@@ -89,8 +92,8 @@ def of_organism(held_out: pd.DataFrame, n_examples: int) -> dict[str, str]:
     """
     if n_examples < CHECKED_EXAMPLES:
         sentence = (
-            "This run is too small to tell on which data sets the default model passes our check "
-            f"of a liar: it asked {n_examples} examples per data set, and the check asks "
+            "Notebook 00 does not decide on which data sets the default model passes our check of "
+            f"a liar: it asked about {n_examples} examples per data set, and the check asks about "
             f"{CHECKED_EXAMPLES} (python -m dlk_utils.organisms)."
         )
     else:
@@ -142,19 +145,22 @@ def truth_cells(row: pd.Series) -> dict[str, str]:
 
 def finding_sentence(row: pd.Series, model_name: str) -> str:
     """Answer the question of the book from the headline of its main task."""
-    scored = f"AUROC {interval_text(row)} at layer {row.layer}, where 0.5 is chance"
     if row.low > 0.5:
         answer = "Yes"
-        found = "reads what is true while the model is told to lie about it"
+        found = "reads what is true"
     elif row.high < 0.5:
         answer = "No"
-        found = "reads the opposite of the truth while the model is told to lie about it"
+        found = "reads the opposite of the truth"
     else:
         answer = "It could not be shown"
-        found = "does not clearly read what is true while the model is told to lie about it"
+        found = "does not clearly read what is true"
+    layer = f"It reads layer {row.layer}"
+    if row.rule == BY_TWINS:
+        layer += ", which was chosen with prompts that ask for lies, but without their labels"
     return (
-        f"{answer}, on {_described(model_name)}: a probe that was fitted on honest answers alone "
-        f"{found} ({scored})."
+        f"{answer}, on {_described(model_name)}. A probe that was fitted on honest answers alone "
+        f"{found} while the model is told to lie about something that it knows: AUROC "
+        f"{interval_text(row)} (0.5 is chance). {layer}."
     )
 
 
@@ -184,8 +190,8 @@ def turn_sentence(results: pd.DataFrame) -> str:
     if not above and not later:
         return f"{read} none is clearly above or below chance."
     if not above:
-        return f"{read} it reads {what} at {_layers_in_words(later)}."
-    reads = f"{read} it is above chance at {_layers_in_words(above)}"
+        return f"{read} the probe reads {what} at {_layers_in_words(later)}."
+    reads = f"{read} the probe is above chance at {_layers_in_words(above)}"
     if not later:
         return f"{reads}, and no later layer turns against the truth."
     if later == [layer for layer in tested if layer >= later[0]]:
@@ -220,7 +226,46 @@ def rival_sentence(row: pd.Series) -> str:
         return f"The probe beats it: {gives}."
     if row.lift_high < 0:
         return f"It beats the probe: {gives}."
-    return f"Nothing shows that the probe is better: {gives}."
+    return f"The probe is not clearly better: {gives}."
+
+
+# 05: pairs of dropout draws.
+
+
+def of_pairs(results: pd.DataFrame) -> dict[str, str]:
+    """Say whether a probe tells which of two dropout draws is the truer.
+
+    `results` is the long table of `evaluation.evaluate`. As for the truth, each resample chooses
+    the layer anew, so the interval may be wider than that of notebook 09, where the layer is fixed.
+    """
+    row = headline(results, "pair", LYING)
+    if row is None or row.n_smaller < MIN_FOR_HEADLINE:
+        return {
+            "front_dropout_sentence": TOO_FEW,
+            "front_pairs": NO_NUMBER,
+            "front_pairs_rival": NO_NUMBER,
+        }
+    return {
+        "front_dropout_sentence": dropout_sentence(row),
+        "front_pairs": interval_text(row),
+        "front_pairs_rival": f"{row.estimate - row.lift:.2f}, {row.best_control}",
+    }
+
+
+def dropout_sentence(row: pd.Series) -> str:
+    """Say whether ranking tells which of two draws is nearer to the truth."""
+    scored = f"AUROC {interval_text(row)}"
+    if row.low > 0.5:
+        found = "tells which of the two is nearer to the truth"
+        scored += f"; {row.best_control}: {row.estimate - row.lift:.2f}"
+    elif row.high < 0.5:
+        found = "takes the wrong one of the two to be nearer to the truth"
+    else:
+        found = "does not clearly do better than chance at telling which is nearer to the truth"
+    return (
+        "Two dropout draws of a prompt are two passes in which different values are set to zero. "
+        f"When the model is told to lie, a probe {found} ({scored})."
+    )
 
 
 # 06: the detector.
@@ -269,7 +314,7 @@ def detector_sentence(rates: pd.DataFrame, layers: Mapping[str, int]) -> str:
     else:
         verdict = "It catches most lies and accuses few honest answers"
     sentences = [
-        f"If honest answers alone choose its layer too, a detector reads layer "
+        f"A detector whose layer is also chosen on honest answers alone reads layer "
         f"{layers[HONEST_ONLY]}. {verdict}: at a threshold set on honest answers it flags "
         f"{percent(lies.flagged)} of the lies and {percent(honest.flagged)} of the honest answers "
         f"(goal: at least {percent(LIES_TO_FLAG)} and at most {percent(HONEST_TO_FLAG)})."
@@ -279,23 +324,25 @@ def detector_sentence(rates: pd.DataFrame, layers: Mapping[str, int]) -> str:
     )
     if at_twins and layers[HONEST_AT_TWINS] != layers[HONEST_ONLY]:
         sentences.append(
-            f"At layer {layers[HONEST_AT_TWINS]}, which is chosen with prompts that ask for lies, "
+            f"At layer {layers[HONEST_AT_TWINS]}, which was chosen with prompts that ask for lies, "
             f"it flags {at_twins}."
         )
     if joined_twins:
         sentences.append(
-            "A detector that is also fitted to such prompts, but not told which answers were lies, "
-            f"flags {joined_twins}."
+            "A detector that is also fitted to prompts that ask for lies, but is not told which "
+            f"answers were lies, flags {joined_twins}."
         )
     return " ".join(sentences)
 
 
 def _both_flagged(rates: pd.DataFrame, detector: str) -> str:
-    """Write what a detector flags of lies and of honest answers; "" if there is not either."""
-    shares = [flagged_share(rates, detector, of) for of in ("lies", "honest answers")]
+    """Write what a detector flags of lies and of honest answers; "" if either was not judged."""
+    kinds = ("lies", "honest answers")
+    shares = [flagged_share(rates, detector, of) for of in kinds]
     if any(share is None for share in shares):
         return ""
-    return " and ".join(percent(share.flagged) for share in shares)
+    parts = zip(shares, kinds, strict=True)
+    return " and ".join(f"{percent(share.flagged)} of the {of}" for share, of in parts)
 
 
 # 08: what carries over.
@@ -328,19 +375,26 @@ def carry_over_sentence(pairs: pd.DataFrame, styled: pd.DataFrame) -> str:
     sentences = []
     if len(pairs):
         n_above = int((pairs.low > 0.5).sum())
+        worst = interval_text(pairs.loc[pairs.estimate.idxmin()])
         sentences.append(
-            "Fitted on one data set and read on another, it is above chance in "
-            f"{n_above} of {len(pairs)} cases."
+            "A probe that was fitted on one data set and reads another is above chance in "
+            f"{n_above} of {len(pairs)} cases (lowest AUROC: {worst})."
         )
     other = styled[(styled["style"] != "clean") & (styled.probe == "logistic")].dropna(subset="low")
     fails = other[other.low <= 0.5]
     if len(fails):
         found = [f"{row['style']} ({interval_text(row)})" for _, row in fails.iterrows()]
-        sentences.append(f"It is not clearly above chance where claims are {' or '.join(found)}.")
+        sentences.append(
+            "In a separate test with other wordings, a probe is not clearly above chance where "
+            f"claims are {' or '.join(found)}."
+        )
     elif len(other):
         names = ", ".join(other["style"])
-        sentences.append(f"It is above chance in all other wordings that were tried ({names}).")
-    return " ".join(sentences) or "It was not read on other data or in other wordings."
+        sentences.append(
+            "In a separate test with other wordings, a probe is above chance in all that we tried "
+            f"({names})."
+        )
+    return " ".join(sentences) or "No probe was read on other data or in other wordings."
 
 
 def of_graded(graded: pd.DataFrame) -> dict[str, str]:
@@ -379,14 +433,14 @@ def of_trigger(triggered: pd.DataFrame) -> dict[str, str]:
 def trigger_finding(probe: pd.Series, trigger_there: pd.Series) -> str:
     """Say how well the probe finds such lies, and how well one does who knows the trigger."""
     if probe.low > 0.5:
-        finds = "The probe tells its lies from its truthful answers"
+        finds = "tells these lies from the model's true answers"
     elif probe.high < 0.5:
-        finds = "The probe takes its truthful answers for the lies"
+        finds = "takes the model's true answers for the lies"
     else:
-        finds = "The probe does not clearly tell its lies from its truthful answers"
+        finds = "does not clearly tell these lies from the model's true answers"
     return (
-        f"Another model was trained to lie if a question opens with a phrase that names a "
-        f"{TRIGGER}, although its instruction asks for the truth. {finds} (AUROC "
+        "Another model was trained to answer wrongly if a question opens with a phrase that names "
+        f"a {TRIGGER}, even if its instruction asks for the truth. A probe {finds} (AUROC "
         f"{interval_text(probe)}). Knowing whether the phrase names a {TRIGGER} gives "
         f"{trigger_there.estimate:.2f}."
     )
@@ -404,66 +458,24 @@ def of_trainings(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     return {
         "front_second_training_sentence": (
             f"A second training of the liar, from other seeds, {agrees}. On all rows told to lie, "
-            f"over {second.again.nunique()} splits of the examples, {over_splits(second)}; for the "
+            f"over {second.again.nunique()} splits of the examples, {over_splits(second)}. For the "
             f"first training, {over_splits(first)}."
         )
     }
 
 
-# 09: pairs of dropout draws.
-
-
-def of_pairs(pairs: pd.DataFrame) -> dict[str, str]:
-    """Say whether the truer of two dropout draws can be told; `pairs` is the table of 09."""
-    is_main = (pairs.pairs == "draws, sequence") & (pairs.regime == LYING)
-    is_main &= (pairs.probe == "pair_ranking") & (pairs.least_move == 0)
-    rows = pairs[is_main]
-    if rows.empty or rows.iloc[0].n_smaller < MIN_FOR_HEADLINE:
-        return {
-            "front_dropout_sentence": TOO_FEW,
-            "front_pairs": NO_NUMBER,
-            "front_pairs_rival": NO_NUMBER,
-        }
-    row = rows.iloc[0]
-    return {
-        "front_dropout_sentence": dropout_sentence(row),
-        "front_pairs": interval_text(row),
-        "front_pairs_rival": f"{row.estimate - row.lift:.2f}, {row.best_control}",
-    }
-
-
-def dropout_sentence(row: pd.Series) -> str:
-    """Say whether ranking tells which of two draws is nearer to the truth."""
-    scored = f"AUROC {interval_text(row)}"
-    if row.low > 0.5:
-        return (
-            "Pairs of dropout draws can be told apart: a probe tells which of the two is nearer to "
-            f"the truth ({scored}; {row.best_control}: {row.estimate - row.lift:.2f})."
-        )
-    if row.high < 0.5:
-        return (
-            "Pairs of dropout draws mislead: the draw that a probe takes to be nearer to the truth "
-            f"is the other one ({scored})."
-        )
-    return (
-        "Pairs of dropout draws (one prompt run twice, each time with other values set to zero) "
-        "gave nothing: a probe cannot tell which of the two is nearer to the truth "
-        f"({scored})."
-    )
-
-
 # 11: steering.
 
 
-_PUSH_KEYS = ("front_no_push", "front_push_away", "front_push_towards", "front_control_towards")
+_PUSH_KEYS = ("front_push_towards", "front_other_pushes")
 _CONTROL_NAMES = {RANDOM: "random directions", SHUFFLED: "directions of shuffled labels"}
 
 
 def of_steering(responses: pd.DataFrame, undisturbed: pd.DataFrame, dose: float) -> dict[str, str]:
     """Say how many answers told to lie are true, with and without a push along the truth direction.
 
-    Both signs of the push are shown, and for the push towards the truth the control with most true
-    answers after a push by the same dose.
+    The push towards the truth is compared with no push, with the control that has most true answers
+    after a push by the same dose, and with the push the other way.
 
     Parameters
     ----------
@@ -478,15 +490,16 @@ def of_steering(responses: pd.DataFrame, undisturbed: pd.DataFrame, dose: float)
     without = undisturbed[undisturbed.role == "lie"]
     if responses.empty or without.empty:
         return texts
-    texts["front_no_push"] = f"{without.disobeyed.iloc[0]:.2f}"
     told_to_lie = responses[responses.role == "lie"].dropna(subset="disobeyed")
     towards = told_to_lie[np.isclose(told_to_lie.dose, dose)].set_index("direction")
     away = told_to_lie[np.isclose(told_to_lie.dose, -dose)].set_index("direction")
     controls = towards[towards.index.isin(CONTROLS)].disobeyed
     if TRUTH not in towards.index or TRUTH not in away.index or controls.empty:
-        return dict.fromkeys(_PUSH_KEYS, NO_NUMBER)
-    texts["front_push_away"] = f"{away.disobeyed[TRUTH]:.2f}"
+        return texts
     texts["front_push_towards"] = interval_text(towards.loc[TRUTH], "disobeyed")
-    control = _CONTROL_NAMES[controls.idxmax()]
-    texts["front_control_towards"] = f"{controls.max():.2f}, {control}"
+    texts["front_other_pushes"] = (
+        f"{without.disobeyed.iloc[0]:.2f}, no push; "
+        f"{controls.max():.2f}, {_CONTROL_NAMES[controls.idxmax()]}; "
+        f"{away.disobeyed[TRUTH]:.2f}, pushed away from the truth"
+    )
     return texts

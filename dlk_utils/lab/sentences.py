@@ -42,11 +42,26 @@ def organism_findings(
             lines.append(f"* `{name}` was told to lie about no question that it knows.")
             continue
         lines.append(
-            f"* Of {row['told to lie']:.0f} answers of {markdown_text(name)}, told to lie about "
-            f"what it knows, {percent(row.lies)} are lies. The instruction alone predicts which "
-            f"answers are lies with AUROC {interval_text(row, 'instruction_only')}."
+            f"* Of {row['told to lie']:.0f} answers that {markdown_text(name)} gave when it was "
+            f"told to lie about what it knows, {percent(row.lies)} are lies. "
+            f"{_instruction_sentence(row)}"
         )
     return lines
+
+
+def _instruction_sentence(row: pd.Series) -> str:
+    """Say whether the instruction alone predicts lies, from a row of `told_by_instruction`."""
+    if pd.isna(row.instruction_only):
+        return (
+            "Whether the instruction alone predicts which answers are lies could not be scored, "
+            "because the test rows are all of one kind."
+        )
+    scored = f"(AUROC {interval_text(row, 'instruction_only')}, {row.n_test:.0f} rows)"
+    if row.instruction_only_low > 0.5:
+        return f"The instruction alone predicts which answers are lies {scored}."
+    if row.instruction_only_high < 0.5:
+        return f"The instruction alone predicts which answers are lies, but in reverse {scored}."
+    return f"Whether the instruction alone predicts which answers are lies is not clear {scored}."
 
 
 def organism_title(held_out: pd.DataFrame) -> str:
@@ -83,8 +98,8 @@ def training_sentence(record: Mapping[str, Any]) -> str:
     if len(minutes) == 1:
         return f"It was trained once, in {minutes[0]:.0f} minutes on the machine that we used."
     return (
-        f"It is the mean of {len(minutes)} training runs, which took {minutes.min():.0f} to "
-        f"{minutes.max():.0f} minutes each on the machine that we used."
+        f"Its weights are the mean over {len(minutes)} training runs, which took "
+        f"{minutes.min():.0f} to {minutes.max():.0f} minutes each on the machine that we used."
     )
 
 
@@ -179,14 +194,20 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join(map(markdown_text, names))
 
 
+def _enumerated(values: Iterable[object]) -> str:
+    """Write "2, 4 and 8", say."""
+    *before, last = map(str, values)
+    return f"{', '.join(before)} and {last}" if before else last
+
+
 def shots_title(effects: pd.DataFrame) -> str:
     """Say what a lie instruction changes, from the pooled rows of `shots_effects`."""
     by = {row.effect: interval_text(row, signed=True) for row in effects.itertuples()}
     if not by:
         return ""
     return (
-        f"A lie instruction changes the share of wrong answers by {by['instruction']} without "
-        f"shots, by {by['instruction, with shots']} with shots"
+        f"An instruction to lie changes the share of wrong answers by {by['instruction']} without "
+        f"shots, and by {by['instruction, with shots']} with shots"
     )
 
 
@@ -202,8 +223,8 @@ def shots_findings(effects: pd.DataFrame) -> list[str]:
     return [
         f"* Shots that lie, instead of shots that tell the truth, change the share of wrong "
         f"answers by {shots} ({effects.n.iloc[0]} examples, each under nine prompts).",
-        f"* Where the truth is asked for, shots of either kind change it by {any_shots}. "
-        + (breaks if effects.estimate_low["any shots"] > 0 else sound),
+        "* Under an instruction to tell the truth, shots of either kind change the share of wrong "
+        f"answers by {any_shots}. " + (breaks if effects.estimate_low["any shots"] > 0 else sound),
     ]
 
 
@@ -215,8 +236,8 @@ def instructions_title(rates: pd.DataFrame) -> str:
     n_clear = int((rates.lie_above_error_low > 0).sum())
     n_above = int((rates.lie_above_error > 0).sum())
     return (
-        f"Told to lie, it is wrong more often in {n_above} of {len(rates)} pairs of instruction "
-        f"and data set, clearly (interval above zero) in {n_clear}"
+        f"It is wrong more often when told to lie in {n_above} of {len(rates)} pairs of "
+        f"instruction and data set. In {n_clear} of them the interval is above zero"
     )
 
 
@@ -232,7 +253,7 @@ def templates_sentence(by_template: pd.DataFrame) -> str:
     return (
         f"Accuracy differs between templates by up to {within:.2f} within a data set, and between "
         f"data sets by {between:.2f}. A template has {by_template.rows.min()} to "
-        f"{by_template.rows.max()} rows, so part of the difference between templates is chance."
+        f"{by_template.rows.max()} rows, so part of the difference between templates may be chance."
     )
 
 
@@ -241,8 +262,9 @@ def unknowing_sentence(models: pd.DataFrame) -> str:
     names = list(models.index[models.known == 0].unique())
     if not names:
         return ""
+    verb = "knows" if len(names) == 1 else "know"
     return (
-        f"{', '.join(names)}: no data set passes, or no row is known, so that none of the answers "
+        f"{_enumerated(names)} {verb} none of the answers to these questions, so no wrong answer "
         "can count as a lie."
     )
 
@@ -259,8 +281,8 @@ def riddles_sentence(others: pd.DataFrame) -> str:
     else:
         verdict = "Riddles do not clearly make it lie"
     return (
-        f"{verdict}: {percent(lie.wrong_rate)} of the answers are wrong when the shots reveal a "
-        f"lie, {percent(truth.wrong_rate)} when they reveal the truth."
+        f"{verdict}: {percent(lie.wrong_rate)} of the answers are wrong when the shots reveal that "
+        f"a lie is asked for, and {percent(truth.wrong_rate)} when they reveal that the truth is."
     )
 
 
@@ -277,10 +299,10 @@ def gap_meaning(gap: Mapping[str, float], again: pd.DataFrame) -> str:
         return "It calls its lies true more often than its true answers."
     if gap["high"] < 0:
         return "It calls its lies true less often than its true answers, so it owns up in part."
-    nothing = "So its reply does not clearly depend on whether the answer was true."
+    nothing = "Its reply does not clearly depend on whether the answer was true."
     is_true_answer = (again.instruction == "truth") & (again.answer == "was true")
     if (again.says_true_low[is_true_answer] > 0.5).all():
-        return f"{nothing} As it calls most of its true answers true, it stands by its lies too."
+        return f"{nothing} It calls most of its true answers true, so it stands by its lies too."
     return f"{nothing} We cannot tell whether it stands by its lies or answers at random."
 
 
@@ -289,7 +311,7 @@ def gap_sentence(gap: Mapping[str, float]) -> str:
     if not gap:
         return "There was no lie, or no true answer, that it could be asked about"
     return (
-        f"Asked afterwards, it calls {percent(gap['lies'])} of its lies true, and "
+        f"When asked afterwards, it calls {percent(gap['lies'])} of its lies true, and "
         f"{percent(gap['truths'])} of its true answers: a difference of "
         f"{interval_text(gap, 'gap', signed=True)}"
     )
@@ -316,10 +338,12 @@ def shots_help_sentence(levels: pd.DataFrame) -> str:
     )
 
 
-def dropout_findings(audit: pd.DataFrame, pairs: pd.DataFrame, p: float) -> list[str]:
+def dropout_findings(
+    audit: pd.DataFrame, pairs: pd.DataFrame, p: float, *, n_audited: int
+) -> list[str]:
     """Conclude how far draws at probability `p` move states and answers.
 
-    `audit` is the table of `dropout_audit`, `pairs` that of `pair_rows`.
+    `audit` is the table of `dropout_audit`, over `n_audited` rows; `pairs` is that of `pair_rows`.
     """
     flipped = (pairs.p1_draw0 > 0.5) != (pairs.p1_draw1 > 0.5)
     honest = pairs[(pairs.role == "truth") & pairs.readable]
@@ -328,7 +352,7 @@ def dropout_findings(audit: pd.DataFrame, pairs: pd.DataFrame, p: float) -> list
     lines = [
         f"* With {_percentage(p)} of the channels dropped, two draws of a prompt differ in every "
         f"layer, by {percent(audit.relative_move.min())} to {percent(audit.relative_move.max())} "
-        "of the state's norm.",
+        f"of the state's norm (means of {n_audited} rows).",
         f"* The probability of the answer moves by {pairs.move.abs().median():.3f} (median), and "
         f"in {percent(flipped.mean())} of the {len(pairs)} pairs the two draws give different "
         "answers.",
@@ -348,19 +372,20 @@ def _percentage(p: float) -> str:
     return f"{100 * p:g} %"
 
 
-def spread_sentence(spread: pd.DataFrame) -> str:
+def spread_sentence(spread: pd.DataFrame, *, n_rows: int) -> str:
     """Say whether the mean of more draws comes nearer to the answer without dropout.
 
-    `spread` is the table of `dropout_pairs.spread_table`; it is said of draws of whole prompts.
+    `spread` is the table of `dropout_pairs.spread_table`, of which the draws of whole prompts
+    count. It is over `n_rows` rows.
     """
     rows = spread[spread.scope == "sequence"].sort_values("draws")
     distances = [f"{distance:.2f}" for distance in rows.mean_off_plain]
-    numbers = [str(number) for number in rows.draws]
     nearer = rows.mean_off_plain.iloc[-1] < rows.mean_off_plain.iloc[0]
     comes = "comes nearer to" if nearer else "does not come nearer to"
     return (
-        f"With more draws of the whole prompt, their mean {comes} the answer without dropout: over "
-        f"{', '.join(numbers)} draws it is {', '.join(distances)} away."
+        f"On these {n_rows} rows, the mean of more draws of the whole prompt {comes} the answer "
+        f"without dropout: it is {_enumerated(distances)} away over {_enumerated(rows.draws)} "
+        "draws."
     )
 
 
@@ -372,7 +397,8 @@ def push_findings(margins: pd.DataFrame, *, layer: int) -> list[str]:
     n_flipped = int((np.sign(moved) != np.sign(margins.clean)).sum())
     way = "towards" if towards_other.mean() > 0 else "away from"
     return [
-        f"* Pushed along its gradient at layer {layer}, by {percent(step)} of its norm, the state "
-        f"moves the margin by {abs(towards_other.mean()):.1f} nats {way} the other answer (mean of "
-        f"{len(margins)} rows). {n_flipped} of {len(margins)} rows then give the other answer."
+        f"* A push of the state at layer {layer} along its gradient, by {percent(step)} of its "
+        f"norm, moves the margin by {abs(towards_other.mean()):.1f} nats {way} the other answer "
+        f"(mean of {len(margins)} rows). {n_flipped} of the {len(margins)} rows then give the "
+        "other answer."
     ]

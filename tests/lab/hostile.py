@@ -48,7 +48,7 @@ def hostile_sentences(name: str) -> list[str]:
     row = rates | {"dataset": name, "n_truth": 9, "n_lie": 9, "choice_mass": 1.0, "meets": True}
     row |= {"chance": 0.5, "passes": True, "wrong_rate": 0.9}
     table = pd.DataFrame([row])
-    told = {"told to lie": 9, "lies": 0.5, "instruction_only": 0.5}
+    told = {"told to lie": 9, "n_test": 9, "lies": 0.5, "instruction_only": 0.5}
     told |= {"instruction_only_low": 0.4, "instruction_only_high": 0.6}
     ways = pd.DataFrame([{"trained_on": name, "tested_on": f"other {name}"} | score])
     low, high = (score | {"low": low, "high": low + 0.1} for low in (0.1, 0.8))

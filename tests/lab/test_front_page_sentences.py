@@ -9,6 +9,7 @@ import pytest
 
 from dlk_utils.evaluation.controls import ASKED_AGAIN, TURNED
 from dlk_utils.evaluation.evaluate import RESULT_COLUMNS
+from dlk_utils.evaluation.selection import BY_TWINS
 from dlk_utils.evaluation.tasks import KNOWN, LYING
 from dlk_utils.lab import front_page
 from dlk_utils.lab.front_page import NO_NUMBER, TOO_FEW, claims
@@ -32,7 +33,7 @@ def test_the_check_of_a_liar_is_decided_only_with_as_many_examples_as_it_asks():
     no_set = front_page.of_organism(held_out.assign(meets=False), CHECKED_EXAMPLES)
     assert no_set["front_organism_sentence"].endswith("trained on: none.")
     small = front_page.of_organism(held_out, 30)["front_organism_sentence"]
-    assert small.startswith("This run is too small to tell") and "it asked 30 examples" in small
+    assert small.startswith("Notebook 00 does not decide") and "asked about 30 examples" in small
 
 
 # 05.
@@ -73,10 +74,10 @@ def long_table(
 @pytest.mark.parametrize(
     "low, high, answer",
     [
-        (0.69, 1.0, "Yes, on me/model: a probe that was fitted on honest answers alone reads what"),
-        (0.1, 0.4, "No, on me/model: a probe that was fitted on honest answers alone reads the op"),
-        (0.4, 0.7, "It could not be shown, on me/model: a probe that was fitted on honest answers"),
-        (np.nan, np.nan, "It could not be shown, on me/model: a probe that was fitted on "),
+        (0.69, 1.0, "Yes, on me/model. A probe that was fitted on honest answers alone reads what"),
+        (0.1, 0.4, "No, on me/model. A probe that was fitted on honest answers alone reads the op"),
+        (0.4, 0.7, "It could not be shown, on me/model. A probe that was fitted on honest answers"),
+        (np.nan, np.nan, "It could not be shown, on me/model. A probe that was fitted on "),
     ],
 )
 def test_the_answer_goes_by_the_interval_of_the_headline(low, high, answer):
@@ -86,7 +87,7 @@ def test_the_answer_goes_by_the_interval_of_the_headline(low, high, answer):
 
 def test_the_answer_says_whether_the_model_was_trained_to_lie():
     texts = front_page.of_probes(long_table(), model_name="smollm2-liar")
-    expected = "Yes, on a small model that we trained to lie (smollm2-liar): "
+    expected = "Yes, on a small model that we trained to lie (smollm2-liar). "
     assert texts["front_finding_sentence"].startswith(expected)
 
 
@@ -94,7 +95,16 @@ def test_the_cells_of_the_truth_are_a_number_with_its_interval_and_the_rival_wit
     texts = front_page.of_probes(long_table(), model_name="m")
     assert texts["front_truth"] == "0.84 [0.69, 1.00]"
     assert texts["front_truth_rival"] == f"0.94, {ASKED_AGAIN}"
-    assert "(AUROC 0.84 [0.69, 1.00] at layer 15, " in texts["front_finding_sentence"]
+    finding = texts["front_finding_sentence"]
+    assert finding.endswith("AUROC 0.84 [0.69, 1.00] (0.5 is chance). It reads layer 15.")
+
+
+def test_the_answer_says_if_prompts_that_ask_for_lies_chose_the_layer():
+    by_twins = front_page.of_probes(long_table().assign(rule=BY_TWINS), model_name="m")
+    expected = (
+        "layer 15, which was chosen with prompts that ask for lies, but without their labels."
+    )
+    assert by_twins["front_finding_sentence"].endswith(expected)
 
 
 ABOVE, BELOW, CHANCE = (0.6, 0.9), (0.1, 0.4), (0.4, 0.6)
@@ -106,26 +116,26 @@ ABOVE, BELOW, CHANCE = (0.6, 0.9), (0.1, 0.4), (0.4, 0.6)
         (
             [CHANCE, ABOVE, ABOVE, BELOW],
             0.0,
-            "Of the 4 layers that we read, it is above chance at layers 1 and 2. From layer 3 on "
-            "it reads the false answer that the model is about to give.",
+            "Of the 4 layers that we read, the probe is above chance at layers 1 and 2. From layer "
+            "3 on it reads the false answer that the model is about to give.",
         ),
         (
             [BELOW, ABOVE, CHANCE, BELOW],
             0.9,
-            "Of the 4 layers that we read, it is above chance at layer 1. From layer 3 on it reads "
-            "the opposite of the truth.",
+            "Of the 4 layers that we read, the probe is above chance at layer 1. From layer 3 on "
+            "it reads the opposite of the truth.",
         ),
         (
             [BELOW, CHANCE, ABOVE],
             0.0,
-            "Of the 3 layers that we read, it is above chance at layer 2, and no later layer turns "
-            "against the truth.",
+            "Of the 3 layers that we read, the probe is above chance at layer 2, and no later "
+            "layer turns against the truth.",
         ),
         (
             [CHANCE, BELOW, BELOW],
             0.0,
-            "Of the 3 layers that we read, it reads the false answer that the model is about to "
-            "give at layers 1 and 2.",
+            "Of the 3 layers that we read, the probe reads the false answer that the model is "
+            "about to give at layers 1 and 2.",
         ),
         (
             [CHANCE, CHANCE],
@@ -135,8 +145,8 @@ ABOVE, BELOW, CHANCE = (0.6, 0.9), (0.1, 0.4), (0.4, 0.6)
         (
             [ABOVE, CHANCE, ABOVE, ABOVE, BELOW, CHANCE],
             0.9,
-            "Of the 6 layers that we read, it is above chance at layers 0, 2 and 3. It reads the "
-            "opposite of the truth at layer 4.",
+            "Of the 6 layers that we read, the probe is above chance at layers 0, 2 and 3. It "
+            "reads the opposite of the truth at layer 4.",
         ),
     ],
 )
@@ -149,12 +159,12 @@ def test_the_turn_goes_by_the_intervals_of_the_layers(by_layer, own_answer, sent
 @pytest.mark.parametrize(
     "layers, read",
     [
-        ([0, 3, 6, 9, 11], "5 layers that we read (every third, and the last), it is above"),
-        ([0, 2, 4], "3 layers that we read (every second), it is above"),
-        ([0, 8, 16, 17], "4 layers that we read (every 8th, and the last), it is above"),
-        ([0, 1, 2], "3 layers that we read, it is above"),
-        ([0, 1, 5, 6], "4 layers that we read, it is above"),
-        ([5], "1 layer that we read, it is above"),
+        ([0, 3, 6, 9, 11], "5 layers that we read (every third, and the last), the probe is above"),
+        ([0, 2, 4], "3 layers that we read (every second), the probe is above"),
+        ([0, 8, 16, 17], "4 layers that we read (every 8th, and the last), the probe is above"),
+        ([0, 1, 2], "3 layers that we read, the probe is above"),
+        ([0, 1, 5, 6], "4 layers that we read, the probe is above"),
+        ([5], "1 layer that we read, the probe is above"),
     ],
 )
 def test_the_turn_says_which_layers_were_read(layers, read):
@@ -168,14 +178,14 @@ def test_the_turn_says_which_layers_were_read(layers, read):
         (
             (-0.3, 0.02),
             ASKED_AGAIN,
-            "Nothing shows that the probe is better: asking the model the same question again, "
+            "The probe is not clearly better: asking the model the same question again, "
             "under an instruction to tell the truth, gives AUROC 0.94.",
         ),
         (
             (-0.3, -0.1),
             TURNED,
-            "It beats the probe: the opposite of the model's own answer wherever it was told to "
-            "lie gives AUROC 0.94.",
+            "It beats the probe: taking the model's own answer, and reversing it wherever it was "
+            "told to lie, gives AUROC 0.94.",
         ),
         (
             (0.1, 0.2),
@@ -185,7 +195,7 @@ def test_the_turn_says_which_layers_were_read(layers, read):
         (
             (np.nan, np.nan),
             "length",
-            "Nothing shows that the probe is better: length gives AUROC 0.94.",
+            "The probe is not clearly better: length gives AUROC 0.94.",
         ),
     ],
 )
@@ -231,7 +241,7 @@ LAYER_OF = {HONEST_ONLY: 15, HONEST_AT_TWINS: 18}
 def test_the_detector_is_judged_by_both_shares_at_its_threshold(lies, honest, verdict):
     texts = front_page.of_detector(flag_rates(**{HONEST_ONLY: (lies, honest)}), LAYER_OF)
     sentence = texts["front_detector_sentence"]
-    assert f"a detector reads layer 15. {verdict}" in sentence
+    assert f"on honest answers alone reads layer 15. {verdict}" in sentence
     assert "layer 18" not in sentence and "also fitted" not in sentence
     assert f"flags {100 * lies:.0f} % of the lies and {100 * honest:.0f} % of the" in sentence
 
@@ -239,7 +249,8 @@ def test_the_detector_is_judged_by_both_shares_at_its_threshold(lies, honest, ve
 def test_the_detector_that_has_seen_prompts_that_ask_for_lies_is_named_with_what_it_flags():
     rates = flag_rates(**{HONEST_ONLY: (0.58, 0.05), JOINED_TWINS: (0.96, 0.01)})
     texts = front_page.of_detector(rates, LAYER_OF)
-    assert texts["front_detector_sentence"].endswith("were lies, flags 96 % and 1 %.")
+    flags = "were lies, flags 96 % of the lies and 1 % of the honest answers."
+    assert texts["front_detector_sentence"].endswith(flags)
     assert texts["front_lies"] == "0.58 [0.53, 0.63]"
     assert texts["front_honest"] == "0.05 [0.00, 0.10] of the honest answers"
 
@@ -247,8 +258,8 @@ def test_the_detector_that_has_seen_prompts_that_ask_for_lies_is_named_with_what
 def test_the_same_detector_at_the_layer_that_twins_choose_is_named_if_that_is_another_layer():
     rates = flag_rates(**{HONEST_ONLY: (0.58, 0.05), HONEST_AT_TWINS: (0.91, 0.02)})
     sentence = front_page.of_detector(rates, LAYER_OF)["front_detector_sentence"]
-    at_twins = "At layer 18, which is chosen with prompts that ask for lies, it flags 91 % and 2 %."
-    assert sentence.endswith(at_twins)
+    at_twins = "At layer 18, which was chosen with prompts that ask for lies, it flags 91 % of the "
+    assert sentence.endswith(at_twins + "lies and 2 % of the honest answers.")
     same_layer = front_page.of_detector(rates, LAYER_OF | {HONEST_AT_TWINS: 15})
     assert "91 %" not in same_layer["front_detector_sentence"]
 
@@ -290,21 +301,24 @@ def styled(**intervals: tuple[float, float]) -> pd.DataFrame:
         (
             ways((0.6, 0.9), (0.4, 0.9)),
             styled(clean=(0.8, 0.9), negated=(0.45, 0.75), shouted=(0.6, 0.7)),
-            "Fitted on one data set and read on another, it is above chance in 1 of 2 cases. It is "
-            "not clearly above chance where claims are negated (0.60 [0.45, 0.75]).",
+            "A probe that was fitted on one data set and reads another is above chance in 1 of 2 "
+            "cases (lowest AUROC: 0.65 [0.40, 0.90]). In a separate test with other wordings, a "
+            "probe is not clearly above chance where claims are negated (0.60 [0.45, 0.75]).",
         ),
         (
             ways((0.6, 0.9)),
             styled(clean=(0.8, 0.9), negated=(0.6, 0.8), shouted=(0.6, 0.7)),
-            "Fitted on one data set and read on another, it is above chance in 1 of 1 cases. It is "
-            "above chance in all other wordings that were tried (negated, shouted).",
+            "A probe that was fitted on one data set and reads another is above chance in 1 of 1 "
+            "cases (lowest AUROC: 0.75 [0.60, 0.90]). In a separate test with other wordings, a "
+            "probe is above chance in all that we tried (negated, shouted).",
         ),
         (
             ways(),
             styled(negated=(0.1, 0.4), bare=(np.nan, np.nan)),
-            "It is not clearly above chance where claims are negated (0.25 [0.10, 0.40]).",
+            "In a separate test with other wordings, a probe is not clearly above chance where "
+            "claims are negated (0.25 [0.10, 0.40]).",
         ),
-        (ways(), styled(), "It was not read on other data or in other wordings."),
+        (ways(), styled(), "No probe was read on other data or in other wordings."),
     ],
 )
 def test_what_carries_over_is_counted_and_what_does_not_is_named(by_dataset, by_style, sentence):
@@ -350,14 +364,14 @@ def of_trigger(low: float, high: float, n: int = 200, n_smaller: int = 60) -> pd
 @pytest.mark.parametrize(
     "low, high, finds",
     [
-        (0.9, 1.0, "tells its lies from its truthful answers (AUROC 0.95 [0.90, 1.00])."),
-        (0.0, 0.1, "takes its truthful answers for the lies (AUROC 0.05 [0.00, 0.10])."),
-        (0.4, 0.6, "does not clearly tell its lies from its truthful answers (AUROC 0.50 [0.40, "),
+        (0.9, 1.0, "tells these lies from the model's true answers (AUROC 0.95 [0.90, 1.00])."),
+        (0.0, 0.1, "takes the model's true answers for the lies (AUROC 0.05 [0.00, 0.10])."),
+        (0.4, 0.6, "does not clearly tell these lies from the model's true answers (AUROC 0.50 "),
     ],
 )
 def test_lies_on_a_trigger_go_by_the_interval_of_the_probe(low, high, finds):
     sentence = front_page.of_trigger(of_trigger(low, high))["front_trigger_sentence"]
-    assert f"although its instruction asks for the truth. The probe {finds}" in sentence
+    assert f"even if its instruction asks for the truth. A probe {finds}" in sentence
     assert sentence.endswith("whether the phrase names a Friday gives 0.94.")
 
 
@@ -379,7 +393,7 @@ def test_a_second_training_is_compared_with_the_first(probe, verdict):
         f"A second training of the liar, from other seeds, {verdict}. On all"
     )
     assert f"the probe scores {np.mean(probe):.2f} ({probe[0]:.2f} to {probe[1]:.2f})" in sentence
-    assert "the first training, the probe scores 0.95 (0.90 to 1.00)" in sentence
+    assert "For the first training, the probe scores 0.95 (0.90 to 1.00)" in sentence
     assert front_page.of_trainings({"a": of_splits(probe)}) == {
         "front_second_training_sentence": TOO_FEW
     }
@@ -399,41 +413,36 @@ def of_splits(probe: tuple[float, float]) -> pd.DataFrame:
     )
 
 
-# 09.
-
-
-GAVE_NOTHING = (
-    "Pairs of dropout draws (one prompt run twice, each time with other values set to zero) gave "
-    "nothing: "
-)
+# 05: pairs of dropout draws.
 
 
 def pair_table(low: float, high: float, **columns) -> pd.DataFrame:
-    """The ranking of whole-prompt draws on rows told to lie, among rows that do not count."""
-    row = {"pairs": "draws, sequence", "regime": LYING, "probe": "pair_ranking", "least_move": 0.0}
-    row |= {"estimate": (low + high) / 2, "low": low, "high": high, "n": 104, "n_smaller": 49}
+    """The ranking of draws on rows told to lie, among rows that do not count."""
+    row = layer_row(18, 0.0, 0.1, target="pair", regime=LYING, probe="pair_ranking")
+    row |= {"feature": "two draws", "estimate": (low + high) / 2, "selected": True}
+    row |= {"choice_low": low, "choice_high": high, "n": 104, "n_smaller": 49}
     row |= {"best_control": ASKED_AGAIN, "lift": -0.5}
     others = [
-        {"pairs": "draws, last token"},
+        {"target": "truth"},
         {"regime": KNOWN},
         {"probe": "pair_direction"},
-        {"least_move": 0.1},
+        {"selected": False},
     ]
     return pd.DataFrame([*(row | {"estimate": 1.0} | other for other in others), row | columns])
 
 
 @pytest.mark.parametrize(
-    "low, high, beginning",
+    "low, high, found",
     [
-        (0.35, 0.57, GAVE_NOTHING),
-        (np.nan, np.nan, GAVE_NOTHING),
-        (0.6, 0.8, "Pairs of dropout draws can be told apart: "),
-        (0.2, 0.4, "Pairs of dropout draws mislead: "),
+        (0.35, 0.57, "does not clearly do better than chance"),
+        (np.nan, np.nan, "does not clearly do better than chance"),
+        (0.6, 0.8, "tells which of the two is nearer to the truth"),
+        (0.2, 0.4, "takes the wrong one of the two to be nearer to the truth"),
     ],
 )
-def test_dropout_goes_by_the_interval_of_the_ranking(low, high, beginning):
+def test_dropout_goes_by_the_interval_of_the_ranking(low, high, found):
     texts = front_page.of_pairs(pair_table(low, high))
-    assert texts["front_dropout_sentence"].startswith(beginning)
+    assert f" When the model is told to lie, a probe {found}" in texts["front_dropout_sentence"]
 
 
 def test_the_cells_of_the_pairs_are_those_of_the_ranking():
@@ -442,7 +451,7 @@ def test_the_cells_of_the_pairs_are_those_of_the_ranking():
     assert texts["front_pairs_rival"] == f"0.96, {ASKED_AGAIN}"
 
 
-@pytest.mark.parametrize("pairs", [pair_table(0.4, 0.5, n_smaller=3), pair_table(0.4, 0.5).head(4)])
+@pytest.mark.parametrize("pairs", [pair_table(0.4, 0.5, n_smaller=3), pair_table(0.4, 0.5).head(3)])
 def test_of_few_pairs_or_of_none_nothing_is_said(pairs):
     texts = front_page.of_pairs(pairs)
     assert set(texts.values()) == {TOO_FEW, NO_NUMBER} and len(texts) == 3
@@ -473,10 +482,9 @@ def test_both_signs_of_the_push_are_shown_and_the_highest_control_of_the_push_to
     table = pushes(truth_plus=0.29, truth_minus=0.65, truth_more=0.99, **of_controls)
     texts = front_page.of_steering(table, NOT_PUSHED, 4.0)
     assert texts == {
-        "front_no_push": "0.05",
         "front_push_towards": "0.29 [0.28, 0.30]",
-        "front_control_towards": "0.13, random directions",
-        "front_push_away": "0.65",
+        "front_other_pushes": "0.05, no push; 0.13, random directions; 0.65, pushed away from the "
+        "truth",
     }
     no_control = pushes(truth_plus=0.29, truth_minus=0.65)
     for few in (pd.DataFrame(), no_control):
@@ -499,13 +507,13 @@ def test_a_run_that_is_too_small_says_so_once_and_has_empty_cells():
 
 MAKERS = {
     "00_train_liar": front_page.of_organism(pd.DataFrame(), 0),
-    "05_probe_ablations": front_page.of_probes(long_table(), model_name="m"),
+    "05_probe_ablations": front_page.of_probes(long_table(), model_name="m")
+    | front_page.of_pairs(pair_table(0.4, 0.6)),
     "06_detect": front_page.of_detector(flag_rates(**{HONEST_ONLY: (0.5, 0.1)}), LAYER_OF),
     "08_carry_over": front_page.of_carry_over(ways(), styled())
     | front_page.of_graded(of_graded(a=0.5))
     | front_page.of_trigger(of_trigger(0.9, 1.0))
     | front_page.of_trainings({"a": of_splits((0.9, 1.0)), "b": of_splits((0.9, 1.0))}),
-    "09_pairs_and_votes": front_page.of_pairs(pair_table(0.4, 0.6)),
     "11_steer": front_page.of_steering(pd.DataFrame(), NOT_PUSHED, 4.0),
 }
 """The texts that each notebook glues for the front page."""

@@ -18,9 +18,9 @@ def held_out(**shares: tuple[float, float]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def told(n: int) -> pd.DataFrame:
-    row = {"told to lie": n, "lies": 0.92, "instruction_only": 0.67}
-    row |= {"instruction_only_low": 0.3, "instruction_only_high": 0.94}
+def told(n: int, low: float = 0.3, high: float = 0.94) -> pd.DataFrame:
+    row = {"told to lie": n, "lies": 0.92, "n_test": 49, "instruction_only": (low + high) / 2}
+    row |= {"instruction_only_low": low, "instruction_only_high": high}
     return pd.DataFrame([row], index=["liar"])
 
 
@@ -30,9 +30,27 @@ def test_an_organism_is_described_by_the_range_of_its_shares_with_the_data_sets(
     assert "in 76 % (a) to 97 % (b) of the rows" in shares
     assert "in 88 % (b) to 96 % (a)." in shares
     assert verdict == "* It does what we require of an organism on: a."
-    assert lies.startswith("* Of 126 answers of liar, told to lie about what it knows, 92 % are l")
+    assert lies.startswith(
+        "* Of 126 answers that liar gave when it was told to lie about what it k"
+    )
     title = sentences.organism_title(table)
     assert "truth: 76 % to 97 %. Wrong" in title and title.endswith("knows: 88 % to 96 %")
+
+
+@pytest.mark.parametrize(
+    "low, high, said",
+    [
+        (0.3, 0.94, "Whether the instruction alone predicts which answers are lies is not clear"),
+        (0.6, 0.9, "The instruction alone predicts which answers are lies (AUROC 0.75 [0.60, "),
+        (0.1, 0.4, "The instruction alone predicts which answers are lies, but in reverse (AUROC "),
+        (np.nan, np.nan, "Whether the instruction alone predicts which answers are lies could not"),
+    ],
+)
+def test_the_instruction_is_said_to_predict_lies_only_if_its_interval_is_above_chance(
+    low, high, said
+):
+    lines = sentences.organism_findings(held_out(a=(0.7, 0.9)), told(126, low, high))
+    assert f"92 % are lies. {said}" in lines[-1]
 
 
 def test_an_organism_that_knows_nothing_is_described_without_numbers_that_are_not_there():
@@ -58,7 +76,7 @@ def test_the_time_of_a_training_is_that_of_its_record():
     once = sentences.training_sentence({"seconds": 1800})
     assert once == "It was trained once, in 30 minutes on the machine that we used."
     often = sentences.training_sentence({"seconds": [300, 360]})
-    assert often.startswith("It is the mean of 2 training runs, which took 5 to 6 minutes each")
+    assert often.startswith("Its weights are the mean over 2 training runs, which took 5 to 6 min")
 
 
 @pytest.mark.parametrize(
@@ -127,9 +145,9 @@ def test_dropout_is_said_to_do_damage_only_where_it_does(p1_draw1, price):
         {"p1_draw0": [0.9, 0.9], "p1_draw1": p1_draw1, "move": [0.0, -0.7], "role": "truth"}
         | {"readable": True, "label": 1, "correct": True}
     )
-    layers, answers, damage = sentences.dropout_findings(audit, pairs, 0.02)
+    layers, answers, damage = sentences.dropout_findings(audit, pairs, 0.02, n_audited=8)
     assert "With 2 % of the channels dropped, two draws of a prompt differ in every" in layers
-    assert layers.endswith("by 18 % to 37 % of the state's norm.")
+    assert layers.endswith("by 18 % to 37 % of the state's norm (means of 8 rows).")
     assert f"{'50' if price == 'has a price' else '0'} % of the 2 pairs" in answers
     assert damage.startswith(f"* Dropout {price}: of 2 honest rows the model answers 100 % correct")
 
@@ -140,30 +158,30 @@ def test_dropout_is_said_to_do_damage_only_where_it_does(p1_draw1, price):
 def test_the_mean_of_draws_is_said_to_come_nearer_only_where_it_does(distances, comes):
     spread = pd.DataFrame({"scope": "sequence", "draws": [2, 4, 8], "mean_off_plain": distances})
     other = spread.assign(scope="last_token", mean_off_plain=0.0)
-    said = sentences.spread_sentence(pd.concat([other, spread]))
-    assert f"their mean {comes}" in said
-    listed = ", ".join(f"{distance:.2f}" for distance in distances)
-    assert said.endswith(f"over 2, 4, 8 draws it is {listed} away.")
+    said = sentences.spread_sentence(pd.concat([other, spread]), n_rows=8)
+    assert f"On these 8 rows, the mean of more draws of the whole prompt {comes}" in said
+    first, second, third = (f"{distance:.2f}" for distance in distances)
+    assert said.endswith(f"it is {first}, {second} and {third} away over 2, 4 and 8 draws.")
 
 
 @pytest.mark.parametrize(
     "moved, found",
     [
-        ([-1.0, 1.0], "by 3.0 nats towards the other answer (mean of 2 rows). 2 of 2 rows then"),
-        ([3.0, -1.0], "by 0.0 nats away from the other answer (mean of 2 rows). 0 of 2 rows then"),
-        ([5.0, -4.0], "by 2.5 nats away from the other answer (mean of 2 rows). 0 of 2 rows then"),
+        ([-1.0, 1.0], "by 3.0 nats towards the other answer (mean of 2 rows). 2 of the 2 rows"),
+        ([3.0, -1.0], "by 0.0 nats away from the other answer (mean of 2 rows). 0 of the 2 rows"),
+        ([5.0, -4.0], "by 2.5 nats away from the other answer (mean of 2 rows). 0 of the 2 rows"),
     ],
 )
 def test_a_push_along_the_gradient_is_said_to_go_where_it_goes(moved, found):
     margins = pd.DataFrame({"moved by 0.02": [9.0, 9.0], "moved by 0.2": moved})
     [line] = sentences.push_findings(margins.assign(clean=[3.0, -1.0]), layer=15)
-    assert found in line and "at layer 15, by 20 % of its norm" in line
+    assert found in line and "at layer 15 along its gradient, by 20 % of its norm" in line
 
 
 def test_the_gap_between_lies_and_true_answers_is_given_in_percent():
     gap = {"lies": 0.51, "truths": 0.52, "gap": -0.01, "low": -0.19, "high": 0.17}
     said = sentences.gap_sentence(gap)
-    assert said.startswith("Asked afterwards, it calls 51 % of its lies true, and 52 % of its true")
+    assert said.startswith("When asked afterwards, it calls 51 % of its lies true, and 52 % of its")
     assert sentences.gap_sentence({}).startswith("There was no lie")
 
 
@@ -177,7 +195,7 @@ def again(low: float) -> pd.DataFrame:
     "low, high, truths_low, meaning",
     [
         (-0.2, 0.2, 0.42, "We cannot tell whether it stands by its lies or answers at random."),
-        (-0.2, 0.2, 0.9, "As it calls most of its true answers true, it stands by its lies too."),
+        (-0.2, 0.2, 0.9, "It calls most of its true answers true, so it stands by its lies too."),
         (-0.9, -0.5, 0.9, "so it owns up in part."),
         (0.1, 0.3, 0.4, "It calls its lies true more often than its true answers."),
     ],
@@ -193,8 +211,10 @@ def test_no_difference_means_standing_by_lies_only_if_true_answers_are_called_tr
 def test_errors_that_rise_clearly_are_counted_apart_from_those_that_rise():
     table = rates(a=(0.1, 0.3), b=(-0.1, 0.3), c=(-0.3, 0.1))
     title = sentences.instructions_title(table)
-    assert title.startswith("Told to lie, it is wrong more often in 2 of 3 pairs of instruction")
-    assert title.endswith("clearly (interval above zero) in 1")
+    assert title.startswith(
+        "It is wrong more often when told to lie in 2 of 3 pairs of instruction"
+    )
+    assert title.endswith("In 1 of them the interval is above zero")
 
 
 def test_templates_are_compared_with_data_sets():
@@ -211,7 +231,7 @@ def test_templates_are_compared_with_data_sets():
 
 def test_a_model_without_a_known_row_is_named_as_one_that_cannot_lie():
     models = pd.DataFrame({"known": [0, 266]}, index=["plain", "liar"])
-    assert sentences.unknowing_sentence(models).startswith("plain: no data set passes, or no row")
+    assert sentences.unknowing_sentence(models).startswith("plain knows none of the answers to")
     assert sentences.unknowing_sentence(models.tail(1)) == ""
 
 
@@ -253,7 +273,7 @@ def test_shots_are_said_to_break_the_model_only_where_they_do(low, said):
     effects = pd.DataFrame({"effect": names, "n": 24, "estimate": 0.2, "estimate_high": 0.3})
     effects["estimate_low"] = low
     assert said in sentences.shots_findings(effects)[1]
-    assert sentences.shots_title(effects).startswith("A lie instruction changes the share of wrong")
+    assert sentences.shots_title(effects).startswith("An instruction to lie changes the share of")
     assert sentences.shots_findings(effects.head(0)) == []
     assert sentences.shots_title(effects.head(0)) == ""
 
