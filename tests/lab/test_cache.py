@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import tiny, tiny_prompts
 from planted_run import PlantedRun, planted_read_rows
+from tiny_models import tiny, tiny_prompts
 
 from dlk_utils import provenance
 from dlk_utils.evaluation import tasks

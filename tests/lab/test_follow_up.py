@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import byte_tokenizer
 from planted_states import read_from, twins
+from tiny_models import byte_tokenizer
 
 from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.controls import TURNED
