@@ -6,6 +6,7 @@ Nothing heavy is imported here: the process that only hands tests to xdist's wor
 import gc
 
 import pytest
+from beartype.claw import beartype_package
 
 LONG = [
     "test_ways.py",
@@ -24,6 +25,9 @@ QUICK_FAMILIES = (
     "mistral window",
 )
 """One model family of each kind: the fast tests run for these, `make test` for all families."""
+
+# Types of packages without arrays; pyproject.toml names those whose shapes jaxtyping checks.
+beartype_package("dlk_utils")
 
 # What importing a library leaves lives as long as the tests: the garbage collector need not look at
 # it again and again.
