@@ -41,7 +41,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def examples() -> pd.DataFrame:
-    return load_examples("comparisons,arithmetic", 40)
+    return load_examples("comparisons,arithmetic", 24)
 
 
 @pytest.fixture(scope="module")
