@@ -47,7 +47,7 @@ test: setup lint  ## everything that CI runs: lint, unit tests, all notebooks, s
 
 nbval: setup
 	@TQDM_DISABLE=1 $(BOOK) --small --to build/nbval
-	TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=600 -n 2 --dist loadfile $(COMPARED:%=build/nbval/%.ipynb)
+	TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p nbval --nbval --nbval-cell-timeout=600 -n 2 --dist loadfile $(COMPARED:%=build/nbval/%.ipynb)
 
 bench: setup .venv-peers/made  ## time one way of computing against another and other libraries, print the goals, and write the book's page on speed
 	$(BIN)/python bench/extraction.py

@@ -1,43 +1,12 @@
-"""What all tests share: tiny models (from `tiny_models`), and the order of the test files."""
+"""The order of the test files, and what is set for all tests. Tiny models are in `tiny_models`.
+
+Nothing heavy is imported here: the process that only hands tests to xdist's workers reads this too.
+"""
+
+import gc
 
 import pytest
-import threadpoolctl
-from tiny_models import (
-    CONFIGS,
-    FAMILIES,
-    LAYERS,
-    PRECISE,
-    SINGLE,
-    TURNS,
-    VOCAB,
-    WIDTH,
-    byte_tokenizer,
-    close,
-    prompts_that_begin_alike,
-    tiny,
-    tiny_checkpoint,
-    tiny_prompts,
-)
-
-__all__ = [
-    "CONFIGS",
-    "FAMILIES",
-    "LAYERS",
-    "PRECISE",
-    "SINGLE",
-    "TURNS",
-    "VOCAB",
-    "WIDTH",
-    "byte_tokenizer",
-    "close",
-    "prompts_that_begin_alike",
-    "tiny",
-    "tiny_checkpoint",
-    "tiny_prompts",
-]
-
-# Workers that each use all cores slow each other down. (`tiny_models` limits torch.)
-threadpoolctl.threadpool_limits(1)
+from beartype.claw import beartype_package
 
 LONG = [
     "test_ways.py",
@@ -57,6 +26,13 @@ QUICK_FAMILIES = (
 )
 """One model family of each kind: the fast tests run for these, `make test` for all families."""
 
+# Types of packages without arrays; pyproject.toml names those whose shapes jaxtyping checks.
+beartype_package("dlk_utils")
+
+# What importing a library leaves lives as long as the tests: the garbage collector need not look at
+# it again and again.
+gc.disable()
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
@@ -64,6 +40,13 @@ def pytest_collection_modifyitems(items):
 
     So no worker of xdist is left with a long file at the end. (Needs `--no-loadscope-reorder`.)
     """
+    import threadpoolctl
+    from tiny_models import FAMILIES
+
+    gc.freeze()
+    gc.enable()
+    # Workers that each use all cores slow each other down. (`tiny_models` limits torch.)
+    threadpoolctl.threadpool_limits(1)
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         family = parameters.get("family")

@@ -81,6 +81,15 @@ def test_the_conda_environment_uses_the_pins_and_the_python_of_the_project():
     assert f"python{project()['requires-python']}" in dependencies
 
 
+def test_the_shapes_of_every_module_that_has_some_are_checked():
+    options = tomllib.loads(read("pyproject.toml"))["tool"]["pytest"]["ini_options"]["addopts"]
+    checked = re.search("--jaxtyping-packages=(\\S+)", options)[1].split(",")
+    for path in sorted((TOP / "dlk_utils").rglob("*.py")):
+        module = ".".join(path.relative_to(TOP).with_suffix("").parts)
+        if "jaxtyping" in path.read_text():
+            assert any(module.startswith(f"{package}.") for package in checked), module
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_has_no_outputs(notebook):
     assert [cell["outputs"] for cell in code_cells(notebook) if cell["outputs"]] == []

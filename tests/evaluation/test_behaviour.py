@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import prompts_that_begin_alike, tiny
+from tiny_models import prompts_that_begin_alike, tiny
 
 from dlk_utils.errors import DataError
 from dlk_utils.evaluation.behaviour import (

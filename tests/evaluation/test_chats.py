@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, WIDTH, byte_tokenizer
-from tiny_models import new_model
+from tiny_models import FAMILIES, WIDTH, byte_tokenizer, new_model
 
 from dlk_utils.errors import DataError, ParameterError
 from dlk_utils.evaluation.chats import ANSWER, THOUGHT, score_chat

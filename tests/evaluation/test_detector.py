@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny
 from safetensors.torch import load_file, save_file
+from tiny_models import tiny
 
 from dlk_utils.errors import CardError, DataError, TooFewRows
 from dlk_utils.evaluation.detector import TruthDetector

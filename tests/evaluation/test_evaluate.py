@@ -52,11 +52,17 @@ def planted() -> pd.DataFrame:
     return evaluate_planted(make_rows(), (0.0, 4.0, 1.5))
 
 
+def leave_two_methods(patch: pytest.MonkeyPatch) -> None:
+    """Fit only logistic regression and the mean difference, which are quick."""
+    for name in ("MORE_STATE_PROBES", "STACK_PROBES"):
+        patch.setattr(f"dlk_utils.evaluation.evaluate.{name}", {})
+    few = {name: STATE_PROBES[name] for name in ("logistic", "mean_difference")}
+    patch.setattr("dlk_utils.evaluation.evaluate.STATE_PROBES", few)
+
+
 @pytest.fixture
 def few_methods(monkeypatch) -> None:
-    """Leave out the methods that take long to fit."""
-    for name in ("MORE_STATE_PROBES", "STACK_PROBES"):
-        monkeypatch.setattr(f"dlk_utils.evaluation.evaluate.{name}", {})
+    leave_two_methods(monkeypatch)
 
 
 def test_the_table_has_every_probe_and_all_controls(planted):
@@ -263,7 +269,12 @@ def test_an_interval_with_the_choice_is_wide_where_validation_cannot_tell_layers
     assert others.choice_low.isna().all()
 
 
-def test_with_one_layer_there_is_no_choice_to_put_into_an_interval():
+def test_a_probe_that_reads_all_layers_has_no_choice_to_put_into_an_interval(planted):
+    probes = planted[planted.probe.isin(STACK_PROBES)]
+    assert (probes.choice_low == probes.low).all() and (probes.choice_high == probes.high).all()
+
+
+def test_with_one_layer_there_is_no_choice_to_put_into_an_interval(few_methods):
     table = evaluate_planted(make_rows(200), (1.0,))
     probes = table[table.kind == "probe"]
     assert (probes.choice_low == probes.low).all() and (probes.choice_high == probes.high).all()
@@ -300,10 +311,7 @@ def by_target() -> pd.DataFrame:
     targets = make_targets(rows)
     del targets["lie"]  # every row of it is a lie
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("MORE_STATE_PROBES", "STACK_PROBES"):
-            patch.setattr(f"dlk_utils.evaluation.evaluate.{name}", {})
-        few = {name: STATE_PROBES[name] for name in ("logistic", "mean_difference")}
-        patch.setattr("dlk_utils.evaluation.evaluate.STATE_PROBES", few)
+        leave_two_methods(patch)
         return evaluate_targets(targets, lambda target: features)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CONFIGS, byte_tokenizer
+from tiny_models import CONFIGS, byte_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dlk_utils.evaluation.behaviour import answer_prompts, label_behaviour

@@ -194,7 +194,7 @@ def test_a_question_of_one_token_is_drawn_as_the_last_token(family):
     "places", [["attn_out", "mlp_out"], pytest.param(["mlp_out"], marks=pytest.mark.slow)]
 )
 def test_masks_of_a_question_are_the_same_whatever_the_batch(family, places):
-    model, rows = tiny(family), prompts_that_begin_alike(5)
+    model, rows = tiny(family), prompts_that_begin_alike(3)
     options = {"p": 0.3, "places": places}
     together = draw_question(model, rows, 3, **options)
     reversed_rows = draw_question(model, rows[::-1], 3, **options)

@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import WIDTH, byte_tokenizer
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
-from tiny_models import new_model
+from tiny_models import WIDTH, byte_tokenizer, new_model
 
 from dlk_utils.evaluation.detector import TruthDetector
 from dlk_utils.lab.findings import (

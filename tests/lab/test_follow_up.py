@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import byte_tokenizer
 from planted_states import read_from, twins
+from tiny_models import byte_tokenizer
 
 from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.controls import TURNED
@@ -142,7 +142,7 @@ def test_a_probe_stands_beside_what_the_model_says_at_the_same_place(table):
     assert (of_lies.n_smaller == 15).all()
 
 
-def test_the_labels_of_rows_told_to_lie_have_no_say_in_the_probes(rows, states, follow_ups, table):
+def test_the_labels_of_rows_told_to_lie_have_no_say_in_the_probes(rows, states, follow_ups):
     def turned(answers: pd.DataFrame, column: str) -> pd.DataFrame:
         is_twin = (answers.role == "lie") & (answers.split == "validation")
         return answers.assign(**{column: answers[column].where(~is_twin, 1 - answers[column])})
@@ -151,7 +151,8 @@ def test_the_labels_of_rows_told_to_lie_have_no_say_in_the_probes(rows, states, 
         place: (turned(answers, "label"), features)
         for place, (answers, features) in follow_ups.items()
     }
-    again = compare_places(turned(rows, "y"), states, turned_follow_ups, probe="logistic_tuned")
+    table = compare_places(rows, states, follow_ups)
+    again = compare_places(turned(rows, "y"), states, turned_follow_ups)
     pd.testing.assert_frame_equal(again, table)
 
 
@@ -240,6 +241,7 @@ def asked_run(folder, rows: pd.DataFrame) -> AskedRun:
     return run
 
 
+@pytest.mark.slow
 def test_a_run_shows_drawn_answers_in_honest_rows_and_its_own_in_those_that_are_tested(
     prompts, tmp_path
 ):

@@ -156,6 +156,7 @@ def asked_run(folder, n: int) -> AskedRun:
     return run
 
 
+@pytest.mark.slow
 def test_a_further_training_gets_the_table_that_a_run_of_its_own_would_get(tmp_path):
     options = {"layers": [LAYER], "probe": "mean_difference"}
     further = headline_of_further_training(asked_run(tmp_path, 90), **options)

@@ -3,7 +3,7 @@
 import inspect
 
 import pytest
-from conftest import TURNS, byte_tokenizer
+from tiny_models import TURNS, byte_tokenizer
 
 from dlk_utils.errors import ChoiceError, DataError, ParameterError, TemplateError
 from dlk_utils.questions.chat import encode_prompt, render_chat, tokenize, written_tokens

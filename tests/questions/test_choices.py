@@ -5,7 +5,7 @@ import string
 
 import pandas as pd
 import pytest
-from conftest import byte_tokenizer
+from tiny_models import byte_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

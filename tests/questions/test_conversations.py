@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import TURNS, byte_tokenizer
+from tiny_models import TURNS, byte_tokenizer
 
 from dlk_utils.errors import DataError, ModelError, TemplateError
 from dlk_utils.models.loading import load_tokenizer, resolve

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import byte_tokenizer
+from tiny_models import byte_tokenizer
 
 from dlk_utils.questions.elicit import (
     OTHERS,

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from conftest import byte_tokenizer
+from tiny_models import byte_tokenizer
 
 from dlk_utils.errors import ChoiceError, DataError
 from dlk_utils.questions import hub_sets as hub_sets_module

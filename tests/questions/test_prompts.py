@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TURNS, byte_tokenizer
+from tiny_models import TURNS, byte_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from dlk_utils.errors import DataError, ModelError, ParameterError
@@ -41,7 +41,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def examples() -> pd.DataFrame:
-    return load_examples("comparisons,arithmetic", 40)
+    return load_examples("comparisons,arithmetic", 24)
 
 
 @pytest.fixture(scope="module")

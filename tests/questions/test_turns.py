@@ -4,7 +4,7 @@ The templates are those of public models, cut down to what decides it.
 """
 
 import pytest
-from conftest import TURNS, byte_tokenizer
+from tiny_models import TURNS, byte_tokenizer
 
 from dlk_utils.errors import TemplateError
 from dlk_utils.questions.chat import render_chat, tokenize
