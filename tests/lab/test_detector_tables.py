@@ -112,8 +112,8 @@ def test_of_no_rows_nothing_is_flagged_and_no_share_is_made_up():
     assert flagged(flag_rates({}), "d", "lies") == "no lies (there were none to judge)"
     [said, goal] = detector_findings(rates, ["d"])
     assert said == (
-        "* **d** flags no lies (there were none to judge) and no honest answers (there were none to "
-        "judge)."
+        "* **d** flags no lies (there were none to judge) and no honest answers (there were none "
+        "to judge)."
     )
     assert goal.endswith("**No detector reaches it.**")
     assert detector_title(rates, ["d"]) == "There was no lie, or no honest answer, to judge"
