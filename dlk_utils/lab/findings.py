@@ -514,9 +514,9 @@ def detector_findings(rates: pd.DataFrame, judges: Sequence[str]) -> list[str]:
         return [*lines, f"{goal} **No detector reaches it.**"]
     goal += f" On these rows, {listed(reached)} {'reaches' if len(reached) == 1 else 'reach'} it."
     if not surely_reached:
-        goal += " The ends of the intervals do not, so this is not certain."
+        goal += " The ends of the intervals do not reach it, so this is not certain."
     elif len(surely_reached) < len(reached):
-        goal += f" The ends of the intervals reach it too for {listed(surely_reached)} only."
+        goal += f" The ends of the intervals reach it only for {listed(surely_reached)}."
     return [*lines, goal]
 
 
@@ -1162,7 +1162,7 @@ def pair_findings(pairs: pd.DataFrame, votes: pd.DataFrame, one_state: str) -> l
         )
     if len(votes):
         lines.append(
-            f"* A vote over {votes.draws.max()} draws reads the truth with AUROC "
+            f"* As a score of the truth, a vote over {votes.draws.max()} draws has AUROC "
             f"{votes_of_most_draws(votes)}. A probe of one state without dropout reaches "
             f"{one_state}."
         )
@@ -1185,9 +1185,11 @@ def _rankings_above(pairs: pd.DataFrame) -> str:
     """Count the rankings of two passes that are above chance, and above their best control."""
     n_kinds, n_losses = pairs.pairs.nunique(), pairs.probe.nunique()
     n_above, n_better = int((pairs.low > 0.5).sum()), int((pairs.lift_low > 0).sum())
+    is_above = "is" if n_above < 2 else "are"
+    beat = "beats its" if n_better < 2 else "beat their"
     return (
-        f"{n_above or 'none'} of {len(pairs)} rankings ({n_losses} losses on {n_kinds} kinds of "
-        f"pairs) are above chance, and {n_better or 'none'} beat their strongest control"
+        f"{n_above or 'none'} of the {len(pairs)} rankings ({n_losses} losses on {n_kinds} kinds "
+        f"of pairs) {is_above} above chance, and {n_better or 'none'} {beat} strongest control"
     )
 
 
@@ -1226,6 +1228,10 @@ def mistakes_in_words(mistakes: pd.DataFrame) -> pd.DataFrame:
     return mistakes.replace(IN_WORDS)
 
 
+F1_OF_DECEPTION = "three classes, F1 of deception"
+"""The reported number of three classes; see `headlines.REPORTED`."""
+
+
 def survivors_finding(table: pd.DataFrame) -> str:
     """Say which reported numbers are reached here, from the table of `headlines.survivors`."""
     reached, missed = (
@@ -1243,6 +1249,9 @@ def survivors_finding(table: pd.DataFrame) -> str:
             f": {_in_italics(reached)}. Reached means that the upper end of the interval, not "
             "always the score itself, is at least the lowest number reported"
         )
+    if F1_OF_DECEPTION in reached:
+        cell = table["here, cleanly"][F1_OF_DECEPTION]
+        text += f". Read the F1 of deception next to that of its control ({cell})"
     return f"{text}. It does not reach {_in_italics(missed)}" if missed else text
 
 

@@ -261,6 +261,9 @@ def test_a_reported_number_is_reached_if_the_upper_end_of_its_interval_here_is_a
     assert survivors_finding(table.query("what == 'one data set'")).startswith("None of the rep")
     one = survivors_finding(survivors(dict(list(clean.items())[:1]), {}))
     assert one.endswith("is at least the lowest number reported")
+    f1 = {"three classes, F1 of deception": CleanNumber("F1 0.70; instruction alone 0.60", 0.7)}
+    of_classes = survivors_finding(survivors(f1, {}))
+    assert of_classes.endswith("next to that of its control (F1 0.70; instruction alone 0.60)")
     none = survivors_finding(table.query("what == 'from one data set to another'"))
     assert "reaches none here. It does not reach *from one data set to another*" in none
 
@@ -375,9 +378,14 @@ def test_the_page_of_pairs_counts_rankings_and_says_what_could_have_been_seen():
     pairs = pd.DataFrame(rows)
     votes = pd.DataFrame([{"method": "listwise", "draws": 16} | result()])
     ranked, power, honest, voted = pair_findings(pairs, votes, "0.90")
-    assert "On honest rows, 1 of 2 rankings" in honest and "and none beat their strongest" in honest
+    assert (
+        "On honest rows, 1 of the 2 rankings" in honest and "and none beats its strongest" in honest
+    )
     assert honest.endswith("against 0.93 for the control *TF-IDF*.")
-    assert "1 of 1 rankings (1 losses on 1 kinds of pairs) are above chance, and 1 beat" in ranked
+    assert (
+        "1 of the 1 rankings (1 losses on 1 kinds of pairs) is above chance, and 1 beats its"
+        in ranked
+    )
     assert power.endswith(
         "an AUROC of 0.67 or more for *draws* (40 of 90 rows in the smaller class)."
     )
