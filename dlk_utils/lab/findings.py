@@ -233,7 +233,7 @@ def turn_title(results: pd.DataFrame) -> str:
     """Title the figure of truth by layer, read on rows told to lie about what the model knows."""
     row = headline(results, "truth", KNOWN)
     if row is None:
-        return "Truth by layer, where the model is told to lie about what it knows: too few rows"
+        return "Truth by layer, while the model is told to lie about what it knows: too few rows"
     found = "does not clearly read the truth"
     if row.low > 0.5:
         found = "reads the truth"

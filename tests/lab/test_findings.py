@@ -364,8 +364,8 @@ def test_the_class_that_the_probe_of_three_classes_finds_worst_is_named():
 def test_the_title_of_the_turn_goes_by_the_interval_of_the_headline(low, high, found):
     row = result(regime=KNOWN, probe="logistic_tuned", layer=7, low=low, high=high)
     title = turn_title(pd.DataFrame([row]))
-    told = "while the model is told to lie about what it knows: AUROC "
-    assert title.startswith(f"At layer 7 the probe {found} {told}")
+    expected = f"At layer 7 the probe {found} while the model is told to lie about what it knows: "
+    assert title.startswith(f"{expected}AUROC ")
     assert turn_title(pd.DataFrame([row]).head(0)).endswith(": too few rows")
 
 
