@@ -415,8 +415,10 @@ def probe_findings(
     lines.append(f"* {gradient_adds(curves)}.")
     means = classes[classes["class"] == "macro avg"]
     if len(means):
-        scores = ", ".join(f"{row.method} {row.f1:.2f}" for row in means.itertuples())
-        lines.append(f"* **Three classes at once**, macro F1: {scores}.{_hardest_class(classes)}")
+        scores = listed(f"{row.f1:.2f} for *{row.method}*" for row in means.itertuples())
+        lines.append(
+            f"* **Three classes at once**: the macro F1 is {scores}.{_hardest_class(classes)}"
+        )
     if not gate.passes.any():
         lines.append(
             "* No data set passed the gate, so **none of these numbers is a claim** about what the "
@@ -444,14 +446,15 @@ def tasks_lines(tasks: pd.DataFrame) -> list[str]:
         return []
     may_claim = named[named.n_smaller >= MIN_FOR_HEADLINE]
     above = may_claim[may_claim.low > 0.5]
-    n_better = int((above.lift_low > 0).sum())
-    beats = f"In {n_better} of these it also beats its best control."
-    if not n_better:
-        beats = "In none of these does it also beat its best control."
     line = (
-        f"* In {len(above)} of {len(named)} tasks, the probe that was named in advance is above "
-        f"chance. {beats}"
+        f"* In {len(above) or 'none'} of {len(named)} tasks, the probe that was named in advance "
+        "is above chance."
     )
+    n_better = int((above.lift_low > 0).sum())
+    if n_better:
+        line += f" In {n_better} of these it also beats its best control."
+    elif len(above):
+        line += " In none of these does it also beat its best control."
     inverted = int((may_claim.high < 0.5).sum())
     if inverted:
         line += f" In {inverted} it is below chance."

@@ -176,6 +176,11 @@ def test_verdicts_on_the_tasks_are_counted_and_those_on_few_rows_apart():
     ]
     [line] = tasks_lines(pd.DataFrame(rows[1:2]))
     assert line.endswith("In none of these does it also beat its best control.")
+    [line] = tasks_lines(pd.DataFrame(rows[2:3]))
+    assert line.endswith(
+        "In none of 1 tasks, the probe that was named in advance is above chance. "
+        "In 1 it is below chance."
+    )
     assert tasks_lines(pd.DataFrame([searched])) == []
 
 
@@ -349,7 +354,8 @@ def test_the_class_that_the_probe_of_three_classes_finds_worst_is_named():
     results = pd.DataFrame([result()])
     line = probe_findings(results, [], curves, table, gate)[-1]
     assert line.endswith(
-        "0.10. Softmax regression finds the class *unknown* worst: F1 0.20 on 16 rows."
+        "0.10 for *softmax regression*. Softmax regression finds the class *unknown* worst: F1 "
+        "0.20 on 16 rows."
     )
 
 
