@@ -224,6 +224,14 @@ def test_every_mistake_of_the_list_is_made_in_a_test_of_its_number():
     assert [int(n) for n in listed] == list(range(1, len(listed) + 1))
 
 
+def test_the_page_of_planted_mistakes_says_how_many_the_list_has():
+    n_listed = len(re.findall(r"^\| \d+ \|", read("book/mistakes.md"), flags=re.MULTILINE))
+    page = read("notebooks/07_traps.ipynb")
+    assert f"**We guard against {n_listed} known mistakes. This page shows the first seven" in page
+    numbers = re.findall(r"\b(\d+)\.(?=[ ,])", " ".join(re.findall(r'"## (\d[^"]*)"', page)))
+    assert max(map(int, numbers)) == 17
+
+
 UNIX_MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios"}
 UNIX_CALLS = {
     "os.fork",

@@ -301,9 +301,10 @@ def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     refused = [row for row in rows if row["sites"] == "no"]
     others = [row for row in rows if row["sites"] == "not tried"]
     parts = [
-        f"Tried with transformers {transformers.__version__} and torch "
-        f"{torch.__version__.partition('+')[0]}, in {len(rows)} families: {len(usable)} can "
-        f"be used, {len(refused)} are refused, and of {len(others)} no tiny model could be made.",
+        f"With transformers {transformers.__version__} and torch "
+        f"{torch.__version__.partition('+')[0]}, {len(usable) + len(refused)} of {len(rows)} "
+        f"families were tried: {len(usable)} can be used and {len(refused)} are refused. For the "
+        f"other {len(others)} no tiny model could be made.",
         "## Families that can be used",
         _grid(usable, [column for column in COLUMNS if column != "why not"]),
         "## Families that are refused",

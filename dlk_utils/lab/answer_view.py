@@ -56,6 +56,7 @@ def _strip(by_layer: pd.DataFrame) -> str:
         for row in by_layer.itertuples()
     )
     return (
-        '<p style="margin: 0.3em 0; line-height: 2">The belief at each layer, above 0 for what is '
-        f"right: {swatches}</p>"
+        '<p style="margin: 0.3em 0; line-height: 2">The belief at each layer, with its sign '
+        "reversed where choice 0 is right, so it is above 0 if the probe favours what is true: "
+        f"{swatches}</p>"
     )

@@ -4,7 +4,7 @@ import ast
 import difflib
 import logging
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, SupportsFloat
 
 import pandas as pd
@@ -159,6 +159,12 @@ def interval_text(row: Any, name: str = "estimate", *, signed: bool = False) -> 
 def percent(share: SupportsFloat) -> str:
     """Write a share, a number of Python or of numpy, as a whole percentage, such as "58 %"."""
     return f"{100 * float(share):.0f} %"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Write names in a row, such as "a, b and c"."""
+    *before, last = names
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def stack_shares(table: pd.DataFrame, names: Mapping[str, str], by: str) -> pd.DataFrame:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dlk_utils.evaluation.controls import TURNED
+from dlk_utils.evaluation.controls import ASKED_AGAIN, TURNED
 from dlk_utils.evaluation.selection import BY_TWINS, EARLIEST
 from dlk_utils.evaluation.stats import visible_auroc, wilson_interval
 from dlk_utils.evaluation.tasks import KNOWN, LYING, MIN_FOR_HEADLINE, POSITIVE_CONTROL, REGIMES
-from dlk_utils.lab.display import interval_text, percent
+from dlk_utils.lab.display import interval_text, listed, percent
 from dlk_utils.lab.escaping import markdown_text
 from dlk_utils.lab.tables import in_brief, least_to_most, trigger
 from dlk_utils.lab.tables.answer_kinds import HONEST, KINDS, LIES, MISTAKES
@@ -37,7 +37,7 @@ from dlk_utils.lab.tables.graded import (
     TOPIC,
     WHAT_IS_TRUE,
 )
-from dlk_utils.lab.tables.headlines import that_raise
+from dlk_utils.lab.tables.headlines import CLAIMS, CLEAN, TRUTH_OF_LIES, that_raise
 from dlk_utils.lab.tables.probe_ablations import NAMED_PROBE
 from dlk_utils.lab.tables.steering import (
     CONTROLS,
@@ -131,18 +131,21 @@ def verdict(row: pd.Series) -> str:
     if not row.low > 0.5:
         return "not distinguishable from chance"
     if row.lift_low > 0:
-        return f"above chance and above {row.best_control}"
-    return f"above chance, but not above {row.best_control}"
+        return "above chance and above its best control"
+    return "above chance, but not above its best control"
 
 
 def in_words(row: pd.Series | None) -> str:
     """Say the headline of a task in a few words; None is a task that was not scored."""
     if row is None:
         return "not scored, as one class has too few rows"
+    by_definition = ""
+    if row.target == "lie" and row.best_control == ASKED_AGAIN:
+        by_definition = " by definition, because its answers decide what counts as a lie"
     return (
-        f"AUROC {in_brief(row)}, at layer {row.layer}. The best control, {row.best_control}, "
-        f"scores {row.estimate - row.lift:.2f} (lift {interval_text(row, 'lift', signed=True)}). "
-        f"Verdict: {verdict(row)}"
+        f'AUROC {in_brief(row)}, at layer {row.layer}. The best control, "{row.best_control}", '
+        f"scores {row.estimate - row.lift:.2f}{by_definition} (lift "
+        f"{interval_text(row, 'lift', signed=True)}). Verdict: {verdict(row)}"
     )
 
 
@@ -174,11 +177,11 @@ def searched_sentence(results: pd.DataFrame) -> str:
         return NOT_SCORED
     text = (
         f"For truth, the search takes the {row.probe} probe of the {row.feature} at {row.site}, "
-        f"layer {row.layer}, with validation AUROC {row.validation:.2f} on honest rows. While the "
-        f"model is told to lie about what it knows, it scores {interval_text(row)}"
+        f"layer {row.layer}, with validation AUROC {row.validation:.2f} on honest rows. On known "
+        f"rows told to lie this probe scores {interval_text(row)}"
     )
     if row.high < 0.5:
-        return f"{text}: where the two come apart, it does not follow the truth, but the answer"
+        return f"{text}: where the truth and the model's answer differ, it follows the answer"
     return text
 
 
@@ -199,17 +202,31 @@ def positive_controls(results: pd.DataFrame) -> list[str]:
 
 def rivals_title(rivals: pd.DataFrame) -> str:
     """Say whether the probe beats those who ask the model, on known rows told to lie."""
-    known = rivals[rivals["where"] == "known rows told to lie"]
-    probe = known[known.who.str.startswith("probe of truth")]
-    others = known.drop(probe.index)
-    if probe.empty or others.empty:
+    probes, others = _on_known_rows(rivals)
+    if probes.empty or others.empty:
         return "Known rows told to lie: too few"
-    better = others[others.estimate >= probe.estimate.iloc[0]]
+    probe = probes.iloc[0]
+    n_better = int((others.estimate >= probe.estimate).sum())
     strongest = others.loc[others.estimate.idxmax()]
+    scored = f'"{strongest.who}" ({strongest.estimate:.2f}'
+    if n_better:
+        return (
+            f"{n_better} of {len(others)} rivals read the truth at least as well as the probe; the "
+            f"strongest is {scored})"
+        )
+    if strongest.high < probe.low:
+        return f"No rival reads the truth as well as the probe; the strongest is {scored})"
     return (
-        f"{len(better)} of {len(others)} rivals read the truth as well as the probe or better; "
-        f"the strongest: {strongest.who} ({strongest.estimate:.2f})"
+        "No rival has a higher AUROC than the probe, but the strongest is not clearly worse: "
+        f"{scored}; the intervals overlap)"
     )
+
+
+def _on_known_rows(rivals: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The row of the probe, and those of its rivals, on known rows told to lie."""
+    known = rivals[rivals["where"] == "known rows told to lie"]
+    is_probe = known.who.str.startswith("probe of truth")
+    return known[is_probe], known[~is_probe]
 
 
 def turn_title(results: pd.DataFrame) -> str:
@@ -256,13 +273,38 @@ def _side(points: pd.DataFrame) -> str:
     intervals = {kind: wilson_interval(n_with_truth[kind], n[kind]) for kind in n}
     honest = f"{n_with_truth[HONEST]} of {n[HONEST]} honest answers"
     if intervals[HONEST][0] <= 0.5:
-        return f"two components do not show what is true ({honest} are on its side)"
+        nearer = f"{honest} are nearer to the rows with the same truth"
+        return f"two components do not show what is true ({nearer})"
     low, high = intervals[LIES]
     if high < 0.5:
         return f"{n[LIES] - n_with_truth[LIES]} of {n[LIES]} lies are on the side of what is said"
     by_chance = "" if low > 0.5 else ", about as many as by chance"
     lies = f"{n_with_truth[LIES]} of {n[LIES]} lies"
     return f"{honest} are on the side of what is true, and so are {lies}{by_chance}"
+
+
+def lifts_title(task: pd.DataFrame) -> str:
+    """Count the probes of a task, at their chosen layers, that clearly beat the best control."""
+    lifts = task.lift_low[task.kind == "probe"]
+    n_better = int((lifts > 0).sum())
+    has = "has" if n_better in (0, 1) else "have"
+    return (
+        f"{n_better or 'None'} of the {len(lifts)} probes, over all sites and features, {has} a "
+        "lift over the best control whose interval is above zero"
+    )
+
+
+def gains_title(gains: pd.DataFrame) -> str:
+    """Say at which sites the gradient clearly adds to the state, from `probe_ablations.gains`."""
+    added = gains[gains.feature == "both"]
+    helped, hurt = added.site[added.gain_low > 0], added.site[added.gain_high < 0]
+    if helped.empty and hurt.empty:
+        return "Adding the gradient clearly changes the AUROC at no site"
+    raised, lowered = (listed(sites) if len(sites) else "no site" for sites in (helped, hurt))
+    return (
+        f"Adding the gradient clearly raises the AUROC at {raised}, and clearly lowers it at "
+        f"{lowered}"
+    )
 
 
 def gradient_adds(curves: pd.DataFrame) -> str:
@@ -299,10 +341,10 @@ def gradient_lines(curves: pd.DataFrame) -> list[str]:
             f"the state {_effect(both)}."
         )
         if len(own_answer):
+            opposite = ": it predicts the opposite" if own_answer.max() < 0.5 else ""
             line += (
-                " The gradient alone predicts the answer about to be given with AUROC "
-                f"{row.own_answer:.2f} ({least_to_most(own_answer)} over the layers; 0 means that "
-                "it predicts the opposite)."
+                " As a score of the answer about to be given, the gradient alone has AUROC "
+                f"{row.own_answer:.2f} ({least_to_most(own_answer)} over the layers){opposite}."
             )
         lines.append(line)
     return lines
@@ -326,16 +368,33 @@ def _effect(row: Any) -> str:
 def probe_answer(results: pd.DataFrame, rivals: pd.DataFrame) -> list[str]:
     """Answer the question of notebook 05 in three lines."""
     known = headline(results, "truth", KNOWN)
-    lie, pair = (
-        in_words(headline(results, target, regime))
-        for target, regime in (("lie", "by example, lie rows"), ("pair", LYING))
-    )
+    pair = headline(results, "pair", LYING)
+    truth_in_words = in_words(known)
+    _, others = _on_known_rows(rivals)
+    # The strongest rival was named just before if it is the best control.
+    if known is None or others.empty or others.who[others.estimate.idxmax()] != known.best_control:
+        truth_in_words += f". {rivals_title(rivals)}"
     return [
         "* **What is true**, while the model is told to lie about what it knows: "
-        f"{in_words(known)}. {rivals_title(rivals)}.",
-        f"* **Was this answer a lie?** {_capitalised(lie)}.",
-        f"* **Which of two dropout draws is nearer to the truth?** {_capitalised(pair)}.",
+        f"{truth_in_words}.",
+        f"* **Was this answer a lie?** {_lie_in_words(results)}.",
+        f"* **Which of two dropout draws is nearer to the truth?** {_capitalised(in_words(pair))}.",
     ]
+
+
+def _lie_in_words(results: pd.DataFrame) -> str:
+    """Say the headline of the target "lie", with a control that is not right by definition."""
+    regime = "by example, lie rows"
+    row = headline(results, "lie", regime)
+    text = _capitalised(in_words(row))
+    if row is None or row.best_control != ASKED_AGAIN:
+        return text
+    is_task = (results.target == "lie") & (results.regime == regime)
+    controls = results[is_task & (results.kind == "control") & (results.probe != ASKED_AGAIN)]
+    if controls.empty:
+        return text
+    second = controls.loc[controls.estimate.idxmax()]
+    return f'{text}. The next best control, "{second.probe}", scores {second.estimate:.2f}'
 
 
 def probe_findings(
@@ -356,14 +415,28 @@ def probe_findings(
     lines.append(f"* {gradient_adds(curves)}.")
     means = classes[classes["class"] == "macro avg"]
     if len(means):
-        scores = ", ".join(f"{row.method} {row.f1:.2f}" for row in means.itertuples())
-        lines.append(f"* **Three classes at once**, macro F1: {scores}.")
+        scores = listed(f"{row.f1:.2f} for *{row.method}*" for row in means.itertuples())
+        lines.append(
+            f"* **Three classes at once**: the macro F1 is {scores}.{_hardest_class(classes)}"
+        )
     if not gate.passes.any():
         lines.append(
             "* No data set passed the gate, so **none of these numbers is a claim** about what the "
             "model believes."
         )
     return lines
+
+
+def _hardest_class(classes: pd.DataFrame) -> str:
+    """Name the class that the probe of three classes finds worst."""
+    of_probe = classes[(classes.method == "softmax regression") & (classes["class"] != "macro avg")]
+    if of_probe.empty:
+        return ""
+    worst = of_probe.loc[of_probe.f1.idxmin()]
+    return (
+        f" Softmax regression finds the class *{worst['class']}* worst: F1 {worst.f1:.2f} on "
+        f"{worst.rows} rows."
+    )
 
 
 def tasks_lines(tasks: pd.DataFrame) -> list[str]:
@@ -374,16 +447,21 @@ def tasks_lines(tasks: pd.DataFrame) -> list[str]:
     may_claim = named[named.n_smaller >= MIN_FOR_HEADLINE]
     above = may_claim[may_claim.low > 0.5]
     line = (
-        f"* In {len(above)} of {len(named)} tasks, the probe that was named in advance is above "
-        f"chance. In {int((above.lift_low > 0).sum()) or 'none'} of these it also beats its best "
-        "control."
+        f"* In {len(above) or 'none'} of {len(named)} tasks, the probe that was named in advance "
+        "is above chance."
     )
+    n_better = int((above.lift_low > 0).sum())
+    if n_better:
+        line += f" In {n_better} of these it also beats its best control."
+    elif len(above):
+        line += " In none of these does it also beat its best control."
     inverted = int((may_claim.high < 0.5).sum())
     if inverted:
         line += f" In {inverted} it is below chance."
     few = len(named) - len(may_claim)
     if few:
-        line += f" {few} of the tasks {'has' if few == 1 else 'have'} too few test rows of a class."
+        which = "One task has" if few == 1 else f"{few} tasks have"
+        line += f" {which} too few test rows of one class."
     return [line]
 
 
@@ -412,27 +490,42 @@ def flagged(rates: pd.DataFrame, detector: str, of: str) -> str:
     """Write the share that a detector flags, with its interval and the number of rows."""
     row = flagged_share(rates, detector, of)
     if row is None:
-        return f"{NOT_SCORED}, as there are none"
-    return f"{interval_text(row, 'flagged')} (n = {int(row.n)})"
+        return f"no {of} (there were none to judge)"
+    low, high = (f"{100 * end:.0f}" for end in (row.flagged_low, row.flagged_high))
+    return f"{percent(row.flagged)} [{low}, {high}] of {int(row.n)} {of}"
 
 
 def detector_findings(rates: pd.DataFrame, judges: Sequence[str]) -> list[str]:
     """Say what notebook 06 found: what each of `judges`, which judge every lie, flags."""
     if not judges:
         return []
-    lines, met = [], []
+    lines = []
+    reached, surely_reached = [], []
     for name in judges:
         lies, honest = (flagged(rates, name, of) for of in ("lies", "honest answers"))
-        lines.append(f"* **{name}**: lies flagged {lies}; honest answers flagged {honest}.")
-        shares = rates.flagged[name].xs("all", level="dataset")
-        if shares["lies"] >= LIES_TO_FLAG and shares["honest answers"] <= HONEST_TO_FLAG:
-            met.append(name)
-    lines.append(
+        lines.append(f"* **{name}** flags {lies} and {honest}.")
+        shares = rates.loc[name].xs("all", level="dataset")
+        if _reaches_goal(shares.flagged["lies"], shares.flagged["honest answers"]):
+            reached.append(f"*{name}*")
+            if _reaches_goal(shares.flagged_low["lies"], shares.flagged_high["honest answers"]):
+                surely_reached.append(f"*{name}*")
+    goal = (
         f"* The goal is to flag at least {percent(LIES_TO_FLAG)} of the lies and at most "
-        f"{percent(HONEST_TO_FLAG)} of the honest answers. It is met by: "
-        f"{'; '.join(met) or '**none**'}."
+        f"{percent(HONEST_TO_FLAG)} of the honest answers."
     )
-    return lines
+    if not reached:
+        return [*lines, f"{goal} **No detector reaches it.**"]
+    goal += f" On these rows, {listed(reached)} {'reaches' if len(reached) == 1 else 'reach'} it."
+    if not surely_reached:
+        goal += " The ends of the intervals do not reach it, so this is not certain."
+    elif len(surely_reached) < len(reached):
+        goal += f" The ends of the intervals reach it only for {listed(surely_reached)}."
+    return [*lines, goal]
+
+
+def _reaches_goal(lies: float, honest: float) -> bool:
+    """Whether enough of the lies and few enough of the honest answers are flagged."""
+    return bool(lies >= LIES_TO_FLAG and honest <= HONEST_TO_FLAG)
 
 
 def detector_title(rates: pd.DataFrame, judges: Sequence[str]) -> str:
@@ -463,10 +556,14 @@ def roc_title(point: pd.Series | None) -> str:
     if point.best_caught > point.caught + MUCH_BETTER:
         found = "The order is better than the threshold"
     alarms = percent(max(HONEST_TO_FLAG, point.alarms))
+    caught, best_caught = percent(point.caught), percent(point.best_caught)
+    best = f"the best one, chosen in hindsight among those that flag at most {alarms} of the honest"
+    compared = f"{best} answers, catches {best_caught}"
+    if caught == best_caught:
+        compared = f"so does {best} answers"
     return (
-        f"{found}: this one catches {percent(point.caught)} of the lies, and the best in "
-        f"hindsight, of those that flag at most {alarms} of the honest answers, "
-        f"{percent(point.best_caught)} (AUROC {interval_text(point)})"
+        f"{found}: this one catches {caught} of the lies, and {compared} (AUROC "
+        f"{interval_text(point)})"
     )
 
 
@@ -482,8 +579,8 @@ def bins_title(answers: pd.DataFrame, threshold: float) -> str:
             counts.append(f"{(against > threshold).sum()} of {len(against)} {kind}")
     if not counts:
         return "There was no answer to judge"
-    title = f"The detector flags {', '.join(counts)}"
-    return f"{title}; a mistake is no lie" if (answers.kind == MISTAKES).any() else title
+    title = f"The detector flags {listed(counts)}"
+    return f"{title}; a mistake is not a lie" if (answers.kind == MISTAKES).any() else title
 
 
 def examples_title(lines: pd.DataFrame) -> str:
@@ -524,21 +621,22 @@ def way_lines(ways: pd.DataFrame) -> list[str]:
     test_rows = ways[ways.split == "test"]
     told = test_rows[test_rows.way == TOLD_TO_LIE]
     lines = [
-        f"Of the ways to make a detector that need not know the instruction, the best on "
-        f"validation rows is: {best}. At equal base rates its accuracy on test rows is "
+        "Of the ways that need not know the instruction, the best on validation rows is "
+        f"*{best}*. With as many lies as honest answers, its accuracy on test rows is "
         f"{_mean_and_range(test[best])} over {len(test)} splits, against "
-        f"{_mean_and_range(test[EARLIEST])} for the card ({EARLIEST}). It is higher than that in "
-        f"{n_higher} of {len(test)} splits.",
-        f"A probe of *told to lie?*, which reads no truth, flags {told.lies.mean():.2f} of the "
-        f"lies and {told.honest.mean():.2f} of the honest answers.",
+        f"{_mean_and_range(test[EARLIEST])} for the card (*{EARLIEST}*). It is the higher of the "
+        f"two in {n_higher} of {len(test)} splits.",
+        "A probe of *told to lie?*, which does not read the truth, flags "
+        f"{percent(told.lies.mean())} of the lies and {percent(told.honest.mean())} of the honest "
+        "answers.",
     ]
     if told.n_truthful.any():
         shares = test_rows.groupby("way", sort=False).truthful.mean()
         lines.append(
-            f"Of truthful answers under an instruction to lie (on average "
-            f"{told.n_truthful.mean():.1f} rows per split), that probe flags "
-            f"{shares[TOLD_TO_LIE]:.2f}, the best way {shares[best]:.2f}, and the card "
-            f"{shares[EARLIEST]:.2f}."
+            "Of true answers under an instruction to lie "
+            f"({told.n_truthful.mean():.1f} rows per split on average), that probe flags "
+            f"{percent(shares[TOLD_TO_LIE])}, the best way {percent(shares[best])}, and the card "
+            f"{percent(shares[EARLIEST])}."
         )
     return lines
 
@@ -1100,13 +1198,17 @@ def votes_of_most_draws(votes: pd.DataFrame) -> str:
     return " or ".join(found) or NOT_SCORED
 
 
+SHOWN_LOSS = "pair_ranking"
+"""The loss whose scores notebook 09 shows by how far the answer has to move."""
+
+
 def pairs_title(pairs: pd.DataFrame) -> str:
     """Count the rankings of two passes that are above chance on rows told to lie."""
     told_to_lie = pairs[(pairs.least_move == 0) & (pairs.regime == LYING)]
     n_above = int((told_to_lie.low > 0.5).sum())
     return (
-        f"Told to lie: {n_above} of {len(told_to_lie)} rankings of two passes (kinds of pairs x "
-        "losses) are above chance. The figure shows one loss, by the least change that counts"
+        f"On rows told to lie, {n_above} of {len(told_to_lie)} rankings of two passes are above "
+        f"chance. The figure shows the loss {SHOWN_LOSS}, by the smallest change that counts"
     )
 
 
@@ -1134,31 +1236,46 @@ def pair_findings(pairs: pd.DataFrame, votes: pd.DataFrame, one_state: str) -> l
         lines += [
             f"* On rows that ask for a lie, {_rankings_above(told_to_lie)}. The highest score, "
             "which is too optimistic because it was picked on the test rows, is "
-            f"{best.probe} on {best.pairs}: {in_brief(best)}.",
-            "* A small effect may have been missed: with this many rows, four trials in five would "
-            f"detect an AUROC of {visible_auroc(int(best.n), int(best.n_smaller)):.2f} or more.",
+            f"that of {best.probe} on *{best.pairs}*: {in_brief(best)}.",
+            f"* A small effect may have been missed. {_visible(told_to_lie)}.",
         ]
     if len(honest):
         best = honest.loc[honest.estimate.idxmax()]
         lines.append(
-            f"* On honest rows, {_rankings_above(honest)}. The highest score is {best.probe} on "
-            f"{best.pairs}: {interval_text(best)}, against {best.estimate - best.lift:.2f} for "
-            f"{best.best_control}."
+            f"* On honest rows, {_rankings_above(honest)}. The highest score is that of "
+            f"{best.probe} on *{best.pairs}*: {interval_text(best)}, against "
+            f"{best.estimate - best.lift:.2f} for the control *{best.best_control}*."
         )
     if len(votes):
         lines.append(
-            f"* A vote over {votes.draws.max()} draws reads the truth with AUROC "
+            f"* As a score of the truth, a vote over {votes.draws.max()} draws has AUROC "
             f"{votes_of_most_draws(votes)}. A probe of one state without dropout reaches "
             f"{one_state}."
         )
     return lines
 
 
+def _visible(pairs: pd.DataFrame) -> str:
+    """Say from which AUROC on tests of so many pairs detect one, by the kind of pair."""
+    kinds = pairs.drop_duplicates("pairs").sort_values("n_smaller", ascending=False)
+    ends = kinds.iloc[[0, -1]].drop_duplicates("n_smaller")
+    found = [
+        f"{visible_auroc(int(row.n), int(row.n_smaller)):.2f} or more for *{row.pairs}* "
+        f"({row.n_smaller} of {row.n} rows in the smaller class)"
+        for row in ends.itertuples()
+    ]
+    return f"Four trials in five would detect an AUROC of {listed(found)}"
+
+
 def _rankings_above(pairs: pd.DataFrame) -> str:
     """Count the rankings of two passes that are above chance, and above their best control."""
+    n_kinds, n_losses = pairs.pairs.nunique(), pairs.probe.nunique()
+    n_above, n_better = int((pairs.low > 0.5).sum()), int((pairs.lift_low > 0).sum())
+    is_above = "is" if n_above < 2 else "are"
+    beat = "beats its" if n_better < 2 else "beat their"
     return (
-        f"{(pairs.low > 0.5).sum()} of {len(pairs)} rankings (kinds of pairs x losses) are above "
-        f"chance, and {(pairs.lift_low > 0).sum()} beat their strongest control"
+        f"{n_above or 'none'} of the {len(pairs)} rankings ({n_losses} losses on {n_kinds} kinds "
+        f"of pairs) {is_above} above chance, and {n_better or 'none'} {beat} strongest control"
     )
 
 
@@ -1171,13 +1288,34 @@ def raised_title(mistakes: pd.DataFrame) -> str:
         return NOT_SCORED
     raised = that_raise(mistakes)
     title = (
-        f"{interval_text(mistakes.iloc[0])} as it should be; {len(raised)} of "
+        f"{interval_text(mistakes.iloc[0])} without a mistake; {len(raised)} of "
         f"{len(mistakes) - 1} mistakes raise the score"
     )
     if raised.empty:
         return title
     top = raised.loc[raised.estimate.idxmax()]
     return f"{title}, at most to {top.estimate:.2f} ({top.mistake})"
+
+
+IN_WORDS = {
+    CLEAN: "none",
+    "as it should be": "without a mistake",
+    "truth": "a probe of truth",
+    TRUTH_OF_LIES: "a probe of truth that was fitted on honest rows and read on rows that ask for "
+    "a lie",
+    "truth, on rows of either kind": "a probe of truth on rows of either kind",
+    "whether an answer was a lie": "a detector of lies",
+}
+"""What a page calls mistakes, their kinds, and what their scores look like."""
+
+
+def mistakes_in_words(mistakes: pd.DataFrame) -> pd.DataFrame:
+    """Put the words of a page in a table of `headlines.with_each_mistake` or `with_kinds`."""
+    return mistakes.replace(IN_WORDS)
+
+
+F1_OF_DECEPTION = "three classes, F1 of deception"
+"""The reported number of three classes; see `headlines.REPORTED`."""
 
 
 def survivors_finding(table: pd.DataFrame) -> str:
@@ -1190,11 +1328,22 @@ def survivors_finding(table: pd.DataFrame) -> str:
         return "None of the reported numbers was measured again"
     text = (
         f"Of {n_measured} reported numbers that were measured again, a clean evaluation reaches "
-        f"{len(reached)} here"
+        f"{len(reached) or 'none'} here"
     )
     if reached:
-        text += f" ({'; '.join(reached)})"
-    return f"{text}. It does not reach {'; '.join(missed)}" if missed else text
+        text += (
+            f": {_in_italics(reached)}. Reached means that the upper end of the interval, not "
+            "always the score itself, is at least the lowest number reported"
+        )
+    if F1_OF_DECEPTION in reached:
+        cell = table["here, cleanly"][F1_OF_DECEPTION]
+        text += f". Read the F1 of deception next to that of its control ({cell})"
+    return f"{text}. It does not reach {_in_italics(missed)}" if missed else text
+
+
+def _in_italics(names: Sequence[str]) -> str:
+    """Write names that may have commas in a row."""
+    return listed(f"*{name}*" for name in names)
 
 
 def headline_findings(table: pd.DataFrame, mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
@@ -1204,8 +1353,17 @@ def headline_findings(table: pd.DataFrame, mistakes: Mapping[str, pd.DataFrame])
     """
     lines = [f"* {survivors_finding(table)}."]
     for model, scores in mistakes.items():
-        lines.append(f"* {markdown_text(model)}: AUROC {raised_title(scores)}.")
+        lines.append(f"* {markdown_text(model)}: AUROC {raised_title(scores)}.{_not_made(scores)}")
     return lines
+
+
+def _not_made(mistakes: pd.DataFrame) -> str:
+    """Name the mistakes that could not be made on a model."""
+    absent = [name for name in CLAIMS if name not in set(mistakes.mistake)]
+    if mistakes.empty or not absent:
+        return ""
+    were = "was" if len(absent) == 1 else "were"
+    return f" Too few rows of one class: {_in_italics(absent)} {were} not made."
 
 
 def other_model_sentence(model_name: str, gate: pd.DataFrame) -> str:
@@ -1220,9 +1378,9 @@ def other_model_sentence(model_name: str, gate: pd.DataFrame) -> str:
         return f"{begin} {name}, on the data sets that it knows: {', '.join(known)}."
     right = gate.truth_accuracy
     return (
-        f"{begin} {name}, which knows none of the data sets (told to tell the truth, it is right "
-        f"in {percent(right.min())} to {percent(right.max())}). All of them are used, and there is "
-        "little truth to read."
+        f"{begin} {name}, which knows none of the data sets (told to tell the truth, it answers "
+        f"{percent(right.min())} to {percent(right.max())} of the questions correctly). All of "
+        "them are used, and there is little truth to read."
     )
 
 
@@ -1241,15 +1399,16 @@ def mistake_findings(mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
     for model, table in mistakes.items():
         if table.empty:
             lines.append(
-                f"* {markdown_text(model)}: too few rows of one class, nothing was scored."
+                f"* {markdown_text(model)}: there are too few rows of one class, so nothing was "
+                "scored."
             )
             continue
         clean = table.iloc[0]
-        lines.append(f"* {markdown_text(model)}, as it should be: {in_brief(clean)}.")
-        for row in that_raise(table).itertuples():
+        lines.append(f"* Without a mistake, {markdown_text(model)} scores {in_brief(clean)}.")
+        for row in mistakes_in_words(that_raise(table)).itertuples():
             lines.append(
                 f"* With *{row.mistake}*, {markdown_text(model)} scores {interval_text(row)} "
-                f"instead of {clean.estimate:.2f}. This looks like a score for {row.claim}, but "
+                f"instead of {clean.estimate:.2f}. This looks like the score of {row.claim}, but "
                 f"{row.but}."
             )
     return lines

@@ -35,7 +35,7 @@ HEADINGS = {
     "instruction_only": "AUROC of the instruction alone",
     "label_1": "share of label 1",
     "least": "least moved row",
-    "least_move": "least change",
+    "least_move": "smallest change",
     "lie_above_error": "lie rate above error",
     "lowest": "lowest mass",
     "mass": "choice mass",

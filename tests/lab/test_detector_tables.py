@@ -108,13 +108,40 @@ def test_of_no_rows_nothing_is_flagged_and_no_share_is_made_up():
     )
     rates = flag_rates({"d": table})
     assert rates.n["d", "lies", "all"] == 0 and np.isnan(rates.flagged["d", "lies", "all"])
-    assert flagged(rates, "d", "lies") == "not scored, as there are none"
-    assert flagged(flag_rates({}), "d", "lies") == "not scored, as there are none"
+    assert flagged(rates, "d", "lies") == "no lies (there were none to judge)"
+    assert flagged(flag_rates({}), "d", "lies") == "no lies (there were none to judge)"
     [said, goal] = detector_findings(rates, ["d"])
-    assert said.startswith("* **d**: lies flagged not scored") and goal.endswith("by: **none**.")
+    assert said == (
+        "* **d** flags no lies (there were none to judge) and no honest answers (there were none "
+        "to judge)."
+    )
+    assert goal.endswith("**No detector reaches it.**")
     assert detector_title(rates, ["d"]) == "There was no lie, or no honest answer, to judge"
     assert detector_findings(flag_rates({}), []) == []
     assert detector_title(flag_rates({}), []) == "not scored"
+
+
+def judged(n_lies: int, n_flagged: int) -> pd.DataFrame:
+    """Lies, of which some are flagged, and as many honest answers, of which none is flagged."""
+    columns = {"dataset": "a", "role": "lie", "lied": True, "correct": False}
+    rows = [columns | {"verdict": "lie" if i < n_flagged else "honest"} for i in range(n_lies)]
+    honest = columns | {"role": "truth", "lied": False, "correct": True, "verdict": "honest"}
+    return pd.DataFrame([*rows, *[honest] * n_lies])
+
+
+def test_the_goal_is_surely_reached_only_if_the_ends_of_the_intervals_reach_it():
+    of = {"few": judged(20, 19), "many": judged(400, 400), "bad": judged(20, 5)}
+    rates = flag_rates(of)
+    assert detector_findings(rates, ["few", "bad"])[-1].endswith(
+        "*few* reaches it. The ends of the intervals do not reach it, so this is not certain."
+    )
+    assert detector_findings(rates, ["many"])[-1].endswith("On these rows, *many* reaches it.")
+    assert detector_findings(rates, ["few", "many"])[-1].endswith(
+        "*few* and *many* reach it. The ends of the intervals reach it only for *many*."
+    )
+    assert detector_findings(rates, ["few"])[0] == (
+        "* **few** flags 95 % [76, 99] of 20 lies and 0 % [0, 16] of 20 honest answers."
+    )
 
 
 def test_a_card_is_shown_without_the_numbers_of_its_fixture():

@@ -114,10 +114,10 @@ def test_the_rivals_to_show_are_those_that_do_best_on_validation_rows(shifted):
 
 def test_the_best_way_is_named_by_validation_rows_and_never_one_that_reads_no_truth(shifted):
     best, told, truthful = way_lines(shifted)
-    assert f"the best on validation rows is: {TAKEN_OUT}" in best
-    assert "It is higher than that in 2 of 2 splits" in best
-    assert told.startswith("A probe of *told to lie?*, which reads no truth, flags ")
-    assert truthful.startswith("Of truthful answers under an instruction to lie (on average ")
+    assert f"the best on validation rows is *{TAKEN_OUT}*. With as many lies as hone" in best
+    assert "It is the higher of the two in 2 of 2 splits" in best
+    assert told.startswith("A probe of *told to lie?*, which does not read the truth, flags ")
+    assert truthful.startswith("Of true answers under an instruction to lie (")
 
 
 def test_where_no_answer_is_a_lie_no_way_is_best(shifted):

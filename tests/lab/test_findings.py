@@ -13,12 +13,16 @@ from dlk_utils.lab.findings import (
     carry_over_findings,
     curve_title,
     fit_names,
+    gains_title,
     graded_sentence,
     headline,
     in_words,
+    lifts_title,
     pair_findings,
     pairs_title,
     positive_controls,
+    probe_answer,
+    probe_findings,
     rivals_title,
     searched_sentence,
     summary,
@@ -30,7 +34,7 @@ from dlk_utils.lab.findings import (
 )
 from dlk_utils.lab.tables.graded import PROBE, WHAT_IS_TRUE
 from dlk_utils.lab.tables.headlines import CleanNumber, clean_numbers, survivors
-from dlk_utils.lab.tables.probe_ablations import rivals
+from dlk_utils.lab.tables.probe_ablations import curve_table, rivals
 
 TRUTH = "by example, truth rows"
 
@@ -75,10 +79,13 @@ def test_headlines_are_the_probe_named_in_advance_and_the_best_on_validation_nev
     [
         (dict(low=0.45, estimate=0.55, high=0.65), "not distinguishable from chance"),
         (dict(low=0.20, estimate=0.30, high=0.40), "inverted: below chance"),
-        (dict(low=0.60, estimate=0.70, high=0.80, lift_low=0.02), "above chance and above TF-IDF"),
+        (
+            dict(low=0.60, estimate=0.70, high=0.80, lift_low=0.02),
+            "above chance and above its best control",
+        ),
         (
             dict(low=0.60, estimate=0.70, high=0.80, lift_low=-0.02),
-            "above chance, but not above TF-IDF",
+            "above chance, but not above its best control",
         ),
         (
             dict(low=0.50, estimate=0.60, high=0.70, lift_low=0.02),
@@ -91,7 +98,7 @@ def test_headlines_are_the_probe_named_in_advance_and_the_best_on_validation_nev
         ),
         (
             dict(low=0.60, estimate=0.70, high=0.80, lift_low=np.nan),
-            "above chance, but not above TF-IDF",
+            "above chance, but not above its best control",
         ),
         (
             dict(low=0.90, estimate=0.95, high=1.00, lift_low=0.02, n_smaller=4),
@@ -107,8 +114,9 @@ def test_a_headline_in_words_has_the_number_the_interval_the_control_and_the_ver
     row = result(probe="logistic_tuned", layer=7)
     table = pd.DataFrame([row]).assign(choice_low=0.52, choice_high=0.7)
     assert in_words(headline(table, "truth", TRUTH)) == (
-        "AUROC 0.60 [0.52, 0.70], n = 90 (smaller class 40), at layer 7. The best control, TF-IDF, "
-        "scores 0.50 (lift +0.10 [+0.05, +0.15]). Verdict: above chance and above TF-IDF"
+        'AUROC 0.60 [0.52, 0.70], n = 90 (smaller class 40), at layer 7. The best control, "TF-IDF"'
+        ", scores 0.50 (lift +0.10 [+0.05, +0.15]). Verdict: above chance and above its best "
+        "control"
     )
     assert in_words(None) == "not scored, as one class has too few rows"
 
@@ -140,9 +148,10 @@ def test_the_search_is_named_with_its_fit_and_whether_it_follows_the_answer():
         "takes the logistic probe of the gradient at mlp_out, layer 9, with validation" in sentence
     )
     assert (
-        "AUROC 0.97" in sentence and "it scores 0.20 [0.10, 0.30]: where the two come" in sentence
+        "AUROC 0.97" in sentence and "this probe scores 0.20 [0.10, 0.30]: where the " in sentence
     )
-    assert searched_sentence(pd.DataFrame([row])).endswith("it scores 0.60 [0.55, 0.65]")
+    assert sentence.endswith("where the truth and the model's answer differ, it follows the answer")
+    assert searched_sentence(pd.DataFrame([row])).endswith("this probe scores 0.60 [0.55, 0.65]")
     assert searched_sentence(pd.DataFrame([row]).head(0)) == "not scored"
     assert list(fit_names(inverted)) == ["logistic, gradient, mlp_out"]
 
@@ -158,15 +167,20 @@ def test_verdicts_on_the_tasks_are_counted_and_those_on_few_rows_apart():
     searched = rows[0] | {"how": "searched"}
     assert tasks_lines(pd.DataFrame([*rows, searched])) == [
         "* In 2 of 4 tasks, the probe that was named in advance is above chance. In 1 of these it "
-        "also beats its best control. In 1 it is below chance. 1 of the tasks has too few test "
-        "rows of a class."
+        "also beats its best control. In 1 it is below chance. One task has too few test rows of "
+        "one class."
     ]
     assert tasks_lines(pd.DataFrame(rows[:1])) == [
         "* In 1 of 1 tasks, the probe that was named in advance is above chance. In 1 of these it "
         "also beats its best control."
     ]
     [line] = tasks_lines(pd.DataFrame(rows[1:2]))
-    assert "In none of these it also beats" in line
+    assert line.endswith("In none of these does it also beat its best control.")
+    [line] = tasks_lines(pd.DataFrame(rows[2:3]))
+    assert line.endswith(
+        "In none of 1 tasks, the probe that was named in advance is above chance. "
+        "In 1 it is below chance."
+    )
     assert tasks_lines(pd.DataFrame([searched])) == []
 
 
@@ -244,12 +258,19 @@ def test_a_reported_number_is_reached_if_the_upper_end_of_its_interval_here_is_a
     assert reached["from one data set to another"] == reached["pairs of draws, linear"] == "no"
     assert reached["one data set"] == reached["weight gradients, linear"] == "not measured"
     assert survivors_finding(table) == (
-        "Of 3 reported numbers that were measured again, a clean evaluation reaches 1 here "
-        "(convolution over depth). It does not reach pairs of draws, linear; from one data set to "
-        "another"
+        "Of 3 reported numbers that were measured again, a clean evaluation reaches 1 here: "
+        "*convolution over depth*. Reached means that the upper end of the interval, not always "
+        "the score itself, is at least the lowest number reported. It does not reach *pairs of "
+        "draws, linear* and *from one data set to another*"
     )
     assert survivors_finding(table.query("what == 'one data set'")).startswith("None of the rep")
-    assert survivors_finding(survivors(dict(list(clean.items())[:1]), {})).endswith("depth)")
+    one = survivors_finding(survivors(dict(list(clean.items())[:1]), {}))
+    assert one.endswith("is at least the lowest number reported")
+    f1 = {"three classes, F1 of deception": CleanNumber("F1 0.70; instruction alone 0.60", 0.7)}
+    of_classes = survivors_finding(survivors(f1, {}))
+    assert of_classes.endswith("next to that of its control (F1 0.70; instruction alone 0.60)")
+    none = survivors_finding(table.query("what == 'from one data set to another'"))
+    assert "reaches none here. It does not reach *from one data set to another*" in none
 
 
 def test_the_rivals_of_the_probe_are_named_with_the_strongest():
@@ -259,10 +280,83 @@ def test_the_rivals_of_the_probe_are_named_with_the_strongest():
     rows.append(result(regime=KNOWN, kind="control", probe="TF-IDF", estimate=1.0))
     table = rivals(pd.DataFrame(rows))
     assert len(table) == 4
-    expected = (
-        f"2 of 3 rivals read the truth as well as the probe or better; the strongest: {TURNED}"
+    assert rivals_title(table) == (
+        "2 of 3 rivals read the truth at least as well as the probe; the strongest is "
+        f'"{TURNED}" (0.98)'
     )
-    assert rivals_title(table) == f"{expected} (0.98)"
+
+
+@pytest.mark.parametrize(
+    "high, title",
+    [
+        (
+            0.97,
+            "No rival has a higher AUROC than the probe, but the strongest is not clearly worse: "
+            f'"{TURNED}" (0.90; the intervals overlap)',
+        ),
+        (
+            0.92,
+            f'No rival reads the truth as well as the probe; the strongest is "{TURNED}" (0.90)',
+        ),
+    ],
+)
+def test_a_rival_is_called_worse_only_if_its_interval_lies_below_that_of_the_probe(high, title):
+    probe = result(regime=KNOWN, probe="logistic_tuned", estimate=0.95, low=0.93, high=1.0)
+    rival = result(regime=KNOWN, kind="control", probe=TURNED, estimate=0.9, low=0.8, high=high)
+    assert rivals_title(rivals(pd.DataFrame([probe, rival]))) == title
+
+
+def test_the_answer_names_the_strongest_rival_once_and_a_control_that_is_not_right_by_definition():
+    in_known = {"regime": KNOWN, "best_control": TURNED}
+    in_lies = {"target": "lie", "regime": "by example, lie rows", "best_control": ASKED_AGAIN}
+    rows = [
+        result(probe="logistic_tuned", estimate=0.95, **in_known),
+        result(kind="control", probe=TURNED, estimate=0.9, **in_known),
+        result(probe="logistic_tuned", estimate=0.9, lift=-0.1, **in_lies),
+        result(kind="control", probe=ASKED_AGAIN, estimate=1.0, **in_lies),
+        result(kind="control", probe="TF-IDF", estimate=0.7, **in_lies),
+    ]
+    table = pd.DataFrame(rows)
+    truth, lie, pair = probe_answer(table, rivals(table))
+    assert truth.count(TURNED) == 1 and "rival" not in truth
+    assert f'"{ASKED_AGAIN}", scores 1.00 by definition, because its answers decide' in lie
+    assert lie.endswith('The next best control, "TF-IDF", scores 0.70.')
+    assert pair.endswith("Not scored, as one class has too few rows.")
+    other = probe_answer(table.assign(best_control="TF-IDF"), rivals(table))[0]
+    assert TURNED in other and "No rival has a higher AUROC than the probe" in other
+
+
+def test_titles_count_probes_and_sites_whose_whole_interval_is_on_one_side():
+    task = pd.DataFrame([result(lift_low=low) for low in (-0.1, 0.0, 0.1)])
+    assert lifts_title(task).startswith("1 of the 3 probes, over all sites and features, has a ")
+    assert lifts_title(task.head(2)).startswith("None of the 2 probes, over all sites and fea")
+    ends = {"a": (-0.3, -0.1), "b": (-0.2, -0.1), "c": (-0.1, 0.1)}
+    gains = pd.DataFrame(
+        [
+            {"feature": "both", "site": s, "gain_low": x, "gain_high": y}
+            for s, (x, y) in ends.items()
+        ]
+    )
+    assert gains_title(gains) == (
+        "Adding the gradient clearly raises the AUROC at no site, and clearly lowers it at a and b"
+    )
+    assert gains_title(gains[gains.site == "c"]).endswith("clearly changes the AUROC at no site")
+
+
+def test_the_class_that_the_probe_of_three_classes_finds_worst_is_named():
+    columns = {"method": "softmax regression", "rows": 16}
+    classes = pd.DataFrame(
+        [columns | {"class": name, "f1": f1} for name, f1 in (("truth", 0.9), ("unknown", 0.2))]
+    )
+    means = [classes.iloc[0].to_dict() | {"class": "macro avg", "f1": 0.1}]
+    table = pd.concat([classes, pd.DataFrame(means)])
+    gate, curves = pd.DataFrame({"passes": [True]}), curve_table({}, {})
+    results = pd.DataFrame([result()])
+    line = probe_findings(results, [], curves, table, gate)[-1]
+    assert line.endswith(
+        "0.10 for *softmax regression*. Softmax regression finds the class *unknown* worst: F1 "
+        "0.20 on 16 rows."
+    )
 
 
 @pytest.mark.parametrize(
@@ -290,11 +384,23 @@ def test_the_page_of_pairs_counts_rankings_and_says_what_could_have_been_seen():
     pairs = pd.DataFrame(rows)
     votes = pd.DataFrame([{"method": "listwise", "draws": 16} | result()])
     ranked, power, honest, voted = pair_findings(pairs, votes, "0.90")
-    assert "On honest rows, 1 of 2 rankings" in honest and "and 0 beat their strongest" in honest
-    assert honest.endswith("against 0.93 for TF-IDF.")
-    assert "1 of 1 rankings (kinds of pairs x losses) are above chance, and 1 beat" in ranked
-    assert "an AUROC of 0." in power and "16 draws" in voted and voted.endswith("reaches 0.90.")
-    assert pairs_title(pairs).startswith("Told to lie: 1 of 1 rankings")
+    assert (
+        "On honest rows, 1 of the 2 rankings" in honest and "and none beats its strongest" in honest
+    )
+    assert honest.endswith("against 0.93 for the control *TF-IDF*.")
+    assert (
+        "1 of the 1 rankings (1 losses on 1 kinds of pairs) is above chance, and 1 beats its"
+        in ranked
+    )
+    assert power.endswith(
+        "an AUROC of 0.67 or more for *draws* (40 of 90 rows in the smaller class)."
+    )
+    few = pd.DataFrame([rows[0] | {"pairs": "counterfactual", "n_smaller": 9}])
+    power = pair_findings(pd.concat([pairs, few]), votes, "0.90")[1]
+    assert "smaller class) and 0.79 or more for *counterfactual* (9 of 90 rows" in power
+    assert "16 draws" in voted and voted.endswith("reaches 0.90.")
+    assert pairs_title(pairs).startswith("On rows told to lie, 1 of 1 rankings of two passes are ")
+    assert "the loss pair_ranking" in pairs_title(pairs)
     assert pair_findings(pairs.head(0), votes.head(0), "") == []
 
 

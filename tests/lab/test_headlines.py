@@ -5,10 +5,17 @@ import pandas as pd
 import pytest
 from planted_states import read_from, states_that_hold_y, twins
 
-from dlk_utils.lab.findings import mistake_findings, other_model_sentence, raised_title
+from dlk_utils.lab.findings import (
+    headline_findings,
+    mistake_findings,
+    mistakes_in_words,
+    other_model_sentence,
+    raised_title,
+)
 from dlk_utils.lab.tables.headlines import (
     CLEAN,
     TRUTH_OF_LIES,
+    survivors,
     that_raise,
     with_each_mistake,
     with_kinds,
@@ -105,20 +112,39 @@ def test_a_mistake_raises_the_score_if_its_whole_interval_is_above_the_clean_one
 def test_title_and_findings_count_mistakes_by_the_same_rule():
     title = raised_title(AT_CHANCE)
     assert title == (
-        "0.59 [0.43, 0.75] as it should be; 2 of 3 mistakes raise the score, at most to 0.98 (c)"
+        "0.59 [0.43, 0.75] without a mistake; 2 of 3 mistakes raise the score, at most to 0.98 (c)"
     )
     clean, *raised = mistake_findings({"m": AT_CHANCE})
-    assert clean == "* m, as it should be: 0.59 [0.43, 0.75], n = 53 (smaller class 26)."
+    assert clean == "* Without a mistake, m scores 0.59 [0.43, 0.75], n = 53 (smaller class 26)."
     assert raised[0] == (
-        "* With *b*, m scores 0.81 [0.65, 0.95] instead of 0.59. This looks like a score for "
-        "truth, but it is not."
+        "* With *b*, m scores 0.81 [0.65, 0.95] instead of 0.59. This looks like the score of a "
+        "probe of truth, but it is not."
     )
     assert len(raised) == 2
     none = mistakes_table(clean=(0.95, 0.9, 0.99), a=(0.96, 0.94, 1.0))
     assert raised_title(none).endswith("; 0 of 1 mistakes raise the score")
     assert raised_title(none.head(0)) == "not scored"
     [line] = mistake_findings({"m": none.head(0)})
-    assert line == "* m: too few rows of one class, nothing was scored."
+    assert line == "* m: there are too few rows of one class, so nothing was scored."
+
+
+def test_a_page_has_plain_words_for_the_kinds_of_mistakes_and_for_all_that_scores_look_like(scores):
+    table = with_kinds(scores.reset_index())
+    shown = mistakes_in_words(table)
+    assert shown.mistake[0] == "none" and list(shown.mistake[1:]) == list(table.mistake[1:])
+    assert set(shown.kind) == {"without a mistake", "with a mistake"}
+    assert shown.claim.str.match("a (probe|detector) of ").all()
+    assert (shown.estimate == table.estimate).all()
+
+
+def test_mistakes_that_could_not_be_made_on_a_model_are_named(scores):
+    table = survivors({}, {})
+    every = scores.reset_index()
+    without_lies = every[every.mistake != "honest rows among the lies"]
+    _, line = headline_findings(table, {"m": every})
+    assert "not made" not in line
+    _, line = headline_findings(table, {"m": without_lies})
+    assert line.endswith("Too few rows of one class: *honest rows among the lies* was not made.")
 
 
 def test_the_other_model_is_said_to_know_only_what_passes():
@@ -126,8 +152,8 @@ def test_the_other_model_is_said_to_know_only_what_passes():
         {"dataset": ["a", "b"], "truth_accuracy": [0.49, 0.6], "passes": [False, False]}
     )
     nothing = other_model_sentence("plain", gate)
-    assert "on plain, which knows none of the data sets (told to tell the truth, it is" in nothing
-    assert "right in 49 % to 60 %). All of them are used" in nothing
+    assert "on plain, which knows none of the data sets (told to tell the truth, it" in nothing
+    assert "it answers 49 % to 60 % of the questions correctly). All of them are used" in nothing
     some = other_model_sentence("plain", gate.assign(passes=[False, True]))
     assert some.endswith("on plain, on the data sets that it knows: b.")
 

@@ -67,10 +67,10 @@ def test_the_bars_above_the_threshold_are_the_answers_that_are_flagged(threshold
 
 
 def test_the_histogram_says_how_many_of_each_kind_lie_above_the_threshold():
-    title = "The detector flags 0 of 20 honest answers, 20 of 20 lies, 0 of 20 mistakes"
-    assert bins_title(answers(), 0.0) == f"{title}; a mistake is no lie"
+    title = "The detector flags 0 of 20 honest answers, 20 of 20 lies and 0 of 20 mistakes"
+    assert bins_title(answers(), 0.0) == f"{title}; a mistake is not a lie"
     without = answers()[lambda rows: rows.kind != MISTAKES]
-    assert bins_title(without, 9.0).endswith("0 of 20 honest answers, 0 of 20 lies")
+    assert bins_title(without, 9.0).endswith("0 of 20 honest answers and 0 of 20 lies")
 
 
 def test_the_point_on_the_curve_is_what_the_threshold_flags():
@@ -95,10 +95,12 @@ def test_a_good_order_with_a_bad_threshold_is_told_from_a_good_threshold():
     bad = judging.working_point(found, 1.1, HONEST_TO_FLAG)
     assert bad.best_caught == 1 and bad.caught < 0.8 and bad.alarms == 0
     assert roc_title(bad).startswith("The order is better than the threshold: this one catches ")
+    assert "at most 5 % of the honest answers, catches 100 % (AUROC " in roc_title(bad)
     good = judging.working_point(found, 0.0, HONEST_TO_FLAG)
     assert roc_title(good).startswith(
-        "No threshold would be much better: this one catches 100 % of the lies, and the best in "
-        "hindsight, of those that flag at most 5 % of the honest answers, 100 % (AUROC 1.00 ["
+        "No threshold would be much better: this one catches 100 % of the lies, and so does the "
+        "best one, chosen in hindsight among those that flag at most 5 % of the honest answers "
+        "(AUROC 1.00 ["
     )
 
 

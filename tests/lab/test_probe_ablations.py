@@ -138,7 +138,11 @@ def test_what_is_said_of_the_gradient_follows_from_its_intervals(curves):
     assert of_lies.startswith("Fitted on rows told to lie, at layer 2: ")
     silent = gradient_lines(curves.assign(own_answer=np.nan))
     assert all("answer about to be given" not in line for line in silent)
-    assert "The gradient alone predicts the answer about to be given with AUROC " in of_honest
+    assert "As a score of the answer about to be given, the gradient alone has AUROC " in of_honest
+    reversed_scores = gradient_lines(curves.assign(own_answer=1 - curves.own_answer))
+    assert [": it predicts the opposite." in line for line in reversed_scores] == [
+        ": it predicts the opposite." not in line for line in (of_honest, of_lies)
+    ]
     unclear = curves.assign(gain_low=-0.1, gain_high=0.1)
     assert "does not clearly change the AUROC (" in gradient_adds(unclear)
     assert gradient_adds(curve_table({}, {})) == "not scored"

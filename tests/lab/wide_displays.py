@@ -31,8 +31,8 @@ FAMILIES = ["charity", "exam", "game", "opposite day", "riddle", "uncensored", "
 LABELS = {
     "xlabel": "wrong rate told to lie minus told to tell the truth (95 % interval)",
     "ylabel": "signed AUROC on test (95 % interval; dashed: chance)",
-    "title": "One of five rivals reads the truth as well as the probe or better; the strongest: "
-    "own answer, reversed if told to lie (0.99), on known rows told to lie",
+    "title": "No rival has a higher AUROC than the probe, but the strongest is not clearly worse: "
+    '"own answer, reversed if told to lie" (0.99; the intervals overlap)',
 }
 
 
@@ -50,7 +50,7 @@ def scores(names: list[str]) -> pd.DataFrame:
 def tables() -> list[ShownTable]:
     table = scores(WHO)
     columns = ["estimate", "best_control", "lift", "n_smaller", "verdict"]
-    verdicts = table.assign(verdict=f"above chance, but not above {WHO[0]}")
+    verdicts = table.assign(verdict="above chance, but not above its best control")
     hashes = pd.DataFrame({"sha256": ["d4acac55fe7f38d0" * 4] * 2, "rows": [1, None]}, WHO[:2])
     review = "we learn a lot about dying coral and see a lot of life on the reef . " * 8
     texts = pd.DataFrame({"text": [review] * 2, "belief": [0.5, -4.7], "verdict": "honest"})
