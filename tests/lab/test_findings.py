@@ -350,7 +350,14 @@ def test_of_other_styles_the_range_over_the_probes_is_given_and_not_the_best_one
 
 
 def test_one_family_alone_is_counted_apart_from_all_others():
-    pair = {"trained_on": "exam", "tested_on": "game", "estimate": 0.7, "low": 0.6, "high": 0.8}
+    pair = {
+        "trained_on": "exam",
+        "tested_on": "game",
+        "rule": "",
+        "estimate": 0.7,
+        "low": 0.6,
+        "high": 0.8,
+    }
     table = pd.DataFrame([pair, pair | {"tested_on": "plain", "low": 0.4}])
     nothing, styles = pd.DataFrame(), pd.DataFrame(columns=["probe"])
     alike = table.assign(trained_on=table.tested_on)
