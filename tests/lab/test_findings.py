@@ -25,6 +25,7 @@ from dlk_utils.lab.findings import (
     probe_findings,
     rivals_title,
     searched_sentence,
+    styles_title,
     summary,
     survivors_finding,
     tasks_lines,
@@ -446,6 +447,31 @@ def test_groups_left_out_are_ranked_only_if_their_intervals_are_apart(intervals,
     [line] = carry_over_findings(no_ways, {"family": table}, styles, nothing)
     assert line.startswith("* When one family is left out of training, the AUROC on it is 0.")
     assert f"with 10 to 19 rows {said}" in line
+
+
+def test_of_other_styles_the_range_over_the_probes_is_given_and_not_the_best_one():
+    rows = [("clean", "lda", 0.9), ("negated", "lda", 0.63), ("negated", "ttpd", 0.68)]
+    styled = pd.DataFrame(rows, columns=["style", "probe", "estimate"])
+    assert styles_title(styled) == "AUROC of the 2 probes in each style: negated 0.63 to 0.68"
+    assert styles_title(styled.head(1)) == "not scored"
+
+
+def test_one_family_alone_is_counted_apart_from_all_others():
+    pair = {
+        "trained_on": "exam",
+        "tested_on": "game",
+        "rule": "",
+        "estimate": 0.7,
+        "low": 0.6,
+        "high": 0.8,
+    }
+    table = pd.DataFrame([pair, pair | {"tested_on": "plain", "low": 0.4}])
+    nothing, styles = pd.DataFrame(), pd.DataFrame(columns=["probe"])
+    alike = table.assign(trained_on=table.tested_on)
+    [line] = carry_over_findings(alike, {"family": table}, styles, nothing)
+    assert line == (
+        "* From one single family to another, the probe is above chance in 1 of 2 cases."
+    )
 
 
 def test_the_curve_says_what_few_rows_and_all_of_them_score():

@@ -102,7 +102,7 @@ def test_the_sentence_has_both_scores_and_their_difference(table):
     assert expected in sentence and "n = 220" in sentence and "claim" not in sentence
     assert f"(layer {TRUTH_LAYER})" in sentence
     _, others, _ = findings.graded_findings(table)
-    assert f"It is worse than the strongest control, *{ASKED_AGAIN}* (AUROC 1.00" in sentence
+    assert f"the strongest control, *{ASKED_AGAIN}* (AUROC 1.00" in sentence
     assert "(*metadata*)" in others and TURNED not in others and ASKED_AGAIN not in others
     assert "0.5" in findings.graded_title(table)
 
