@@ -215,9 +215,13 @@ def rivals_title(rivals: pd.DataFrame) -> str:
             f"strongest is {scored})"
         )
     if strongest.high < probe.low:
-        return f"No rival reads the truth as well as the probe; the strongest is {scored})"
+        return (
+            "On known rows, no rival reads the truth as well as the probe; the "
+            f"strongest is {scored})"
+        )
     return (
-        "No rival has a higher AUROC than the probe, but the strongest is not clearly worse: "
+        "On known rows, no rival has a higher AUROC than the probe, but the "
+        "strongest is not clearly worse: "
         f"{scored}; the intervals overlap)"
     )
 
@@ -1002,12 +1006,12 @@ def graded_title(graded: pd.DataFrame) -> str:
         return "A model that lies about some topics only: too few rows for a claim"
     rivals = of_truth.estimate.drop(PROBE)
     title = (
-        f"Told to lie, it obeys about some topics only: the probe reads what is true with AUROC "
-        f"{of_truth.estimate[PROBE]:.2f}, the opposite of its own answer with {rivals[TURNED]:.2f}"
+        f"On a model that lies about some topics only, the probe reads what is true with AUROC "
+        f"{of_truth.estimate[PROBE]:.2f}. Its own answer, reversed, gives {rivals[TURNED]:.2f}"
     )
     if rivals.idxmax() == TURNED:
         return title
-    return f"{title}, {rivals.idxmax()} with {rivals.max():.2f}"
+    return f"{title}; {rivals.idxmax()}, {rivals.max():.2f}"
 
 
 # 08: asked about the answer.
@@ -1362,8 +1366,7 @@ def _not_made(mistakes: pd.DataFrame) -> str:
     absent = [name for name in CLAIMS if name not in set(mistakes.mistake)]
     if mistakes.empty or not absent:
         return ""
-    were = "was" if len(absent) == 1 else "were"
-    return f" Too few rows of one class: {_in_italics(absent)} {were} not made."
+    return f" {_in_italics(absent)} could not be tried, because one class has too few rows."
 
 
 def other_model_sentence(model_name: str, gate: pd.DataFrame) -> str:
@@ -1598,7 +1601,7 @@ def layers_title(responses: pd.DataFrame) -> str:
             f"(at most {percent(twin.disobeyed.max())})"
         )
     return (
-        f"From layer {carried.min()} on, the honest twin's state turns half of the lies or more "
+        f"From layer {carried.min()} on, the honest twin's state turns at least half of the lies "
         "into true answers"
     )
 

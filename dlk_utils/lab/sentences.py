@@ -312,7 +312,8 @@ def gap_sentence(gap: Mapping[str, float]) -> str:
         return "There was no lie, or no true answer, that it could be asked about"
     return (
         f"When asked afterwards, it calls {percent(gap['lies'])} of its lies true, and "
-        f"{percent(gap['truths'])} of its true answers: a difference of "
+        f"{percent(gap['truths'])} of the true answers that it gave when told to tell the truth: a "
+        f"difference of "
         f"{interval_text(gap, 'gap', signed=True)}"
     )
 

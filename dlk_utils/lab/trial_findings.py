@@ -11,6 +11,7 @@ from dlk_utils.lab.tables.dropout_damage import (
     MOST_LOST,
     all_flips,
     bears_dropout,
+    surely_bears_dropout,
 )
 from dlk_utils.lab.tables.dropout_trial import (
     BIG_MOVE,
@@ -75,8 +76,9 @@ def trial_findings(
         ranker, control = (RANKER_WORDS.get(x, x) for x in (best.ranker, best.best_control))
         lines.append(
             f"* On rows told to lie, with {_with_dropout(scope)}, the best ranker ({ranker}) puts "
-            f"{interval_text(best)} of the pairs in the right order. The better control, "
-            f"*{control}*, puts {best.estimate - best.lift:.2f} in order. {_visible(best)}"
+            f"{percent(best.estimate)} [{100 * best.low:.0f}, {100 * best.high:.0f}] of the pairs "
+            f"in the right order. The better control, *{control}*, puts "
+            f"{percent(best.estimate - best.lift)} in order. {_visible(best)}"
         )
     for scope, some in damage.groupby("scope", sort=False):
         lines.append(f"* {_tolerance(scope, some)}")
@@ -103,6 +105,10 @@ def _tolerance(scope: str, damage: pd.DataFrame) -> str:
         f"{percent(row.as_told)} to {percent(row.as_told_in_a_draw)}, by {lost} [{low}, {high}] "
         "points."
     )
+    if bears_dropout(damage) and not surely_bears_dropout(damage):
+        text += (
+            " This holds for the estimates: their intervals also allow values beyond the limits."
+        )
     if scope == "last_token" and row.p != FIRST_P_LAST:
         text += f" This p was not fixed in advance: it was {FIRST_P_LAST:g} at first."
     return text
@@ -114,7 +120,8 @@ def _verdict(rankers: pd.DataFrame, rows: str) -> str:
     if succeed.empty:
         return (
             f"* **No ranking succeeds** on rows {rows}. A success would be a lead over the better "
-            f"of two controls whose whole 95 % interval is above 0. {above_chance}"
+            "of two controls, with the whole 95 % interval of the lead above 0. "
+            f"{above_chance}"
         )
     names = ", ".join(
         f"{RANKER_WORDS.get(row.ranker, row.ranker)} with {_with_dropout(row.scope)}"
@@ -122,7 +129,8 @@ def _verdict(rankers: pd.DataFrame, rows: str) -> str:
     )
     return (
         f"* **{_count(rankers.lift_low > 0)} rankings succeed** on rows {rows} ({names}). A "
-        "success is a lead over the better of two controls whose whole 95 % interval is above 0. "
+        "success is a lead over the better of two controls, with the whole 95 % interval of the "
+        "lead above 0. "
         f"{above_chance}"
     )
 
@@ -130,17 +138,18 @@ def _verdict(rankers: pd.DataFrame, rows: str) -> str:
 def _visible(best: pd.Series) -> str:
     """Say which share in order, and which lead over the better control, would be detected."""
     room = 1 - (best.estimate - best.lift)
-    digits = 2 if f"{room:.2f}" != f"{best.visible_lift:.2f}" else 3
+    digits = 0 if f"{room:.2f}" != f"{best.visible_lift:.2f}" else 1
     lead = (
         "With standard errors as observed, a trial of this size detects a lead of "
-        f"{best.visible_lift:.{digits}f} four times out of five."
+        f"{100 * best.visible_lift:.{digits}f} points four times out of five."
     )
     if best.visible_lift > room:
         return (
-            f"{lead} No lead over this control can exceed {room:.{digits}f}, so none could be "
-            f"detected that often. Against chance, a share of {best.visible:.2f} could."
+            f"{lead} No lead over this control can exceed {100 * room:.{digits}f} points, so none "
+            "could be detected that often. Against chance, a share of "
+            f"{percent(best.visible)} could."
         )
-    return f"{lead} Against chance, it detects a share of {best.visible:.2f} that often."
+    return f"{lead} Against chance, it detects a share of {percent(best.visible)} that often."
 
 
 def _with_dropout(scope: str) -> str:
@@ -173,7 +182,7 @@ def big_moves_sentence(rankings: pd.DataFrame) -> str:
     for scope, some in others.groupby("scope", sort=False):
         sentences.append(
             f"With {_with_dropout(scope)}, rankers of only the pairs that moved by {BIG_MOVE} or "
-            f"more are not judged on rows told to lie: {some.n_smaller.min()} rows of the smaller "
-            f"class have such a pair, and {MIN_FOR_HEADLINE} are needed."
+            f"more are not judged on rows told to lie, because only {some.n_smaller.min()} rows of "
+            f"the smaller class have such a pair, and {MIN_FOR_HEADLINE} are needed."
         )
     return " ".join(sentences)

@@ -209,7 +209,7 @@ def test_rows_to_fit_on_have_half_as_many_draws():
 
 def damage_and_dropped() -> tuple[pd.DataFrame, pd.DataFrame]:
     damage = {"scope": "sequence", "p": 0.05, "rows": HONEST_ROWS, "n": 100, "lost": 0.01}
-    damage |= {"lost_low": 0.0, "lost_high": 0.02}
+    damage |= {"lost_low": 0.0, "lost_high": 0.02, "flips_high": 0.06}
     damage |= {"as_told": 0.9, "as_told_in_a_draw": 0.89, "flips": 0.04}
     dropped = {"scope": "sequence", "rows": HONEST_ROWS, "estimate": 0.9, "low": 0.8, "high": 0.95}
     return pd.DataFrame([damage]), pd.DataFrame([dropped])
@@ -219,9 +219,14 @@ def test_the_page_says_which_rankings_succeed(ranked):
     lying, honest, best, damage, dropped = trial_findings(ranked, *damage_and_dropped())
     assert "**1 of 3 rankings succeed** on rows told to lie (bilinear with dropout on the" in lying
     assert "on rows told to tell the truth" in honest
-    assert "the best ranker (bilinear) puts 0." in best and "four times out of five" in best
+    assert (
+        "the best ranker (bilinear) puts " in best
+        and " % [" in best
+        and "four times out of five" in best
+    )
     assert damage.startswith("* The model tolerates dropout on the whole")
     assert "4 % of the pairs differ" in damage and "by 1.0 [0.0, 2.0] points." in damage
+    assert "intervals also allow values beyond the limits" in damage
     assert "0.90 [0.80, 0.95]" in dropped
     assert trial_title(ranked).startswith("On rows told to lie, 1 of 3 rankings of draws")
     assert "The best one (dropout on the whole prompt) puts" in trial_title(ranked)
@@ -263,23 +268,23 @@ def test_big_moves_of_few_rows_of_a_class_are_not_judged(ranked):
     few = ranked.assign(n_smaller=19)
     assert big_moves_sentence(few) == (
         "With dropout on the whole prompt, rankers of only the pairs that moved by 0.1 or more are "
-        "not judged on rows told to lie: 19 rows of the smaller class have such a pair, and 20 are "
-        "needed."
+        "not judged on rows told to lie, because only 19 rows of the smaller class have such a "
+        "pair, and 20 are needed."
     )
     both = big_moves_sentence(pd.concat([ranked, few.assign(scope="last_token")]))
     assert "of 2 beat both controls. With dropout on the last token, rankers of only" in both
-    assert "not judged on rows told to lie: 19 rows" in both
+    assert "not judged on rows told to lie, because only 19 rows" in both
 
 
 def test_a_lead_that_the_control_leaves_no_room_for_is_said_not_to_fit(ranked):
     lying = (ranked.rows == LYING_ROWS) & (ranked.least_move == 0)
     ranked = ranked[lying].assign(estimate=0.5, lift=-0.42, visible=0.55)
     above = trial_findings(ranked.assign(visible_lift=0.1), *damage_and_dropped())[1]
-    assert "No lead over this control can exceed 0.08, so none could be detected" in above
+    assert "No lead over this control can exceed 8 points, so none could be detected" in above
     near = trial_findings(ranked.assign(visible_lift=0.083), *damage_and_dropped())[1]
-    assert "detects a lead of 0.083 four" in near and "can exceed 0.080, so none" in near
+    assert "detects a lead of 8.3 points four" in near and "can exceed 8.0 points, so none" in near
     below = trial_findings(ranked.assign(visible_lift=0.05), *damage_and_dropped())[1]
-    assert "a lead of 0.05 four times out of five. Against chance, it detects a share" in below
+    assert "a lead of 5 points four times out of five. Against chance, it detects a share" in below
 
 
 def test_pages_name_scopes_rankers_and_controls_in_words(ranked):

@@ -292,12 +292,14 @@ def test_the_rivals_of_the_probe_are_named_with_the_strongest():
     [
         (
             0.97,
-            "No rival has a higher AUROC than the probe, but the strongest is not clearly worse: "
+            "On known rows, no rival has a higher AUROC than the probe, but the "
+            "strongest is not clearly worse: "
             f'"{TURNED}" (0.90; the intervals overlap)',
         ),
         (
             0.92,
-            f'No rival reads the truth as well as the probe; the strongest is "{TURNED}" (0.90)',
+            "On known rows, no rival reads the truth as well as the probe; the "
+            f'strongest is "{TURNED}" (0.90)',
         ),
     ],
 )
@@ -324,7 +326,7 @@ def test_the_answer_names_the_strongest_rival_once_and_a_control_that_is_not_rig
     assert lie.endswith('The next best control, "TF-IDF", scores 0.70.')
     assert pair.endswith("Not scored, as one class has too few rows.")
     other = probe_answer(table.assign(best_control="TF-IDF"), rivals(table))[0]
-    assert TURNED in other and "No rival has a higher AUROC than the probe" in other
+    assert TURNED in other and "no rival has a higher AUROC than the probe" in other
 
 
 def test_titles_count_probes_and_sites_whose_whole_interval_is_on_one_side():

@@ -181,7 +181,7 @@ def test_a_push_along_the_gradient_is_said_to_go_where_it_goes(moved, found):
 def test_the_gap_between_lies_and_true_answers_is_given_in_percent():
     gap = {"lies": 0.51, "truths": 0.52, "gap": -0.01, "low": -0.19, "high": 0.17}
     said = sentences.gap_sentence(gap)
-    assert said.startswith("When asked afterwards, it calls 51 % of its lies true, and 52 % of its")
+    assert said.startswith("When asked afterwards, it calls 51 % of its lies true, and 52 % of the")
     assert sentences.gap_sentence({}).startswith("There was no lie")
 
 

@@ -31,7 +31,8 @@ FAMILIES = ["charity", "exam", "game", "opposite day", "riddle", "uncensored", "
 LABELS = {
     "xlabel": "wrong rate told to lie minus told to tell the truth (95 % interval)",
     "ylabel": "signed AUROC on test (95 % interval; dashed: chance)",
-    "title": "No rival has a higher AUROC than the probe, but the strongest is not clearly worse: "
+    "title": "On known rows, no rival has a higher AUROC than the probe, but the "
+    "strongest is not clearly worse: "
     '"own answer, reversed if told to lie" (0.99; the intervals overlap)',
 }
 
