@@ -71,12 +71,12 @@ turns, in a new random order each round, because a processor runs faster after a
 tables show the median of three rounds, with the fastest and the slowest. Where nothing is shared
 there are five rounds, as those goals are near 1. Slow measurements have fewer: two rounds for two
 shots in the default run and for probes whose strength is chosen; one round for full backprop of
-the default run's prompts or of 32 prompts, for the intervals, for the runs with more and more
+the default run's prompts or of 32 prompts, for the intervals, for the runs with growing numbers of
 prompts, and for memory.
 
 If the values of two methods differ (cosine under 0.99999, or log-probabilities that are 1e-4
 apart), the command fails. nnsight and transformer-lens are used at their best, without the LM head
-on every token. The runs with more and more prompts, and memory, are measured in a separate process
+on every token. The runs with growing numbers of prompts, and memory, are measured in a separate process
 for each size and method.
 
 Measured on:
