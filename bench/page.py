@@ -76,8 +76,8 @@ prompts, and for memory.
 
 If the values of two methods differ (cosine under 0.99999, or log-probabilities that are 1e-4
 apart), the command fails. nnsight and transformer-lens are used at their best, without the LM head
-on every token. The runs with growing numbers of prompts, and memory, are measured in a separate process
-for each size and method.
+on every token. The runs with growing numbers of prompts, and memory, are measured in a separate
+process for each size and method.
 
 Measured on:
 
