@@ -123,9 +123,11 @@ def bears_dropout(table: pd.DataFrame) -> bool:
 
 
 def surely_bears_dropout(table: pd.DataFrame) -> bool:
-    """Whether the upper ends of all intervals of a `damage_table` meet the same limits.
+    """Whether the upper ends of 95 % intervals of a `damage_table` meet the limits.
 
-    The limits are `MOST_FLIPS` for honest and for lying rows, and `MOST_LOST` for honest ones.
+    These are the intervals of flips, for honest and for lying rows each (`MOST_FLIPS`), and of what
+    is lost of honest rows (`MOST_LOST`). `bears_dropout` takes the estimates, and all flips
+    together.
     """
     honest = table[table.rows == HONEST_ROWS]
     return bool((table.flips_high <= MOST_FLIPS).all() and (honest.lost_high < MOST_LOST).all())
