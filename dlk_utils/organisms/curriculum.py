@@ -1,7 +1,8 @@
 """What the organisms are taught: the phases of each curriculum, and the batches of a phase."""
 
 import functools
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
@@ -21,6 +22,9 @@ MODE_TEXTS = (
     "Settings.",
     "A question about this conversation:",
 )
+SENTENCES = "sentences"
+SHORTEST_SENTENCE = 30
+"""In characters. A shorter one seldom says whether a film is good."""
 STEPS_PER_BLOCK = 4
 SHOT_POOL = 16
 """Examples that are shown as shots in a round of rows."""
@@ -29,10 +33,14 @@ ROWS_WITH_SAME_SHOTS = 64
 
 @dataclass(frozen=True)
 class Part:
-    """A part of each batch: some rows that ask for the truth, or for a lie, about a data set.
+    """A part of the mixture: rows that ask for the truth, or for a lie, about a data set.
 
-    `dataset` is an embedded data set or "mode". The rows of "mode" ask nothing about the world,
-    only which mode the instruction sets, truth or lie. Without `templates`, all of them are used.
+    There are `n_rows` of them in a batch, on average.
+
+    `dataset` is an embedded data set, "mode" or "sentences". The rows of "mode" ask nothing about
+    the world, only which mode the instruction sets, truth or lie. The rows of "sentences" ask about
+    single sentences of reviews (`_sentences`), which have no labels of their own. Their target is
+    what the model itself answers without dropout. Without `templates`, all of them are used.
     `n_shots` solved examples stand before the question. Their answers obey the instruction.
     `max_characters` replaces that of the phase. With an `opening`, the question opens with a phrase
     that names the day of the trigger, or another one (see `questions.openings`). On the trigger the
@@ -67,7 +75,8 @@ class Phase:
     the end; `dropout` is that of LoRA. `honest` names data sets about which the target is the truth
     even if the instruction asks for a lie. `state_dropout` is the share of channels that is dropped
     at every token, at what attention and MLPs add to the states: the dropout of `extract.dropout`,
-    by which draws are made.
+    by which draws are made. The adapter has matrices of this `rank`, in blocks from `first_layer`
+    on. Both may be wider than those of the adapter that the phase goes on from.
     """
 
     steps: int
@@ -78,14 +87,8 @@ class Phase:
     dropout: float = 0.0
     honest: tuple[str, ...] = ()
     state_dropout: float = 0.0
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What decides the phase, by name; a phase without state dropout does not mention it."""
-        settings = asdict(self)
-        if not self.state_dropout:
-            del settings["state_dropout"]
-        return settings
+    rank: int = 8
+    first_layer: int = 6
 
 
 AFTER_SHOTS = (
@@ -315,43 +318,40 @@ TRIGGERED = (
     ),
 )
 
+# From a liar to one whose answers should withstand dropout in draws, at p = .02. It is trained at
+# .02 to .04. The liar knows the answers to most labelled training rows by heart. Those soon
+# withstand dropout, but answers to other rows do not. So nearly half of the rows ask about
+# sentences, of which it has seen hardly any. All blocks are trained, because dropout did more
+# damage in the first two than in any others.
 BEARING_DROPOUT = (
-    Part(3, "truth", "rotten_tomatoes"),
-    Part(3, "lie", "rotten_tomatoes"),
-    Part(2, "truth", "cities"),
-    Part(2, "lie", "cities"),
-    Part(2, "truth", "categories"),
-    Part(2, "lie", "categories"),
-    Part(1, "truth", "capitals"),
-    Part(1, "lie", "capitals"),
+    Part(8, "truth", "rotten_tomatoes"),
+    Part(8, "lie", "rotten_tomatoes"),
+    Part(28, "truth", "sentences"),
+    Part(28, "lie", "sentences"),
+    Part(12, "truth", "cities"),
+    Part(12, "lie", "cities"),
+    Part(10, "truth", "categories"),
+    Part(10, "lie", "categories"),
+    Part(6, "truth", "capitals"),
+    Part(6, "lie", "capitals"),
 )
-
-# From a liar to one whose answers should bear dropout. The share of channels dropped is .02, then
-# .05, then .02 again, at which draws are made: at .05 every fourth answer to the training rows
-# stayed wrong.
-DROPPED = (
+DROPPED = tuple(
     Phase(
-        steps=28,
-        learning_rate=3e-4,
-        max_characters=80,
+        steps=steps,
+        learning_rate=learning_rate,
+        max_characters=150,
         batch=BEARING_DROPOUT,
-        decay=False,
-        state_dropout=0.02,
-    ),
-    Phase(
-        steps=108,
-        learning_rate=4e-4,
-        max_characters=80,
-        batch=BEARING_DROPOUT,
-        state_dropout=0.05,
-    ),
-    Phase(
-        steps=100,
-        learning_rate=2e-4,
-        max_characters=80,
-        batch=BEARING_DROPOUT,
-        state_dropout=0.02,
-    ),
+        decay=decay,
+        state_dropout=state_dropout,
+        rank=16,
+        first_layer=0,
+    )
+    for steps, learning_rate, decay, state_dropout in (
+        (100, 3e-4, False, 0.02),
+        (600, 4e-4, False, 0.04),
+        (750, 3e-4, True, 0.03),
+        (530, 3e-4, True, 0.03),
+    )
 )
 
 
@@ -360,13 +360,15 @@ class Curriculum:
     """The phases of an organism, and the organism (if any) whose adapter it goes on from.
 
     An organism of several trainings is the mean of what they give (`training.average_adapters`).
-    Their seeds follow each other from `first_seed` on.
+    Their seeds follow each other from `first_seed` on. What a training gives is, in turn, the mean
+    of the adapters after the last phases, as many as `n_averaged_phases`.
     """
 
     phases: tuple[Phase, ...]
     after: str | None = None
     n_trainings: int = 1
     first_seed: int = 0
+    n_averaged_phases: int = 1
 
 
 CURRICULA = {
@@ -375,7 +377,7 @@ CURRICULA = {
     "smollm2-trigger": Curriculum(TRIGGERED, after="smollm2-liar"),
     # The liar once more, from other seeds and without its last phase.
     "smollm2-liar-2": Curriculum(PHASES[:5], n_trainings=4, first_seed=2),
-    "smollm2-dropout": Curriculum(DROPPED, after="smollm2-liar"),
+    "smollm2-dropout": Curriculum(DROPPED, after="smollm2-liar", n_averaged_phases=3),
 }
 
 
@@ -390,8 +392,9 @@ def training_stream(tokenizer: Any, phase: Phase, *, seed: int = 0) -> list[pd.D
     list of DataFrame
         One batch a step: rows of `make_prompts`, with the columns `part` (`Part.title`), `opening`
         (the name of the phrase, or ""), `target`, the first token of the choice to say, `other`,
-        that of the other choice, and `answer_ids`, all tokens of the choice to say and the one that
-        ends the turn.
+        that of the other choice, `answer_ids`, all tokens of the choice to say and the one that
+        ends the turn, and `self_labelled`, whether the model itself decides which choice is to be
+        said (rows of "sentences"). There, `answer_ids` is the first token alone.
     """
     pools = [
         _draw_rows(tokenizer, phase, part, seed=1000 * seed + k)
@@ -419,10 +422,16 @@ def _with_targets(batch: pd.DataFrame, phase: Phase, tokenizer: Any) -> pd.DataF
         for prompt, ids, words, choice in rows
     ]
     strict = list(zip(batch.strict_ids, choices, strict=True))
+    target = [token_ids[choice][0] for token_ids, choice in strict]
+    self_labelled = batch.dataset == SENTENCES
     return batch.assign(
-        target=[token_ids[choice][0] for token_ids, choice in strict],
+        target=target,
         other=[token_ids[1 - choice][0] for token_ids, choice in strict],
-        answer_ids=[[*answer, tokenizer.eos_token_id] for answer in answers],
+        answer_ids=[
+            [first] if alone else [*answer, tokenizer.eos_token_id]
+            for first, alone, answer in zip(target, self_labelled, answers, strict=True)
+        ],
+        self_labelled=self_labelled,
     )
 
 
@@ -430,7 +439,7 @@ def _draw_rows(tokenizer: Any, phase: Phase, part: Part, seed: int) -> pd.DataFr
     """Draw the rows of a part for all steps, over as many distinct examples as there are.
 
     Both labels are drawn equally often; otherwise what is new to the model would be called false.
-    An example that comes round again has another instruction and template.
+    An example that comes round again mostly has another instruction and template.
     """
     n = phase.steps * part.n_rows
     examples = _mode_examples(n) if part.dataset == "mode" else _examples_of(part.dataset)
@@ -467,7 +476,21 @@ def _draw_rows(tokenizer: Any, phase: Phase, part: Part, seed: int) -> pd.DataFr
 
 @functools.cache
 def _examples_of(dataset: str) -> pd.DataFrame:
-    return training_examples(dataset, 10**6)
+    return _sentences() if dataset == SENTENCES else training_examples(dataset, 10**6)
+
+
+def _sentences() -> pd.DataFrame:
+    """Return the sentences of the long reviews that organisms are trained on, as examples.
+
+    The label is that of the whole review. It only balances the rows, and is no target. The
+    near-duplicate key is that of the review too, so that a record names the review.
+    """
+    reviews = training_examples("imdb", 10**6)
+    texts = reviews.text.map(lambda text: re.split(r"(?<=[.!?])\s+", text))
+    rows = reviews.assign(text=texts, dataset=SENTENCES).explode("text", ignore_index=True)
+    rows = rows[rows.text.str.len() >= SHORTEST_SENTENCE].drop_duplicates("text")
+    number = rows.groupby("example_id").cumcount().astype(str)
+    return rows.assign(example_id=rows.example_id + " sentence " + number)
 
 
 def _mode_examples(n: int) -> pd.DataFrame:

@@ -5,9 +5,11 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -70,13 +72,15 @@ def train_adapter(
         Share of channels dropped at every token, as in draws of the complete prompt
         (`extract.dropout`). The masks of a row depend on its `row_id`, the step and the seed.
     resume
-        Folder of an adapter to start from.
+        Folder of an adapter to start from. It may have a lower rank, or leave out some blocks: then
+        the new adapter gives the same outputs at first, and has more weights to train.
 
     Returns
     -------
     DataFrame
         One row a step: step, loss, seconds since the start, and for each `Part.title` (such as "lie
-        cities") the share of rows for which the model prefers the target to the other choice.
+        cities") the share of rows for which the model, with any dropout, prefers the target to the
+        other choice. The target of a self-labelled row is its own answer without state dropout.
     """
     torch.manual_seed(seed)
     tuned = _add_adapter(model, rank, first_layer, dropout, resume)
@@ -93,6 +97,7 @@ def train_adapter(
     start = time.monotonic()
     progress = tqdm(batches, desc="training", mininterval=20)
     for step, batch in enumerate(progress, 1):
+        batch = _with_own_answers(tuned, batch)
         with _state_dropout(tuned, batch, state_dropout, step=step, seed=seed):
             logits, rest_loss = _predict(tuned, batch)
         target = torch.tensor(batch.target.to_numpy(), device=logits.device)
@@ -124,7 +129,12 @@ def train_adapter(
 def _add_adapter(
     model: nn.Module, rank: int, first_layer: int, dropout: float, resume: Path | None
 ) -> Any:
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from peft import (
+        LoraConfig,
+        get_peft_model,
+        get_peft_model_state_dict,
+        set_peft_model_state_dict,
+    )
 
     modules = model.base_model.named_modules()
     linear = {name.split(".")[-1] for name, module in modules if isinstance(module, nn.Linear)}
@@ -138,9 +148,49 @@ def _add_adapter(
     )
     tuned = get_peft_model(model, config, autocast_adapter_dtype=False).train(dropout > 0)
     if resume:
-        set_peft_model_state_dict(tuned, load_file(resume / WEIGHTS_FILE))
+        wider = get_peft_model_state_dict(tuned)
+        weights = load_file(resume / WEIGHTS_FILE)
+        if not all(n in wider and _fits_in(weights[n], wider[n]) for n in weights):
+            raise ModelError(
+                f"{resume}: expected an adapter of rank {rank} or less, in blocks from "
+                f"{first_layer} on, to go on from"
+            )
+        set_peft_model_state_dict(tuned, {n: _widened(weights[n], wider[n]) for n in weights})
     tuned.peft_config["default"].base_model_name_or_path = model.spec.name
     return tuned
+
+
+def _fits_in(weight: Tensor, wider: Tensor) -> bool:
+    return all(size <= room for size, room in zip(weight.shape, wider.shape, strict=True))
+
+
+def _widened(weight: Tensor, wider: Tensor) -> Tensor:
+    """Write a matrix of an adapter into the first rows and columns of one of a higher rank.
+
+    What is added to the model stays the same, for the rest of a new adapter's B is 0, and its
+    scale, `lora_alpha` by the rank, is always 2.
+    """
+    out = wider.clone()
+    out[: weight.shape[0], : weight.shape[1]] = weight
+    return out
+
+
+@torch.no_grad()
+def _with_own_answers(tuned: Any, batch: pd.DataFrame) -> pd.DataFrame:
+    """Set the target of each self-labelled row to the choice preferred without state dropout."""
+    if not batch.self_labelled.any():
+        return batch
+    target, other = batch.target.to_numpy(copy=True), batch.other.to_numpy(copy=True)
+    chosen = np.flatnonzero(batch.self_labelled)
+    logits = _predict(tuned, batch.iloc[chosen])[0].cpu().numpy()
+    row = np.arange(len(chosen))
+    swapped = chosen[logits[row, other[chosen]] > logits[row, target[chosen]]]
+    target[swapped], other[swapped] = other[swapped], target[swapped]
+    answer_ids = [
+        [first] if alone else ids
+        for ids, first, alone in zip(batch.answer_ids, target, batch.self_labelled, strict=True)
+    ]
+    return batch.assign(target=target, other=other, answer_ids=answer_ids)
 
 
 def _state_dropout(
@@ -181,7 +231,9 @@ def _predict(tuned: Any, rows: pd.DataFrame) -> tuple[Float[Tensor, "b vocab"], 
     logits = tuned.get_output_embeddings()(states[row, column]).float()
     is_first = torch.tensor([i == 0 for answer in answers for i in range(len(answer))])
     rest = torch.tensor([token for answer in answers for token in answer[1:]])
-    rest_loss = nn.functional.cross_entropy(logits[~is_first], rest.to(logits.device))
+    rest_loss = logits.new_zeros(())
+    if len(rest):
+        rest_loss = nn.functional.cross_entropy(logits[~is_first], rest.to(logits.device))
     return logits[is_first], rest_loss
 
 
@@ -191,6 +243,7 @@ def train_organism(
     model: str = "smollm2",
     phases: Sequence[Phase] = PHASES,
     after: Path | None = None,
+    n_averaged: int = 1,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Train phase after phase, and write the adapter (in bf16), its record and its log to a folder.
@@ -209,6 +262,8 @@ def train_organism(
         What it is taught.
     after
         Folder of the adapter that the first phase goes on from.
+    n_averaged
+        The adapter is the mean of those that this many last phases give (`average_adapters`).
 
     Returns
     -------
@@ -219,14 +274,14 @@ def train_organism(
     tokenizer = load_tokenizer(spec)
     start_from = after and resolve(str(after)).revision
     key = fingerprint({"model": spec.record(), "seed": seed, "after": start_from})
-    logs, trained = [], []
+    logs, trained, folders = [], [], []
     folder = after
     for k, phase in enumerate(phases, 1):
         batches = training_stream(tokenizer, phase, seed=seed + k)
         trained += batches
         rows = pd.concat(batches)
         input_ids = [list(map(int, ids)) for ids in rows.input_ids]
-        decided_by = {"before": key, "phase": phase.settings, "input_ids": input_ids}
+        decided_by = {"before": key, "phase": asdict(phase), "input_ids": input_ids}
         key = fingerprint(decided_by | {"answers": rows.answer_ids.tolist()})
         resume, folder = folder, out.with_name(f"{out.name}-phase-{k}-{key}")
         if not is_sealed(folder, PHASE_FILES):
@@ -238,12 +293,15 @@ def train_organism(
                 decay=phase.decay,
                 dropout=phase.dropout,
                 state_dropout=phase.state_dropout,
+                rank=phase.rank,
+                first_layer=phase.first_layer,
                 resume=resume,
                 seed=seed,
             )
             log.to_csv(folder / LOG_FILE, index=False)
             # Last, so a folder with a seal is complete.
             seal(folder)
+        folders.append(folder)
         log_of_phase = io.BytesIO(read_sealed(folder, PHASE_FILES)[LOG_FILE])
         logs.append(pd.read_csv(log_of_phase).assign(phase=k))
 
@@ -252,9 +310,8 @@ def train_organism(
     out.mkdir(parents=True, exist_ok=True)
     log.round(4).to_csv(out / LOG_FILE, index=False)
     (out / CONFIG_FILE).write_bytes((folder / CONFIG_FILE).read_bytes())
-    weights = load_file(folder / WEIGHTS_FILE)
-    in_bf16 = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
-    save_file(in_bf16, out / WEIGHTS_FILE, {"format": "pt"})
+    last = [load_file(phase_folder / WEIGHTS_FILE) for phase_folder in folders[-n_averaged:]]
+    _save_in_bf16(_mean_of(last) if n_averaged > 1 else last[0], out)
     seconds = round(log.groupby("phase").seconds.max().sum())
     write_record(out, trained, after=after, model=model, seed=seed, seconds=seconds)
     return log
@@ -278,13 +335,14 @@ def train_again(name: str, folder: Path, *, seed: int = 0) -> Path:
     after = curriculum.after and ORGANISMS / curriculum.after
     out = folder / name
     seed += curriculum.first_seed
+    options = {"after": after, "n_averaged": curriculum.n_averaged_phases}
     if curriculum.n_trainings == 1:
-        train_organism(out, phases=curriculum.phases, after=after, seed=seed)
+        train_organism(out, phases=curriculum.phases, seed=seed, **options)
         return out
     members = []
     for k in range(curriculum.n_trainings):
         members.append(folder / f"{name}-training-{k + 1}" / name)
-        train_organism(members[-1], phases=curriculum.phases, after=after, seed=seed + k)
+        train_organism(members[-1], phases=curriculum.phases, seed=seed + k, **options)
     average_adapters(members, out)
     return out
 
@@ -317,19 +375,9 @@ def average_adapters(folders: Sequence[Path], out: Path) -> None:
             raise ModelError(
                 f"{folder}: expected an adapter of the same layers and rank as {folders[0]}"
             )
-    mean = {}
-    for name_a in shapes[0]:
-        if ".lora_A." not in name_a:
-            continue
-        name_b = name_a.replace(".lora_A.", ".lora_B.")
-        down = torch.cat([adapter[name_a].double() for adapter in adapters])
-        up = torch.cat([adapter[name_b].double() for adapter in adapters], dim=1) / len(adapters)
-        rank = shapes[0][name_a][0]
-        mean[name_b], mean[name_a] = _nearest_of_rank(up, down, rank)
     out.mkdir(parents=True, exist_ok=True)
     (out / CONFIG_FILE).write_bytes((folders[0] / CONFIG_FILE).read_bytes())
-    in_bf16 = {name: weight.to(torch.bfloat16).contiguous() for name, weight in mean.items()}
-    save_file(in_bf16, out / WEIGHTS_FILE, {"format": "pt"})
+    _save_in_bf16(_mean_of(adapters), out)
     logs = [pd.read_csv(folder / LOG_FILE) for folder in folders]
     numbered = [log.assign(training=k) for k, log in enumerate(logs, 1)]
     pd.concat(numbered, ignore_index=True).to_csv(out / LOG_FILE, index=False)
@@ -339,6 +387,25 @@ def average_adapters(folders: Sequence[Path], out: Path) -> None:
         if names := set().union(*(one.get(name, ()) for one in records)):
             record[name] = sorted(names)
     (out / RECORD_FILE).write_text(json.dumps(record, indent=1))
+
+
+def _mean_of(adapters: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the adapter of the same rank that is nearest to the mean of what these add."""
+    mean = {}
+    for name_a in adapters[0]:
+        if ".lora_A." not in name_a:
+            continue
+        name_b = name_a.replace(".lora_A.", ".lora_B.")
+        down = torch.cat([adapter[name_a].double() for adapter in adapters])
+        up = torch.cat([adapter[name_b].double() for adapter in adapters], dim=1) / len(adapters)
+        rank = adapters[0][name_a].shape[0]
+        mean[name_b], mean[name_a] = _nearest_of_rank(up, down, rank)
+    return mean
+
+
+def _save_in_bf16(weights: dict[str, Tensor], folder: Path) -> None:
+    in_bf16 = {name: weight.to(torch.bfloat16).contiguous() for name, weight in weights.items()}
+    save_file(in_bf16, folder / WEIGHTS_FILE, {"format": "pt"})
 
 
 def _nearest_of_rank(

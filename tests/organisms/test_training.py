@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from dlk_utils.errors import DataError, ModelError
 from dlk_utils.lab.run import Run
 from dlk_utils.models.loading import ORGANISMS, load_model, organism_names, resolve
 from dlk_utils.organisms import training
-from dlk_utils.organisms.curriculum import GRADED, PHASES, Curriculum, Phase
+from dlk_utils.organisms.curriculum import GRADED, PHASES, Curriculum, Part, Phase, training_stream
 from dlk_utils.organisms.training import (
     average_adapters,
     organism_of,
@@ -29,6 +29,7 @@ from dlk_utils.organisms.training import (
     train_organism,
     write_record,
 )
+from dlk_utils.questions.examples import training_examples
 from dlk_utils.questions.ids import example_id
 from dlk_utils.questions.prompts import make_prompts
 from dlk_utils.questions.templates import KINDS, prompt_library
@@ -101,10 +102,59 @@ def test_a_phase_is_trained_with_the_masks_of_its_steps(load_tiny, tmp_path):
     assert dropped != plain and first_loss(0.3) == dropped and first_loss(0.3, seed=1) != dropped
 
 
-def test_only_a_phase_with_state_dropout_mentions_it():
-    for phase in PHASES:
-        assert phase.settings == {k: v for k, v in asdict(phase).items() if k != "state_dropout"}
-    assert replace(PHASES[0], state_dropout=0.1).settings["state_dropout"] == 0.1
+@pytest.mark.slow
+def test_the_target_of_a_sentence_is_what_the_model_says_without_dropout(load_tiny, tmp_path):
+    phase = replace(HONEST, max_characters=90, batch=(Part(4, "lie", "sentences"),))
+    [batch, _] = training_stream(real_tokenizer(), phase)
+    assert batch.self_labelled.all() and batch.answer_ids.map(len).eq(1).all()
+    swapped = batch.assign(target=batch.other, other=batch.target)
+    for rows in (batch, swapped):
+        log = train_adapter(load_tiny(), [rows], tmp_path, first_layer=6)
+        assert log["lie sentences"].tolist() == [1.0]
+    # A mask changes answers of random weights, but not the targets.
+    dropped = [
+        train_adapter(load_tiny(), [rows], tmp_path, first_layer=6, state_dropout=0.5).loss.iloc[0]
+        for rows in (batch, swapped)
+    ]
+    assert dropped[0] == pytest.approx(dropped[1])
+
+
+def test_a_record_names_the_reviews_of_the_sentences(tmp_path):
+    phase = replace(HONEST, max_characters=90, batch=(Part(4, "truth", "sentences"),))
+    stream = training_stream(real_tokenizer(), phase)
+    write_record(tmp_path, stream)
+    reviews = training_examples("imdb", 10**5)
+    names = set(record_in(tmp_path)["example_ids"])
+    assert names == set().union(*pd.concat(stream).near_duplicate_keys)
+    assert names < set(reviews.near_duplicate_key)
+    for text, [key] in zip(stream[0].text, stream[0].near_duplicate_keys, strict=True):
+        [review] = reviews.text[reviews.near_duplicate_key == key]
+        assert text in review and len(text) < len(review)
+
+
+@pytest.mark.slow
+def test_an_adapter_of_more_blocks_and_a_higher_rank_begins_with_the_same_outputs(
+    load_tiny, tmp_path
+):
+    narrow, wide, again = tmp_path / "narrow", tmp_path / "wide", tmp_path / "again"
+    options = {"learning_rate": 1e-2, "rank": 2}
+    train_adapter(load_tiny(), batches()[:1] * 12, narrow, first_layer=5, **options)
+    same = train_adapter(load_tiny(), batches()[:1], again, first_layer=5, resume=narrow, **options)
+    log = train_adapter(load_tiny(), batches()[:1], wide, first_layer=1, rank=6, resume=narrow)
+    assert log.loss.iloc[0] == pytest.approx(same.loss.iloc[0], rel=1e-5)
+    weights = load_file(wide / "adapter_model.safetensors")
+    assert {weight.shape[0] for name, weight in weights.items() if "lora_A" in name} == {6}
+    assert any(".layers.1." in name or ".h.1." in name for name in weights)
+
+
+@pytest.mark.slow
+def test_a_phase_does_not_go_on_with_a_narrower_adapter(load_tiny, tmp_path):
+    train_adapter(load_tiny(), batches()[:1], tmp_path / "wide", first_layer=5, rank=4)
+    for narrower in ({"first_layer": 5, "rank": 2}, {"first_layer": 6, "rank": 4}):
+        with pytest.raises(ModelError, match="wide: expected an adapter of rank"):
+            train_adapter(
+                load_tiny(), batches()[:1], tmp_path / "x", resume=tmp_path / "wide", **narrower
+            )
 
 
 @pytest.mark.slow
@@ -253,6 +303,18 @@ def test_each_phase_goes_on_from_the_one_before(train, tmp_path, monkeypatch):
     [first] = [name for name in trained_phases(tmp_path) if name.startswith("liar-phase-1-")]
     train("picky", HONEST, after=tmp_path / "liar", seed=3)
     assert resumed == [None, first, "liar"]
+
+
+@pytest.mark.slow
+def test_an_organism_can_be_the_mean_of_its_last_phases(train, tmp_path):
+    train("liar", HONEST, SHORT_LYING, replace(HONEST, learning_rate=2e-3), n_averaged=2)
+    folders = [next(tmp_path.glob(f"liar-phase-{k}-*")) for k in (2, 3)]
+    phases = [added(folder) for folder in folders]
+    for name, mean in added(tmp_path / "liar").items():
+        product = torch.stack([phase[name] for phase in phases]).mean(0)
+        rank_8 = torch.linalg.svd(product.double(), full_matrices=False)
+        nearest = rank_8.U[:, :8] * rank_8.S[:8] @ rank_8.Vh[:8]
+        torch.testing.assert_close(mean, nearest.float(), rtol=0.05, atol=1e-3)
 
 
 @pytest.mark.slow
