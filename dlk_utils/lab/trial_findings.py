@@ -116,12 +116,12 @@ def _tolerance(scope: str, damage: pd.DataFrame) -> str:
 
 def _verdict(rankers: pd.DataFrame, rows: str) -> str:
     succeed = rankers[rankers.lift_low > 0]
-    above_chance = f"{_count(rankers.low > 0.5)} rankings are above chance."
+    chance = _against_chance(rankers, rows)
     if succeed.empty:
         return (
             f"* **No ranking succeeds** on rows {rows}. A success would be a lead over the better "
             "of two controls, with the whole 95 % interval of the lead above 0. "
-            f"{above_chance}"
+            f"{chance}"
         )
     names = ", ".join(
         f"{RANKER_WORDS.get(row.ranker, row.ranker)} with {_with_dropout(row.scope)}"
@@ -131,8 +131,18 @@ def _verdict(rankers: pd.DataFrame, rows: str) -> str:
         f"* **{_count(rankers.lift_low > 0)} rankings succeed** on rows {rows} ({names}). A "
         "success is a lead over the better of two controls, with the whole 95 % interval of the "
         "lead above 0. "
-        f"{above_chance}"
+        f"{chance}"
     )
+
+
+def _against_chance(rankers: pd.DataFrame, rows: str) -> str:
+    """Say how many rankings are above chance and, if there are any, below it."""
+    text = f"{_count(rankers.low > 0.5)} rankings are above chance."
+    if (rankers.high < 0.5).any():
+        text += f" {_count(rankers.high < 0.5)} are below it."
+        if rows == LYING_ROWS:
+            text += " So would be a ranker that follows the model's answer, as that is a lie."
+    return text
 
 
 def _visible(best: pd.Series) -> str:

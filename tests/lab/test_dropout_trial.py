@@ -239,6 +239,13 @@ def test_the_page_says_that_no_ranking_succeeds(ranked):
     first, *_, worse, _ = trial_findings(ranked.assign(lift_low=-0.1), damaged, dropped)
     assert worse.startswith("* **The model does not tolerate** dropout on the whole prompt")
     assert first.startswith("* **No ranking succeeds** on rows told to lie.")
+    assert first.endswith("above chance.")
+
+
+def test_the_page_says_how_many_rankings_are_below_chance(ranked):
+    lying, honest, *_ = trial_findings(ranked.assign(low=0.3, high=0.4), *damage_and_dropped())
+    assert "0 of 3 rankings are above chance. 3 of 3 are below it. So would be a ranker" in lying
+    assert honest.endswith("0 of 3 rankings are above chance. 3 of 3 are below it.")
 
 
 @pytest.mark.parametrize(

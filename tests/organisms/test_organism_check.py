@@ -362,7 +362,7 @@ def test_the_organism_with_a_trigger_is_what_it_has_to_be(runs_dir):
 
 @pytest.mark.slow
 def test_the_organism_trained_with_dropout_is_what_its_card_says(runs_dir):
-    """At the last token it bears dropout; on whole prompts it does not."""
+    """At the last token it bears dropout; on whole prompts it narrowly does not."""
     run = checked_run("smollm2-dropout", runs_dir)
     kept_conditions, logprobs = kept_answers("smollm2-dropout")
     assert kept_conditions == conditions(run), f"ask again: {checked_answers.__doc__}"

@@ -24,8 +24,8 @@ CHECKED_DRAWS = {"last_token": 8, "sequence": 2}
 """The draws of each prompt in the check, by where dropout acts. Those of the last token cost less,
 as they share the pass over the rest of the prompt."""
 REQUIRED_SCOPE = "last_token"
-"""Where `smollm2-dropout` has to tolerate dropout. On whole prompts it does not, as its card
-says."""
+"""Where `smollm2-dropout` has to tolerate dropout. On whole prompts it narrowly does not, as its
+card says."""
 DRAWN_EXAMPLES = 100
 """Examples per data set that the check asks, each of them told to tell the truth and to lie."""
 MOST_FLIPS = 0.05
