@@ -333,7 +333,7 @@ def main(*names: str, rounds: int = ROUNDS) -> None:
             time_draws(model, one_instruction, rounds),
         ),
         "growth": lambda: (
-            f"States of more and more prompts, the first {N_LAYERS} layers",
+            f"States of growing numbers of prompts, the first {N_LAYERS} layers",
             measure_growth(),
         ),
         "packing_memory": lambda: (
@@ -345,7 +345,7 @@ def main(*names: str, rounds: int = ROUNDS) -> None:
             time_bf16(model, one_instruction, rounds),
         ),
         "gradients": lambda: (
-            "Gradients of the margin: batches of prompts x tokens that do not begin alike",
+            "Gradients of the margin: batches of prompts x tokens that share no prefix",
             time_gradients(model, rounds),
         ),
         "gradients_memory": lambda: (

@@ -34,7 +34,7 @@ TO_WEIGHTS = "full backprop, weights too"
 def time_gradients(model: Any, rounds: int) -> pd.DataFrame:
     """Time the gradients of the margin at all sites and layers, in batches of several shapes.
 
-    The tokens are random, so the prompts do not begin alike. Values are compared with full
+    The tokens are random, so the prompts share no prefix. Values are compared with full
     backprop's. On 32 prompts it takes long, and is timed in the first round only.
     """
     tables = []

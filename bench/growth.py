@@ -38,7 +38,7 @@ PACKED, PADDED = "packed", "padded"
 
 
 def measure_growth() -> pd.DataFrame:
-    """Measure states of more and more prompts: seconds and extra peak memory per prompt.
+    """Measure states of growing numbers of prompts: seconds and extra peak memory per prompt.
 
     Few prompts are run repeatedly, so that every size takes about as long as the second one.
     """

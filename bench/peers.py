@@ -80,7 +80,7 @@ def main(*kinds: str) -> None:
         order = in_order_of(plan, rows)
         for library in LIBRARIES:
             add_parity(table, library, (values[library][:-1, order], values[OURS][:-1]))
-        title = f"States beside other libraries: {description}"
+        title = f"States, compared with other libraries: {description}"
         save(f"peers_{kind}", title, add_speed(table, rows), **versions)
 
 

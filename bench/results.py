@@ -106,7 +106,7 @@ def prompt_rows(tokenizer: Any, kind: str) -> tuple[pd.DataFrame, str]:
     kind
         * "default": the default run's prompts of some complete instructions;
         * "default_two_shots": the same with two shots before each question;
-        * "unshared": reviews without instruction, which do not begin alike;
+        * "unshared": reviews without instruction, which share no prefix;
         * "two_shots": two shots, one template and a pair of instructions.
 
     Returns
@@ -122,7 +122,7 @@ def prompt_rows(tokenizer: Any, kind: str) -> tuple[pd.DataFrame, str]:
         about = "the default run's prompts with two shots, of every ninth instruction"
     elif kind == "unshared":
         rows = unshared_reviews(tokenizer, 12 if TRIAL else 120)
-        about = "reviews alone, which do not begin alike"
+        about = "only reviews, which share no prefix"
     elif kind == "two_shots":
         rows = two_shot_prompts(tokenizer, 4 if TRIAL else 20)
         about = "prompts with two shots, one template and a pair of instructions"
@@ -140,7 +140,7 @@ def describe_size(rows: pd.DataFrame) -> str:
 
 
 def tree_size(rows: pd.DataFrame) -> int:
-    """Count the nodes of the tree that all prompts make up."""
+    """Count the places of the tree that all prompts make up, padding included."""
     packed = pack(list(rows.input_ids))
     in_rows = sum(len(keys) - packed.n_trunk for keys in packed.keys)
     return packed.n_trunk + in_rows

@@ -441,8 +441,8 @@ def trigger_finding(probe: pd.Series, trigger_there: pd.Series) -> str:
     return (
         "Another model was trained to answer wrongly if a question opens with a phrase that names "
         f"a {TRIGGER}, even if its instruction asks for the truth. A probe {finds} (AUROC "
-        f"{interval_text(probe)}). Knowing whether the phrase names a {TRIGGER} gives "
-        f"{trigger_there.estimate:.2f}."
+        f"{interval_text(probe)}). A score that uses only whether the phrase names a {TRIGGER} "
+        f"reaches AUROC {trigger_there.estimate:.2f}."
     )
 
 

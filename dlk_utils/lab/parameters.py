@@ -541,34 +541,42 @@ _PARAMETERS = (
         "runs_dir",
         None,
         folder_of_runs(),
-        "where the files go; None: the folder runs/ of the checkout",
+        "where the files go; if None, into the folder runs/ of the checkout",
     ),
     Parameter(
         "n_shots",
         0,
         whole_number(0, 32),
-        "solved examples before the question; they obey the instruction",
+        "number of solved examples before the question; their answers obey the instruction",
         {"07_traps": 2},
     ),
     Parameter(
-        "quantization", None, one_of(None, "8bit", "4bit"), 'of the weights: None, "8bit" or "4bit"'
+        "quantization",
+        None,
+        one_of(None, "8bit", "4bit"),
+        "how the weights are quantised, if at all",
     ),
-    Parameter("device", "auto", device(), "where the model runs; auto: a CUDA GPU if there is one"),
+    Parameter(
+        "device", "auto", device(), 'where the model runs; "auto" takes a CUDA GPU if there is one'
+    ),
     Parameter(
         "n_graded",
         12,
         whole_number(4, 1_000_000),
-        "examples per data set that a further organism is asked; in 08, of the test split",
+        "examples per data set to ask further organisms about; in 08, from the test split",
         {"08_carry_over": 96},
     ),
     Parameter(
-        "train", False, true_or_false(), "train it again first, into organisms/ of the runs folder"
+        "train",
+        False,
+        true_or_false(),
+        "train the model again first, into organisms/ of the runs folder",
     ),
     Parameter(
         "n_grid",
         8,
         whole_number(1, 1_000_000),
-        "examples asked under every combination of instruction and shots",
+        "number of examples with prompts for every combination of instruction and shots",
     ),
     Parameter(
         "keep_states",
@@ -576,28 +584,36 @@ _PARAMETERS = (
         true_or_false(),
         "keep states and gradients of the same pass, for notebooks 04 to 13",
     ),
-    Parameter("compare", "smollm2", models_or_none(), "other models, asked the same questions"),
     Parameter(
-        "n_compare", 48, whole_number(4, 1_000_000), "examples per data set that they are asked"
+        "compare",
+        "smollm2",
+        models_or_none(),
+        "other models that are asked the same questions, for comparison",
+    ),
+    Parameter(
+        "n_compare",
+        48,
+        whole_number(4, 1_000_000),
+        "number of examples per data set about which the models for comparison are asked",
     ),
     Parameter(
         "p_dropout",
         DEFAULT_P,
         number(0.0001, 0.99),
-        "share of channels dropped in draws of the whole prompt; more damages it",
+        "share of channels dropped in whole-prompt draws; large shares damage the answers",
     ),
     Parameter(
         "p_last",
         0.1,
         number(0.0001, 0.99),
-        "share of channels dropped in draws of the last token, which move less",
+        "share of channels dropped in draws of the last token, which change answers less",
         {"13_dropout_trial": 0.05},
     ),
     Parameter(
         "n_draws",
         2,
         whole_number(2, 1000),
-        "draws of each row; in 13 of the last token of test rows, half as many to fit on",
+        "draws per row, from 09 on of its last token; in 13, rows to fit on have half as many",
         {"09_pairs_and_votes": 16, "10_headlines": 16, "13_dropout_trial": 16},
     ),
     Parameter(
@@ -619,7 +635,7 @@ _PARAMETERS = (
         whole_number(1, 10_000),
         "rows whose gradient is computed again by full backprop",
     ),
-    Parameter("engine", "local", _engines(), '"ray": the extraction as a Ray Data job'),
+    Parameter("engine", "local", _engines(), '"ray" runs the extraction as a Ray Data job'),
     Parameter(
         "layer_stride",
         3,
@@ -630,22 +646,31 @@ _PARAMETERS = (
         "weight_gradients",
         False,
         true_or_false(),
-        "pooled weight gradients too, which cost a full backprop per row",
+        "also use pooled weight gradients, which cost a full backprop per row",
     ),
     Parameter(
-        "statements", "", texts(), 'a list of claims, or a text file with one per line; "": ours'
+        "statements",
+        "",
+        texts(),
+        "a list of claims, or a text file with one per line; if empty, ours are used",
     ),
     Parameter(
-        "system_prompts", "", texts(), 'a list, or a text file with one per line; "": some of ours'
+        "system_prompts",
+        "",
+        texts(),
+        "a list, or a text file with one per line; if empty, some of ours are used",
     ),
     Parameter(
-        "chats", "", text_file(), 'a JSONL file, one conversation per line; "": a few of ours'
+        "chats",
+        "",
+        text_file(),
+        "a JSONL file with one conversation per line; if empty, a few of ours are used",
     ),
     Parameter(
         "card",
         "",
         folder_of_card(),
-        'the folder of a saved detector, to judge with; "": fit detectors',
+        "the folder of a saved detector that judges the answers; if empty, new ones are fitted",
     ),
     Parameter(
         "styles",
@@ -657,7 +682,7 @@ _PARAMETERS = (
         "graded",
         "smollm2-graded",
         model_or_none(),
-        "a model that lies about some topics only, where its answer tells less",
+        "a model that, when it is told to lie, lies about some topics only",
     ),
     Parameter(
         "trigger",
@@ -691,7 +716,9 @@ _PARAMETERS = (
 TABLE = {parameter.name: parameter for parameter in _PARAMETERS}
 """Every parameter of a notebook, by name."""
 
-DTYPE = Parameter("dtype", "auto", one_of("auto", *DTYPES), "of the weights and the states")
+DTYPE = Parameter(
+    "dtype", "auto", one_of("auto", *DTYPES), "number format of the weights and the states"
+)
 """A parameter of `Run` that no notebook has."""
 
 COMMON = (
@@ -822,7 +849,7 @@ def _defaults_in_words(parameter: Parameter) -> str:
         numbers_by_default.setdefault(_literal(default), []).append(_number_of(notebook))
     words = f"`{_literal(parameter.default)}`"
     for literal, numbers in numbers_by_default.items():
-        words += f"; in {' and '.join(numbers)} `{literal}`"
+        words += f"; in {', '.join(numbers)} `{literal}`"
     return words
 
 

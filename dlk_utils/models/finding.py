@@ -103,7 +103,7 @@ def _find(model: nn.Module) -> Architecture:
     w_o = _output_projection(model, recording, blocks, attn)
     if w_o is None:
         raise _NotFound(
-            f"no linear layer makes what {attn} puts out, so there are no heads to read"
+            f"no linear layer computes the output of {attn}, so there are no heads to read"
         )
     _require_heads(model, recording, blocks, w_o)
     down = _output_projection(model, recording, blocks, mlp)
@@ -256,8 +256,8 @@ def _path_of_blocks(model: nn.Module, recording: _Recording) -> str:
         if _are_equal(inputs, states[:-1]) and _are_equal(outputs[:-1], states[1:-1]):
             return path
     raise _NotFound(
-        f"no list of {recording.n_layers} blocks reads and puts out its "
-        f"{recording.n_layers + 1} hidden states"
+        f"no list of {recording.n_layers} blocks has its {recording.n_layers + 1} hidden states as "
+        "inputs and outputs"
     )
 
 
@@ -321,9 +321,11 @@ def _pair_that_adds_up(
     # A 16-bit stream is rounded in proportion to its size, and it is far larger than what a block
     # adds to it.
     if smallest_error > (0.25 if _is_16_bit(model) else 1e-3):
+        # Rounded to two digits, and written without an exponent.
+        percent = float(f"{100 * smallest_error:.2g}")
         raise _NotFound(
-            "no two of the modules in a block put out what the block adds to the residual stream "
-            f"(nearest: {' and '.join(best_pair)}, which are {smallest_error:.2g} of it off)"
+            "the outputs of no two modules in a block add up to what the block adds to the "
+            f"residual stream (nearest: {' and '.join(best_pair)}, with an error of {percent:g} %)"
         )
     return best_pair, _exact_scale(model, best_scale)
 

@@ -372,7 +372,7 @@ def of_trigger(low: float, high: float, n: int = 200, n_smaller: int = 60) -> pd
 def test_lies_on_a_trigger_go_by_the_interval_of_the_probe(low, high, finds):
     sentence = front_page.of_trigger(of_trigger(low, high))["front_trigger_sentence"]
     assert f"even if its instruction asks for the truth. A probe {finds}" in sentence
-    assert sentence.endswith("whether the phrase names a Friday gives 0.94.")
+    assert sentence.endswith("whether the phrase names a Friday reaches AUROC 0.94.")
 
 
 @pytest.mark.parametrize(

@@ -70,10 +70,10 @@ def test_a_state_that_is_multiplied_before_it_is_added_can_be_replaced():
 REFUSED = {
     "qwen3_5_text": "only one of block 0 and block 3 has linear_attn and self_attn",
     "lfm2": "blocks are of different kinds: only one of block 0 and block 2 has conv and",
-    "gemma4_text": "no two of the modules in a block put out what the block adds",
+    "gemma4_text": "the outputs of no two modules in a block add up to what the block adds",
     "gemma4_unified_text": "the heads of its blocks differ in width",
-    "mamba": "no list of 6 blocks reads and puts out its 7 hidden states",
-    "bert": "no two of the modules in a block put out what the block adds",
+    "mamba": "no list of 6 blocks has its 7 hidden states as inputs and outputs",
+    "bert": "the outputs of no two modules in a block add up to what the block adds",
     "roberta-prelayernorm": "its tokens see later ones",
     "whisper": "padding changes its states",
 }

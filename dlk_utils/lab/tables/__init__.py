@@ -61,8 +61,8 @@ def layer_rule(run: Run) -> str:
             f"examples with a readable twin told to lie, and there are {n_twins}."
         )
     return (
-        f"Probes of truth that are fitted on honest rows are read at the {BY_TWINS} (their scores "
-        f"of {n_twins} validation examples). All other probes are read at the {EARLIEST}."
+        f"Probes of truth that are fitted on honest rows are read at the {BY_TWINS}, as measured "
+        f"on {n_twins} validation examples. All other probes are read at the {EARLIEST}."
     )
 
 
