@@ -24,6 +24,8 @@ PAGES = ("families", "glossary", "mistakes", "references", "cite")
 """Pages of the real book that need no notebook."""
 FRONT = """# Front
 
+A name that is wider than a phone: `dlk_utils/organisms/smollm2-dropout/README.md`.
+
 ```{raw} html
 :file: static/pipeline.html
 ```
