@@ -278,6 +278,15 @@ def required_in_words(required: Mapping[str, float]) -> str:
     return ", ".join(shares)
 
 
+RULE_NAMES = {
+    "in a data set before it": "already in an earlier data set",
+    "examples taken": "kept: examples",
+    "scored rows": "kept: scored rows",
+    "kept as known": "kept: known rows",
+}
+"""What rows of `lie_rate.kept_and_dropped` are called on the page, if not as in the table."""
+
+
 def unknowing_sentence(models: pd.DataFrame) -> str:
     """Name the models of `lie_rate.models_table` without a known row, which cannot lie."""
     without = models[models.known == 0]
