@@ -226,9 +226,10 @@ def shots_findings(effects: pd.DataFrame) -> list[str]:
         "* Under an instruction to tell the truth, shots of either kind "
         f"{_change_of_wrong_answers(effects.loc['any shots'])}. "
         + (breaks if effects.estimate_low["any shots"] > 0 else sound),
-        "* Where an effect is the same in all templates of a data set, its interval is as wide as "
-        "Wilson's for 0 of as many templates. The bootstrap interval over all data sets has no "
-        "such minimum. If almost nothing changes, it is probably too narrow.",
+        "* Where an effect is the same in all templates, its interval is as wide as Wilson's for 0 "
+        "of as many templates. Where templates differ, it is a bootstrap interval, which has no "
+        "such minimum. If only a few of many templates differ, as may happen over all data sets, "
+        "it is probably too narrow.",
     ]
 
 
