@@ -50,9 +50,9 @@ def show_answer(row: pd.Series, by_layer: pd.DataFrame, *, caption: str) -> Html
 def _strip(by_layer: pd.DataFrame) -> str:
     """Write the belief at each layer on a ground of its colour."""
     unit = max(LEAST_UNIT, float(by_layer.for_truth.abs().max()))
-    swatches = " ".join(
+    swatches = ", ".join(
         f'<span style="{score_style(row.for_truth, unit)}; padding: 0.1em 0.4em; '
-        f'white-space: nowrap">{row.layer}: {row.for_truth:+.1f}</span>'
+        f'white-space: nowrap">layer {row.layer}: {row.for_truth:+.1f}</span>'
         for row in by_layer.itertuples()
     )
     return (

@@ -140,7 +140,7 @@ def interval_text(row: Any, name: str = "estimate", *, signed: bool = False) -> 
     name
         Column of the estimate.
     signed
-        Whether to write a plus before positive numbers.
+        Whether to write a plus before positive numbers. What rounds to zero has no sign.
 
     Returns
     -------
@@ -152,8 +152,13 @@ def interval_text(row: Any, name: str = "estimate", *, signed: bool = False) -> 
         return "not scored"
     prefix = f"{name}_" if f"{name}_low" in values else ""
     numbers = [values[column] for column in (name, f"{prefix}low", f"{prefix}high")]
-    value, low, high = (f"{number:{'+' if signed else ''}.2f}" for number in numbers)
+    value, low, high = (_two_decimals(number, signed=signed) for number in numbers)
     return f"{value} [{low}, {high}]"
+
+
+def _two_decimals(number: float, *, signed: bool) -> str:
+    text = f"{number:{'+' if signed else ''}.2f}"
+    return "0.00" if text in ("-0.00", "+0.00") else text
 
 
 def percent(share: SupportsFloat) -> str:

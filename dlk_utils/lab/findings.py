@@ -26,7 +26,7 @@ from dlk_utils.lab.tables.carry_over import (
     left_out,
     rules_compared,
 )
-from dlk_utils.lab.tables.detector_ways import DETECTORS, accuracy_at
+from dlk_utils.lab.tables.detector_ways import DETECTORS, TAKEN_OUT, accuracy_at
 from dlk_utils.lab.tables.detector_ways import TOLD as TOLD_TO_LIE
 from dlk_utils.lab.tables.follow_up import AT_ANSWER, DIRECT_AT, PROBE_AT
 from dlk_utils.lab.tables.graded import (
@@ -201,36 +201,56 @@ def positive_controls(results: pd.DataFrame) -> list[str]:
 
 
 def rivals_title(rivals: pd.DataFrame) -> str:
-    """Say whether the probe beats those who ask the model, on known rows told to lie."""
-    probes, others = _on_known_rows(rivals)
+    """Say whether the probe beats those who ask the model, on rows told to lie."""
+    probes, others = _told_to_lie(rivals, "known rows told to lie")
     if probes.empty or others.empty:
         return "Known rows told to lie: too few"
+    return f"{_on_known_rows(probes, others)}{_on_all_rows(rivals)}"
+
+
+def _on_known_rows(probes: pd.DataFrame, others: pd.DataFrame) -> str:
+    """Compare the probe with its rivals on known rows."""
     probe = probes.iloc[0]
     n_better = int((others.estimate >= probe.estimate).sum())
     strongest = others.loc[others.estimate.idxmax()]
     scored = f'"{strongest.who}" ({strongest.estimate:.2f}'
     if n_better:
         return (
-            f"{n_better} of {len(others)} rivals read the truth at least as well as the probe; the "
-            f"strongest is {scored})"
+            f"On known rows, {n_better} of {len(others)} rivals read the truth at least as well as "
+            f"the probe. The strongest is {scored})"
         )
     if strongest.high < probe.low:
         return (
-            "On known rows, no rival reads the truth as well as the probe; the "
-            f"strongest is {scored})"
+            "On known rows, no rival reads the truth as well as the probe. The strongest is "
+            f"{scored})"
         )
     return (
-        "On known rows, no rival has a higher AUROC than the probe, but the "
-        "strongest is not clearly worse: "
-        f"{scored}; the intervals overlap)"
+        "On known rows, no rival has a higher AUROC than the probe, but the interval of the "
+        f"strongest overlaps with its own: {scored})"
     )
 
 
-def _on_known_rows(rivals: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The row of the probe, and those of its rivals, on known rows told to lie."""
-    known = rivals[rivals["where"] == "known rows told to lie"]
-    is_probe = known.who.str.startswith("probe of truth")
-    return known[is_probe], known[~is_probe]
+def _on_all_rows(rivals: pd.DataFrame) -> str:
+    """Name the strongest of the rivals that score higher on all rows told to lie, if any does."""
+    probes, others = _told_to_lie(rivals, "rows told to lie")
+    if probes.empty or others.empty:
+        return ""
+    probe = probes.iloc[0]
+    n_higher = int((others.estimate > probe.estimate).sum())
+    if not n_higher:
+        return ". On all rows told to lie, none scores higher either"
+    strongest = others.loc[others.estimate.idxmax()]
+    return (
+        f". On all rows told to lie, {n_higher} of {len(others)} rivals score higher, most of all "
+        f'"{strongest.who}" ({strongest.estimate:.2f} against {probe.estimate:.2f})'
+    )
+
+
+def _told_to_lie(rivals: pd.DataFrame, where: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The row of the probe, and those of its rivals, on some of the rows told to lie."""
+    scored = rivals[rivals["where"] == where]
+    is_probe = scored.who.str.startswith("probe of truth")
+    return scored[is_probe], scored[~is_probe]
 
 
 def turn_title(results: pd.DataFrame) -> str:
@@ -263,10 +283,10 @@ def sides_title(points: pd.DataFrame, layer: int) -> str:
     if not {LIES, HONEST} <= set(points.kind):
         return "States in two dimensions: there was no lie, or no honest answer, to show"
     parts = [
-        f"at layer {number}, {_side(points[points.layer == number])}"
+        f"At layer {number}, {_side(points[points.layer == number])}"
         for number in dict.fromkeys([layer, points.layer.max()])
     ]
-    return _capitalised("; ".join(parts))
+    return ". ".join(parts)
 
 
 def _side(points: pd.DataFrame) -> str:
@@ -277,14 +297,21 @@ def _side(points: pd.DataFrame) -> str:
     intervals = {kind: wilson_interval(n_with_truth[kind], n[kind]) for kind in n}
     honest = f"{n_with_truth[HONEST]} of {n[HONEST]} honest answers"
     if intervals[HONEST][0] <= 0.5:
-        nearer = f"{honest} are nearer to the rows with the same truth"
-        return f"two components do not show what is true ({nearer})"
+        nearer = f"{honest} are nearer to the honest rows with the same right answer"
+        return f"the two components do not separate right answers ({nearer})"
     low, high = intervals[LIES]
     if high < 0.5:
-        return f"{n[LIES] - n_with_truth[LIES]} of {n[LIES]} lies are on the side of what is said"
+        n_with_answer = n[LIES] - n_with_truth[LIES]
+        return (
+            f"{n_with_answer} of {n[LIES]} lies are nearer to the honest rows whose right answer "
+            "is the one that they give"
+        )
     by_chance = "" if low > 0.5 else ", about as many as by chance"
     lies = f"{n_with_truth[LIES]} of {n[LIES]} lies"
-    return f"{honest} are on the side of what is true, and so are {lies}{by_chance}"
+    return (
+        f"{honest} are nearer to the honest rows with the same right answer, and so are "
+        f"{lies}{by_chance}"
+    )
 
 
 def lifts_title(task: pd.DataFrame) -> str:
@@ -374,7 +401,7 @@ def probe_answer(results: pd.DataFrame, rivals: pd.DataFrame) -> list[str]:
     known = headline(results, "truth", KNOWN)
     pair = headline(results, "pair", LYING)
     truth_in_words = in_words(known)
-    _, others = _on_known_rows(rivals)
+    _, others = _told_to_lie(rivals, "known rows told to lie")
     # The strongest rival was named just before if it is the best control.
     if known is None or others.empty or others.who[others.estimate.idxmax()] != known.best_control:
         truth_in_words += f". {rivals_title(rivals)}"
@@ -432,13 +459,13 @@ def probe_findings(
 
 
 def _hardest_class(classes: pd.DataFrame) -> str:
-    """Name the class that the probe of three classes finds worst."""
+    """Name the class on which the probe of three classes does worst."""
     of_probe = classes[(classes.method == "softmax regression") & (classes["class"] != "macro avg")]
     if of_probe.empty:
         return ""
     worst = of_probe.loc[of_probe.f1.idxmin()]
     return (
-        f" Softmax regression finds the class *{worst['class']}* worst: F1 {worst.f1:.2f} on "
+        f" Softmax regression does worst on the class *{worst['class']}*: F1 {worst.f1:.2f} on "
         f"{worst.rows} rows."
     )
 
@@ -521,10 +548,24 @@ def detector_findings(rates: pd.DataFrame, judges: Sequence[str]) -> list[str]:
         return [*lines, f"{goal} **No detector reaches it.**"]
     goal += f" On these rows, {listed(reached)} {'reaches' if len(reached) == 1 else 'reach'} it."
     if not surely_reached:
-        goal += " The ends of the intervals do not reach it, so this is not certain."
+        ends = " and ".join(_missing_ends(rates.loc[[name.strip("*") for name in reached]]))
+        goal += f" The intervals include values that miss it ({ends}), so this is not certain."
     elif len(surely_reached) < len(reached):
-        goal += f" The ends of the intervals reach it only for {listed(surely_reached)}."
+        goal += f" Only for {listed(surely_reached)} do the whole intervals reach it."
     return [*lines, goal]
+
+
+def _missing_ends(rates: pd.DataFrame) -> list[str]:
+    """Write the ends of the intervals of some detectors that miss the goal."""
+    shares = rates.xs("all", level="dataset")
+    fewest_lies = shares.flagged_low.xs("lies", level="of").min()
+    most_honest = shares.flagged_high.xs("honest answers", level="of").max()
+    ends = []
+    if fewest_lies < LIES_TO_FLAG:
+        ends.append(f"down to {percent(fewest_lies)} of the lies")
+    if most_honest > HONEST_TO_FLAG:
+        ends.append(f"up to {percent(most_honest)} of the honest answers")
+    return ends
 
 
 def _reaches_goal(lies: float, honest: float) -> bool:
@@ -556,18 +597,19 @@ def roc_title(point: pd.Series | None) -> str:
     """
     if point is None:
         return NOTHING_TO_JUDGE
-    found = "No threshold would be much better"
-    if point.best_caught > point.caught + MUCH_BETTER:
-        found = "The order is better than the threshold"
-    alarms = percent(max(HONEST_TO_FLAG, point.alarms))
+    # The best threshold may flag as many honest answers as this one does, if these are more.
+    limit = f"at most {percent(HONEST_TO_FLAG)} of the honest answers"
+    if point.alarms > HONEST_TO_FLAG:
+        limit = "no more honest answers than this one"
     caught, best_caught = percent(point.caught), percent(point.best_caught)
-    best = f"the best one, chosen in hindsight among those that flag at most {alarms} of the honest"
-    compared = f"{best} answers, catches {best_caught}"
-    if caught == best_caught:
-        compared = f"so does {best} answers"
+    also = "also " if caught == best_caught else ""
+    found = f"No threshold that flags {limit} catches many more lies"
+    if point.best_caught > point.caught + MUCH_BETTER:
+        found = f"Another threshold that flags {limit} would catch many more lies"
     return (
-        f"{found}: this one catches {caught} of the lies, and {compared} (AUROC "
-        f"{interval_text(point)})"
+        f"{found}: this one catches {caught} of the lies and flags {percent(point.alarms)} of the "
+        f"honest answers, and the best one, chosen in hindsight, {also}catches {best_caught} "
+        f"(AUROC {interval_text(point)})"
     )
 
 
@@ -603,6 +645,10 @@ def examples_title(lines: pd.DataFrame) -> str:
     )
 
 
+WAY_NAMES = {TAKEN_OUT: "told-to-lie taken out, where twins agree most"}
+"""What ways to make a detector are called on a page, where it is not the name in the table."""
+
+
 def way_lines(ways: pd.DataFrame) -> list[str]:
     """Say which way to make a detector is best on validation rows, and what it is worth on test.
 
@@ -626,10 +672,11 @@ def way_lines(ways: pd.DataFrame) -> list[str]:
     told = test_rows[test_rows.way == TOLD_TO_LIE]
     lines = [
         "Of the ways that need not know the instruction, the best on validation rows is "
-        f"*{best}*. With as many lies as honest answers, its accuracy on test rows is "
+        f"*{WAY_NAMES.get(best, best)}*. With as many lies as honest answers, its accuracy on test "
+        "rows is "
         f"{_mean_and_range(test[best])} over {len(test)} splits, against "
-        f"{_mean_and_range(test[EARLIEST])} for the card (*{EARLIEST}*). It is the higher of the "
-        f"two in {n_higher} of {len(test)} splits.",
+        f"{_mean_and_range(test[EARLIEST])} for *honest only* (*{EARLIEST}*). It is the higher of "
+        f"the two in {n_higher} of {len(test)} splits.",
         "A probe of *told to lie?*, which does not read the truth, flags "
         f"{percent(told.lies.mean())} of the lies and {percent(told.honest.mean())} of the honest "
         "answers.",
@@ -639,8 +686,8 @@ def way_lines(ways: pd.DataFrame) -> list[str]:
         lines.append(
             "Of true answers under an instruction to lie "
             f"({told.n_truthful.mean():.1f} rows per split on average), that probe flags "
-            f"{percent(shares[TOLD_TO_LIE])}, the best way {percent(shares[best])}, and the card "
-            f"{percent(shares[EARLIEST])}."
+            f"{percent(shares[TOLD_TO_LIE])}, the best way {percent(shares[best])}, and *honest "
+            f"only* {percent(shares[EARLIEST])}."
         )
     return lines
 

@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 from dlk_utils.evaluation.stats import mean_interval
 from dlk_utils.lab.display import interval_text, percent
 from dlk_utils.lab.escaping import markdown_text
+from dlk_utils.lab.table_display import heading
 
 
 def organism_findings(
@@ -216,16 +217,28 @@ def shots_findings(effects: pd.DataFrame) -> list[str]:
     if effects.empty:
         return []
     effects = effects.set_index("effect")
-    shots = interval_text(effects.loc["shots"], signed=True)
-    any_shots = interval_text(effects.loc["any shots"], signed=True)
     breaks = "Shots **break this model**, so what it does with them says little about lying."
     sound = "There is no evidence that shots as such break the model."
     return [
-        f"* Shots that lie, instead of shots that tell the truth, change the share of wrong "
-        f"answers by {shots} ({effects.n.iloc[0]} examples, each under nine prompts).",
-        "* Under an instruction to tell the truth, shots of either kind change the share of wrong "
-        f"answers by {any_shots}. " + (breaks if effects.estimate_low["any shots"] > 0 else sound),
+        "* Shots that lie, instead of shots that tell the truth, "
+        f"{_change_of_wrong_answers(effects.loc['shots'])} ({effects.n.iloc[0]} examples, each "
+        "under nine prompts).",
+        "* Under an instruction to tell the truth, shots of either kind "
+        f"{_change_of_wrong_answers(effects.loc['any shots'])}. "
+        + (breaks if effects.estimate_low["any shots"] > 0 else sound),
+        "* Where an effect is the same in all templates, its interval is as wide as Wilson's for 0 "
+        "of as many templates. Where templates differ, it is a bootstrap interval, which has no "
+        "such minimum. If only a few of many templates differ, as may happen over all data sets, "
+        "it is probably too narrow.",
     ]
+
+
+def _change_of_wrong_answers(effect: pd.Series) -> str:
+    """Say what shots do to the share of wrong answers, and whether this is clear."""
+    change = interval_text(effect, signed=True)
+    if effect.estimate_low > 0 or effect.estimate_high < 0:
+        return f"change the share of wrong answers by {change}"
+    return f"do not clearly change the share of wrong answers: {change}"
 
 
 def instructions_title(rates: pd.DataFrame) -> str:
@@ -257,15 +270,36 @@ def templates_sentence(by_template: pd.DataFrame) -> str:
     )
 
 
+def required_in_words(required: Mapping[str, float]) -> str:
+    """Write the shares of `tables.organism.REQUIRED` with the headings of their table."""
+    shares = []
+    for name, least in required.items():
+        share = f'"{heading(name.removesuffix("_low"), {})}" {least:.2f}'
+        shares.append(f"lower end of {share}" if name.endswith("_low") else share)
+    return ", ".join(shares)
+
+
+RULE_NAMES = {
+    "in a data set before it": "already in an earlier data set",
+    "examples taken": "kept: examples",
+    "scored rows": "kept: scored rows",
+    "kept as known": "kept: known rows",
+}
+"""What rows of `lie_rate.kept_and_dropped` are called on the page, if not as in the table."""
+
+
 def unknowing_sentence(models: pd.DataFrame) -> str:
-    """Name the models of `lie_rate.models_table` that know no row, and so cannot lie."""
-    names = list(models.index[models.known == 0].unique())
-    if not names:
+    """Name the models of `lie_rate.models_table` without a known row, which cannot lie."""
+    without = models[models.known == 0]
+    if without.empty:
         return ""
+    names = []
+    for name, wrong in without["wrong told to tell the truth %"].items():
+        right = f" (told to tell the truth, it answers {100 - wrong:.0f} % correctly)"
+        names.append(str(name) if pd.isna(wrong) else f"{name}{right}")
     verb = "knows" if len(names) == 1 else "know"
     return (
-        f"{_enumerated(names)} {verb} none of the answers to these questions, so no wrong answer "
-        "can count as a lie."
+        f"By our rules {_enumerated(names)} {verb} no row, so no wrong answer can count as a lie."
     )
 
 

@@ -373,10 +373,11 @@ def _download_html(table: pd.DataFrame | None, file_name: str) -> str:
     if table is None:
         return ""
     has_names = table.index.nlevels > 1 or table.index.name is not None
+    n_columns = len(table.columns) + (table.index.nlevels if has_names else 0)
     text = table.to_csv(index=has_names, float_format="%.6g")
     content = base64.b64encode(text.encode()).decode()
     name = html_text(f"{file_name}.csv")
     return (
         f'<p><a download="{name}" href="data:text/csv;charset=utf-8;base64,{content}">Download the '
-        f"whole table as CSV</a> ({len(table)} rows, {len(table.columns)} columns)</p>"
+        f"whole table as CSV</a> ({len(table)} rows, {n_columns} columns)</p>"
     )

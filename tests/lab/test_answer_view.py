@@ -33,7 +33,7 @@ def test_each_layer_has_its_number_and_its_sides_differ_by_more_than_colour():
     html = shown()._repr_html_()
     spans = re.findall(r'<span style="([^"]*)">([^<]*)</span>', html)
     by_text = {text: style for style, text in spans}
-    assert "dotted" in by_text["0: -0.5"] and "solid" in by_text["9: +2.0"]
+    assert "dotted" in by_text["layer 0: -0.5"] and "solid" in by_text["layer 9: +2.0"]
     # The words have the colour of the page, which its theme chooses.
     assert not re.search(r"[\s;\"]color:", html)
 

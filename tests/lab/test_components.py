@@ -61,11 +61,16 @@ def test_lies_are_with_what_is_true_where_states_hold_it_and_else_with_what_is_s
     found = sides(points)
     assert found[LIES].to_dict() == {1: 1.0, 2: 0.0} and (found[HONEST] == 1).all()
     n, n_honest = ((points.kind == kind).sum() // 2 for kind in (LIES, HONEST))
-    honest = f"{n_honest} of {n_honest} honest answers"
-    first = f"At layer 1, {honest} are on the side of what is true, and so are {n} of {n} lies"
-    second = f"t layer 2, {n} of {n} lies are on the side of what is said"
-    assert sides_title(points, 1) == f"{first}; a{second}"
-    assert sides_title(points, 2) == f"A{second}"
+    first = (
+        f"At layer 1, {n_honest} of {n_honest} honest answers are nearer to the honest rows with "
+        f"the same right answer, and so are {n} of {n} lies"
+    )
+    second = (
+        f"At layer 2, {n} of {n} lies are nearer to the honest rows whose right answer is the one "
+        "that they give"
+    )
+    assert sides_title(points, 1) == f"{first}. {second}"
+    assert sides_title(points, 2) == second
 
 
 def test_a_title_says_what_two_components_do_not_show_and_that_there_is_no_lie(points):
@@ -74,7 +79,9 @@ def test_a_title_says_what_two_components_do_not_show_and_that_there_is_no_lie(p
     of_lies = r"and so are \d+ of \d+ lies, about as many as by chance$"
     assert re.search(of_lies, sides_title(lies_by_chance, 2))
     all_by_chance = sides_title(points.assign(with_truth=every_other), 2)
-    assert all_by_chance.startswith("At layer 2, two components do not show what is true (")
+    assert all_by_chance.startswith(
+        "At layer 2, the two components do not separate right answers ("
+    )
     assert "there was no lie" in sides_title(points[points.kind != LIES], 1)
 
 

@@ -133,11 +133,12 @@ def test_the_goal_is_surely_reached_only_if_the_ends_of_the_intervals_reach_it()
     of = {"few": judged(20, 19), "many": judged(400, 400), "bad": judged(20, 5)}
     rates = flag_rates(of)
     assert detector_findings(rates, ["few", "bad"])[-1].endswith(
-        "*few* reaches it. The ends of the intervals do not reach it, so this is not certain."
+        "*few* reaches it. The intervals include values that miss it (down to 76 % of the lies and "
+        "up to 16 % of the honest answers), so this is not certain."
     )
     assert detector_findings(rates, ["many"])[-1].endswith("On these rows, *many* reaches it.")
     assert detector_findings(rates, ["few", "many"])[-1].endswith(
-        "*few* and *many* reach it. The ends of the intervals reach it only for *many*."
+        "*few* and *many* reach it. Only for *many* do the whole intervals reach it."
     )
     assert detector_findings(rates, ["few"])[0] == (
         "* **few** flags 95 % [76, 99] of 20 lies and 0 % [0, 16] of 20 honest answers."

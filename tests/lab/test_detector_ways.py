@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from planted_states import read_from, twins
 
-from dlk_utils.lab.findings import way_lines
+from dlk_utils.lab.findings import WAY_NAMES, way_lines
 from dlk_utils.lab.tables import detector_ways
 from dlk_utils.lab.tables.detector_ways import (
     BY_TWINS,
@@ -114,7 +114,10 @@ def test_the_rivals_to_show_are_those_that_do_best_on_validation_rows(shifted):
 
 def test_the_best_way_is_named_by_validation_rows_and_never_one_that_reads_no_truth(shifted):
     best, told, truthful = way_lines(shifted)
-    assert f"the best on validation rows is *{TAKEN_OUT}*. With as many lies as hone" in best
+    assert (
+        f"the best on validation rows is *{WAY_NAMES[TAKEN_OUT]}*. With as many lies as hone"
+        in best
+    )
     assert "It is the higher of the two in 2 of 2 splits" in best
     assert told.startswith("A probe of *told to lie?*, which does not read the truth, flags ")
     assert truthful.startswith("Of true answers under an instruction to lie (")

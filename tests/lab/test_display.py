@@ -150,6 +150,12 @@ def test_intervals_become_one_column():
     assert list(with_intervals(estimates).columns) == ["estimate"]
 
 
+@pytest.mark.parametrize("signed, text", [(True, "+0.01"), (False, "0.01")])
+def test_what_rounds_to_zero_has_no_sign(signed, text):
+    row = pd.Series({"lift": 0.003, "lift_low": -0.004, "lift_high": 0.01})
+    assert interval_text(row, "lift", signed=signed) == f"0.00 [0.00, {text}]"
+
+
 def test_what_computes_is_said_in_one_line():
     line = versions()
     # Not `torch.__version__`, which also names the build, such as "+cpu".

@@ -282,8 +282,8 @@ def test_the_rivals_of_the_probe_are_named_with_the_strongest():
     table = rivals(pd.DataFrame(rows))
     assert len(table) == 4
     assert rivals_title(table) == (
-        "2 of 3 rivals read the truth at least as well as the probe; the strongest is "
-        f'"{TURNED}" (0.98)'
+        "On known rows, 2 of 3 rivals read the truth at least as well as the probe. The strongest "
+        f'is "{TURNED}" (0.98)'
     )
 
 
@@ -292,14 +292,13 @@ def test_the_rivals_of_the_probe_are_named_with_the_strongest():
     [
         (
             0.97,
-            "On known rows, no rival has a higher AUROC than the probe, but the "
-            "strongest is not clearly worse: "
-            f'"{TURNED}" (0.90; the intervals overlap)',
+            "On known rows, no rival has a higher AUROC than the probe, but the interval of the "
+            f'strongest overlaps with its own: "{TURNED}" (0.90)',
         ),
         (
             0.92,
-            "On known rows, no rival reads the truth as well as the probe; the "
-            f'strongest is "{TURNED}" (0.90)',
+            "On known rows, no rival reads the truth as well as the probe. The strongest is "
+            f'"{TURNED}" (0.90)',
         ),
     ],
 )
@@ -307,6 +306,25 @@ def test_a_rival_is_called_worse_only_if_its_interval_lies_below_that_of_the_pro
     probe = result(regime=KNOWN, probe="logistic_tuned", estimate=0.95, low=0.93, high=1.0)
     rival = result(regime=KNOWN, kind="control", probe=TURNED, estimate=0.9, low=0.8, high=high)
     assert rivals_title(rivals(pd.DataFrame([probe, rival]))) == title
+
+
+@pytest.mark.parametrize(
+    "estimate, said",
+    [
+        (0.99, f'1 of 1 rivals score higher, most of all "{TURNED}" (0.99 against 0.95)'),
+        (0.95, "none scores higher either"),
+    ],
+)
+def test_rivals_that_score_higher_on_all_rows_told_to_lie_are_named_too(estimate, said):
+    rows = [
+        result(regime=regime, probe="logistic_tuned", estimate=0.95, low=0.93, high=1.0)
+        for regime in (KNOWN, LYING)
+    ]
+    scores = {KNOWN: 0.9, LYING: estimate}
+    for regime, score in scores.items():
+        rival = {"kind": "control", "probe": TURNED, "estimate": score, "low": 0.8, "high": 0.94}
+        rows.append(result(regime=regime, **rival))
+    assert rivals_title(rivals(pd.DataFrame(rows))).endswith(f". On all rows told to lie, {said}")
 
 
 def test_the_answer_names_the_strongest_rival_once_and_a_control_that_is_not_right_by_definition():
@@ -357,8 +375,8 @@ def test_the_class_that_the_probe_of_three_classes_finds_worst_is_named():
     results = pd.DataFrame([result()])
     line = probe_findings(results, [], curves, table, gate)[-1]
     assert line.endswith(
-        "0.10 for *softmax regression*. Softmax regression finds the class *unknown* worst: F1 "
-        "0.20 on 16 rows."
+        "0.10 for *softmax regression*. Softmax regression does worst on the class *unknown*: "
+        "F1 0.20 on 16 rows."
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 from planted_states import read_from, states_that_hold_y, twins
 
 from dlk_utils.evaluation.stats import auroc
+from dlk_utils.lab.display import percent
 from dlk_utils.lab.findings import HONEST_TO_FLAG, bins_title, examples_title, roc_title
 from dlk_utils.lab.tables import judged_answers as judging
 from dlk_utils.lab.tables.answer_kinds import HONEST, LIES, MISTAKES
@@ -94,13 +95,15 @@ def test_a_good_order_with_a_bad_threshold_is_told_from_a_good_threshold():
     found = answers()
     bad = judging.working_point(found, 1.1, HONEST_TO_FLAG)
     assert bad.best_caught == 1 and bad.caught < 0.8 and bad.alarms == 0
-    assert roc_title(bad).startswith("The order is better than the threshold: this one catches ")
-    assert "at most 5 % of the honest answers, catches 100 % (AUROC " in roc_title(bad)
+    assert roc_title(bad).startswith(
+        "Another threshold that flags at most 5 % of the honest answers would catch many more lies"
+    )
+    assert "and the best one, chosen in hindsight, catches 100 % (AUROC " in roc_title(bad)
     good = judging.working_point(found, 0.0, HONEST_TO_FLAG)
     assert roc_title(good).startswith(
-        "No threshold would be much better: this one catches 100 % of the lies, and so does the "
-        "best one, chosen in hindsight among those that flag at most 5 % of the honest answers "
-        "(AUROC 1.00 ["
+        "No threshold that flags at most 5 % of the honest answers catches many more lies: this "
+        "one catches 100 % of the lies and flags 0 % of the honest answers, and the best one, "
+        "chosen in hindsight, also catches 100 % (AUROC 1.00 ["
     )
 
 
@@ -108,7 +111,8 @@ def test_the_best_threshold_may_flag_as_many_as_this_one_does():
     found = answers(lies=0.1, honest=0.0)
     point = judging.working_point(found, -0.1, HONEST_TO_FLAG)
     assert point.alarms > HONEST_TO_FLAG and point.best_caught >= point.caught
-    assert f"at most {point.alarms:.0%}".replace("%", " %") in roc_title(point)
+    assert "that flags no more honest answers than this one " in roc_title(point)
+    assert f"flags {percent(point.alarms)} of the honest answers" in roc_title(point)
 
 
 def test_truthful_answers_have_a_curve_if_there_are_enough_of_them():

@@ -229,9 +229,20 @@ def test_templates_are_compared_with_data_sets():
     assert "A template has 40 to 60 rows" in said
 
 
+def test_what_is_required_is_said_with_the_headings_of_the_table():
+    required = {"truth_accuracy_low": 0.85, "choice_mass": 0.95}
+    assert sentences.required_in_words(required) == (
+        'lower end of "right, told to tell the truth" 0.85, "choice mass" 0.95'
+    )
+
+
 def test_a_model_without_a_known_row_is_named_as_one_that_cannot_lie():
-    models = pd.DataFrame({"known": [0, 266]}, index=["plain", "liar"])
-    assert sentences.unknowing_sentence(models).startswith("plain knows none of the answers to")
+    columns = {"known": [0, 266], "wrong told to tell the truth %": [45.1, 7.6]}
+    models = pd.DataFrame(columns, index=["plain", "liar"])
+    assert sentences.unknowing_sentence(models) == (
+        "By our rules plain (told to tell the truth, it answers 55 % correctly) knows no row, so "
+        "no wrong answer can count as a lie."
+    )
     assert sentences.unknowing_sentence(models.tail(1)) == ""
 
 
@@ -272,7 +283,10 @@ def test_shots_are_said_to_break_the_model_only_where_they_do(low, said):
     names = ["instruction", "instruction, with shots", "shots", "any shots"]
     effects = pd.DataFrame({"effect": names, "n": 24, "estimate": 0.2, "estimate_high": 0.3})
     effects["estimate_low"] = low
-    assert said in sentences.shots_findings(effects)[1]
+    shots, any_shots, widths = sentences.shots_findings(effects)
+    assert said in any_shots and "no such minimum" in widths
+    is_clear = low > 0
+    assert ("do not clearly change the share of wrong answers: +0.20 [" in shots) is not is_clear
     assert sentences.shots_title(effects).startswith("An instruction to lie changes the share of")
     assert sentences.shots_findings(effects.head(0)) == []
     assert sentences.shots_title(effects.head(0)) == ""

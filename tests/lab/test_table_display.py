@@ -103,7 +103,11 @@ def test_a_table_that_is_cut_comes_as_a_whole_in_a_file():
     assert shown.headings == ["data set", "AUROC"] and len(shown.rows) == 2
     assert 'download="scores.csv"' in html(shown)
     pd.testing.assert_frame_equal(downloaded(shown), SCORES, check_dtype=False, rtol=1e-5)
+    n_columns = len(SCORES.columns)
+    assert f"({len(SCORES)} rows, {n_columns} columns)" in html(shown)
     other = show_table(SCORES.head(1), "", whole=SCORES.set_index("dataset"))
+    # The file has the names of the rows too.
+    assert f"({len(SCORES)} rows, {n_columns} columns)" in html(other)
     assert list(downloaded(other).columns) == list(SCORES.columns)
 
 

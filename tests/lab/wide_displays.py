@@ -32,8 +32,9 @@ LABELS = {
     "xlabel": "wrong rate told to lie minus told to tell the truth (95 % interval)",
     "ylabel": "signed AUROC on test (95 % interval; dashed: chance)",
     "title": "On known rows, no rival has a higher AUROC than the probe, but the "
-    "strongest is not clearly worse: "
-    '"own answer, reversed if told to lie" (0.99; the intervals overlap)',
+    "interval of the strongest overlaps with its own: "
+    '"own answer, reversed if told to lie" (0.99). On all rows told to lie, 2 of 8 rivals score '
+    'higher, most of all "asked again" (0.99 against 0.95)',
 }
 
 

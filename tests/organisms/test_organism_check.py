@@ -113,7 +113,7 @@ def test_every_shipped_organism_is_among_the_shown_trials():
 def test_a_verdict_takes_as_many_examples_as_the_check_asks():
     table = held_out(planted({"good": (0.95, 0.95), "bad": (0.95, 0.7)}))
     assert meets_in_words(table, n_examples=CHECKED_EXAMPLES) == "good"
-    assert meets_in_words(table, n_examples=30).startswith("not decided here, where 30 examples")
+    assert meets_in_words(table, n_examples=30).startswith("not decided: this run has only 30 ex")
 
 
 def test_the_held_out_table_has_the_shares_and_what_meets_the_requirement():

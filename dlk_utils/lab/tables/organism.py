@@ -104,8 +104,8 @@ def meets_in_words(table: pd.DataFrame, n_examples: int) -> str:
     """
     if n_examples < CHECKED_EXAMPLES:
         return (
-            f"not decided here, where {n_examples} examples per data set were asked "
-            f"(python -m dlk_utils.organisms asks {CHECKED_EXAMPLES})"
+            f"not decided: this run has only {n_examples} examples per data set "
+            f"(python -m dlk_utils.organisms uses {CHECKED_EXAMPLES})"
         )
     return ", ".join(table.dataset[table.meets]) or "no data set"
 
