@@ -712,7 +712,7 @@ def carry_over_answer(
         lines.append(
             "* **From one data set to another**, the probe is above chance in "
             f"{(apart.low > 0.5).sum()} of {len(apart)} cases, with an AUROC of "
-            f"{least_to_most(apart.estimate)}."
+            f"{least_to_most(apart.estimate)}.{_cases_of_few_rows(apart)}"
         )
     if len(regrouped):
         lines.append(f"* **Over other splits of the same examples**: {split_spread(regrouped)}.")
@@ -764,7 +764,7 @@ def carry_over_findings(
             "* From one data set to another, the probe reads the truth on rows told to lie with an "
             f"AUROC of {least_to_most(apart.estimate)}. It is above chance in "
             f"{(apart.low > 0.5).sum()} of {len(apart)} cases, and below chance in "
-            f"{(apart.high < 0.5).sum() or 'none'}.",
+            f"{(apart.high < 0.5).sum() or 'none'}.{_cases_of_few_rows(apart)}",
             f"* The lowest score is from {markdown_text(worst.trained_on)} to "
             f"{markdown_text(worst.tested_on)}: {in_brief(worst)}.",
         ]
@@ -776,12 +776,12 @@ def carry_over_findings(
         if len(pairs):
             lines.append(
                 f"* From one single {what} to another, the probe is above chance in "
-                f"{(pairs.low > 0.5).sum()} of {len(pairs)} cases."
+                f"{(pairs.low > 0.5).sum()} of {len(pairs)} cases.{_cases_of_few_rows(pairs)}"
             )
     for _, row in styles[styles.probe == "logistic"].iterrows():
         lines.append(
             f"* In the style *{markdown_text(row['style'])}*, the {row.probe} probe scores "
-            f"{in_brief(row)}, and the model's own answer {row.own_answer:.2f}."
+            f"{in_brief(row)}, and the model's own answer, reversed, {1 - row.own_answer:.2f}."
         )
     if len(regrouped):
         lines += [
@@ -793,17 +793,41 @@ def carry_over_findings(
     return lines
 
 
+def _cases_of_few_rows(cases: pd.DataFrame) -> str:
+    """Say how many cases have fewer rows of the smaller class than a claim needs, if any have."""
+    n_few = int((cases.n_smaller < MIN_FOR_HEADLINE).sum())
+    if not n_few:
+        return ""
+    has = "has" if n_few == 1 else "have"
+    return (
+        f" {n_few} of {len(cases)} cases {has} fewer than the {MIN_FOR_HEADLINE} rows of the "
+        "smaller class that a claim needs."
+    )
+
+
+def _range_of_counts(counts: pd.Series) -> str:
+    """Write "10 to 19", or the number if all are alike."""
+    least, most = counts.min(), counts.max()
+    return str(least) if least == most else f"{least} to {most}"
+
+
 def _left_out_sentence(others: pd.DataFrame, what: str) -> str:
     """Say how groups are read that were left out of training, and whether they clearly differ."""
-    rows = str(others.n.min())
-    if others.n.nunique() > 1:
-        rows = f"{others.n.min()} to {others.n.max()}"
     text = (
         f"When one {what} is left out of training, the AUROC on it is "
-        f"{least_to_most(others.estimate)}, with {rows} rows each"
+        f"{least_to_most(others.estimate)}, with {_range_of_counts(others.n)} rows each "
+        f"({_range_of_counts(others.n_smaller)} in the smaller class)"
     )
+    if others.n_smaller.max() < MIN_FOR_HEADLINE:
+        plural = {"family": "families"}.get(what, f"{what}s")
+        return (
+            f"{text}. These are fewer than the {MIN_FOR_HEADLINE} rows of the smaller class that "
+            f"a claim needs, so nothing is claimed about single {plural}"
+        )
+    if few := _cases_of_few_rows(others):
+        text = f"{text}.{few.removesuffix('.')}"
     if others.low.max() <= others.high.min():
-        return f"{text}. The intervals all overlap, so these do not differ clearly"
+        return f"{text}. The intervals all overlap, so no difference is shown"
     worst, best = others.estimate.idxmin(), others.estimate.idxmax()
     return (
         f"{text}. The lowest is {markdown_text(worst)} ({interval_text(others.loc[worst])}), and "
@@ -869,6 +893,20 @@ def trainings_agree(first: pd.DataFrame, second: pd.DataFrame) -> bool:
     return all(_agree_on(first, second, where) for where in (KNOWN_ROWS, ALL_ROWS))
 
 
+def _agreement(first: pd.DataFrame, second: pd.DataFrame) -> str:
+    """Say in which way two trainings agree that do so by `trainings_agree`."""
+    sides = []
+    for where in (KNOWN_ROWS, ALL_ROWS):
+        means = _summary_of_splits(first, where)["mean"]
+        is_ahead = means.drop(PROBE).max() < means[PROBE]
+        beats = "scores higher than" if is_ahead else "does not score higher than"
+        sides.append(f"the probe {beats} its best rival on {where}")
+    return (
+        "So the two trainings agree: the mean score of each lies within the range of the other, "
+        f"and in both {listed(sides)}."
+    )
+
+
 def _agree_on(first: pd.DataFrame, second: pd.DataFrame, where: str) -> bool:
     both = [_summary_of_splits(table, where) for table in (first, second)]
     probes = [table.loc[PROBE] for table in both]
@@ -899,7 +937,7 @@ def trainings_findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
             "* Nothing is claimed about a second training: none was asked, or it has too few rows.",
         ]
     if trainings_agree(*tables.values()):
-        return [*lines, "* So the two trainings agree."]
+        return [*lines, f"* {_agreement(*tables.values())}"]
     return [*lines, "* So the two trainings do not quite agree."]
 
 
@@ -1134,15 +1172,18 @@ def trigger_title(triggered: pd.DataFrame) -> str:
     probe = of_lies.loc[PROBE]
     if too_few_for_a_claim(probe):
         return "A model that lies on a trigger: too few rows for a claim"
-    found = "does not clearly tell them from truthful answers"
+    found = "does not clearly tell lies from truthful answers"
     if probe.low > 0.5:
-        found = "tells them from truthful answers"
+        found = "tells lies from truthful answers"
     elif probe.high < 0.5:
-        found = "takes truthful answers for them"
-    return (
-        f"Nothing asks for its lies: a probe fitted without the trigger {found} (AUROC "
+        found = "takes truthful answers for lies"
+    title = (
+        f"On a model that lies on a trigger, a probe fitted without the trigger {found} (AUROC "
         f"{interval_text(probe)})"
     )
+    if trigger.TRIGGER_THERE not in of_lies.index:
+        return title
+    return f"{title}. Knowing the trigger gives {of_lies.estimate[trigger.TRIGGER_THERE]:.2f}"
 
 
 def trigger_sentence(triggered: pd.DataFrame) -> str:
@@ -1199,7 +1240,16 @@ def votes_of_most_draws(votes: pd.DataFrame) -> str:
     """Write the score of each way to vote, with all draws."""
     is_vote = (votes.draws == votes.draws.max()) & (votes.method != "mean answer")
     found = [f"{interval_text(row)} ({row.method})" for row in votes[is_vote].itertuples()]
-    return " or ".join(found) or NOT_SCORED
+    return listed(found) if found else NOT_SCORED
+
+
+def _mean_answer(votes: pd.DataFrame) -> str:
+    """Say what the mean answer of all draws scores if it is reversed; nothing if it is absent."""
+    is_mean = (votes.draws == votes.draws.max()) & (votes.method == "mean answer")
+    if not is_mean.any():
+        return ""
+    reversed_answer = 1 - votes.estimate[is_mean].iloc[0]
+    return f" The mean answer of these draws, reversed, reads it with {reversed_answer:.2f}."
 
 
 SHOWN_LOSS = "pair_ranking"
@@ -1240,8 +1290,9 @@ def pair_findings(pairs: pd.DataFrame, votes: pd.DataFrame, one_state: str) -> l
         lines += [
             f"* On rows that ask for a lie, {_rankings_above(told_to_lie)}. The highest score, "
             "which is too optimistic because it was picked on the test rows, is "
-            f"that of {best.probe} on *{best.pairs}*: {in_brief(best)}.",
-            f"* A small effect may have been missed. {_visible(told_to_lie)}.",
+            f"that of {best.probe} on *{best.pairs}*: {in_brief(best)}."
+            f"{_cases_of_few_rows(told_to_lie)}",
+            f"* {_visible(told_to_lie)}.",
         ]
     if len(honest):
         best = honest.loc[honest.estimate.idxmax()]
@@ -1252,9 +1303,9 @@ def pair_findings(pairs: pd.DataFrame, votes: pd.DataFrame, one_state: str) -> l
         )
     if len(votes):
         lines.append(
-            f"* As a score of the truth, a vote over {votes.draws.max()} draws has AUROC "
-            f"{votes_of_most_draws(votes)}. A probe of one state without dropout reaches "
-            f"{one_state}."
+            f"* On rows told to lie, votes over {votes.draws.max()} draws read the truth with "
+            f"AUROC {votes_of_most_draws(votes)}.{_mean_answer(votes)} A probe of one state "
+            f"without dropout reaches {one_state}."
         )
     return lines
 
@@ -1264,11 +1315,14 @@ def _visible(pairs: pd.DataFrame) -> str:
     kinds = pairs.drop_duplicates("pairs").sort_values("n_smaller", ascending=False)
     ends = kinds.iloc[[0, -1]].drop_duplicates("n_smaller")
     found = [
-        f"{visible_auroc(int(row.n), int(row.n_smaller)):.2f} or more for *{row.pairs}* "
+        f"{visible_auroc(int(row.n), int(row.n_smaller)):.2f} for *{row.pairs}* "
         f"({row.n_smaller} of {row.n} rows in the smaller class)"
         for row in ends.itertuples()
     ]
-    return f"Four trials in five would detect an AUROC of {listed(found)}"
+    return (
+        "A real effect may have been missed: a test of this size detects an AUROC of only "
+        f"{listed(found)} four times out of five"
+    )
 
 
 def _rankings_above(pairs: pd.DataFrame) -> str:
@@ -1656,7 +1710,8 @@ def _verdicts_in_words(verdict_of: Mapping[str, str]) -> str:
     n_moving = sum(map(len, names_by_verdict.values()))
     sentences = [
         f"{n_moving or 'None'} of {len(verdict_of)} directions "
-        f"{'changes' if n_moving == 1 else 'change'} more answers than controls of their length do."
+        f"{'changes' if n_moving == 1 else 'change'} more answers than controls of their length "
+        "do, for at least one sign of the push and one instruction."
     ]
     for verdict_there, names in names_by_verdict.items():
         verb, rest = verdict_there.split(" ", 1)
@@ -1755,7 +1810,7 @@ def chats_findings(turns: Sequence[pd.DataFrame]) -> list[str]:
     n_mixed = int(((parts.lowest < 0) & (parts.highest > 0)).sum())
     return [
         f"* In {n_mixed} of {len(parts)} parts of the chats, some tokens score above 0 and some "
-        f"below. The means over all parts range from {parts['mean'].min():+.1f} to "
+        f"below. The mean scores of the parts range from {parts['mean'].min():+.1f} to "
         f"{parts['mean'].max():+.1f}. A single token shows little."
     ]
 
