@@ -1088,17 +1088,27 @@ def follow_up_finding(tables: Mapping[str, pd.DataFrame], question: str) -> str:
     n_worse = int((probes.gain_low > 0).sum())
     n_above_words = int((probes.lead_low > 0).sum())
     if n_better == len(probes):
-        makes_it = "makes it easier"
+        finding = f"makes it easier {to_read}"
     elif n_worse == len(probes):
-        makes_it = "makes it harder"
+        finding = f"makes it harder {to_read}"
     elif n_better and n_worse:
-        makes_it = "sometimes makes it easier, and sometimes harder,"
+        finding = (
+            f"makes it clearly easier {to_read} for {n_better} of {len(probes)} probes, and "
+            f"clearly harder for {n_worse}"
+        )
     elif n_better:
-        makes_it = "sometimes makes it easier"
+        finding = (
+            f"makes it clearly easier {to_read} for {n_better} of {len(probes)} probes, and "
+            "clearly harder for none"
+        )
     elif n_worse:
-        makes_it = "sometimes makes it harder, and never easier,"
+        finding = (
+            f"makes it clearly harder {to_read} for {n_worse} of {len(probes)} probes, and "
+            "clearly easier for none"
+        )
     else:
-        makes_it = "makes it neither clearly easier nor clearly harder"
+        finding = f"makes it neither clearly easier nor clearly harder {to_read}"
+    models = listed(markdown_text(name) for name in enough)
     at_answer = _range(counted.estimate[counted.who == AT_ANSWER])
     at_follow_up = [
         f"{_range(counted.estimate[counted.who.isin(names)])} for probes of {what}"
@@ -1106,10 +1116,10 @@ def follow_up_finding(tables: Mapping[str, pd.DataFrame], question: str) -> str:
         if counted.who.isin(names).any()
     ]
     sentences = [
-        f"By AUROC, a follow-up question {makes_it} {to_read}",
-        f"Of {len(probes)} probes that read the state there, {n_better} score clearly higher than "
-        f"the probe at the answer and {n_worse} clearly lower, and {n_above_words} score clearly "
-        "higher than what the model says there",
+        f"By AUROC, a follow-up question {finding}",
+        f"Of {len(probes)} probes that read the state there (on {models}), {n_better} score "
+        f"clearly higher than the probe at the answer and {n_worse} clearly lower, "
+        f"and {n_above_words} score clearly higher than what the model says there",
         f"The AUROC is {at_answer} at the answer, and at the follow-up it is "
         f"{' and '.join(at_follow_up)}",
         _accuracies(counted, probes),
@@ -1346,18 +1356,20 @@ def raised_title(mistakes: pd.DataFrame) -> str:
         return NOT_SCORED
     raised = that_raise(mistakes)
     title = (
-        f"{interval_text(mistakes.iloc[0])} without a mistake; {len(raised)} of "
+        f"{interval_text(mistakes.iloc[0])} without a mistake. {len(raised)} of "
         f"{len(mistakes) - 1} mistakes raise the score"
     )
     if raised.empty:
         return title
     top = raised.loc[raised.estimate.idxmax()]
-    return f"{title}, at most to {top.estimate:.2f} ({top.mistake})"
+    return f"{title}, to {top.estimate:.2f} at most ({top.mistake})"
 
 
 IN_WORDS = {
     CLEAN: "none",
     "as it should be": "without a mistake",
+    CLAIMS["the next word taken for the truth"][1]: "it scores the model's next word, which is all "
+    "that can be read when both choices begin alike",
     "truth": "a probe of truth",
     TRUTH_OF_LIES: "a probe of truth that was fitted on honest rows and read on rows that ask for "
     "a lie",
@@ -1428,7 +1440,7 @@ def other_model_sentence(model_name: str, gate: pd.DataFrame) -> str:
 
     `gate` is the table of `evaluation.behaviour.knowledge_gate`.
     """
-    begin = "Where there is much to find, a mistake has little to add. So we repeat this on"
+    begin = "On a high clean score, a mistake can add little. So we repeat this on"
     name = markdown_text(model_name)
     known = [markdown_text(dataset) for dataset in gate.dataset[gate.passes]]
     if known:
@@ -1436,8 +1448,9 @@ def other_model_sentence(model_name: str, gate: pd.DataFrame) -> str:
     right = gate.truth_accuracy
     return (
         f"{begin} {name}, which knows none of the data sets (told to tell the truth, it answers "
-        f"{percent(right.min())} to {percent(right.max())} of the questions correctly). All of "
-        "them are used, and there is little truth to read."
+        f"{percent(right.min())} to {percent(right.max())} of the questions correctly). The "
+        "knowledge gate refuses them all. We set it aside here, because only the mistakes are "
+        "compared."
     )
 
 
@@ -1463,10 +1476,11 @@ def mistake_findings(mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
         clean = table.iloc[0]
         lines.append(f"* Without a mistake, {markdown_text(model)} scores {in_brief(clean)}.")
         for row in mistakes_in_words(that_raise(table)).itertuples():
+            overlap = " The two intervals overlap." if row.low <= clean.high else ""
             lines.append(
                 f"* With *{row.mistake}*, {markdown_text(model)} scores {interval_text(row)} "
-                f"instead of {clean.estimate:.2f}. This looks like the score of {row.claim}, but "
-                f"{row.but}."
+                f"instead of {interval_text(clean)}.{overlap} This looks like the score of "
+                f"{row.claim}, but {row.but}."
             )
     return lines
 
@@ -1474,7 +1488,7 @@ def mistake_findings(mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
 # 11: steering.
 
 NOTHING_MOVED = "changes no more answers than controls of its length do"
-NOT_BOTH_LABELS = "changes some answers, but not clearly those of both labels"
+NOT_BOTH_LABELS = "changes answers, but clearly those of one label at most"
 EITHER_SIGN = "changes lies with either sign, which neither an answer nor a belief would do"
 FITS_NEITHER = "changes answers in a pattern that fits neither an answer nor a belief"
 NOT_AS_TOLD = "changes answers, but not only as the instruction would"
@@ -1775,8 +1789,10 @@ def explore_findings(answers: pd.DataFrame) -> list[str]:
     for prompt, rows in answers.groupby("system_prompt", sort=False):
         line = f"* Under *{markdown_text(prompt)}*, the model says {_counts(rows.says)}."
         if "believes" in rows:
+            n_apart = int((rows.says != rows.believes).sum())
             line += (
-                f" The probe reads {_counts(rows.believes)}. The verdict is "
+                f" The probe reads {_counts(rows.believes)}. The two disagree on "
+                f"{n_apart or 'none'} of {len(rows)} claims. The verdict is "
                 f"{_counts(rows.verdict)}."
             )
         lines.append(line)
