@@ -1388,6 +1388,10 @@ F1_OF_DECEPTION = "three classes, F1 of deception"
 """The reported number of three classes; see `headlines.REPORTED`."""
 
 
+DICE_OF_HEADS = "heads, state and gradient, dice loss"
+"""A reported number whose probe is fitted here on less; see `headlines.clean_numbers`."""
+
+
 def survivors_finding(table: pd.DataFrame) -> str:
     """Say which reported numbers are reached here, from the table of `headlines.survivors`."""
     reached, missed = (
@@ -1404,6 +1408,11 @@ def survivors_finding(table: pd.DataFrame) -> str:
         text += (
             f": {_in_italics(reached)}. Reached means that the upper end of the interval, not "
             "always the score itself, is at least the lowest number reported"
+        )
+    if DICE_OF_HEADS in reached:
+        text += (
+            f". Here *{DICE_OF_HEADS}* was measured on the residual stream alone, without heads "
+            f"and gradient ({table['here, cleanly'][DICE_OF_HEADS]})"
         )
     if F1_OF_DECEPTION in reached:
         cell = table["here, cleanly"][F1_OF_DECEPTION]
