@@ -759,7 +759,7 @@ def carry_over_answer(
         lines.append(
             "* **From one data set to another**, the probe is above chance in "
             f"{(apart.low > 0.5).sum()} of {len(apart)} cases, with an AUROC of "
-            f"{least_to_most(apart.estimate)}."
+            f"{least_to_most(apart.estimate)}.{_cases_of_few_rows(apart)}"
         )
     if len(regrouped):
         lines.append(f"* **Over other splits of the same examples**: {split_spread(regrouped)}.")
@@ -811,7 +811,7 @@ def carry_over_findings(
             "* From one data set to another, the probe reads the truth on rows told to lie with an "
             f"AUROC of {least_to_most(apart.estimate)}. It is above chance in "
             f"{(apart.low > 0.5).sum()} of {len(apart)} cases, and below chance in "
-            f"{(apart.high < 0.5).sum() or 'none'}.",
+            f"{(apart.high < 0.5).sum() or 'none'}.{_cases_of_few_rows(apart)}",
             f"* The lowest score is from {markdown_text(worst.trained_on)} to "
             f"{markdown_text(worst.tested_on)}: {in_brief(worst)}.",
         ]
@@ -823,12 +823,12 @@ def carry_over_findings(
         if len(pairs):
             lines.append(
                 f"* From one single {what} to another, the probe is above chance in "
-                f"{(pairs.low > 0.5).sum()} of {len(pairs)} cases."
+                f"{(pairs.low > 0.5).sum()} of {len(pairs)} cases.{_cases_of_few_rows(pairs)}"
             )
     for _, row in styles[styles.probe == "logistic"].iterrows():
         lines.append(
             f"* In the style *{markdown_text(row['style'])}*, the {row.probe} probe scores "
-            f"{in_brief(row)}, and the model's own answer {row.own_answer:.2f}."
+            f"{in_brief(row)}, and the model's own answer, reversed, {1 - row.own_answer:.2f}."
         )
     if len(regrouped):
         lines += [
@@ -840,17 +840,41 @@ def carry_over_findings(
     return lines
 
 
+def _cases_of_few_rows(cases: pd.DataFrame) -> str:
+    """Say how many cases have fewer rows of the smaller class than a claim needs, if any have."""
+    n_few = int((cases.n_smaller < MIN_FOR_HEADLINE).sum())
+    if not n_few:
+        return ""
+    has = "has" if n_few == 1 else "have"
+    return (
+        f" {n_few} of {len(cases)} cases {has} fewer than the {MIN_FOR_HEADLINE} rows of the "
+        "smaller class that a claim needs."
+    )
+
+
+def _range_of_counts(counts: pd.Series) -> str:
+    """Write "10 to 19", or the number if all are alike."""
+    least, most = counts.min(), counts.max()
+    return str(least) if least == most else f"{least} to {most}"
+
+
 def _left_out_sentence(others: pd.DataFrame, what: str) -> str:
     """Say how groups are read that were left out of training, and whether they clearly differ."""
-    rows = str(others.n.min())
-    if others.n.nunique() > 1:
-        rows = f"{others.n.min()} to {others.n.max()}"
     text = (
         f"When one {what} is left out of training, the AUROC on it is "
-        f"{least_to_most(others.estimate)}, with {rows} rows each"
+        f"{least_to_most(others.estimate)}, with {_range_of_counts(others.n)} rows each "
+        f"({_range_of_counts(others.n_smaller)} in the smaller class)"
     )
+    if others.n_smaller.max() < MIN_FOR_HEADLINE:
+        plural = {"family": "families"}.get(what, f"{what}s")
+        return (
+            f"{text}. These are fewer than the {MIN_FOR_HEADLINE} rows of the smaller class that "
+            f"a claim needs, so nothing is claimed about single {plural}"
+        )
+    if few := _cases_of_few_rows(others):
+        text = f"{text}.{few.removesuffix('.')}"
     if others.low.max() <= others.high.min():
-        return f"{text}. The intervals all overlap, so these do not differ clearly"
+        return f"{text}. The intervals all overlap, so no difference is shown"
     worst, best = others.estimate.idxmin(), others.estimate.idxmax()
     return (
         f"{text}. The lowest is {markdown_text(worst)} ({interval_text(others.loc[worst])}), and "
@@ -916,6 +940,20 @@ def trainings_agree(first: pd.DataFrame, second: pd.DataFrame) -> bool:
     return all(_agree_on(first, second, where) for where in (KNOWN_ROWS, ALL_ROWS))
 
 
+def _agreement(first: pd.DataFrame, second: pd.DataFrame) -> str:
+    """Say in which way two trainings agree that do so by `trainings_agree`."""
+    sides = []
+    for where in (KNOWN_ROWS, ALL_ROWS):
+        means = _summary_of_splits(first, where)["mean"]
+        is_ahead = means.drop(PROBE).max() < means[PROBE]
+        beats = "scores higher than" if is_ahead else "does not score higher than"
+        sides.append(f"the probe {beats} its best rival on {where}")
+    return (
+        "So the two trainings agree: the mean score of each lies within the range of the other, "
+        f"and in both {listed(sides)}."
+    )
+
+
 def _agree_on(first: pd.DataFrame, second: pd.DataFrame, where: str) -> bool:
     both = [_summary_of_splits(table, where) for table in (first, second)]
     probes = [table.loc[PROBE] for table in both]
@@ -946,7 +984,7 @@ def trainings_findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
             "* Nothing is claimed about a second training: none was asked, or it has too few rows.",
         ]
     if trainings_agree(*tables.values()):
-        return [*lines, "* So the two trainings agree."]
+        return [*lines, f"* {_agreement(*tables.values())}"]
     return [*lines, "* So the two trainings do not quite agree."]
 
 
@@ -1097,17 +1135,27 @@ def follow_up_finding(tables: Mapping[str, pd.DataFrame], question: str) -> str:
     n_worse = int((probes.gain_low > 0).sum())
     n_above_words = int((probes.lead_low > 0).sum())
     if n_better == len(probes):
-        makes_it = "makes it easier"
+        finding = f"makes it easier {to_read}"
     elif n_worse == len(probes):
-        makes_it = "makes it harder"
+        finding = f"makes it harder {to_read}"
     elif n_better and n_worse:
-        makes_it = "sometimes makes it easier, and sometimes harder,"
+        finding = (
+            f"makes it clearly easier {to_read} for {n_better} of {len(probes)} probes, and "
+            f"clearly harder for {n_worse}"
+        )
     elif n_better:
-        makes_it = "sometimes makes it easier"
+        finding = (
+            f"makes it clearly easier {to_read} for {n_better} of {len(probes)} probes, and "
+            "clearly harder for none"
+        )
     elif n_worse:
-        makes_it = "sometimes makes it harder, and never easier,"
+        finding = (
+            f"makes it clearly harder {to_read} for {n_worse} of {len(probes)} probes, and "
+            "clearly easier for none"
+        )
     else:
-        makes_it = "makes it neither clearly easier nor clearly harder"
+        finding = f"makes it neither clearly easier nor clearly harder {to_read}"
+    models = listed(markdown_text(name) for name in enough)
     at_answer = _range(counted.estimate[counted.who == AT_ANSWER])
     at_follow_up = [
         f"{_range(counted.estimate[counted.who.isin(names)])} for probes of {what}"
@@ -1115,10 +1163,10 @@ def follow_up_finding(tables: Mapping[str, pd.DataFrame], question: str) -> str:
         if counted.who.isin(names).any()
     ]
     sentences = [
-        f"By AUROC, a follow-up question {makes_it} {to_read}",
-        f"Of {len(probes)} probes that read the state there, {n_better} score clearly higher than "
-        f"the probe at the answer and {n_worse} clearly lower, and {n_above_words} score clearly "
-        "higher than what the model says there",
+        f"By AUROC, a follow-up question {finding}",
+        f"Of {len(probes)} probes that read the state there (on {models}), {n_better} score "
+        f"clearly higher than the probe at the answer and {n_worse} clearly lower, "
+        f"and {n_above_words} score clearly higher than what the model says there",
         f"The AUROC is {at_answer} at the answer, and at the follow-up it is "
         f"{' and '.join(at_follow_up)}",
         _accuracies(counted, probes),
@@ -1181,15 +1229,18 @@ def trigger_title(triggered: pd.DataFrame) -> str:
     probe = of_lies.loc[PROBE]
     if too_few_for_a_claim(probe):
         return "A model that lies on a trigger: too few rows for a claim"
-    found = "does not clearly tell them from truthful answers"
+    found = "does not clearly tell lies from truthful answers"
     if probe.low > 0.5:
-        found = "tells them from truthful answers"
+        found = "tells lies from truthful answers"
     elif probe.high < 0.5:
-        found = "takes truthful answers for them"
-    return (
-        f"Nothing asks for its lies: a probe fitted without the trigger {found} (AUROC "
+        found = "takes truthful answers for lies"
+    title = (
+        f"On a model that lies on a trigger, a probe fitted without the trigger {found} (AUROC "
         f"{interval_text(probe)})"
     )
+    if trigger.TRIGGER_THERE not in of_lies.index:
+        return title
+    return f"{title}. Knowing the trigger gives {of_lies.estimate[trigger.TRIGGER_THERE]:.2f}"
 
 
 def trigger_sentence(triggered: pd.DataFrame) -> str:
@@ -1246,7 +1297,16 @@ def votes_of_most_draws(votes: pd.DataFrame) -> str:
     """Write the score of each way to vote, with all draws."""
     is_vote = (votes.draws == votes.draws.max()) & (votes.method != "mean answer")
     found = [f"{interval_text(row)} ({row.method})" for row in votes[is_vote].itertuples()]
-    return " or ".join(found) or NOT_SCORED
+    return listed(found) if found else NOT_SCORED
+
+
+def _mean_answer(votes: pd.DataFrame) -> str:
+    """Say what the mean answer of all draws scores if it is reversed; nothing if it is absent."""
+    is_mean = (votes.draws == votes.draws.max()) & (votes.method == "mean answer")
+    if not is_mean.any():
+        return ""
+    reversed_answer = 1 - votes.estimate[is_mean].iloc[0]
+    return f" The mean answer of these draws, reversed, reads it with {reversed_answer:.2f}."
 
 
 SHOWN_LOSS = "pair_ranking"
@@ -1287,8 +1347,9 @@ def pair_findings(pairs: pd.DataFrame, votes: pd.DataFrame, one_state: str) -> l
         lines += [
             f"* On rows that ask for a lie, {_rankings_above(told_to_lie)}. The highest score, "
             "which is too optimistic because it was picked on the test rows, is "
-            f"that of {best.probe} on *{best.pairs}*: {in_brief(best)}.",
-            f"* A small effect may have been missed. {_visible(told_to_lie)}.",
+            f"that of {best.probe} on *{best.pairs}*: {in_brief(best)}."
+            f"{_cases_of_few_rows(told_to_lie)}",
+            f"* {_visible(told_to_lie)}.",
         ]
     if len(honest):
         best = honest.loc[honest.estimate.idxmax()]
@@ -1299,9 +1360,9 @@ def pair_findings(pairs: pd.DataFrame, votes: pd.DataFrame, one_state: str) -> l
         )
     if len(votes):
         lines.append(
-            f"* As a score of the truth, a vote over {votes.draws.max()} draws has AUROC "
-            f"{votes_of_most_draws(votes)}. A probe of one state without dropout reaches "
-            f"{one_state}."
+            f"* On rows told to lie, votes over {votes.draws.max()} draws read the truth with "
+            f"AUROC {votes_of_most_draws(votes)}.{_mean_answer(votes)} A probe of one state "
+            f"without dropout reaches {one_state}."
         )
     return lines
 
@@ -1311,11 +1372,14 @@ def _visible(pairs: pd.DataFrame) -> str:
     kinds = pairs.drop_duplicates("pairs").sort_values("n_smaller", ascending=False)
     ends = kinds.iloc[[0, -1]].drop_duplicates("n_smaller")
     found = [
-        f"{visible_auroc(int(row.n), int(row.n_smaller)):.2f} or more for *{row.pairs}* "
+        f"{visible_auroc(int(row.n), int(row.n_smaller)):.2f} for *{row.pairs}* "
         f"({row.n_smaller} of {row.n} rows in the smaller class)"
         for row in ends.itertuples()
     ]
-    return f"Four trials in five would detect an AUROC of {listed(found)}"
+    return (
+        "A real effect may have been missed: a test of this size detects an AUROC of only "
+        f"{listed(found)} four times out of five"
+    )
 
 
 def _rankings_above(pairs: pd.DataFrame) -> str:
@@ -1339,18 +1403,20 @@ def raised_title(mistakes: pd.DataFrame) -> str:
         return NOT_SCORED
     raised = that_raise(mistakes)
     title = (
-        f"{interval_text(mistakes.iloc[0])} without a mistake; {len(raised)} of "
+        f"{interval_text(mistakes.iloc[0])} without a mistake. {len(raised)} of "
         f"{len(mistakes) - 1} mistakes raise the score"
     )
     if raised.empty:
         return title
     top = raised.loc[raised.estimate.idxmax()]
-    return f"{title}, at most to {top.estimate:.2f} ({top.mistake})"
+    return f"{title}, to {top.estimate:.2f} at most ({top.mistake})"
 
 
 IN_WORDS = {
     CLEAN: "none",
     "as it should be": "without a mistake",
+    CLAIMS["the next word taken for the truth"][1]: "it scores the model's next word, which is all "
+    "that can be read when both choices begin alike",
     "truth": "a probe of truth",
     TRUTH_OF_LIES: "a probe of truth that was fitted on honest rows and read on rows that ask for "
     "a lie",
@@ -1369,6 +1435,10 @@ F1_OF_DECEPTION = "three classes, F1 of deception"
 """The reported number of three classes; see `headlines.REPORTED`."""
 
 
+DICE_OF_HEADS = "heads, state and gradient, dice loss"
+"""A reported number whose probe is fitted here on less; see `headlines.clean_numbers`."""
+
+
 def survivors_finding(table: pd.DataFrame) -> str:
     """Say which reported numbers are reached here, from the table of `headlines.survivors`."""
     reached, missed = (
@@ -1385,6 +1455,11 @@ def survivors_finding(table: pd.DataFrame) -> str:
         text += (
             f": {_in_italics(reached)}. Reached means that the upper end of the interval, not "
             "always the score itself, is at least the lowest number reported"
+        )
+    if DICE_OF_HEADS in reached:
+        text += (
+            f". Here *{DICE_OF_HEADS}* was measured on the residual stream alone, without heads "
+            f"and gradient ({table['here, cleanly'][DICE_OF_HEADS]})"
         )
     if F1_OF_DECEPTION in reached:
         cell = table["here, cleanly"][F1_OF_DECEPTION]
@@ -1421,7 +1496,7 @@ def other_model_sentence(model_name: str, gate: pd.DataFrame) -> str:
 
     `gate` is the table of `evaluation.behaviour.knowledge_gate`.
     """
-    begin = "Where there is much to find, a mistake has little to add. So we repeat this on"
+    begin = "On a high clean score, a mistake can add little. So we repeat this on"
     name = markdown_text(model_name)
     known = [markdown_text(dataset) for dataset in gate.dataset[gate.passes]]
     if known:
@@ -1429,8 +1504,9 @@ def other_model_sentence(model_name: str, gate: pd.DataFrame) -> str:
     right = gate.truth_accuracy
     return (
         f"{begin} {name}, which knows none of the data sets (told to tell the truth, it answers "
-        f"{percent(right.min())} to {percent(right.max())} of the questions correctly). All of "
-        "them are used, and there is little truth to read."
+        f"{percent(right.min())} to {percent(right.max())} of the questions correctly). The "
+        "knowledge gate refuses them all. We set it aside here, because only the mistakes are "
+        "compared."
     )
 
 
@@ -1456,10 +1532,11 @@ def mistake_findings(mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
         clean = table.iloc[0]
         lines.append(f"* Without a mistake, {markdown_text(model)} scores {in_brief(clean)}.")
         for row in mistakes_in_words(that_raise(table)).itertuples():
+            overlap = " The two intervals overlap." if row.low <= clean.high else ""
             lines.append(
                 f"* With *{row.mistake}*, {markdown_text(model)} scores {interval_text(row)} "
-                f"instead of {clean.estimate:.2f}. This looks like the score of {row.claim}, but "
-                f"{row.but}."
+                f"instead of {interval_text(clean)}.{overlap} This looks like the score of "
+                f"{row.claim}, but {row.but}."
             )
     return lines
 
@@ -1467,7 +1544,7 @@ def mistake_findings(mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
 # 11: steering.
 
 NOTHING_MOVED = "changes no more answers than controls of its length do"
-NOT_BOTH_LABELS = "changes some answers, but not clearly those of both labels"
+NOT_BOTH_LABELS = "changes answers, but clearly those of one label at most"
 EITHER_SIGN = "changes lies with either sign, which neither an answer nor a belief would do"
 FITS_NEITHER = "changes answers in a pattern that fits neither an answer nor a belief"
 NOT_AS_TOLD = "changes answers, but not only as the instruction would"
@@ -1703,7 +1780,8 @@ def _verdicts_in_words(verdict_of: Mapping[str, str]) -> str:
     n_moving = sum(map(len, names_by_verdict.values()))
     sentences = [
         f"{n_moving or 'None'} of {len(verdict_of)} directions "
-        f"{'changes' if n_moving == 1 else 'change'} more answers than controls of their length do."
+        f"{'changes' if n_moving == 1 else 'change'} more answers than controls of their length "
+        "do, for at least one sign of the push and one instruction."
     ]
     for verdict_there, names in names_by_verdict.items():
         verb, rest = verdict_there.split(" ", 1)
@@ -1767,8 +1845,10 @@ def explore_findings(answers: pd.DataFrame) -> list[str]:
     for prompt, rows in answers.groupby("system_prompt", sort=False):
         line = f"* Under *{markdown_text(prompt)}*, the model says {_counts(rows.says)}."
         if "believes" in rows:
+            n_apart = int((rows.says != rows.believes).sum())
             line += (
-                f" The probe reads {_counts(rows.believes)}. The verdict is "
+                f" The probe reads {_counts(rows.believes)}. The two disagree on "
+                f"{n_apart or 'none'} of {len(rows)} claims. The verdict is "
                 f"{_counts(rows.verdict)}."
             )
         lines.append(line)
@@ -1802,7 +1882,7 @@ def chats_findings(turns: Sequence[pd.DataFrame]) -> list[str]:
     n_mixed = int(((parts.lowest < 0) & (parts.highest > 0)).sum())
     return [
         f"* In {n_mixed} of {len(parts)} parts of the chats, some tokens score above 0 and some "
-        f"below. The means over all parts range from {parts['mean'].min():+.1f} to "
+        f"below. The mean scores of the parts range from {parts['mean'].min():+.1f} to "
         f"{parts['mean'].max():+.1f}. A single token shows little."
     ]
 

@@ -1,9 +1,12 @@
 """What may be said of the tables of notebook 13, the trial of dropout."""
 
+from collections.abc import Collection
+
 import pandas as pd
 
+from dlk_utils.evaluation.controls import TURNED
 from dlk_utils.evaluation.tasks import MIN_FOR_HEADLINE
-from dlk_utils.lab.display import interval_text, percent
+from dlk_utils.lab.display import interval_text, listed, percent
 from dlk_utils.lab.tables.dropout_damage import (
     HONEST_ROWS,
     LYING_ROWS,
@@ -18,6 +21,7 @@ from dlk_utils.lab.tables.dropout_trial import (
     GUESSES,
     LISTWISE,
     RANKERS,
+    TRUTH_PROBE,
     control_name,
 )
 
@@ -28,6 +32,11 @@ RANKER_WORDS = {
     **{control_name(guess): f"({guess}) × (which draw leans to choice 1)" for guess in GUESSES},
 }
 """What rankers, votes and controls are called on a page, where it is not the name in the table."""
+TAKEN_AS_TRUE = {
+    control_name(TURNED): "the model's own answer, reversed if told to lie,",
+    control_name(TRUTH_PROBE): "what the probe of truth reads",
+}
+"""What each control takes as the truth, in a sentence."""
 FIRST_P_LAST = 0.1
 """The dropout at the last token that was fixed before any draws were looked at."""
 
@@ -42,9 +51,11 @@ def in_words(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(scope=table.scope.map(SCOPE_WORDS), **names)
 
 
-def tried(rankings: pd.DataFrame, rows: str = LYING_ROWS) -> pd.DataFrame:
+def tried(
+    rankings: pd.DataFrame, rows: str = LYING_ROWS, *, rankers: Collection[str] = RANKERS
+) -> pd.DataFrame:
     """Select what the trial is about: each ranker on all pairs of draws of such test rows."""
-    is_tried = rankings.ranker.isin(RANKERS) & (rankings.least_move == 0)
+    is_tried = rankings.ranker.isin(rankers) & (rankings.least_move == 0)
     return rankings[is_tried & (rankings.rows == rows)]
 
 
@@ -69,15 +80,16 @@ def trial_findings(
     for rows in (LYING_ROWS, HONEST_ROWS):
         rankers = tried(rankings, rows)
         if len(rankers):
-            lines.append(_verdict(rankers, rows))
+            lines.append(f"{_verdict(rankers, rows)}{_why_below_chance(rankings, rows)}")
     rankers = tried(rankings)
     for scope, some in rankers.groupby("scope", sort=False):
         best = some.loc[some.estimate.idxmax()]
-        ranker, control = (RANKER_WORDS.get(x, x) for x in (best.ranker, best.best_control))
+        ranker = RANKER_WORDS.get(best.ranker, best.ranker)
         lines.append(
             f"* On rows told to lie, with {_with_dropout(scope)}, the best ranker ({ranker}) puts "
             f"{percent(best.estimate)} [{100 * best.low:.0f}, {100 * best.high:.0f}] of the pairs "
-            f"in the right order. The better control, *{control}*, puts "
+            f"in the right order. The better control takes {TAKEN_AS_TRUE[best.best_control]} as "
+            "the truth, and ranks as truer the draw that leans to it. It puts "
             f"{percent(best.estimate - best.lift)} in order. {_visible(best)}"
         )
     for scope, some in damage.groupby("scope", sort=False):
@@ -97,15 +109,24 @@ def _tolerance(scope: str, damage: pd.DataFrame) -> str:
         "The model tolerates" if bears_dropout(damage) else "**The model does not tolerate**"
     )
     lost, low, high = (f"{100 * share:.1f}" for share in (row.lost, row.lost_low, row.lost_high))
+    before, after = percent(row.as_told), percent(row.as_told_in_a_draw)
+    fall = f"honest accuracy falls from {before} to {after}, by {lost} [{low}, {high}] points"
+    if row.lost <= 0:
+        fall = (
+            f"honest accuracy does not fall ({before} and {after}, a loss of {lost} "
+            f"[{low}, {high}] points)"
+        )
+    # One decimal, so that a share can be told from the limit.
+    flips = f"{100 * all_flips(damage):.1f} %"
     text = (
         f"{tolerates} {_with_dropout(scope)} at p = {row.p:g}. By the criterion, which was "
         f"fixed in advance, at most {percent(MOST_FLIPS)} of the pairs of draws may differ in "
         f"their answer, and honest accuracy may fall by less than {100 * MOST_LOST:g} points. Here "
-        f"{percent(all_flips(damage))} of the pairs differ, and honest accuracy falls from "
-        f"{percent(row.as_told)} to {percent(row.as_told_in_a_draw)}, by {lost} [{low}, {high}] "
-        "points."
+        f"{flips} of the pairs differ (honest and lying rows together), and {fall}."
     )
-    if bears_dropout(damage) and not surely_bears_dropout(damage):
+    if not bears_dropout(damage):
+        text += f" {_limits_not_met(damage)}"
+    elif not surely_bears_dropout(damage):
         text += (
             " This holds for the estimates: their intervals also allow values beyond the limits."
         )
@@ -114,9 +135,22 @@ def _tolerance(scope: str, damage: pd.DataFrame) -> str:
     return text
 
 
+def _limits_not_met(damage: pd.DataFrame) -> str:
+    """Say which of the two limits is not met, and whether the interval of the fall crosses it."""
+    [row] = damage[damage.rows == HONEST_ROWS].itertuples()
+    has_flips, has_fall = all_flips(damage) > MOST_FLIPS, row.lost >= MOST_LOST
+    if has_flips and has_fall:
+        text = "So neither limit is met."
+    else:
+        text = f"So the {'first' if has_flips else 'second'} limit is not met."
+    if has_fall and row.lost_low < MOST_LOST:
+        text += f" The interval of the fall also allows less than {100 * MOST_LOST:g} points."
+    return text
+
+
 def _verdict(rankers: pd.DataFrame, rows: str) -> str:
     succeed = rankers[rankers.lift_low > 0]
-    chance = _against_chance(rankers, rows)
+    chance = _against_chance(rankers)
     if succeed.empty:
         return (
             f"* **No ranking succeeds** on rows {rows}. A success would be a lead over the better "
@@ -135,14 +169,31 @@ def _verdict(rankers: pd.DataFrame, rows: str) -> str:
     )
 
 
-def _against_chance(rankers: pd.DataFrame, rows: str) -> str:
-    """Say how many rankings are above chance and, if there are any, below it."""
-    text = f"{_count(rankers.low > 0.5)} rankings are above chance."
-    if (rankers.high < 0.5).any():
-        text += f" {_count(rankers.high < 0.5)} are below it."
-        if rows == LYING_ROWS:
-            text += " So would be a ranker that follows the model's answer, as that is a lie."
-    return text
+def _against_chance(rankers: pd.DataFrame) -> str:
+    """Say how many rankings are above chance and, if there are any, how many are below it."""
+    n_above, n_below = int((rankers.low > 0.5).sum()), int((rankers.high < 0.5).sum())
+    is_above = "is" if n_above < 2 else "are"
+    text = f"{n_above or 'None'} of the {len(rankers)} rankings {is_above} above chance"
+    if not n_below:
+        return f"{text}."
+    return f"{text}, and {n_below} {'is' if n_below == 1 else 'are'} below it."
+
+
+def _why_below_chance(rankings: pd.DataFrame, rows: str) -> str:
+    """Say what a ranker that is below chance on rows told to lie may do; elsewhere, nothing.
+
+    The reason holds only if most of the model's answers to these rows are wrong: then the control
+    that takes the opposite of the answer as the truth is above chance.
+    """
+    if rows != LYING_ROWS or not (tried(rankings).high < 0.5).any():
+        return ""
+    reversed_answer = tried(rankings, rows, rankers=(control_name(TURNED),))
+    if not (reversed_answer.low > 0.5).any():
+        return ""
+    return (
+        " A ranker that simply followed the model's own answers would be below chance here too, "
+        "because most of them are wrong."
+    )
 
 
 def _visible(best: pd.Series) -> str:
@@ -151,15 +202,16 @@ def _visible(best: pd.Series) -> str:
     digits = 0 if f"{room:.2f}" != f"{best.visible_lift:.2f}" else 1
     lead = (
         "With standard errors as observed, a trial of this size detects a lead of "
-        f"{100 * best.visible_lift:.{digits}f} points four times out of five."
+        f"{100 * best.visible_lift:.{digits}f} points four times out of five"
     )
+    against_chance = f"tell a share of {percent(best.visible)} from chance four times out of five"
     if best.visible_lift > room:
         return (
-            f"{lead} No lead over this control can exceed {100 * room:.{digits}f} points, so none "
-            "could be detected that often. Against chance, a share of "
-            f"{percent(best.visible)} could."
+            f"{lead}, but a lead over this control cannot exceed {100 * room:.{digits}f} points. "
+            "So the comparison with it could not have succeeded that reliably. The trial would "
+            f"{against_chance}."
         )
-    return f"{lead} Against chance, it detects a share of {percent(best.visible)} that often."
+    return f"{lead}. It would {against_chance}."
 
 
 def _with_dropout(scope: str) -> str:
@@ -179,20 +231,25 @@ def big_moves_sentence(rankings: pd.DataFrame) -> str:
     big = rankings[(rankings.least_move == BIG_MOVE) & (rankings.rows == LYING_ROWS)]
     big = big[big.ranker.isin(RANKERS)]
     if big.empty:
-        return f"Too few pairs moved by {BIG_MOVE} to fit a ranker to them."
+        return "Too few pairs have a big move to fit a ranker to them."
     is_judged = big.n_smaller >= MIN_FOR_HEADLINE
     judged, others = big[is_judged], big[~is_judged]
     sentences = []
     if len(judged):
         sentences.append(
-            f"When rankers are fitted to and tested on only the pairs that moved by {BIG_MOVE} or "
-            f"more, {_count(judged.low > 0.5)} rankings are above chance on rows told to lie, and "
+            "When rankers are fitted to and tested on big moves only, "
+            f"{_count(judged.low > 0.5)} rankings are above chance on rows told to lie, and "
             f"{_count(judged.lift_low > 0)} beat both controls."
         )
-    for scope, some in others.groupby("scope", sort=False):
+    if len(others):
+        who = "The other rankers" if len(judged) else "Rankers"
+        counts = listed(
+            f"{some.n_smaller.min()} with {_with_dropout(scope)}"
+            for scope, some in others.groupby("scope", sort=False)
+        )
         sentences.append(
-            f"With {_with_dropout(scope)}, rankers of only the pairs that moved by {BIG_MOVE} or "
-            f"more are not judged on rows told to lie, because only {some.n_smaller.min()} rows of "
-            f"the smaller class have such a pair, and {MIN_FOR_HEADLINE} are needed."
+            f"{who} that are fitted to and tested on big moves only are not judged on rows told "
+            f"to lie. A claim needs {MIN_FOR_HEADLINE} rows of the smaller class that have a pair "
+            f"with a big move, and there are only {counts}."
         )
     return " ".join(sentences)

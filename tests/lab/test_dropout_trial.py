@@ -225,7 +225,8 @@ def test_the_page_says_which_rankings_succeed(ranked):
         and "four times out of five" in best
     )
     assert damage.startswith("* The model tolerates dropout on the whole")
-    assert "4 % of the pairs differ" in damage and "by 1.0 [0.0, 2.0] points." in damage
+    assert "4.0 % of the pairs differ (honest and lying rows together)" in damage
+    assert "by 1.0 [0.0, 2.0] points." in damage
     assert "intervals also allow values beyond the limits" in damage
     assert "0.90 [0.80, 0.95]" in dropped
     assert trial_title(ranked).startswith("On rows told to lie, 1 of 3 rankings of draws")
@@ -238,14 +239,43 @@ def test_the_page_says_that_no_ranking_succeeds(ranked):
     damaged = damage.assign(flips=0.2)
     first, *_, worse, _ = trial_findings(ranked.assign(lift_low=-0.1), damaged, dropped)
     assert worse.startswith("* **The model does not tolerate** dropout on the whole prompt")
+    assert worse.endswith("So the first limit is not met.")
     assert first.startswith("* **No ranking succeeds** on rows told to lie.")
     assert first.endswith("above chance.")
 
 
+@pytest.mark.parametrize(
+    "flips, lost_low, end",
+    [
+        (0.04, 0.004, "So the second limit is not met. The interval of the fall also allows less "),
+        (0.04, 0.021, "So the second limit is not met."),
+        (0.2, 0.021, "So neither limit is met."),
+    ],
+)
+def test_the_page_says_which_limit_of_damage_is_not_met(ranked, flips, lost_low, end):
+    damage, dropped = damage_and_dropped()
+    damage = damage.assign(flips=flips, lost=0.03, lost_low=lost_low)
+    *_, line, _ = trial_findings(ranked, damage, dropped)
+    assert f" points. {end}" in line
+
+
+def test_an_accuracy_that_rises_is_not_said_to_fall(ranked):
+    damage, dropped = damage_and_dropped()
+    *_, line, _ = trial_findings(ranked, damage.assign(lost=-0.002), dropped)
+    assert "honest accuracy does not fall (90 % and 89 %, a loss of -0.2 [" in line
+
+
 def test_the_page_says_how_many_rankings_are_below_chance(ranked):
-    lying, honest, *_ = trial_findings(ranked.assign(low=0.3, high=0.4), *damage_and_dropped())
-    assert "0 of 3 rankings are above chance. 3 of 3 are below it. So would be a ranker" in lying
-    assert honest.endswith("0 of 3 rankings are above chance. 3 of 3 are below it.")
+    below = ranked.assign(low=0.3, high=0.4)
+    count = "None of the 3 rankings is above chance, and 3 are below it."
+    lying, honest, *_ = trial_findings(below, *damage_and_dropped())
+    assert lying.endswith(count) and honest.endswith(count)
+    of_answer = below.ranker == control_name(TURNED)
+    lying, honest, *_ = trial_findings(
+        below.assign(low=0.3 + 0.3 * of_answer), *damage_and_dropped()
+    )
+    assert f"{count} A ranker that simply followed the model's own answers would be below" in lying
+    assert honest.endswith(count)
 
 
 @pytest.mark.parametrize(
@@ -263,35 +293,35 @@ def test_of_nothing_the_page_says_that_nothing_was_scored(ranked):
     nothing = [table.head(0) for table in (ranked, *damage_and_dropped())]
     assert trial_findings(*nothing) == []
     assert trial_title(nothing[0]).endswith("not scored")
-    assert big_moves_sentence(nothing[0]).startswith("Too few pairs moved")
+    assert big_moves_sentence(nothing[0]).startswith("Too few pairs have a big move")
 
 
 def test_big_moves_are_judged_apart(ranked):
-    assert big_moves_sentence(ranked).startswith("When rankers are fitted to and tested on only")
+    assert big_moves_sentence(ranked).startswith("When rankers are fitted to and tested on big")
     assert (ranked.n_pairs[ranked.least_move > 0] < N["test"] * 6).all()
 
 
 def test_big_moves_of_few_rows_of_a_class_are_not_judged(ranked):
     few = ranked.assign(n_smaller=19)
     assert big_moves_sentence(few) == (
-        "With dropout on the whole prompt, rankers of only the pairs that moved by 0.1 or more are "
-        "not judged on rows told to lie, because only 19 rows of the smaller class have such a "
-        "pair, and 20 are needed."
+        "Rankers that are fitted to and tested on big moves only are not judged on rows told to "
+        "lie. A claim needs 20 rows of the smaller class that have a pair with a big move, and "
+        "there are only 19 with dropout on the whole prompt."
     )
     both = big_moves_sentence(pd.concat([ranked, few.assign(scope="last_token")]))
-    assert "of 2 beat both controls. With dropout on the last token, rankers of only" in both
-    assert "not judged on rows told to lie, because only 19 rows" in both
+    assert "of 2 beat both controls. The other rankers that are fitted" in both
+    assert both.endswith("there are only 19 with dropout on the last token.")
 
 
 def test_a_lead_that_the_control_leaves_no_room_for_is_said_not_to_fit(ranked):
     lying = (ranked.rows == LYING_ROWS) & (ranked.least_move == 0)
     ranked = ranked[lying].assign(estimate=0.5, lift=-0.42, visible=0.55)
     above = trial_findings(ranked.assign(visible_lift=0.1), *damage_and_dropped())[1]
-    assert "No lead over this control can exceed 8 points, so none could be detected" in above
+    assert "but a lead over this control cannot exceed 8 points. So the comparison" in above
     near = trial_findings(ranked.assign(visible_lift=0.083), *damage_and_dropped())[1]
-    assert "detects a lead of 8.3 points four" in near and "can exceed 8.0 points, so none" in near
+    assert "detects a lead of 8.3 points four" in near and "cannot exceed 8.0 points. So" in near
     below = trial_findings(ranked.assign(visible_lift=0.05), *damage_and_dropped())[1]
-    assert "a lead of 5 points four times out of five. Against chance, it detects a share" in below
+    assert "a lead of 5 points four times out of five. It would tell a share of 55 %" in below
 
 
 def test_pages_name_scopes_rankers_and_controls_in_words(ranked):

@@ -171,7 +171,7 @@ def test_findings_count_answers_and_beliefs_that_the_system_prompt_changes():
     assert first == f"* {title}."
     assert honest == (
         r"* Under *\*t\**, the model says *true* twice. The probe reads *true* twice. "
-        "The verdict is *honest* twice."
+        "The two disagree on none of 2 claims. The verdict is *honest* twice."
     )
     assert "says *false* once and *true* once." in lying
     assert "The verdict is *lie* once and *unsure* once." in lying

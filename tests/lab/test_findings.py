@@ -414,12 +414,19 @@ def test_the_page_of_pairs_counts_rankings_and_says_what_could_have_been_seen():
         in ranked
     )
     assert power.endswith(
-        "an AUROC of 0.67 or more for *draws* (40 of 90 rows in the smaller class)."
+        "an AUROC of only 0.67 for *draws* (40 of 90 rows in the smaller class) four times out of "
+        "five."
     )
     few = pd.DataFrame([rows[0] | {"pairs": "counterfactual", "n_smaller": 9}])
-    power = pair_findings(pd.concat([pairs, few]), votes, "0.90")[1]
-    assert "smaller class) and 0.79 or more for *counterfactual* (9 of 90 rows" in power
+    ranked, power, *_ = pair_findings(pd.concat([pairs, few]), votes, "0.90")
+    assert ranked.endswith(
+        ". 1 of 2 cases has fewer than the 20 rows of the smaller class that a claim needs."
+    )
+    assert "smaller class) and 0.79 for *counterfactual* (9 of 90 rows" in power
     assert "16 draws" in voted and voted.endswith("reaches 0.90.")
+    mean_answer = votes.assign(method="mean answer", estimate=0.05)
+    voted = pair_findings(pairs, pd.concat([votes, mean_answer]), "0.90")[-1]
+    assert "The mean answer of these draws, reversed, reads it with 0.95. A probe of" in voted
     assert pairs_title(pairs).startswith("On rows told to lie, 1 of 1 rankings of two passes are ")
     assert "the loss pair_ranking" in pairs_title(pairs)
     assert pair_findings(pairs.head(0), votes.head(0), "") == []
@@ -448,14 +455,18 @@ def test_it_is_said_if_other_probes_carry_over_better_than_the_logistic_one():
 
 
 @pytest.mark.parametrize(
-    "intervals, said",
+    "n_smaller, intervals, said",
     [
-        (((0.5, 0.9), (0.7, 1.0)), "each. The intervals all overlap, so these do not differ clea"),
-        (((0.2, 0.4), (0.7, 1.0)), "each. The lowest is exam (0.30 [0.20, 0.40]), and the highest"),
+        (20, ((0.5, 0.9), (0.7, 1.0)), ". The intervals all overlap, so no difference is shown."),
+        (20, ((0.2, 0.4), (0.7, 1.0)), ". The lowest is exam (0.30 [0.20, 0.40]), and the highest"),
+        (4, ((0.2, 0.4), (0.7, 1.0)), ". These are fewer than the 20 rows of the smaller class "),
     ],
 )
-def test_groups_left_out_are_ranked_only_if_their_intervals_are_apart(intervals, said):
-    columns = {"trained_on": "all others", "rule": "", "layer": 1, "n_train": 9, "n_smaller": 4}
+def test_groups_left_out_are_ranked_only_if_they_are_apart_and_have_enough_rows(
+    n_smaller, intervals, said
+):
+    columns = {"trained_on": "all others", "rule": "", "layer": 1, "n_train": 9}
+    columns["n_smaller"] = n_smaller
     rows = [
         columns
         | {"tested_on": name, "estimate": (low + high) / 2, "low": low, "high": high, "n": n}
@@ -466,7 +477,7 @@ def test_groups_left_out_are_ranked_only_if_their_intervals_are_apart(intervals,
     styles = pd.DataFrame(columns=["probe"])
     [line] = carry_over_findings(no_ways, {"family": table}, styles, nothing)
     assert line.startswith("* When one family is left out of training, the AUROC on it is 0.")
-    assert f"with 10 to 19 rows {said}" in line
+    assert f"with 10 to 19 rows each ({n_smaller} in the smaller class){said}" in line
 
 
 def test_of_other_styles_the_range_over_the_probes_is_given_and_not_the_best_one():
@@ -484,6 +495,7 @@ def test_one_family_alone_is_counted_apart_from_all_others():
         "estimate": 0.7,
         "low": 0.6,
         "high": 0.8,
+        "n_smaller": 20,
     }
     table = pd.DataFrame([pair, pair | {"tested_on": "plain", "low": 0.4}])
     nothing, styles = pd.DataFrame(), pd.DataFrame(columns=["probe"])
@@ -491,6 +503,11 @@ def test_one_family_alone_is_counted_apart_from_all_others():
     [line] = carry_over_findings(alike, {"family": table}, styles, nothing)
     assert line == (
         "* From one single family to another, the probe is above chance in 1 of 2 cases."
+    )
+    few = {"family": table.assign(n_smaller=19)}
+    [line] = carry_over_findings(alike, few, styles, nothing)
+    assert line.endswith(
+        "cases. 2 of 2 cases have fewer than the 20 rows of the smaller class that a claim needs."
     )
 
 

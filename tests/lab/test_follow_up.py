@@ -316,9 +316,18 @@ BETTER, WORSE, EQUAL = (-0.3, -0.1), (0.1, 0.3), (-0.1, 0.1)
     [
         ((BETTER, BETTER), "makes it easier to read what is true. Of 2 "),
         ((WORSE, WORSE), "makes it harder to read what is true. Of 2 "),
-        ((BETTER, WORSE), "sometimes makes it easier, and sometimes harder, to read what is true."),
-        ((BETTER, EQUAL), "sometimes makes it easier to read what is true. Of 2 "),
-        ((EQUAL, WORSE), "sometimes makes it harder, and never easier, to read what is true. "),
+        (
+            (BETTER, WORSE),
+            "makes it clearly easier to read what is true for 1 of 2 probes, and clearly ",
+        ),
+        (
+            (BETTER, EQUAL),
+            "makes it clearly easier to read what is true for 1 of 2 probes, and clearly h",
+        ),
+        (
+            (EQUAL, WORSE),
+            "makes it clearly harder to read what is true for 1 of 2 probes, and clearly e",
+        ),
         ((EQUAL, EQUAL), "makes it neither clearly easier nor clearly harder to read what is true"),
     ],
 )
@@ -358,8 +367,8 @@ def test_probes_of_whether_the_answer_was_true_count_among_those_at_the_follow_u
     direct = table[table.who.isin(list(PROBE_AT.values()))]
     direct = direct.assign(who=list(DIRECT_AT.values()), estimate=[0.5, 0.6], gain_high=0.1)
     said = findings.follow_up_finding({"m": pd.concat([table, direct])}, LIE_OR_NOT)
-    assert said.startswith("By AUROC, a follow-up question sometimes makes it easier to tell lies ")
-    assert ". Of 4 probes that read the state there, 2 score clearly higher" in said
+    assert said.startswith("By AUROC, a follow-up question makes it clearly easier to tell ")
+    assert ". Of 4 probes that read the state there (on m), 2 score clearly higher" in said
     assert (
         "The AUROC is 0.80 at the answer, and at the follow-up it is 0.80 for probes of which "
         "choice is right and 0.50 to 0.60 for probes of whether the answer was true. "

@@ -112,17 +112,17 @@ def test_a_mistake_raises_the_score_if_its_whole_interval_is_above_the_clean_one
 def test_title_and_findings_count_mistakes_by_the_same_rule():
     title = raised_title(AT_CHANCE)
     assert title == (
-        "0.59 [0.43, 0.75] without a mistake; 2 of 3 mistakes raise the score, at most to 0.98 (c)"
+        "0.59 [0.43, 0.75] without a mistake. 2 of 3 mistakes raise the score, to 0.98 at most (c)"
     )
     clean, *raised = mistake_findings({"m": AT_CHANCE})
     assert clean == "* Without a mistake, m scores 0.59 [0.43, 0.75], n = 53 (smaller class 26)."
     assert raised[0] == (
-        "* With *b*, m scores 0.81 [0.65, 0.95] instead of 0.59. This looks like the score of a "
-        "probe of truth, but it is not."
+        "* With *b*, m scores 0.81 [0.65, 0.95] instead of 0.59 [0.43, 0.75]. The two "
+        "intervals overlap. This looks like the score of a probe of truth, but it is not."
     )
     assert len(raised) == 2
     none = mistakes_table(clean=(0.95, 0.9, 0.99), a=(0.96, 0.94, 1.0))
-    assert raised_title(none).endswith("; 0 of 1 mistakes raise the score")
+    assert raised_title(none).endswith(". 0 of 1 mistakes raise the score")
     assert raised_title(none.head(0)) == "not scored"
     [line] = mistake_findings({"m": none.head(0)})
     assert line == "* m: there are too few rows of one class, so nothing was scored."
@@ -155,7 +155,7 @@ def test_the_other_model_is_said_to_know_only_what_passes():
     )
     nothing = other_model_sentence("plain", gate)
     assert "on plain, which knows none of the data sets (told to tell the truth, it" in nothing
-    assert "it answers 49 % to 60 % of the questions correctly). All of them are used" in nothing
+    assert "it answers 49 % to 60 % of the questions correctly). The knowledge gate" in nothing
     some = other_model_sentence("plain", gate.assign(passes=[False, True]))
     assert some.endswith("on plain, on the data sets that it knows: b.")
 

@@ -111,9 +111,9 @@ def test_the_sentences_have_the_scores_and_of_no_model_nothing_is_said(table):
 @pytest.mark.parametrize(
     "columns, found",
     [
-        ({"low": 0.6, "high": 0.9}, "tells them from truthful answers (AUROC "),
-        ({"low": 0.1, "high": 0.4}, "takes truthful answers for them (AUROC "),
-        ({"low": 0.4, "high": 0.6}, "does not clearly tell them from truthful answers (AUROC "),
+        ({"low": 0.6, "high": 0.9}, "tells lies from truthful answers (AUROC "),
+        ({"low": 0.1, "high": 0.4}, "takes truthful answers for lies (AUROC "),
+        ({"low": 0.4, "high": 0.6}, "does not clearly tell lies from truthful answers (AUROC "),
         ({"n": 199}, "too few rows for a claim"),
         ({"n_smaller": 59}, "too few rows for a claim"),
     ],
