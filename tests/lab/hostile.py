@@ -53,8 +53,9 @@ def hostile_sentences(name: str) -> list[str]:
     ways = pd.DataFrame([{"trained_on": name, "tested_on": f"other {name}"} | score])
     low, high = (score | {"low": low, "high": low + 0.1} for low in (0.1, 0.8))
     of_others = {"trained_on": "all others", "rule": ""}
+    enough = {"n_smaller": 40}
     named = (low | {"tested_on": name}, high | {"tested_on": f"other {name}"})
-    left_out = pd.DataFrame([of_others | row for row in named])
+    left_out = pd.DataFrame([of_others | row | enough for row in named])
     own = pd.DataFrame([dict.fromkeys(["text", "system_prompt", "says", "believes"], name)])
     own = own.assign(verdict="honest")
     style = {"style": name, "probe": "logistic", "own_answer": 0.5} | score
