@@ -114,9 +114,7 @@ def test_an_unknown_architecture_is_refused_by_name():
     # Its norms come after the sum, so that what its blocks do is no sum.
     model = new_model("opt", do_layer_norm_before=False)
     model.config.model_type = "elephant"
-    with pytest.raises(
-        UnknownArchitecture, match=r"'elephant' cannot be used.*no two of the modul"
-    ):
+    with pytest.raises(UnknownArchitecture, match=r"'elephant' cannot be used.*no two modul"):
         site_modules(model, "resid_post")
 
 
