@@ -37,7 +37,15 @@ from dlk_utils.lab.tables.graded import (
     TOPIC,
     WHAT_IS_TRUE,
 )
-from dlk_utils.lab.tables.headlines import CLAIMS, CLEAN, TRUTH_OF_LIES, that_raise
+from dlk_utils.lab.tables.headlines import (
+    CLAIMS,
+    CLEAN,
+    NOT_REACHED,
+    REACHED,
+    REACHED_BY_INTERVAL,
+    TRUTH_OF_LIES,
+    that_raise,
+)
 from dlk_utils.lab.tables.probe_ablations import NAMED_PROBE
 from dlk_utils.lab.tables.steering import (
     CONTROLS,
@@ -792,7 +800,7 @@ def ways_sentence(ways: pd.DataFrame) -> str:
         others.least > logistic.least
     )
     if is_better.all():
-        return f"{text}. So the logistic probe of this page is not the one that carries over best"
+        return f"{text}. Here the other probes carry over at least as well as the logistic one"
     return text
 
 
@@ -1441,9 +1449,10 @@ DICE_OF_HEADS = "heads, state and gradient, dice loss"
 
 def survivors_finding(table: pd.DataFrame) -> str:
     """Say which reported numbers are reached here, from the table of `headlines.survivors`."""
-    reached, missed = (
-        list(table.index[table["reached here"] == answer]) for answer in ("yes", "no")
-    )
+    answers = table["reached here"]
+    reached = list(table.index[answers.isin([REACHED, REACHED_BY_INTERVAL])])
+    by_interval = list(table.index[answers == REACHED_BY_INTERVAL])
+    missed = list(table.index[answers == NOT_REACHED])
     n_measured = len(reached) + len(missed)
     if not n_measured:
         return "None of the reported numbers was measured again"
@@ -1453,9 +1462,12 @@ def survivors_finding(table: pd.DataFrame) -> str:
     )
     if reached:
         text += (
-            f": {_in_italics(reached)}. Reached means that the upper end of the interval, not "
-            "always the score itself, is at least the lowest number reported"
+            f": {_in_italics(reached)}. Reached means that the score, or the upper end of its "
+            "interval, is at least the lowest number reported"
         )
+    if by_interval:
+        are = "are" if len(by_interval) > 1 else "is"
+        text += f". {_in_italics(by_interval)} {are} reached only by the upper end of the interval"
     if DICE_OF_HEADS in reached:
         text += (
             f". Here *{DICE_OF_HEADS}* was measured on the residual stream alone, without heads "
@@ -1669,8 +1681,9 @@ def steering_in_brief(
         return f"{text} So the direction {verdict}"
     towards, away = (_push(responses, TRUTH, signed, "truth") for signed in (dose, -dose))
     return (
-        f"{text} Told to tell the truth, it answers {_in_percent(towards)} and "
-        f"{_in_percent(away)} wrongly. So the direction {verdict}. "
+        f"{text} Told to tell the truth, it answers {_in_percent(towards)} of {towards.n} rows "
+        f"wrongly if pushed towards the truth, and {_in_percent(away)} if pushed away from it. So "
+        f"the direction {verdict}. "
         f"{_capitalised(by_sign(responses, dose))}. A push of this length may also just disturb "
         "the state, so this is weak evidence of what the direction stands for"
     )
@@ -1718,16 +1731,19 @@ def layers_title(responses: pd.DataFrame) -> str:
     if responses.empty:
         return NOT_SCORED
     twin = responses[(responses.direction == TWIN) & (responses.role == "lie")]
-    carried = twin.layer[twin.disobeyed >= 0.5]
-    if carried.empty:
+    share = twin.groupby("layer").disobeyed.max()
+    turned, others = share.index[share >= 0.5], share.index[share < 0.5]
+    if turned.empty:
         return (
             "At no layer does the honest twin's state turn half of the lies into true answers "
-            f"(at most {percent(twin.disobeyed.max())})"
+            f"(at most {percent(share.max())})"
         )
-    return (
-        f"From layer {carried.min()} on, the honest twin's state turns at least half of the lies "
-        "into true answers"
-    )
+    to_the_end = turned if others.empty else turned[turned > others.max()]
+    if to_the_end.empty:
+        where = f"At {_layers([str(layer) for layer in turned])}"
+    else:
+        where = f"From layer {to_the_end.min()} on"
+    return f"{where}, the honest twin's state turns at least half of the lies into true answers"
 
 
 def layer_verdicts(responses: pd.DataFrame, dose: float) -> str:

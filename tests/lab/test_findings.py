@@ -34,7 +34,15 @@ from dlk_utils.lab.findings import (
     ways_sentence,
 )
 from dlk_utils.lab.tables.graded import PROBE, WHAT_IS_TRUE
-from dlk_utils.lab.tables.headlines import CleanNumber, clean_numbers, survivors
+from dlk_utils.lab.tables.headlines import (
+    NOT_MEASURED,
+    NOT_REACHED,
+    REACHED,
+    REACHED_BY_INTERVAL,
+    CleanNumber,
+    clean_numbers,
+    survivors,
+)
 from dlk_utils.lab.tables.probe_ablations import curve_table, rivals
 
 TRUTH = "by example, truth rows"
@@ -248,24 +256,31 @@ def test_what_is_left_of_each_reported_number_is_shown_and_a_wrong_name_is_an_er
 def test_a_reported_number_is_reached_if_the_upper_end_of_its_interval_here_is_as_high():
     # .961 and .60 were reported.
     clean = {
-        "convolution over depth": CleanNumber("0.95 [0.91, 0.97]", 0.97),
+        "convolution over depth": CleanNumber("0.95 [0.91, 0.97]", 0.97, score=0.95),
+        "one data set": CleanNumber("1.00 [0.99, 1.00]", 1.0, score=1.0),
         "from one data set to another": CleanNumber("0.40 to 0.90", 0.4),
-        "pairs of draws, linear": CleanNumber("0.55 [0.35, 0.76]", 0.76, is_above_chance=False),
-        "one data set": CleanNumber("not scored", np.nan),
+        "pairs of draws, linear": CleanNumber(
+            "0.55 [0.35, 0.76]", 0.76, is_above_chance=False, score=0.55
+        ),
+        "heads, state and gradient, linear": CleanNumber("not scored", np.nan),
     }
     table = survivors(clean, {})
     reached = table["reached here"]
-    assert reached["convolution over depth"] == "yes"
-    assert reached["from one data set to another"] == reached["pairs of draws, linear"] == "no"
-    assert reached["one data set"] == reached["weight gradients, linear"] == "not measured"
+    assert reached["convolution over depth"] == REACHED_BY_INTERVAL
+    assert reached["one data set"] == REACHED
+    assert reached["from one data set to another"] == NOT_REACHED
+    assert reached["pairs of draws, linear"] == NOT_REACHED
+    not_scored = "heads, state and gradient, linear"
+    assert reached[not_scored] == reached["weight gradients, linear"] == NOT_MEASURED
     assert survivors_finding(table) == (
-        "Of 3 reported numbers that were measured again, a clean evaluation reaches 1 here: "
-        "*convolution over depth*. Reached means that the upper end of the interval, not always "
-        "the score itself, is at least the lowest number reported. It does not reach *pairs of "
-        "draws, linear* and *from one data set to another*"
+        "Of 4 reported numbers that were measured again, a clean evaluation reaches 2 here: "
+        "*convolution over depth* and *one data set*. Reached means that the score, or the upper "
+        "end of its interval, is at least the lowest number reported. *convolution over depth* is "
+        "reached only by the upper end of the interval. It does not reach *pairs of draws, "
+        "linear* and *from one data set to another*"
     )
-    assert survivors_finding(table.query("what == 'one data set'")).startswith("None of the rep")
-    one = survivors_finding(survivors(dict(list(clean.items())[:1]), {}))
+    assert survivors_finding(table[table.index == not_scored]).startswith("None of the rep")
+    one = survivors_finding(survivors({"one data set": clean["one data set"]}, {}))
     assert one.endswith("is at least the lowest number reported")
     f1 = {"three classes, F1 of deception": CleanNumber("F1 0.70; instruction alone 0.60", 0.7)}
     of_classes = survivors_finding(survivors(f1, {}))
@@ -446,7 +461,7 @@ def test_it_is_said_if_other_probes_carry_over_better_than_the_logistic_one():
     assert better == (
         "Cases in which a probe is above chance: logistic 8 of 9 (lowest AUROC 0.40), "
         "mean_difference 9 of 9 (lowest AUROC 0.82), ttpd 9 of 9 (lowest AUROC 0.83). "
-        "So the logistic probe of this page is not the one that carries over best"
+        "Here the other probes carry over at least as well as the logistic one"
     )
     not_all = ways_sentence(ways_of_probes(logistic=0.6, mean_difference=0.82, ttpd=0.55))
     assert not_all.endswith("ttpd 9 of 9 (lowest AUROC 0.55)")

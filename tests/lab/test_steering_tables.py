@@ -230,6 +230,21 @@ def test_with_the_state_of_its_twin_a_row_answers_like_its_twin(held_out):
     assert list(lines.line) == [TWIN]
 
 
+def test_the_layers_at_which_the_twins_state_turns_lies_are_named_as_they_are():
+    def title(**share_by_layer: float) -> str:
+        layers = [int(name.removeprefix("layer_")) for name in share_by_layer]
+        shares = {"disobeyed": list(share_by_layer.values())}
+        return layers_title(
+            pd.DataFrame({"layer": layers, "direction": TWIN, "role": "lie"} | shares)
+        )
+
+    turns = "the honest twin's state turns at least half of the lies into true answers"
+    assert title(layer_3=0.1, layer_6=0.5, layer_9=0.9) == f"From layer 6 on, {turns}"
+    assert title(layer_3=0.6, layer_6=0.4, layer_9=0.9) == f"From layer 9 on, {turns}"
+    assert title(layer_3=0.6, layer_6=0.7, layer_9=0.4) == f"At layers 3 and 6, {turns}"
+    assert title(layer_3=0.1, layer_6=0.4).endswith("(at most 40 %)")
+
+
 def answers_table(**shares: float) -> pd.DataFrame:
     """Answers of 40 examples at `DOSE` either way; `shares` of "lie_plus" and so on disobey.
 

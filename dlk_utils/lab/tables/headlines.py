@@ -214,6 +214,9 @@ REPORTED = (
 )  # fmt: skip
 """`lowest` is the lowest number that was reported, as a share."""
 NOT_MEASURED = "not measured"
+REACHED = "yes"
+REACHED_BY_INTERVAL = "only by the upper end of its interval"
+NOT_REACHED = "no"
 
 
 class CleanNumber(NamedTuple):
@@ -228,11 +231,14 @@ class CleanNumber(NamedTuple):
         of the lowest. Nan if nothing was scored.
     is_above_chance : bool
         Whether its interval is above chance, or it has none.
+    score : float or None
+        The score itself; None if it has no interval, so that `highest` is the score.
     """
 
     text: str
     highest: float
     is_above_chance: bool = True
+    score: float | None = None
 
 
 def clean_numbers(
@@ -276,7 +282,7 @@ def _number(rows: pd.DataFrame) -> CleanNumber:
     if rows.empty:
         return CleanNumber(in_brief(rows), np.nan)
     row = rows.iloc[0]
-    return CleanNumber(in_brief(row), row.high, is_above_chance=bool(row.low > 0.5))
+    return CleanNumber(in_brief(row), row.high, bool(row.low > 0.5), row.estimate)
 
 
 def _f1_of_deception(classes: pd.DataFrame) -> CleanNumber:
@@ -299,9 +305,10 @@ def survivors(clean: Mapping[str, CleanNumber], mistaken: Mapping[str, str]) -> 
     Returns
     -------
     DataFrame
-        By the second column of `REPORTED`. A number is `reached here` ("yes" or "no") if it is
-        above chance here, and the upper end of its interval is at least the lowest number that was
-        reported.
+        By the second column of `REPORTED`. A number is `reached here` if it is above chance here
+        and at least the lowest number that was reported: `REACHED` if the score itself is,
+        `REACHED_BY_INTERVAL` if only the upper end of its interval is; else `NOT_REACHED`, or
+        `NOT_MEASURED`.
 
     Raises
     ------
@@ -316,8 +323,16 @@ def survivors(clean: Mapping[str, CleanNumber], mistaken: Mapping[str, str]) -> 
     numbers = [clean.get(what, nothing) for what in table.what]
     highest = np.array([number.highest for number in numbers], dtype=float)
     is_above_chance = np.array([number.is_above_chance for number in numbers])
-    is_reached = np.where((highest >= table.lowest) & is_above_chance, "yes", "no")
+    scores = [number.highest if number.score is None else number.score for number in numbers]
     table["here, cleanly"] = [number.text for number in numbers]
-    table["reached here"] = np.where(np.isnan(highest), NOT_MEASURED, is_reached)
+    table["reached here"] = np.select(
+        [
+            np.isnan(highest),
+            is_above_chance & (np.array(scores, dtype=float) >= table.lowest),
+            is_above_chance & (highest >= table.lowest),
+        ],
+        [NOT_MEASURED, REACHED, REACHED_BY_INTERVAL],
+        default=NOT_REACHED,
+    )
     table["here, with the same mistake"] = [mistaken.get(what, "") for what in table.what]
     return table.set_index("what")
