@@ -59,7 +59,7 @@ def test_forty_statements_of_ones_own_go_through_all_five_notebooks(tmp_path):
     results = text_outputs(tmp_path / "05_probe_ablations.ipynb")
     # Nothing that it does not know can be lied about.
     assert "skipped: lie, by example, lie rows: expected rows of each class, at least" in results
-    assert "data sets that pass the gate: none" in results and "**Nothing is claimed**" in results
+    assert "data sets that the model knows: none" in results and "**Nothing is claimed**" in results
 
 
 def test_the_default_model_goes_through_a_notebook_that_none_ran_before(tmp_path):

@@ -145,7 +145,9 @@ def interval_text(row: Any, name: str = "estimate", *, signed: bool = False) -> 
     Returns
     -------
     str
-        The text; "not scored" if the estimate is NaN.
+        The text; "not scored" if the estimate is NaN. An end of an interval of differences (signed
+        or in part negative) that rounds to zero has a third decimal, which says on which side of
+        zero it is.
     """
     values = row._asdict() if isinstance(row, tuple) else row
     if pd.isna(values[name]):
@@ -153,12 +155,23 @@ def interval_text(row: Any, name: str = "estimate", *, signed: bool = False) -> 
     prefix = f"{name}_" if f"{name}_low" in values else ""
     numbers = [values[column] for column in (name, f"{prefix}low", f"{prefix}high")]
     value, low, high = (_two_decimals(number, signed=signed) for number in numbers)
+    if signed or numbers[1] < 0:
+        low, high = (
+            _side_of_zero(number, signed=signed) if text == "0.00" else text
+            for text, number in zip((low, high), numbers[1:], strict=True)
+        )
     return f"{value} [{low}, {high}]"
 
 
 def _two_decimals(number: float, *, signed: bool) -> str:
     text = f"{number:{'+' if signed else ''}.2f}"
     return "0.00" if text in ("-0.00", "+0.00") else text
+
+
+def _side_of_zero(number: float, *, signed: bool) -> str:
+    """Write a number that rounds to 0.00 with a third decimal, unless that is 0 too."""
+    text = f"{number:{'+' if signed else ''}.3f}"
+    return "0.00" if text in ("-0.000", "+0.000", "0.000") else text
 
 
 def percent(share: SupportsFloat) -> str:

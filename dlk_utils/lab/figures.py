@@ -166,7 +166,7 @@ def intervals_figure(
         Column that gives each of its values a colour and a marker. Points of one row stand one
         below the other.
     reference
-        Where to draw a dashed vertical line.
+        Where to draw a dashed vertical line. It leaves out the names of the rows.
     x_range, height
         Ends of the axis, and pixels; None goes by the points.
     order
@@ -217,7 +217,16 @@ def intervals_figure(
         zeroline=False,
     )
     if reference is not None:
-        fig.add_vline(x=reference, line_dash="dash", line_color=GREY)
+        # Beside the points of each row, but not through its name.
+        for place in range(len(names)):
+            fig.add_shape(
+                type="line",
+                x0=reference,
+                x1=reference,
+                y0=place - 0.5 + name_share,
+                y1=place + 0.5,
+                line={"dash": "dash", "color": GREY},
+            )
     return _finish(fig, title, xlabel, ylabel, height or 150 + row_height * len(names))
 
 

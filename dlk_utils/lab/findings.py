@@ -608,16 +608,16 @@ def roc_title(point: pd.Series | None) -> str:
     # The best threshold may flag as many honest answers as this one does, if these are more.
     limit = f"at most {percent(HONEST_TO_FLAG)} of the honest answers"
     if point.alarms > HONEST_TO_FLAG:
-        limit = "no more honest answers than this one"
+        limit = "no more honest answers"
     caught, best_caught = percent(point.caught), percent(point.best_caught)
     also = "also " if caught == best_caught else ""
-    found = f"No threshold that flags {limit} catches many more lies"
+    found = "At this rate of false alarms, the threshold is about as good as any: it"
     if point.best_caught > point.caught + MUCH_BETTER:
-        found = f"Another threshold that flags {limit} would catch many more lies"
+        found = "Without more false alarms, another threshold would catch many more lies: this one"
     return (
-        f"{found}: this one catches {caught} of the lies and flags {percent(point.alarms)} of the "
-        f"honest answers, and the best one, chosen in hindsight, {also}catches {best_caught} "
-        f"(AUROC {interval_text(point)})"
+        f"{found} catches {caught} of the lies and flags {percent(point.alarms)} of the honest "
+        f"answers. The best threshold that flags {limit}, chosen in hindsight, {also}catches "
+        f"{best_caught} (AUROC {interval_text(point)})"
     )
 
 
@@ -714,17 +714,17 @@ def split_spread(regrouped: pd.DataFrame) -> str:
     the one of all other tables first.
     """
     compared = rules_compared(regrouped[regrouped.tested_on == SAME]).dropna(subset="mean")
-    found = [f"{_spread(row)} at the {row.rule}" for _, row in compared.iterrows()]
-    if not found:
+    if compared.empty:
         return NOT_SCORED
-    return f"on rows that the model knows, the mean AUROC is {' and '.join(found)}"
-
-
-def _spread(row: pd.Series) -> str:
-    """Write the spread over splits of a row of `carry_over.rules_compared`."""
+    scores = [
+        f"{row['mean']:.2f} ({row.least:.2f} to {row.greatest:.2f}) at the {row.rule}"
+        for _, row in compared.iterrows()
+    ]
+    accuracies = listed(f"{accuracy:.2f}" for accuracy in compared.accuracy)
+    what = "accuracy is" if len(compared) == 1 else "accuracies are"
     return (
-        f"{row['mean']:.2f} ({row.least:.2f} to {row.greatest:.2f} over {row.splits} splits, "
-        f"accuracy {row.accuracy:.2f})"
+        f"on rows that the model knows, over {compared.splits.iloc[0]} splits, the mean AUROC is "
+        f"{' and '.join(scores)}. The mean {what} {accuracies}"
     )
 
 
@@ -841,9 +841,9 @@ def carry_over_findings(
     if len(regrouped):
         lines += [
             f"* Over other splits of the same examples: {split_spread(regrouped)}.",
-            f"* {rules_verdict(regrouped)}. All other tables of truth use the {BY_TWINS} for "
-            "probes that were fitted on honest rows. The exceptions are those detectors of "
-            "notebooks 06 and 12 whose layer is chosen on honest rows alone.",
+            f"* {rules_verdict(regrouped)}. All other tables in which truth is read use the "
+            f"{BY_TWINS} for probes that were fitted on honest rows. The exceptions are those "
+            "detectors of notebooks 06 and 12 whose layer is chosen on honest rows alone.",
         ]
     return lines
 
@@ -853,10 +853,10 @@ def _cases_of_few_rows(cases: pd.DataFrame) -> str:
     n_few = int((cases.n_smaller < MIN_FOR_HEADLINE).sum())
     if not n_few:
         return ""
-    has = "has" if n_few == 1 else "have"
+    which = f"all {n_few} cases" if n_few == len(cases) else f"{n_few} of {len(cases)} cases"
     return (
-        f" {n_few} of {len(cases)} cases {has} fewer than the {MIN_FOR_HEADLINE} rows of the "
-        "smaller class that a claim needs."
+        f" In {which}, the smaller class has fewer than {MIN_FOR_HEADLINE} rows, which is too few "
+        "for a claim."
     )
 
 
@@ -874,10 +874,9 @@ def _left_out_sentence(others: pd.DataFrame, what: str) -> str:
         f"({_range_of_counts(others.n_smaller)} in the smaller class)"
     )
     if others.n_smaller.max() < MIN_FOR_HEADLINE:
-        plural = {"family": "families"}.get(what, f"{what}s")
         return (
-            f"{text}. These are fewer than the {MIN_FOR_HEADLINE} rows of the smaller class that "
-            f"a claim needs, so nothing is claimed about single {plural}"
+            f"{text}. A claim needs {MIN_FOR_HEADLINE} rows of the smaller class, so nothing is "
+            f"claimed about any single {what}"
         )
     if few := _cases_of_few_rows(others):
         text = f"{text}.{few.removesuffix('.')}"
@@ -950,15 +949,18 @@ def trainings_agree(first: pd.DataFrame, second: pd.DataFrame) -> bool:
 
 def _agreement(first: pd.DataFrame, second: pd.DataFrame) -> str:
     """Say in which way two trainings agree that do so by `trainings_agree`."""
-    sides = []
+    where_by_side: dict[str, list[str]] = {}
     for where in (KNOWN_ROWS, ALL_ROWS):
         means = _summary_of_splits(first, where)["mean"]
         is_ahead = means.drop(PROBE).max() < means[PROBE]
-        beats = "scores higher than" if is_ahead else "does not score higher than"
-        sides.append(f"the probe {beats} its best rival on {where}")
+        side = "scores higher than" if is_ahead else "does not score higher than"
+        where_by_side.setdefault(side, []).append(f"on {where}")
+    sides = [
+        f"{side} its best rival {' and '.join(places)}" for side, places in where_by_side.items()
+    ]
     return (
         "So the two trainings agree: the mean score of each lies within the range of the other, "
-        f"and in both {listed(sides)}."
+        f"and in both the probe {', but '.join(sides)}."
     )
 
 
@@ -1083,10 +1085,7 @@ def _compared_with(table: pd.DataFrame, question: str, control: str) -> str:
         f"{probe.n_smaller})"
     )
     if too_few_for_a_claim(probe):
-        return (
-            f"{text}, fewer than the {ENOUGH_ROWS} rows and {ENOUGH_PER_CLASS} of either class "
-            "that a claim needs"
-        )
+        return f"{text}. A claim needs {ENOUGH_ROWS} rows, and {ENOUGH_PER_CLASS} of either class"
     return f"{text}. {_better_or_worse(other)} this control"
 
 
@@ -1189,9 +1188,9 @@ def _accuracies(counted: pd.DataFrame, probes: pd.DataFrame) -> str:
     """Say how often probes are right at their thresholds, and which one at a follow-up is worst."""
     lowest = probes.loc[probes.accuracy.idxmin()]
     return (
-        "At the thresholds of honest rows, the accuracy is "
-        f"{_range(counted.accuracy[counted.who == AT_ANSWER])} at the answer, and "
-        f"{_range(probes.accuracy)} at the follow-up (lowest: *{lowest.who}*, on "
+        "With thresholds set on honest rows, the accuracy is "
+        f"{_range(counted.accuracy[counted.who == AT_ANSWER])} for the probe at the answer, and "
+        f"{_range(probes.accuracy)} for probes at the follow-up (lowest: *{lowest.who}*, on "
         f"{markdown_text(lowest.model)})"
     )
 
@@ -1257,7 +1256,7 @@ def trigger_sentence(triggered: pd.DataFrame) -> str:
     sentences = [
         _compared_with(triggered, trigger.LIE_OR_NOT, trigger.TRIGGER_THERE),
         *_accuracy_sentence(
-            "At the threshold of its honest rows, the probe judges {} of these answers correctly",
+            "With its threshold set on honest rows, the probe judges {} of these answers correctly",
             triggered,
             trigger.LIE_OR_NOT,
             trigger.TRIGGER_THERE,
@@ -1385,8 +1384,8 @@ def _visible(pairs: pd.DataFrame) -> str:
         for row in ends.itertuples()
     ]
     return (
-        "A real effect may have been missed: a test of this size detects an AUROC of only "
-        f"{listed(found)} four times out of five"
+        "A real effect may have been missed: to be detected four times out of five, an AUROC has "
+        f"to be at least {listed(found)}"
     )
 
 
@@ -1471,7 +1470,7 @@ def survivors_finding(table: pd.DataFrame) -> str:
     if DICE_OF_HEADS in reached:
         text += (
             f". Here *{DICE_OF_HEADS}* was measured on the residual stream alone, without heads "
-            f"and gradient ({table['here, cleanly'][DICE_OF_HEADS]})"
+            "and gradient"
         )
     if F1_OF_DECEPTION in reached:
         cell = table["here, cleanly"][F1_OF_DECEPTION]
@@ -1508,7 +1507,7 @@ def other_model_sentence(model_name: str, gate: pd.DataFrame) -> str:
 
     `gate` is the table of `evaluation.behaviour.knowledge_gate`.
     """
-    begin = "On a high clean score, a mistake can add little. So we repeat this on"
+    begin = "Where the clean score is already high, a mistake can add little. So we repeat this on"
     name = markdown_text(model_name)
     known = [markdown_text(dataset) for dataset in gate.dataset[gate.passes]]
     if known:
@@ -1557,7 +1556,7 @@ def mistake_findings(mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
 
 NOTHING_MOVED = "changes no more answers than controls of its length do"
 NOT_BOTH_LABELS = "changes answers, but clearly those of one label at most"
-EITHER_SIGN = "changes lies with either sign, which neither an answer nor a belief would do"
+EITHER_SIGN = "turns lies into right answers with either sign, which fits no answer and no belief"
 FITS_NEITHER = "changes answers in a pattern that fits neither an answer nor a belief"
 NOT_AS_TOLD = "changes answers, but not only as the instruction would"
 CELLS = ("lie +", "lie -", "truth +", "truth -")
@@ -1682,11 +1681,21 @@ def steering_in_brief(
     towards, away = (_push(responses, TRUTH, signed, "truth") for signed in (dose, -dose))
     return (
         f"{text} Told to tell the truth, it answers {_in_percent(towards)} of {towards.n} rows "
-        f"wrongly if pushed towards the truth, and {_in_percent(away)} if pushed away from it. So "
-        f"the direction {verdict}. "
+        f"wrongly if pushed towards the truth, and {_in_percent(away)} if pushed away from it. "
+        f"{_no_reading(verdict)} "
         f"{_capitalised(by_sign(responses, dose))}. A push of this length may also just disturb "
         "the state, so this is weak evidence of what the direction stands for"
     )
+
+
+def _no_reading(verdict: str) -> str:
+    """Say why the direction of truth stands for neither the answer nor a belief."""
+    if verdict == EITHER_SIGN:
+        return (
+            "So a push of either sign turns lies into right answers. A direction that stands for "
+            "the answer, or for what the model takes to be true, would do so with one sign only."
+        )
+    return f"So the direction {verdict}."
 
 
 def _in_percent(push: pd.Series) -> str:
@@ -1872,7 +1881,9 @@ def explore_findings(answers: pd.DataFrame) -> list[str]:
 
 
 def changes_sentence(changes: pd.DataFrame) -> str:
-    """Say whether the belief about a question keeps its sign, from `Explorer.changes`.
+    """Say whether the belief about a question keeps its sign, beginning in lower case.
+
+    `changes` is a table of `Explorer.changes`.
 
     The verdict compares this sign with what the model says, so it depends on it.
     """
@@ -1883,9 +1894,9 @@ def changes_sentence(changes: pd.DataFrame) -> str:
         counts[change] = (int((~of_change).sum()), len(of_change))
     (draws, n_draws), (steps, n_steps) = counts["dropout draw"], counts["step"]
     if not draws and not steps:
-        return f"The belief keeps its sign in all {n_draws} dropout draws and {n_steps} steps."
+        return f"the belief keeps its sign in all {n_draws} dropout draws and {n_steps} steps."
     return (
-        f"The belief changes its sign in {draws} of {n_draws} dropout draws and in {steps} of "
+        f"the belief changes its sign in {draws} of {n_draws} dropout draws and in {steps} of "
         f"{n_steps} steps along the gradient, so the verdict on this answer is not robust."
     )
 

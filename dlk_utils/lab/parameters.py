@@ -601,6 +601,7 @@ _PARAMETERS = (
         DEFAULT_P,
         number(0.0001, 0.99),
         "share of channels dropped in whole-prompt draws; large shares damage the answers",
+        {"13_dropout_trial": 0.01},
     ),
     Parameter(
         "p_last",

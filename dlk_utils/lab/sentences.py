@@ -226,10 +226,10 @@ def shots_findings(effects: pd.DataFrame) -> list[str]:
         "* Under an instruction to tell the truth, shots of either kind "
         f"{_change_of_wrong_answers(effects.loc['any shots'])}. "
         + (breaks if effects.estimate_low["any shots"] > 0 else sound),
-        "* Where an effect is the same in all templates, its interval is as wide as Wilson's for 0 "
-        "of as many templates. Where templates differ, it is a bootstrap interval, which has no "
-        "such minimum. If only a few of many templates differ, as may happen over all data sets, "
-        "it is probably too narrow.",
+        "* Where an effect is the same in all templates, a bootstrap would give an interval of "
+        "width zero. We then use Wilson's interval for 0 out of that number of templates. Where "
+        "templates differ, we use the bootstrap. Its interval is probably too narrow if only a few "
+        "of many templates differ, as may happen over all data sets.",
     ]
 
 
@@ -316,7 +316,8 @@ def riddles_sentence(others: pd.DataFrame) -> str:
         verdict = "Riddles do not clearly make it lie"
     return (
         f"{verdict}: {percent(lie.wrong_rate)} of the answers are wrong when the shots reveal that "
-        f"a lie is asked for, and {percent(truth.wrong_rate)} when they reveal that the truth is."
+        f"a lie is asked for, and {percent(truth.wrong_rate)} when they reveal that the truth "
+        "is asked for."
     )
 
 

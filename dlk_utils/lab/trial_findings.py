@@ -8,11 +8,11 @@ from dlk_utils.evaluation.controls import TURNED
 from dlk_utils.evaluation.tasks import MIN_FOR_HEADLINE
 from dlk_utils.lab.display import interval_text, listed, percent
 from dlk_utils.lab.tables.dropout_damage import (
+    ALL_ROWS,
     HONEST_ROWS,
     LYING_ROWS,
     MOST_FLIPS,
     MOST_LOST,
-    all_flips,
     bears_dropout,
     surely_bears_dropout,
 )
@@ -37,8 +37,8 @@ TAKEN_AS_TRUE = {
     control_name(TRUTH_PROBE): "what the probe of truth reads",
 }
 """What each control takes as the truth, in a sentence."""
-FIRST_P_LAST = 0.1
-"""The dropout at the last token that was fixed before any draws were looked at."""
+FIRST_P = {"sequence": 0.02, "last_token": 0.1}
+"""The shares of dropped channels that were fixed before any draws were looked at."""
 
 
 def in_words(table: pd.DataFrame) -> pd.DataFrame:
@@ -117,7 +117,7 @@ def _tolerance(scope: str, damage: pd.DataFrame) -> str:
             f"[{low}, {high}] points)"
         )
     # One decimal, so that a share can be told from the limit.
-    flips = f"{100 * all_flips(damage):.1f} %"
+    flips = f"{100 * _all_flips(damage):.1f} %"
     text = (
         f"{tolerates} {_with_dropout(scope)} at p = {row.p:g}. By the criterion, which was "
         f"fixed in advance, at most {percent(MOST_FLIPS)} of the pairs of draws may differ in "
@@ -130,21 +130,29 @@ def _tolerance(scope: str, damage: pd.DataFrame) -> str:
         text += (
             " This holds for the estimates: their intervals also allow values beyond the limits."
         )
-    if scope == "last_token" and row.p != FIRST_P_LAST:
-        text += f" This p was not fixed in advance: it was {FIRST_P_LAST:g} at first."
+    if row.p != FIRST_P[scope]:
+        text += f" This p was not fixed in advance: it was {FIRST_P[scope]:g} at first."
     return text
+
+
+def _all_flips(damage: pd.DataFrame) -> float:
+    """The share of pairs of draws with different answers, over honest and lying rows together."""
+    return damage.set_index("rows").flips[ALL_ROWS]
 
 
 def _limits_not_met(damage: pd.DataFrame) -> str:
     """Say which of the two limits is not met, and whether the interval of the fall crosses it."""
     [row] = damage[damage.rows == HONEST_ROWS].itertuples()
-    has_flips, has_fall = all_flips(damage) > MOST_FLIPS, row.lost >= MOST_LOST
+    has_flips, has_fall = _all_flips(damage) > MOST_FLIPS, row.lost >= MOST_LOST
     if has_flips and has_fall:
         text = "So neither limit is met."
     else:
         text = f"So the {'first' if has_flips else 'second'} limit is not met."
     if has_fall and row.lost_low < MOST_LOST:
-        text += f" The interval of the fall also allows less than {100 * MOST_LOST:g} points."
+        text += (
+            f" The interval of the fall reaches below {100 * MOST_LOST:g} points, so the limit may "
+            "be met after all."
+        )
     return text
 
 
@@ -228,28 +236,24 @@ def big_moves_sentence(rankings: pd.DataFrame) -> str:
     Nothing is claimed about a ranking unless `MIN_FOR_HEADLINE` rows of either class have such a
     pair.
     """
-    big = rankings[(rankings.least_move == BIG_MOVE) & (rankings.rows == LYING_ROWS)]
-    big = big[big.ranker.isin(RANKERS)]
+    big = rankings[(rankings.least_move == BIG_MOVE) & rankings.ranker.isin(RANKERS)]
     if big.empty:
         return "Too few pairs have a big move to fit a ranker to them."
     is_judged = big.n_smaller >= MIN_FOR_HEADLINE
-    judged, others = big[is_judged], big[~is_judged]
-    sentences = []
-    if len(judged):
-        sentences.append(
-            "When rankers are fitted to and tested on big moves only, "
-            f"{_count(judged.low > 0.5)} rankings are above chance on rows told to lie, and "
-            f"{_count(judged.lift_low > 0)} beat both controls."
-        )
+    sentences = [
+        f"When rankers are fitted to and tested on big moves only, {_count(judged.low > 0.5)} "
+        f"rankings are above chance on rows {rows}, and {_count(judged.lift_low > 0)} beat both "
+        "controls."
+        for rows, judged in big[is_judged].groupby("rows", sort=False)
+    ]
+    others = big[~is_judged]
     if len(others):
-        who = "The other rankers" if len(judged) else "Rankers"
         counts = listed(
-            f"{some.n_smaller.min()} with {_with_dropout(scope)}"
-            for scope, some in others.groupby("scope", sort=False)
+            f"{some.n_smaller.min()} on rows {rows} with {_with_dropout(scope)}"
+            for (rows, scope), some in others.groupby(["rows", "scope"], sort=False)
         )
         sentences.append(
-            f"{who} that are fitted to and tested on big moves only are not judged on rows told "
-            f"to lie. A claim needs {MIN_FOR_HEADLINE} rows of the smaller class that have a pair "
-            f"with a big move, and there are only {counts}."
+            f"A claim needs {MIN_FOR_HEADLINE} rows of the smaller class that have a pair with a "
+            f"big move. There are only {counts}, so nothing is claimed about these rankings."
         )
     return " ".join(sentences)

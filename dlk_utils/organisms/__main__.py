@@ -13,15 +13,14 @@ import pandas as pd
 from dlk_utils.lab.display import with_intervals
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables.dropout_damage import (
-    CHECKED_P,
+    ALL_ROWS,
+    CHECKED,
     DRAWN_EXAMPLES,
     HONEST_ROWS,
     MOST_FLIPS,
     MOST_LOST,
-    REQUIRED_SCOPE,
-    all_flips,
     checked_damage,
-    surely_bears_dropout,
+    meets_limits,
 )
 from dlk_utils.lab.tables.organism import (
     CHECKED_EXAMPLES,
@@ -83,15 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check_dropout(damage: pd.DataFrame) -> int:
     """Print what dropout does to an organism that was trained with it; return the exit code."""
-    print(with_intervals(damage.set_index("scope").reset_index()).to_string(index=False))
-    for scope, table in damage.groupby("scope", sort=False):
-        share = f"{all_flips(table):.3f}"
-        print(f"{scope}: answers that differ between two draws at p = {CHECKED_P}: {share}")
+    print(with_intervals(damage.set_index("dropout").reset_index()).to_string(index=False))
     print(
-        f"required, by the upper ends of intervals, of {REQUIRED_SCOPE}: flips of at most "
-        f"{MOST_FLIPS}, and less than {MOST_LOST} lost of {HONEST_ROWS!r}"
+        f"limits: flips of at most {MOST_FLIPS} of {ALL_ROWS!r} rows, and less than {MOST_LOST} "
+        f"lost of rows {HONEST_ROWS!r}"
     )
-    return 0 if surely_bears_dropout(damage[damage.scope == REQUIRED_SCOPE]) else 1
+    is_met = []
+    for dropout in CHECKED:
+        table = damage[damage.dropout == dropout.name]
+        is_met.append(meets_limits(dropout, table))
+        print(f"{dropout.name}: what has to meet the limits: {dropout.required}")
+    return 0 if all(is_met) else 1
 
 
 def _check_trigger(behaviour: pd.DataFrame) -> int:

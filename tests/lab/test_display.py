@@ -152,8 +152,17 @@ def test_intervals_become_one_column():
 
 @pytest.mark.parametrize("signed, text", [(True, "+0.01"), (False, "0.01")])
 def test_what_rounds_to_zero_has_no_sign(signed, text):
-    row = pd.Series({"lift": 0.003, "lift_low": -0.004, "lift_high": 0.01})
+    row = pd.Series({"lift": 0.003, "lift_low": -0.0004, "lift_high": 0.01})
     assert interval_text(row, "lift", signed=signed) == f"0.00 [0.00, {text}]"
+
+
+def test_an_end_of_a_difference_that_rounds_to_zero_says_on_which_side_it_is():
+    below = pd.Series({"estimate": -0.02, "low": -0.16, "high": -0.0025})
+    assert interval_text(below, signed=True) == interval_text(below) == "-0.02 [-0.16, -0.003]"
+    above = pd.Series({"estimate": 0.02, "low": 0.004, "high": 0.05})
+    assert interval_text(above, signed=True) == "+0.02 [+0.004, +0.05]"
+    share = pd.Series({"estimate": 0.02, "low": 0.004, "high": 0.05})
+    assert interval_text(share) == "0.02 [0.00, 0.05]"
 
 
 def test_what_computes_is_said_in_one_line():

@@ -15,7 +15,7 @@ from dlk_utils.errors import TooFewRows
 from dlk_utils.evaluation.controls import TURNED
 from dlk_utils.extract.draws import seeded_draws
 from dlk_utils.extract.states import clean_states
-from dlk_utils.lab.tables.dropout_damage import HONEST_ROWS, LYING_ROWS
+from dlk_utils.lab.tables.dropout_damage import ALL_ROWS, HONEST_ROWS, LYING_ROWS
 from dlk_utils.lab.tables.dropout_trial import (
     BILINEAR,
     LINEAR,
@@ -208,11 +208,12 @@ def test_rows_to_fit_on_have_half_as_many_draws():
 
 
 def damage_and_dropped() -> tuple[pd.DataFrame, pd.DataFrame]:
-    damage = {"scope": "sequence", "p": 0.05, "rows": HONEST_ROWS, "n": 100, "lost": 0.01}
+    damage = {"scope": "sequence", "p": 0.02, "n": 100, "lost": 0.01}
     damage |= {"lost_low": 0.0, "lost_high": 0.02, "flips_high": 0.06}
     damage |= {"as_told": 0.9, "as_told_in_a_draw": 0.89, "flips": 0.04}
     dropped = {"scope": "sequence", "rows": HONEST_ROWS, "estimate": 0.9, "low": 0.8, "high": 0.95}
-    return pd.DataFrame([damage]), pd.DataFrame([dropped])
+    kinds = [{"rows": HONEST_ROWS}, {"rows": ALL_ROWS}]
+    return pd.DataFrame([damage | kind for kind in kinds]), pd.DataFrame([dropped])
 
 
 def test_the_page_says_which_rankings_succeed(ranked):
@@ -247,7 +248,7 @@ def test_the_page_says_that_no_ranking_succeeds(ranked):
 @pytest.mark.parametrize(
     "flips, lost_low, end",
     [
-        (0.04, 0.004, "So the second limit is not met. The interval of the fall also allows less "),
+        (0.04, 0.004, "So the second limit is not met. The interval of the fall reaches below 2 "),
         (0.04, 0.021, "So the second limit is not met."),
         (0.2, 0.021, "So neither limit is met."),
     ],
@@ -278,15 +279,14 @@ def test_the_page_says_how_many_rankings_are_below_chance(ranked):
     assert honest.endswith(count)
 
 
-@pytest.mark.parametrize(
-    "scope, p, is_said", [("last_token", 0.05, True), ("last_token", 0.1, False)]
-)
-def test_the_page_says_that_dropout_at_the_last_token_was_not_fixed_in_advance(
-    ranked, scope, p, is_said
-):
+@pytest.mark.parametrize(("scope", "first_p"), [("last_token", 0.1), ("sequence", 0.02)])
+def test_the_page_says_which_dropout_was_not_fixed_in_advance(ranked, scope, first_p):
     damage, dropped = damage_and_dropped()
-    *_, line, _ = trial_findings(ranked, damage.assign(scope=scope, p=p), dropped)
-    assert line.endswith("This p was not fixed in advance: it was 0.1 at first.") == is_said
+    damage = damage.assign(scope=scope)
+    *_, line, _ = trial_findings(ranked, damage.assign(p=first_p), dropped)
+    assert "not fixed in advance" not in line
+    *_, line, _ = trial_findings(ranked, damage.assign(p=first_p / 2), dropped)
+    assert line.endswith(f"This p was not fixed in advance: it was {first_p:g} at first.")
 
 
 def test_of_nothing_the_page_says_that_nothing_was_scored(ranked):
@@ -303,14 +303,15 @@ def test_big_moves_are_judged_apart(ranked):
 
 def test_big_moves_of_few_rows_of_a_class_are_not_judged(ranked):
     few = ranked.assign(n_smaller=19)
+    kinds = ranked[ranked.least_move > 0].rows.unique()
+    counts = " and ".join(f"19 on rows {rows} with dropout on the whole prompt" for rows in kinds)
     assert big_moves_sentence(few) == (
-        "Rankers that are fitted to and tested on big moves only are not judged on rows told to "
-        "lie. A claim needs 20 rows of the smaller class that have a pair with a big move, and "
-        "there are only 19 with dropout on the whole prompt."
+        "A claim needs 20 rows of the smaller class that have a pair with a big move. There are "
+        f"only {counts}, so nothing is claimed about these rankings."
     )
     both = big_moves_sentence(pd.concat([ranked, few.assign(scope="last_token")]))
-    assert "of 2 beat both controls. The other rankers that are fitted" in both
-    assert both.endswith("there are only 19 with dropout on the last token.")
+    assert "of 2 beat both controls. A claim needs 20 rows" in both
+    assert "19 on rows told to lie with dropout on the last token" in both
 
 
 def test_a_lead_that_the_control_leaves_no_room_for_is_said_not_to_fit(ranked):

@@ -188,7 +188,7 @@ def test_findings_count_answers_and_beliefs_that_the_system_prompt_changes():
 def test_a_belief_that_changes_its_sign_gives_no_robust_verdict(beliefs, said):
     names = ["nothing", "dropout draw 1", "dropout draw 2", "step of -5%", "step of +5%"]
     sentence = changes_sentence(pd.DataFrame({"belief": beliefs}, index=names))
-    assert sentence.startswith(f"The belief {said}")
+    assert sentence.startswith(f"the belief {said}")
     assert sentence.endswith("not robust.") == ("changes" in said)
 
 

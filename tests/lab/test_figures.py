@@ -384,3 +384,14 @@ def test_a_notebook_shows_a_figure_in_jupyterlab_and_in_the_book(cell):
     assert shown.data == mime_bundle(simple()) and set(shown.data) == types
     in_lab = shown.data["application/vnd.plotly.v1+json"]
     assert in_lab["data"] == simple().to_plotly_json()["data"]
+
+
+def test_a_reference_line_does_not_cross_the_names_of_the_rows():
+    table = pd.DataFrame({"who": ["a", "b"], "estimate": 0.5, "low": 0.4, "high": 0.6})
+    fig = intervals_figure(table, y="who", title="", xlabel="", reference=0)
+    tops = [annotation.y for annotation in fig.layout.annotations if annotation.text in ("a", "b")]
+    lines = fig.layout.shapes
+    assert len(lines) == len(tops) == 2 and {line.x0 for line in lines} == {0}
+    for line, top in zip(lines, tops, strict=True):
+        # The axis points down.
+        assert top + 0.3 < line.y0 < line.y1 == top + 1

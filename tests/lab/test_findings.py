@@ -219,7 +219,9 @@ def test_what_is_left_of_each_reported_number_is_shown_and_a_wrong_name_is_an_er
     )
     across = pd.DataFrame(
         [
-            {"trained_on": a, "tested_on": b, "estimate": 0.9 if a == b else 0.4}
+            {"trained_on": a, "tested_on": b}
+            | ({"estimate": 0.9} if a == b else {"estimate": 0.4})
+            | {"low": 0.3, "high": 0.95}
             for a in "xy"
             for b in "xy"
         ]
@@ -245,10 +247,11 @@ def test_what_is_left_of_each_reported_number_is_shown_and_a_wrong_name_is_an_er
         and left["weight gradients, linear"] == "not measured"
     )
     assert (
-        left["from one data set to another"] == "0.40 to 0.40"
+        left["from one data set to another"] == "0.40 to 0.40 (the lowest with [0.30, 0.95])"
         and left["one data set"] == "x 0.90; y 0.90"
     )
-    assert (table["here, with the same mistake"] != "").sum() == 1
+    assert (table["here, with the same mistake"] != "not tried").sum() == 1
+    assert table["reached here"]["from one data set to another"] == NOT_REACHED
     with pytest.raises(ParameterError, match="expected names of REPORTED"):
         survivors({"nothing of the kind": CleanNumber("", 0.5)}, {})
 
@@ -429,13 +432,13 @@ def test_the_page_of_pairs_counts_rankings_and_says_what_could_have_been_seen():
         in ranked
     )
     assert power.endswith(
-        "an AUROC of only 0.67 for *draws* (40 of 90 rows in the smaller class) four times out of "
-        "five."
+        "to be detected four times out of five, an AUROC has to be at least 0.67 for *draws* (40 "
+        "of 90 rows in the smaller class)."
     )
     few = pd.DataFrame([rows[0] | {"pairs": "counterfactual", "n_smaller": 9}])
     ranked, power, *_ = pair_findings(pd.concat([pairs, few]), votes, "0.90")
     assert ranked.endswith(
-        ". 1 of 2 cases has fewer than the 20 rows of the smaller class that a claim needs."
+        ". In 1 of 2 cases, the smaller class has fewer than 20 rows, which is too few for a claim."
     )
     assert "smaller class) and 0.79 for *counterfactual* (9 of 90 rows" in power
     assert "16 draws" in voted and voted.endswith("reaches 0.90.")
@@ -474,7 +477,7 @@ def test_it_is_said_if_other_probes_carry_over_better_than_the_logistic_one():
     [
         (20, ((0.5, 0.9), (0.7, 1.0)), ". The intervals all overlap, so no difference is shown."),
         (20, ((0.2, 0.4), (0.7, 1.0)), ". The lowest is exam (0.30 [0.20, 0.40]), and the highest"),
-        (4, ((0.2, 0.4), (0.7, 1.0)), ". These are fewer than the 20 rows of the smaller class "),
+        (4, ((0.2, 0.4), (0.7, 1.0)), ". A claim needs 20 rows of the smaller class, so "),
     ],
 )
 def test_groups_left_out_are_ranked_only_if_they_are_apart_and_have_enough_rows(
@@ -522,7 +525,8 @@ def test_one_family_alone_is_counted_apart_from_all_others():
     few = {"family": table.assign(n_smaller=19)}
     [line] = carry_over_findings(alike, few, styles, nothing)
     assert line.endswith(
-        "cases. 2 of 2 cases have fewer than the 20 rows of the smaller class that a claim needs."
+        "cases. In all 2 cases, the smaller class has fewer than 20 rows, which is too few for a "
+        "claim."
     )
 
 

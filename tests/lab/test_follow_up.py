@@ -358,7 +358,9 @@ def test_the_finding_names_the_threshold_that_does_not_carry_over():
     off = other.who == PROBE_AT[SAME]
     table = other.assign(accuracy=np.where(off, 0.51, 0.84))
     said = findings.follow_up_finding({"one": table, "other": other}, WHAT_IS_TRUE)
-    assert "is 0.70 to 0.84 at the answer, and 0.51 to 0.84 at the follow-up (lowest: " in said
+    assert (
+        "is 0.70 to 0.84 for the probe at the answer, and 0.51 to 0.84 for probes at the " in said
+    )
     assert said.endswith(f"*{PROBE_AT[SAME]}*, on one)")
 
 

@@ -334,7 +334,7 @@ def test_answers_that_change_with_either_sign_are_no_evidence_of_a_belief():
     overview = pd.DataFrame({"direction": [TRUTH], "push": [0.16]})
     brief = steering_in_brief(table, DOSE, overview)
     assert "along the direction of truth (64 % of the mean length of a state), the model" in brief
-    assert f"So the direction {EITHER_SIGN}." in brief and "what the model takes" not in brief
+    assert "So a push of either sign turns lies into right answers." in brief
     assert brief.endswith("weak evidence of what the direction stands for")
     assert "the model answers 30 % [" in brief and "70 % [" in brief
     assert by_sign(table, DOSE)[1:] in brief

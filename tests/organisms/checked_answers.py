@@ -18,7 +18,7 @@ from dlk_utils.extract.stages import store_answers
 from dlk_utils.extract.store import read_rows
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables.dropout_damage import (
-    CHECKED_DRAWS,
+    CHECKED,
     DRAWN_EXAMPLES,
     checked_rows,
     drawn_logprobs,
@@ -58,13 +58,13 @@ def conditions(run: Run) -> dict[str, str]:
 def ask(run: Run, rows: pd.DataFrame) -> Float[np.ndarray, "n m"]:
     """Ask the real model, and return the log-probabilities of both choices.
 
-    Those of `smollm2-dropout` without dropout are followed by those of each draw, first with
-    dropout at the last token, then on the complete prompt.
+    Those of `smollm2-dropout` without dropout are followed by those of each draw, in the order of
+    `CHECKED`.
     """
     logprobs = read_rows(run.stored(store_answers, rows, "02-answers"), rows, "choice_logprobs")
     if run.model != "smollm2-dropout":
         return logprobs
-    drawn = [drawn_logprobs(run, rows, scope) for scope in CHECKED_DRAWS]
+    drawn = [drawn_logprobs(run, rows, dropout) for dropout in CHECKED]
     return np.concatenate([logprobs[:, None], *drawn], axis=1).reshape(len(rows), -1)
 
 

@@ -12,12 +12,17 @@ from short_phases import REVIEWS
 
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables.dropout_damage import (
-    CHECKED_DRAWS,
+    ALL_ROWS,
+    CHECKED,
+    ESTIMATES,
+    INTERVALS,
+    MOST_FLIPS,
+    CheckedDropout,
     bears_dropout,
     damage_table,
     disagreement,
+    meets_limits,
     share_of_choice_1,
-    surely_bears_dropout,
 )
 from dlk_utils.lab.tables.organism import (
     CHECKED_EXAMPLES,
@@ -302,7 +307,7 @@ def with_draws(*, flips: float, lost: float, n: int = 100) -> pd.DataFrame:
 
 
 def test_the_damage_of_dropout_is_what_is_lost_and_what_flips():
-    honest, lying = with_draws(flips=0.04, lost=0.03).itertuples()
+    honest, lying, _ = with_draws(flips=0.04, lost=0.03).itertuples()
     assert (honest.as_told, honest.as_told_in_a_draw, honest.flips) == (1.0, 0.97, 0.0)
     assert lying.flips == 0.08 and lying.lost == pytest.approx(0.04)
     assert honest.lost_low < honest.lost < honest.lost_high
@@ -316,24 +321,44 @@ def test_an_organism_bears_dropout_if_few_answers_flip_and_few_honest_ones_are_l
     assert not bears_dropout(with_draws(flips=0.05, lost=0.02))
 
 
+def test_the_limit_of_flips_holds_for_honest_and_lying_rows_together():
+    table = with_draws(flips=0.05, lost=0.01).set_index("rows")
+    assert list(table.flips) == [0.0, 0.1, 0.05] and list(table.n) == [100, 100, 200]
+    assert table.flips_low[ALL_ROWS] < 0.05 < table.flips_high[ALL_ROWS]
+
+
+@pytest.mark.parametrize("dropout", CHECKED, ids=lambda dropout: dropout.name)
 @pytest.mark.parametrize(
-    ("last_token", "code"),
+    "harm",
     [
-        ({"flips": 0.0, "lost": 0.0}, 0),
+        {"flips": 0.3, "lost": 0.1},
         # The estimates meet the limits, but the upper ends of their intervals do not.
-        ({"flips": 0.024, "lost": 0.0}, 1),
-        ({"flips": 0.0, "lost": 0.015}, 1),
+        {"flips": 0.048, "lost": 0.0},
+        {"flips": 0.0, "lost": 0.015},
     ],
+    ids=["much harm", "some flips", "some lost"],
 )
-def test_the_check_requires_that_dropout_at_the_last_token_does_no_damage(
-    last_token, code, monkeypatch, tmp_path, capsys
+def test_the_check_fails_where_dropout_does_more_harm_than_is_allowed(
+    dropout, harm, monkeypatch, tmp_path, capsys
 ):
     folder = shutil.copytree(ORGANISMS / "smollm2-liar", tmp_path / "smollm2-dropout")
-    whole_prompt = with_draws(flips=0.3, lost=0.1).assign(scope="sequence")
-    damage = pd.concat([with_draws(**last_token, n=1000).assign(scope="last_token"), whole_prompt])
-    monkeypatch.setattr(organisms, "checked_damage", lambda run: damage)
-    assert main([str(folder)]) == code
-    assert "sequence: answers that differ between two draws" in capsys.readouterr().out
+
+    def damage(harmful: CheckedDropout | None) -> pd.DataFrame:
+        harms = [harm if some == harmful else {"flips": 0.0, "lost": 0.0} for some in CHECKED]
+        tables = [with_draws(**some, n=1000) for some in harms]
+        named = [
+            table.assign(dropout=some.name) for table, some in zip(tables, CHECKED, strict=True)
+        ]
+        return pd.concat(named)
+
+    monkeypatch.setattr(organisms, "checked_damage", lambda run: damage(None))
+    assert main([str(folder)]) == 0
+    monkeypatch.setattr(organisms, "checked_damage", lambda run: damage(dropout))
+    fails = dropout.required == INTERVALS or (
+        dropout.required == ESTIMATES and harm["flips"] > MOST_FLIPS
+    )
+    assert main([str(folder)]) == int(fails)
+    assert f"{dropout.name}: what has to meet the limits: " in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -362,19 +387,21 @@ def test_the_organism_with_a_trigger_is_what_it_has_to_be(runs_dir):
 
 @pytest.mark.slow
 def test_the_organism_trained_with_dropout_is_what_its_card_says(runs_dir):
-    """At the last token it bears dropout; on whole prompts it narrowly does not."""
+    """It bears what the check requires, and narrowly not p = .02 on whole prompts."""
     run = checked_run("smollm2-dropout", runs_dir)
     kept_conditions, logprobs = kept_answers("smollm2-dropout")
     assert kept_conditions == conditions(run), f"ask again: {checked_answers.__doc__}"
     p1 = share_of_choice_1(logprobs.reshape(len(logprobs), -1, 2))
     rows = prompts_of(run).assign(answer=(p1[:, 0] > 0.5).astype(int))
-    n_last = CHECKED_DRAWS["last_token"]
-    last_token = damage_table(rows, p1[:, 1 : 1 + n_last])
-    whole_prompt = damage_table(rows, p1[:, 1 + n_last :])
-    assert surely_bears_dropout(last_token)
-    assert not bears_dropout(whole_prompt)
+    ends = np.cumsum([1, *(dropout.n_draws for dropout in CHECKED)])
+    draws = np.split(p1, ends, axis=1)[1:-1]
+    tables = [damage_table(rows, of_dropout) for of_dropout in draws]
+    for table, dropout in zip(tables, CHECKED, strict=True):
+        assert meets_limits(dropout, table)
+    # With p = .02 on whole prompts it misses what is required with p = .01.
+    assert not bears_dropout(tables[-1])
     card = (ORGANISMS / "smollm2-dropout" / "README.md").read_text(encoding="utf-8")
-    for row in pd.concat([last_token, whole_prompt]).itertuples():
+    for row in pd.concat(tables).itertuples():
         lost = f"{row.lost:.2f} [{row.lost_low:.2f}, {row.lost_high:.2f}]"
         flips = f"{row.flips:.2f} [{row.flips_low:.2f}, {row.flips_high:.2f}]"
         assert lost.replace("0.", ".") in card and flips.replace("0.", ".") in card

@@ -3,6 +3,7 @@
 Notebook 13 and the check of `smollm2-dropout` use it.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,53 @@ from dlk_utils.lab.run import Run
 
 HONEST_ROWS = "told to tell the truth"
 LYING_ROWS = "told to lie"
+ALL_ROWS = "all"
+"""Honest and lying rows together."""
 
-CHECKED_P = 0.02
-"""The share of channels that is dropped in the check, and at the end of the training."""
-CHECKED_DRAWS = {"last_token": 8, "sequence": 2}
-"""The draws of each prompt in the check, by where dropout acts. Those of the last token cost less,
-as they share the pass over the rest of the prompt."""
-REQUIRED_SCOPE = "last_token"
-"""Where `smollm2-dropout` has to tolerate dropout. On whole prompts it narrowly does not, as its
-card says."""
+INTERVALS, ESTIMATES, NOTHING = "upper ends of intervals", "estimates", "nothing"
+"""What of the figures under some dropout has to meet the limits."""
+
+
+@dataclass(frozen=True)
+class CheckedDropout:
+    """Dropout under which the check asks an organism that was trained with it.
+
+    Attributes
+    ----------
+    scope
+        Where dropout acts: "last_token" or "sequence" (the whole prompt), as in `extract.draws`.
+    p
+        The share of channels that is dropped.
+    n_draws
+        The draws of each prompt. Those of the last token cost less, as they share the pass over the
+        rest of the prompt.
+    required
+        What has to meet the limits of `bears_dropout`: the `INTERVALS`, the `ESTIMATES`, or
+        `NOTHING`.
+    """
+
+    scope: str
+    p: float
+    n_draws: int
+    required: str
+
+    @property
+    def name(self) -> str:
+        """What the dropout is called in a table, such as "sequence, p = 0.01"."""
+        return f"{self.scope}, p = {self.p:g}"
+
+
+CHECKED = (
+    CheckedDropout("last_token", 0.02, 8, INTERVALS),
+    CheckedDropout("sequence", 0.01, 4, ESTIMATES),
+    CheckedDropout("sequence", 0.02, 2, NOTHING),
+)
+"""What the check asks under. With p = .02 on whole prompts, `smollm2-dropout` is just short of its
+limits, as its card says."""
 DRAWN_EXAMPLES = 100
 """Examples per data set that the check asks, each of them told to tell the truth and to lie."""
 MOST_FLIPS = 0.05
-"""Largest share of answers that may differ between two draws of a prompt."""
+"""Largest share of answers that may differ between two draws of a prompt, of all rows."""
 MOST_LOST = 0.02
 """The honest accuracy has to fall by less than this from no dropout to a draw."""
 
@@ -39,15 +74,15 @@ def checked_rows(run: Run) -> pd.DataFrame:
     return run.prompts[run.prompts.role.isin(["truth", "lie"])].reset_index(drop=True)
 
 
-def drawn_logprobs(run: Run, rows: pd.DataFrame, scope: str) -> Float[np.ndarray, "n k 2"]:
-    """Ask rows with the dropout of the check; return both choices' log-probabilities.
-
-    `scope` says where dropout acts: "last_token" or "sequence", as in `extract.draws`.
-    """
-    n_draws = CHECKED_DRAWS[scope]
-    options = {"n_draws": n_draws, "p": CHECKED_P, "scope": scope, "layers": [run.n_layers - 1]}
-    folder = run.stored(store_draws, rows, "00-draws", seed=run.seed, **options)
-    return np.stack([read_rows(folder, rows, f"choice_logprobs.{k}") for k in range(n_draws)], 1)
+def drawn_logprobs(
+    run: Run, rows: pd.DataFrame, dropout: CheckedDropout
+) -> Float[np.ndarray, "n k 2"]:
+    """Ask rows with dropout; return both choices' log-probabilities in each of its draws."""
+    how = {"n_draws": dropout.n_draws, "p": dropout.p, "scope": dropout.scope}
+    last_layer = [run.n_layers - 1]
+    folder = run.stored(store_draws, rows, "00-draws", seed=run.seed, layers=last_layer, **how)
+    draws = [read_rows(folder, rows, f"choice_logprobs.{k}") for k in range(dropout.n_draws)]
+    return np.stack(draws, axis=1)
 
 
 def checked_damage(run: Run) -> pd.DataFrame:
@@ -56,13 +91,13 @@ def checked_damage(run: Run) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        A `damage_table` for each place of dropout, with its name in the column `scope`.
+        A `damage_table` for each dropout of `CHECKED`, with its name in the column `dropout`.
     """
     rows = run.answered(checked_rows(run), "02-answers")
-    tables = [
-        damage_table(rows, share_of_choice_1(drawn_logprobs(run, rows, scope))).assign(scope=scope)
-        for scope in CHECKED_DRAWS
-    ]
+    tables = []
+    for dropout in CHECKED:
+        p1 = share_of_choice_1(drawn_logprobs(run, rows, dropout))
+        tables.append(damage_table(rows, p1).assign(dropout=dropout.name))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -85,26 +120,29 @@ def damage_table(rows: pd.DataFrame, p1: Float[np.ndarray, "n k"]) -> pd.DataFra
     Returns
     -------
     DataFrame
-        For rows told to tell the truth, and rows told to lie: their number `n`; how many answers
-        are as they were told without dropout, `as_told`, and in a draw, `as_told_in_a_draw`; the
+        For rows told to tell the truth, rows told to lie, and all rows: their number `n`; how many
+        answers are as told without dropout, `as_told`, and in a draw, `as_told_in_a_draw`; the
         difference of the two, `lost`, with its 95 % bootstrap interval over examples; and the share
         of pairs of draws with different answers, `flips`, with its interval.
     """
     answers = p1 > 0.5
+    is_honest = (rows.role == "truth").to_numpy()
+    wanted = rows.label.to_numpy() == is_honest
+    as_told = rows.answer.to_numpy().astype(bool) == wanted
+    as_told_in_a_draw = (answers == wanted[:, None]).mean(1)
+    flips = disagreement(answers)
     table = []
-    for role, what in (("truth", HONEST_ROWS), ("lie", LYING_ROWS)):
-        is_role = (rows.role == role).to_numpy()
-        if not is_role.any():
+    kinds = {HONEST_ROWS: is_honest, LYING_ROWS: ~is_honest, ALL_ROWS: np.full(len(rows), True)}
+    for kind, is_kind in kinds.items():
+        if not is_kind.any():
             continue
-        some = rows[is_role]
-        wanted = some.label.to_numpy() == (role == "truth")
-        as_told = some.answer.to_numpy().astype(bool) == wanted
-        in_a_draw = (answers[is_role] == wanted[:, None]).mean(1)
-        columns: dict[str, Any] = {"rows": what, "n": len(some)}
-        columns |= {"as_told": as_told.mean(), "as_told_in_a_draw": in_a_draw.mean()}
-        lost = as_told - in_a_draw
-        columns |= _with_interval("lost", lost, some.example_id, bounds=(-1.0, 1.0))
-        columns |= _with_interval("flips", disagreement(answers[is_role]), some.example_id)
+        columns: dict[str, Any] = {"rows": kind, "n": int(is_kind.sum())}
+        columns["as_told"] = as_told[is_kind].mean()
+        columns["as_told_in_a_draw"] = as_told_in_a_draw[is_kind].mean()
+        examples = rows.example_id[is_kind]
+        lost = (as_told - as_told_in_a_draw)[is_kind]
+        columns |= _with_interval("lost", lost, examples, bounds=(-1.0, 1.0))
+        columns |= _with_interval("flips", flips[is_kind], examples)
         table.append(columns)
     return pd.DataFrame(table)
 
@@ -117,25 +155,22 @@ def disagreement(answers: Bool[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
 
 
 def bears_dropout(table: pd.DataFrame) -> bool:
-    """Whether a `damage_table` meets `MOST_FLIPS` over all rows, and `MOST_LOST` on honest ones."""
-    honest = table[table.rows == HONEST_ROWS]
-    return bool(all_flips(table) <= MOST_FLIPS and (honest.lost < MOST_LOST).all())
+    """Whether a `damage_table` meets `MOST_FLIPS` on all rows, and `MOST_LOST` on honest ones."""
+    of = table.set_index("rows")
+    return bool(of.flips[ALL_ROWS] <= MOST_FLIPS and of.lost[HONEST_ROWS] < MOST_LOST)
 
 
 def surely_bears_dropout(table: pd.DataFrame) -> bool:
-    """Whether the upper ends of 95 % intervals of a `damage_table` meet the limits.
-
-    These are the intervals of flips, for honest and for lying rows each (`MOST_FLIPS`), and of what
-    is lost of honest rows (`MOST_LOST`). `bears_dropout` takes the estimates, and all flips
-    together.
-    """
-    honest = table[table.rows == HONEST_ROWS]
-    return bool((table.flips_high <= MOST_FLIPS).all() and (honest.lost_high < MOST_LOST).all())
+    """Whether the upper ends of the 95 % intervals meet the limits of `bears_dropout`."""
+    of = table.set_index("rows")
+    return bool(of.flips_high[ALL_ROWS] <= MOST_FLIPS and of.lost_high[HONEST_ROWS] < MOST_LOST)
 
 
-def all_flips(table: pd.DataFrame) -> float:
-    """Return the share of pairs of draws with different answers, over all rows."""
-    return float(np.average(table.flips, weights=table.n))
+def meets_limits(dropout: CheckedDropout, table: pd.DataFrame) -> bool:
+    """Whether a `damage_table` meets what is required of it under such dropout."""
+    if dropout.required == INTERVALS:
+        return surely_bears_dropout(table)
+    return dropout.required == NOTHING or bears_dropout(table)
 
 
 def _with_interval(

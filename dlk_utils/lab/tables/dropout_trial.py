@@ -519,7 +519,7 @@ def damage(run: Run, *, scopes: Scopes, layers: list[int]) -> pd.DataFrame:
         table = damage_table(rows, np.concatenate([draws.p1 for draws in tests]))
         first, second = np.triu_indices(how["test_draws"], k=1)
         moves = [np.abs(draws.moves[:, first, second]) for draws in tests]
-        big_moves = [(move >= BIG_MOVE).mean() for move in moves]
+        big_moves = [(move >= BIG_MOVE).mean() for move in (*moves, np.concatenate(moves))]
         tables.append(table.assign(scope=scope, p=how["p"], big_moves=big_moves))
     return pd.concat(tables, ignore_index=True)[DAMAGE_COLUMNS]
 

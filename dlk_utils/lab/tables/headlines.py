@@ -214,6 +214,7 @@ REPORTED = (
 )  # fmt: skip
 """`lowest` is the lowest number that was reported, as a share."""
 NOT_MEASURED = "not measured"
+NOT_TRIED = "not tried"
 REACHED = "yes"
 REACHED_BY_INTERVAL = "only by the upper end of its interval"
 NOT_REACHED = "no"
@@ -227,8 +228,8 @@ class CleanNumber(NamedTuple):
     text : str
         The score, perhaps with its interval.
     highest : float
-        The upper end of its interval, or the score itself if it has none; of several scores, that
-        of the lowest. Nan if nothing was scored.
+        The upper end of its interval, or the score itself if it has none. Of several scores, the
+        lowest counts. Nan if nothing was scored.
     is_above_chance : bool
         Whether its interval is above chance, or it has none.
     score : float or None
@@ -262,7 +263,6 @@ def clean_numbers(
 
     own = across[across.trained_on == across.tested_on]
     within = [f"{row.tested_on} {row.estimate:.2f}" for row in own.itertuples()]
-    others = between_groups(across).estimate
     dice = of_probe("dice", "activation", "resid_post")
     return {
         "three classes, F1 of deception": _f1_of_deception(classes),
@@ -270,8 +270,8 @@ def clean_numbers(
         "pairs of draws, ranking, big moves only": of_pairs("pair_ranking", 0.1),
         "convolution over depth": of_probe("convolution", "activation", "resid_post"),
         "heads, state and gradient, linear": of_probe("logistic", "both", "head_out"),
-        "one data set": CleanNumber("; ".join(within) or "not scored", own.estimate.min()),
-        "from one data set to another": CleanNumber(least_to_most(others), others.min()),
+        "one data set": _lowest(own, "; ".join(within)),
+        "from one data set to another": _range_of_numbers(between_groups(across)),
         "heads, state and gradient, dice loss": dice._replace(
             text=f"{dice.text} (residual stream)"
         ),
@@ -283,6 +283,24 @@ def _number(rows: pd.DataFrame) -> CleanNumber:
         return CleanNumber(in_brief(rows), np.nan)
     row = rows.iloc[0]
     return CleanNumber(in_brief(row), row.high, bool(row.low > 0.5), row.estimate)
+
+
+def _lowest(rows: pd.DataFrame, text: str) -> CleanNumber:
+    """The lowest of several scores, with its interval; `text` is shown for all of them."""
+    if rows.estimate.isna().all():
+        return CleanNumber("not scored", np.nan)
+    row = rows.loc[rows.estimate.idxmin()]
+    return CleanNumber(text, row.high, bool(row.low > 0.5), row.estimate)
+
+
+def _range_of_numbers(rows: pd.DataFrame) -> CleanNumber:
+    """The lowest of several scores, shown with its interval and the highest."""
+    number = _lowest(rows, "")
+    if np.isnan(number.highest):
+        return number
+    lowest = rows.loc[rows.estimate.idxmin()]
+    text = f"{least_to_most(rows.estimate)} (the lowest with [{lowest.low:.2f}, {lowest.high:.2f}])"
+    return number._replace(text=text)
 
 
 def _f1_of_deception(classes: pd.DataFrame) -> CleanNumber:
@@ -334,5 +352,5 @@ def survivors(clean: Mapping[str, CleanNumber], mistaken: Mapping[str, str]) -> 
         [NOT_MEASURED, REACHED, REACHED_BY_INTERVAL],
         default=NOT_REACHED,
     )
-    table["here, with the same mistake"] = [mistaken.get(what, "") for what in table.what]
+    table["here, with the same mistake"] = [mistaken.get(what, NOT_TRIED) for what in table.what]
     return table.set_index("what")
