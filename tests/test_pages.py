@@ -56,6 +56,20 @@ FAULTS = """
     const isHidden = table.tHead?.offsetHeight === 1;
     for (const cell of table.querySelectorAll(isHidden ? "tbody :is(th, td)" : "th, td"))
       if (cell.scrollWidth > cell.clientWidth + 1) faults.push(`a cell overflows: ${name(cell)}`);
+    const shown = isHidden ? table.tBodies[0] : table;
+    const texts = document.createTreeWalker(shown, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) {
+      const text = texts.currentNode;
+      // Code may break anywhere.
+      if (text.parentElement.closest("code")) continue;
+      for (const word of text.data.matchAll(/(?<![a-z0-9])[a-z0-9]{2,12}(?![a-z0-9])/gi)) {
+        const place = document.createRange();
+        place.setStart(text, word.index);
+        place.setEnd(text, word.index + word[0].length);
+        const lines = new Set([...place.getClientRects()].map(line => Math.round(line.top)));
+        if (lines.size > 1) faults.push(`a word is broken: ${word[0]}, ${name(table)}`);
+      }
+    }
   }
   for (const caption of document.querySelectorAll("figcaption, caption, h1, h2, h3"))
     if (caption.scrollWidth > caption.clientWidth + 1) faults.push(`cut: ${name(caption)}`);
@@ -82,6 +96,8 @@ document.querySelector("article").insertAdjacentHTML("beforeend", `<h1>planted</
   <div style="overflow-x: auto"><table><tr><td><hr style="width: 3000px"></td></tr></table></div>
   <table style="table-layout: fixed; width: 50px"><tr><td>${"wide".repeat(20)}</td></tr></table>
   <h2 style="white-space: nowrap; overflow: hidden">${"wide ".repeat(200)}</h2>
+  <table style="table-layout: fixed; width: 40px"><tr><td style="overflow-wrap: anywhere">breakfast
+  </td></tr></table>
   <p style="color: #ddd">pale in the light theme</p><div style="width: 3000px">wide</div>`)
 """
 AXE = """
@@ -185,7 +201,8 @@ def test_a_fault_is_found(browser):
     page.open(f"{address}/cite.html")
     page.value(PLANT_FAULTS)
     layout = " ".join(layout_faults(page))
-    for fault in ("the page is", "a table overflows", "a cell overflows", "cut: ", "not one h1"):
+    faults = ("the page is", "a table overflows", "a cell overflows", "cut: ", "not one h1")
+    for fault in (*faults, "a word is broken: breakfast"):
         assert fault in layout, fault
     assert "color-contrast" in " ".join(accessibility_faults(page))
     assert "planted" in " ".join(page.errors)

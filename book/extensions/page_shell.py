@@ -7,9 +7,11 @@ that browsers report an error.
 Below the title of a page that is a notebook it says how to get the notebook and how to run it.
 
 The cells of tables that were written in Markdown get their headings as attributes. On a phone the
-style sheet shows each row as a card, with the headings in it.
+style sheet shows each row as a card, with the headings in it. Names in such tables may break at
+their dots, dashes and underscores, and very long words anywhere. All other words stay whole.
 """
 
+import html
 import re
 from pathlib import PurePosixPath
 from typing import Any
@@ -18,6 +20,11 @@ from bs4 import BeautifulSoup
 
 TABLE = re.compile(r'<table class="table">.*?</table>', re.DOTALL)
 """A table that was written in Markdown."""
+LONGEST_WORD = 12
+"""A longer word may break anywhere, and a name of such words between them."""
+WORD = re.compile(r"[^\W_]+")
+BETWEEN_WORDS = re.compile(r"(?<=\w[_./-])(?=\w)")
+"""Where a name may break, such as that of a module."""
 
 
 def leave_out_thebe(app: Any, page: str, template: str, context: dict, doctree: Any) -> None:
@@ -65,7 +72,20 @@ def _labelled(markup: str) -> str:
     for row in table.select("tbody tr"):
         for cell, heading in zip(row.find_all("td"), headings, strict=False):
             cell["data-label"] = heading
+    for text in table.find_all(string=True):
+        text.replace_with(BeautifulSoup(_breakable(text), "html.parser"))
     return str(table)
+
+
+def _breakable(text: str) -> str:
+    """Return the markup of a text in which long names and very long words may break."""
+    markup = BETWEEN_WORDS.sub("\u200b", html.escape(text, quote=False))
+    markup = WORD.sub(lambda word: _long(word[0]), markup)
+    return markup.replace("\u200b", "<wbr>")
+
+
+def _long(word: str) -> str:
+    return f'<span class="long-word">{word}</span>' if len(word) > LONGEST_WORD else word
 
 
 def setup(app: Any) -> dict[str, bool]:

@@ -34,6 +34,8 @@ GREY = "#6b6b6b"
 CLEAR = "rgba(0,0,0,0)"
 # A dollar sign is a dollar sign, also where MathJax is there.
 CONFIG = {"displayModeBar": False, "typesetMath": False, "responsive": True}
+MOST_TICKS = 9
+"""With so few whole numbers on the horizontal axis, each has a tick."""
 MOST_MARKERS = 32
 """A line of more points has no markers."""
 NARROW = 48
@@ -208,7 +210,7 @@ def intervals_figure(
             align="left",
             showarrow=False,
         )
-    fig.update_xaxes(range=x_range)
+    fig.update_xaxes(range=_with_room(x_range))
     fig.update_yaxes(
         # The lines of the grid lie between the rows.
         tickvals=[place - 0.5 for place in range(len(names) + 1)],
@@ -228,6 +230,15 @@ def intervals_figure(
                 line={"dash": "dash", "color": GREY},
             )
     return _finish(fig, title, xlabel, ylabel, height or 150 + row_height * len(names))
+
+
+def _with_room(ends: tuple[Number, Number] | None) -> tuple[Number, Number] | None:
+    """Widen the range of an axis a little, so that marks at its ends are not cut in half."""
+    if ends is None:
+        return None
+    low, high = ends
+    room = 0.02 * (high - low)
+    return low - room, high + room
 
 
 def lines_figure(
@@ -262,7 +273,8 @@ def lines_figure(
     reference
         Where to draw a dashed horizontal line.
     log_x, log_y
-        Whether an axis is logarithmic. On the horizontal one every value of `x` has a tick.
+        Whether an axis is logarithmic. On the horizontal one every value of `x` has a tick, as it
+        has where there are a few whole numbers.
     y_range
         Ends of the vertical axis; None goes by the points.
     dashed
@@ -292,11 +304,14 @@ def lines_figure(
                 line={"color": _pick(COLORS, number), "dash": style, "width": width},
                 error_y=_error(rows, y, *interval) if interval else None,
             )
+    places = sorted(set(table[x]))
     if log_x:
-        fig.update_xaxes(type="log", tickvals=sorted(set(table[x])))
+        fig.update_xaxes(type="log", tickvals=places)
+    elif len(places) <= MOST_TICKS and all(float(place).is_integer() for place in places):
+        fig.update_xaxes(tickvals=places)
     if log_y:
         fig.update_yaxes(type="log")
-    fig.update_yaxes(range=y_range)
+    fig.update_yaxes(range=_with_room(y_range))
     if reference is not None:
         fig.add_hline(y=reference, line_dash="dash", line_color=GREY)
     return _finish(fig, title, xlabel, ylabel)
@@ -403,14 +418,26 @@ def matrix_figure(table: pd.DataFrame, *, title: str) -> go.Figure:
         x=list(range(len(columns))),
         y=list(range(len(rows))),
         z=cells["estimate"][columns].to_numpy().tolist(),
+        # Shown in the static picture only; below, each text has a colour of its own.
         text=cells["text"][columns].fillna("").to_numpy().tolist(),
         hovertext=cells["complete"][columns].fillna("").to_numpy().tolist(),
-        texttemplate="%{text}",
         zmin=0,
         zmax=1,
         colorscale="RdBu",
         hoverinfo="text" if is_wide else "skip",
         showscale=False,
+    )
+    present = cells["text"][columns].stack().dropna()
+    estimates = cells["estimate"][columns].stack()[present.index]
+    fig.add_scatter(
+        x=[columns.index(column) for _, column in present.index],
+        y=[rows.index(row) for row, _ in present.index],
+        text=list(present),
+        mode="text",
+        # Black or white, whichever is easier to read on the colour of the cell.
+        textfont={"color": ["white" if abs(e - 0.5) > 0.36 else "black" for e in estimates]},
+        hoverinfo="skip",
+        showlegend=False,
     )
     for names, update in ((columns, fig.update_xaxes), (rows, fig.update_yaxes)):
         words = [plotly_text(str(name), 18) for name in names]

@@ -1617,7 +1617,8 @@ def steering_table(responses: pd.DataFrame, dose: float) -> pd.DataFrame:
         row = {}
         for (role, sign), heading in headings.items():
             cell = cells[(cells.role == role) & (cells.dose * sign > 0)]
-            row[heading] = interval_text(cell.iloc[0], "disobeyed")
+            # No line may break within an interval.
+            row[heading] = interval_text(cell.iloc[0], "disobeyed").replace(" ", "\u00a0")
         if direction in CONTROLS:
             row |= {"controls of its length, at most": np.nan, "verdict": "control"}
         else:
@@ -1648,9 +1649,9 @@ def steering_title(responses: pd.DataFrame, dose: float, role: str) -> str:
     towards, away = (_push(responses, TRUTH, sign * dose, role).disobeyed for sign in (1, -1))
     controls = percent(_most_along_controls(responses, dose, role))
     return (
-        f"On rows told to {told}, {percent(towards)} of the answers are {are} after a push towards "
-        f"the truth and {percent(away)} after a push away from it. Pushes along controls give at "
-        f"most {controls}"
+        f"On rows told to {told}, {percent(towards)} of the answers are {are} after a push by "
+        f"{dose:g} towards the truth, and {percent(away)} after a push by {dose:g} away from it. "
+        f"Pushes of this length along controls give at most {controls}"
     )
 
 

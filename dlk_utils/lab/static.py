@@ -60,7 +60,12 @@ def _draw(fig: dict, width: float, dpi: int) -> bytes:
     FigureCanvasAgg(picture)
     axes = picture.add_subplot()
     bars = {}
-    traces = [trace for trace in fig["data"] if trace.get("visible", True) is True]
+    # The texts of a heat map are drawn with it.
+    traces = [
+        trace
+        for trace in fig["data"]
+        if trace.get("visible", True) is True and trace.get("mode") != "text"
+    ]
     for number, trace in enumerate(traces):
         if trace["type"] == "scatter":
             _draw_scatter(axes, trace, str(number))
@@ -74,9 +79,7 @@ def _draw(fig: dict, width: float, dpi: int) -> bytes:
             )
     _draw_bars(axes, bars)
     for shape in layout.get("shapes", []):
-        is_upright = shape["x0"] == shape["x1"]
-        draw = axes.axvline if is_upright else axes.axhline
-        draw(shape["x0"] if is_upright else shape["y0"], color=GREY, linestyle="--", linewidth=0.8)
+        _draw_dashed_line(axes, shape)
     for note in layout.get("annotations", []):
         _draw_row_name(axes, note)
     title = _lines(layout.get("title", {}).get("text", ""))
@@ -92,6 +95,17 @@ def _draw(fig: dict, width: float, dpi: int) -> bytes:
     # The page shows through: it may be dark.
     picture.savefig(png, format="png", metadata={"Software": None}, transparent=True)
     return png.getvalue()
+
+
+def _draw_dashed_line(axes: Any, shape: dict) -> None:
+    """Draw a line across the plot, or from one point of it to another."""
+    style = {"color": GREY, "linestyle": "--", "linewidth": 0.8}
+    if "domain" in shape.get("yref", ""):
+        axes.axvline(shape["x0"], **style)
+    elif "domain" in shape.get("xref", ""):
+        axes.axhline(shape["y0"], **style)
+    else:
+        axes.plot([shape["x0"], shape["x1"]], [shape["y0"], shape["y1"]], label="_", **style)
 
 
 def _draw_row_name(axes: Any, note: dict) -> None:

@@ -208,11 +208,14 @@ def column_texts(values: pd.Series) -> list[str]:
     """Write the cells of a column.
 
     Counts are whole numbers, also where missing cells have made them floats. Other numbers have two
-    digits after the point, small ones two that count.
+    digits after the point, small ones two that count. Floats that are all 0 or 1, with no cell
+    missing, are shares.
     """
     cells = [MISSING if _is_missing(value) else value for value in values]
     present = [value for value in cells if value is not MISSING]
     is_count = all(_is_number(value) and float(value).is_integer() for value in present)
+    if is_count and len(present) == len(cells):
+        is_count = not all(isinstance(value, float) and value in (0, 1) for value in present)
     return [cell_text(value, is_count=is_count) for value in cells]
 
 

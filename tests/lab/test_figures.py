@@ -344,20 +344,25 @@ def test_the_ends_of_an_estimate_may_be_called_low_and_high():
 
 def test_a_cell_of_the_matrix_that_was_not_scored_is_empty():
     fig = FIGURES["matrix"]
-    [heatmap] = fig.data
+    heatmap, cells = fig.data
     rows = fig.layout.yaxis.ticktext
     assert set(rows) == set(fig.layout.xaxis.ticktext) == {"cities", "reviews"}
-    text = dict(zip(rows, heatmap.text, strict=True))
+    text = {(rows[y], x): words for y, x, words in zip(cells.y, cells.x, cells.text, strict=True)}
+    assert [list(row) for row in heatmap.text] == [
+        [text.get((row, column), "") for column in range(2)] for row in rows
+    ]
     values = dict(zip(rows, heatmap.z, strict=True))
-    assert text["cities"][0] == "0.90<br>[0.80, 1.00]<br>n = 10" and text["reviews"][0] == ""
+    assert text["cities", 0] == "0.90<br>[0.80, 1.00]<br>n = 10" and ("reviews", 0) not in text
+    colors = dict(zip(cells.text, cells.textfont.color, strict=True))
+    assert colors["0.90<br>[0.80, 1.00]<br>n = 10"] == "white" and "black" in colors.values()
     assert np.isnan(values["reviews"][0]) and values["reviews"][1] == 0.2
 
 
 def test_a_matrix_of_many_columns_shows_one_number_a_cell():
     names = [f"family {i}" for i in range(6)]
     table = pd.DataFrame({"trained_on": "one", "tested_on": names, "estimate": 0.5})
-    [heatmap] = matrix_figure(table.assign(low=0.4, high=0.6, n=9), title="").data
-    assert list(heatmap.text[0]) == ["0.50"] * 6
+    heatmap, cells = matrix_figure(table.assign(low=0.4, high=0.6, n=9), title="").data
+    assert list(cells.text) == ["0.50"] * 6
     assert heatmap.hovertext[0][0] == "0.50<br>[0.40, 0.60]<br>n = 9"
 
 

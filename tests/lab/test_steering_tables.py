@@ -209,7 +209,7 @@ def test_the_verdict_of_a_planted_answer_direction_is_that_it_moves_the_answer(t
     brief = steering_in_brief(tables[1], DOSE)
     assert brief.endswith("the direction moves the answer")
     title = steering_title(tables[1], DOSE, "lie")
-    assert re.match(r"On rows told to lie, \d+ % of the answers are right after a push to", title)
+    assert re.match(r"On rows told to lie, \d+ % of the answers are right after a push by", title)
 
 
 def test_all_tokens_may_be_pushed_and_rows_of_either_label_each_their_way(directions, held_out):
@@ -324,7 +324,7 @@ def test_a_direction_is_compared_with_controls_of_its_own_length_only():
     assert steering_verdict(effect.loc[TRUTH], TRUTH) == "moves the answer"
     assert steering_verdict(effect.loc[TRUTH_LDA], TRUTH_LDA) == NOTHING_MOVED
     title = steering_title(pushed, DOSE, "lie")
-    assert title.endswith("Pushes along controls give at most 0 %")
+    assert title.endswith("Pushes of this length along controls give at most 0 %")
     shown = steering_table(pd.concat([table, strong, lda]), DOSE)["controls of its length, at most"]
     assert list(shown[[TRUTH, TRUTH_LDA]]) == ["0.00", "0.90"] and pd.isna(shown[RANDOM])
 
