@@ -8,7 +8,8 @@ Below the title of a page that is a notebook it says how to get the notebook and
 
 The cells of tables that were written in Markdown get their headings as attributes. On a phone the
 style sheet shows each row as a card, with the headings in it. Names in such tables may break at
-their dots, dashes and underscores, and very long words anywhere. All other words stay whole.
+their dots, slashes, hyphens and underscores, and very long words anywhere. All other words
+stay whole.
 """
 
 import html
@@ -21,10 +22,10 @@ from bs4 import BeautifulSoup
 TABLE = re.compile(r'<table class="table">.*?</table>', re.DOTALL)
 """A table that was written in Markdown."""
 LONGEST_WORD = 12
-"""A longer word may break anywhere, and a name of such words between them."""
+"""In characters. A longer word may break anywhere."""
 WORD = re.compile(r"[^\W_]+")
-BETWEEN_WORDS = re.compile(r"(?<=\w[_./-])(?=\w)")
-"""Where a name may break, such as that of a module."""
+BETWEEN_WORDS = re.compile(r"(?<=[^\W\d][_./-])(?=\w)|(?<=\w[_./-])(?=[^\W\d])")
+"""Where any name may break, such as that of a module. Numbers and dates stay whole."""
 
 
 def leave_out_thebe(app: Any, page: str, template: str, context: dict, doctree: Any) -> None:

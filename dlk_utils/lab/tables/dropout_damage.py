@@ -59,8 +59,8 @@ CHECKED = (
     CheckedDropout("sequence", 0.01, 4, ESTIMATES),
     CheckedDropout("sequence", 0.02, 2, NOTHING),
 )
-"""What the check asks under. With p = .02 on whole prompts, `smollm2-dropout` is just short of its
-limits, as its card says."""
+"""What the check asks under. With p = .02 on whole prompts, slightly more answers of
+`smollm2-dropout` flip than `MOST_FLIPS` allows, as its card says."""
 DRAWN_EXAMPLES = 100
 """Examples per data set that the check asks, each of them told to tell the truth and to lie."""
 MOST_FLIPS = 0.05
@@ -120,8 +120,9 @@ def damage_table(rows: pd.DataFrame, p1: Float[np.ndarray, "n k"]) -> pd.DataFra
     Returns
     -------
     DataFrame
-        For rows told to tell the truth, rows told to lie, and all rows: their number `n`; how many
-        answers are as told without dropout, `as_told`, and in a draw, `as_told_in_a_draw`; the
+        For rows told to tell the truth, rows told to lie, and all rows: their number `n`; the share
+        of the answers that obey, without dropout (`as_told`) and in a draw (`as_told_in_a_draw`);
+        the
         difference of the two, `lost`, with its 95 % bootstrap interval over examples; and the share
         of pairs of draws with different answers, `flips`, with its interval.
     """

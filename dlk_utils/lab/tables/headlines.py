@@ -82,7 +82,8 @@ def mistakes(run: Run, *, layers: list[int]) -> pd.DataFrame:
 def with_each_mistake(rows: pd.DataFrame, features: Features, *, seed: int = 0) -> pd.DataFrame:
     """Score the same states and probe as they should be, and with one known mistake at a time.
 
-    Intervals resample examples in every row, also where the mistake is to split by row.
+    Intervals resample examples in every row, also where the mistake is to split by row. The last
+    two rows have other targets. They are read at their own best layer, and have other test rows.
 
     Parameters
     ----------
@@ -151,9 +152,10 @@ def with_kinds(mistakes: pd.DataFrame) -> pd.DataFrame:
 
 
 def that_raise(mistakes: pd.DataFrame) -> pd.DataFrame:
-    """Select the mistakes that raise the score: its whole interval is above the clean one.
+    """Select the mistakes that raise the score.
 
-    It also has to be above chance. `mistakes` is a table of `with_each_mistake`.
+    The lower end of its interval is then above both the clean score and chance. `mistakes` is a
+    table of `with_each_mistake`.
     """
     clean = mistakes.estimate[mistakes.mistake == CLEAN].max()
     return mistakes[(mistakes.mistake != CLEAN) & (mistakes.low > max(0.5, clean))]
@@ -212,7 +214,7 @@ REPORTED = (
     ("2023-09-15", "heads, state and gradient, dice loss", ".94 (n = 38)", 0.94,
      "38 rows, the best of many"),
 )  # fmt: skip
-"""`lowest` is the lowest number that was reported, as a share."""
+"""`lowest` is the lowest number that was reported, as a share; .99 stands for "near 100 %"."""
 NOT_MEASURED = "not measured"
 NOT_TRIED = "not tried"
 REACHED = "yes"
@@ -231,7 +233,7 @@ class CleanNumber(NamedTuple):
         The upper end of its interval, or the score itself if it has none. Of several scores, the
         lowest counts. Nan if nothing was scored.
     is_above_chance : bool
-        Whether its interval is above chance, or it has none.
+        Whether its interval is above chance; for F1, whether it is above that of the instruction.
     score : float or None
         The score itself; None if it has no interval, so that `highest` is the score.
     """
@@ -308,11 +310,15 @@ def _f1_of_deception(classes: pd.DataFrame) -> CleanNumber:
     if f1.empty:
         return CleanNumber("not scored", np.nan)
     probe, control = f1["softmax regression"], f1["instruction only"]
-    return CleanNumber(f"F1 {probe:.2f}; instruction alone {control:.2f}", probe)
+    text = f"F1 {probe:.2f}; instruction alone {control:.2f}"
+    return CleanNumber(text, probe, is_above_chance=bool(probe > control))
 
 
 def survivors(clean: Mapping[str, CleanNumber], mistaken: Mapping[str, str]) -> pd.DataFrame:
     """Return `REPORTED` with what is left of each number here.
+
+    Only sizes can be compared: some of the reported numbers are accuracies, and those of this run
+    are AUROCs (F1 for the classes).
 
     Parameters
     ----------
