@@ -1617,8 +1617,8 @@ def steering_table(responses: pd.DataFrame, dose: float) -> pd.DataFrame:
         row = {}
         for (role, sign), heading in headings.items():
             cell = cells[(cells.role == role) & (cells.dose * sign > 0)]
-            # No line may break within an interval.
-            row[heading] = interval_text(cell.iloc[0], "disobeyed").replace(" ", "\u00a0")
+            # No line may break within the brackets.
+            row[heading] = interval_text(cell.iloc[0], "disobeyed").replace(", ", ",\u00a0")
         if direction in CONTROLS:
             row |= {"controls of its length, at most": np.nan, "verdict": "control"}
         else:
