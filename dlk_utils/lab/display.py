@@ -179,10 +179,10 @@ def percent(share: SupportsFloat) -> str:
     return f"{100 * float(share):.0f} %"
 
 
-def listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str], conjunction: str = "and") -> str:
     """Write names in a row, such as "a, b and c"."""
     *before, last = names
-    return f"{', '.join(before)} and {last}" if before else last
+    return f"{', '.join(before)} {conjunction} {last}" if before else last
 
 
 def stack_shares(table: pd.DataFrame, names: Mapping[str, str], by: str) -> pd.DataFrame:

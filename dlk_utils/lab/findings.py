@@ -679,7 +679,7 @@ def way_lines(ways: pd.DataFrame) -> list[str]:
     test_rows = ways[ways.split == "test"]
     told = test_rows[test_rows.way == TOLD_TO_LIE]
     lines = [
-        "Of the ways that need not know the instruction, the best on validation rows is "
+        "Of the methods that do not use the instruction, the best on validation rows is "
         f"*{WAY_NAMES.get(best, best)}*. With as many lies as honest answers, its accuracy on test "
         "rows is "
         f"{_mean_and_range(test[best])} over {len(test)} splits, against "
@@ -953,14 +953,15 @@ def _agreement(first: pd.DataFrame, second: pd.DataFrame) -> str:
     for where in (KNOWN_ROWS, ALL_ROWS):
         means = _summary_of_splits(first, where)["mean"]
         is_ahead = means.drop(PROBE).max() < means[PROBE]
-        side = "scores higher than" if is_ahead else "does not score higher than"
+        side = "in both the probe scores" if is_ahead else "in neither does the probe score"
         where_by_side.setdefault(side, []).append(f"on {where}")
     sides = [
-        f"{side} its best rival {' and '.join(places)}" for side, places in where_by_side.items()
+        f"{side} higher than its best rival, {' or '.join(places)}"
+        for side, places in where_by_side.items()
     ]
     return (
-        "So the two trainings agree: the mean score of each lies within the range of the other, "
-        f"and in both the probe {', but '.join(sides)}."
+        "So the two training runs agree: the mean score of each lies within the range of the "
+        f"other, and {', but '.join(sides)}."
     )
 
 
@@ -991,11 +992,12 @@ def trainings_findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     if not can_compare_trainings(tables):
         return [
             *lines,
-            "* Nothing is claimed about a second training: none was asked, or it has too few rows.",
+            "* Nothing is claimed about a second training run: none was asked, or it has too "
+            "few rows.",
         ]
     if trainings_agree(*tables.values()):
         return [*lines, f"* {_agreement(*tables.values())}"]
-    return [*lines, "* So the two trainings do not quite agree."]
+    return [*lines, "* So the two training runs do not quite agree."]
 
 
 # 08: a model that lies about some topics only.
@@ -1165,7 +1167,7 @@ def follow_up_finding(tables: Mapping[str, pd.DataFrame], question: str) -> str:
     models = listed(markdown_text(name) for name in enough)
     at_answer = _range(counted.estimate[counted.who == AT_ANSWER])
     at_follow_up = [
-        f"{_range(counted.estimate[counted.who.isin(names)])} for probes of {what}"
+        f"{_range(counted.estimate[counted.who.isin(names)])} for probes that learned {what}"
         for what, names in _AT_FOLLOW_UP.items()
         if counted.who.isin(names).any()
     ]
@@ -1475,12 +1477,14 @@ def survivors_finding(table: pd.DataFrame) -> str:
     if F1_OF_DECEPTION in reached:
         cell = table["here, cleanly"][F1_OF_DECEPTION]
         text += f". Read the F1 of deception next to that of its control ({cell})"
-    return f"{text}. It does not reach {_in_italics(missed)}" if missed else text
+    if missed:
+        text += f". It does not reach {_in_italics(missed, 'or')}"
+    return text
 
 
-def _in_italics(names: Sequence[str]) -> str:
+def _in_italics(names: Sequence[str], conjunction: str = "and") -> str:
     """Write names that may have commas in a row."""
-    return listed(f"*{name}*" for name in names)
+    return listed((f"*{name}*" for name in names), conjunction)
 
 
 def headline_findings(table: pd.DataFrame, mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
@@ -1555,8 +1559,11 @@ def mistake_findings(mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
 # 11: steering.
 
 NOTHING_MOVED = "changes no more answers than controls of its length do"
-NOT_BOTH_LABELS = "changes answers, but clearly those of one label at most"
-EITHER_SIGN = "turns lies into right answers with either sign, which fits no answer and no belief"
+NOT_BOTH_LABELS = "changes answers, but the effect is clear for at most one of the two labels"
+EITHER_SIGN = (
+    "turns lies into right answers with either sign, so it acts neither like the answer nor like a "
+    "belief"
+)
 FITS_NEITHER = "changes answers in a pattern that fits neither an answer nor a belief"
 NOT_AS_TOLD = "changes answers, but not only as the instruction would"
 CELLS = ("lie +", "lie -", "truth +", "truth -")
@@ -1707,15 +1714,17 @@ def _in_percent(push: pd.Series) -> str:
 
 LIES_BY_SIGN = {
     0: "lies do not clearly depend on the sign of the push",
-    1: "lies change clearly more often when pushed towards the truth, as an answer predicts",
-    -1: "lies change clearly more often when pushed away from the truth, as a belief predicts",
+    1: "lies change clearly more often when pushed towards the truth, as "
+    "we would expect of the answer",
+    -1: "lies change clearly more often when pushed away from the truth, as "
+    "we would expect of a belief",
 }
 HONEST_BY_SIGN = {
     0: "Honest answers do not clearly depend on the sign of the push",
-    1: "Honest answers change clearly more often when pushed towards the truth, which neither an "
-    "answer nor a belief predicts",
-    -1: "Honest answers change clearly more often when pushed away from the truth, as both an "
-    "answer and a belief predict",
+    1: "Honest answers change clearly more often when pushed towards the truth, which we would "
+    "expect neither of the answer nor of a belief",
+    -1: "Honest answers change clearly more often when pushed away from the truth, as we would "
+    "expect of the answer and of a belief alike",
 }
 
 
@@ -1847,7 +1856,7 @@ def everywhere_findings(everywhere: pd.DataFrame, dose: float) -> list[str]:
         f"answers cannot be read. With another direction removed, {unreadable}."
     )
     if (removed.unreadable_low[removed.direction == TRUTH] > 0).any():
-        line += " So part of what the removal of the direction of truth changes is damage."
+        line += " So some of the effect of removing the direction of truth is damage."
     return [f"* When all tokens are pushed, {by_sign(everywhere, dose)}.", line]
 
 

@@ -457,9 +457,9 @@ def of_trainings(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     agrees = "agrees" if trainings_agree(first, second) else "does not quite agree"
     return {
         "front_second_training_sentence": (
-            f"A second training of the liar, from other seeds, {agrees}. On all rows told to lie, "
-            f"over {second.again.nunique()} splits of the examples, {over_splits(second)}. For the "
-            f"first training, {over_splits(first)}."
+            f"A second training run of the liar, from other seeds, {agrees}. On all rows told to "
+            f"lie, over {second.again.nunique()} splits of the examples, {over_splits(second)}. "
+            f"For the first training run, {over_splits(first)}."
         )
     }
 

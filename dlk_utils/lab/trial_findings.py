@@ -33,7 +33,7 @@ RANKER_WORDS = {
 }
 """What rankers, votes and controls are called on a page, where it is not the name in the table."""
 TAKEN_AS_TRUE = {
-    control_name(TURNED): "the model's own answer, reversed if told to lie,",
+    control_name(TURNED): "the model's own answer (reversed if told to lie)",
     control_name(TRUTH_PROBE): "what the probe of truth reads",
 }
 """What each control takes as the truth, in a sentence."""
@@ -89,7 +89,7 @@ def trial_findings(
             f"* On rows told to lie, with {_with_dropout(scope)}, the best ranker ({ranker}) puts "
             f"{percent(best.estimate)} [{100 * best.low:.0f}, {100 * best.high:.0f}] of the pairs "
             f"in the right order. The better control takes {TAKEN_AS_TRUE[best.best_control]} as "
-            "the truth, and ranks as truer the draw that leans to it. It puts "
+            "the truth, and ranks the draw that leans towards it higher. It puts "
             f"{percent(best.estimate - best.lift)} in order. {_visible(best)}"
         )
     for scope, some in damage.groupby("scope", sort=False):

@@ -280,7 +280,7 @@ def test_a_reported_number_is_reached_if_the_upper_end_of_its_interval_here_is_a
         "*convolution over depth* and *one data set*. Reached means that the score, or the upper "
         "end of its interval, is at least the lowest number reported. *convolution over depth* is "
         "reached only by the upper end of the interval. It does not reach *pairs of draws, "
-        "linear* and *from one data set to another*"
+        "linear* or *from one data set to another*"
     )
     assert survivors_finding(table[table.index == not_scored]).startswith("None of the rep")
     one = survivors_finding(survivors({"one data set": clean["one data set"]}, {}))

@@ -372,8 +372,9 @@ def test_probes_of_whether_the_answer_was_true_count_among_those_at_the_follow_u
     assert said.startswith("By AUROC, a follow-up question makes it clearly easier to tell ")
     assert ". Of 4 probes that read the state there (on m), 2 score clearly higher" in said
     assert (
-        "The AUROC is 0.80 at the answer, and at the follow-up it is 0.80 for probes of which "
-        "choice is right and 0.50 to 0.60 for probes of whether the answer was true. "
+        "The AUROC is 0.80 at the answer, and at the follow-up it is 0.80 for probes that "
+        "learned which choice is right and 0.50 to 0.60 for probes that learned whether the answer "
+        "was true. "
     ) in said
 
 

@@ -345,20 +345,22 @@ def test_answers_that_change_with_either_sign_are_no_evidence_of_a_belief():
     [
         (
             {"lie_plus": 0.2, "lie_minus": 0.8, "truth_plus": 0.45, "truth_minus": 0.4},
-            "lies change clearly more often when pushed away from the truth, as a belief predicts",
+            "lies change clearly more often when pushed away from the truth, as we would "
+            "expect of a belief",
             "Honest answers do not clearly depend on the sign of the push",
         ),
         (
             {"lie_plus": 0.8, "lie_minus": 0.2, "truth_minus": 0.9},
-            "lies change clearly more often when pushed towards the truth, as an answer predicts",
-            "Honest answers change clearly more often when pushed away from the truth, as both an "
-            "answer and a belief predict",
+            "lies change clearly more often when pushed towards the truth, as we would "
+            "expect of the answer",
+            "Honest answers change clearly more often when pushed away from the truth, as we would "
+            "expect of the answer and of a belief alike",
         ),
         (
             {"lie_plus": 0.5, "lie_minus": 0.45, "truth_plus": 0.9, "truth_minus": 0.2},
             "lies do not clearly depend on the sign of the push",
-            "Honest answers change clearly more often when pushed towards the truth, which neither "
-            "an answer nor a belief predicts",
+            "Honest answers change clearly more often when pushed towards the truth, which we "
+            "would expect neither of the answer nor of a belief",
         ),
     ],
 )
@@ -387,7 +389,7 @@ def test_a_direction_that_is_removed_has_no_dose_and_its_damage_is_counted():
     )
     assert "removed, 12 % of the answers cannot be read. With another direction rem" in damage
     assert damage.endswith(
-        "all answers can be read. So part of what the removal of the direction of truth changes is "
+        "all answers can be read. So some of the effect of removing the direction of truth is "
         "damage."
     )
     harmless = everywhere_findings(everywhere.assign(unreadable=0.0, unreadable_low=0.0), DOSE)[1]
