@@ -393,7 +393,7 @@ def test_a_second_training_is_compared_with_the_first(probe, verdict):
         f"A second training run of the liar, from other seeds, {verdict}. On all"
     )
     assert f"the probe scores {np.mean(probe):.2f} ({probe[0]:.2f} to {probe[1]:.2f})" in sentence
-    assert "For the first training, the probe scores 0.95 (0.90 to 1.00)" in sentence
+    assert "For the first training run, the probe scores 0.95 (0.90 to 1.00)" in sentence
     assert front_page.of_trainings({"a": of_splits(probe)}) == {
         "front_second_training_sentence": TOO_FEW
     }
