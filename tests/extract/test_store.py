@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tqdm import tqdm
 
 from dlk_utils.errors import StoreError
 from dlk_utils.extract import store
@@ -49,9 +51,20 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def in_another_process(function, *args) -> multiprocessing.Process:
-    process = multiprocessing.get_context("fork").Process(target=function, args=args)
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=with_a_lock_of_its_own, args=(function, *args))
     process.start()
     return process
+
+
+def with_a_lock_of_its_own(function, *args) -> None:
+    """Call a function in a process that may be killed.
+
+    Processes share the lock of tqdm's bars. One that is killed while it holds this lock would leave
+    the others waiting for ever.
+    """
+    tqdm.set_lock(threading.RLock())
+    function(*args)
 
 
 def fill_slowly(folder: Path, pause: float) -> None:
