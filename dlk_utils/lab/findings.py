@@ -947,18 +947,21 @@ def trainings_agree(first: pd.DataFrame, second: pd.DataFrame) -> bool:
     return all(_agree_on(first, second, where) for where in (KNOWN_ROWS, ALL_ROWS))
 
 
+NOT_AHEAD = "in neither does the probe score"
+
+
 def _agreement(first: pd.DataFrame, second: pd.DataFrame) -> str:
     """Say in which way two trainings agree that do so by `trainings_agree`."""
     where_by_side: dict[str, list[str]] = {}
     for where in (KNOWN_ROWS, ALL_ROWS):
         means = _summary_of_splits(first, where)["mean"]
         is_ahead = means.drop(PROBE).max() < means[PROBE]
-        side = "in both the probe scores" if is_ahead else "in neither does the probe score"
+        side = "in both the probe scores" if is_ahead else NOT_AHEAD
         where_by_side.setdefault(side, []).append(f"on {where}")
-    sides = [
-        f"{side} higher than its best rival, {' or '.join(places)}"
-        for side, places in where_by_side.items()
-    ]
+    sides = []
+    for side, places in where_by_side.items():
+        where = (" or " if side == NOT_AHEAD else " and ").join(places)
+        sides.append(f"{side} higher than its best rival, {where}")
     return (
         "So the two training runs agree: the mean score of each lies within the range of the "
         f"other, and {', but '.join(sides)}."
@@ -1715,16 +1718,16 @@ def _in_percent(push: pd.Series) -> str:
 LIES_BY_SIGN = {
     0: "lies do not clearly depend on the sign of the push",
     1: "lies change clearly more often when pushed towards the truth, as "
-    "we would expect of the answer",
+    "we would expect if the direction stood for the answer",
     -1: "lies change clearly more often when pushed away from the truth, as "
-    "we would expect of a belief",
+    "we would expect if the direction stood for a belief",
 }
 HONEST_BY_SIGN = {
     0: "Honest answers do not clearly depend on the sign of the push",
     1: "Honest answers change clearly more often when pushed towards the truth, which we would "
-    "expect neither of the answer nor of a belief",
+    "not expect whether the direction stood for the answer or for a belief",
     -1: "Honest answers change clearly more often when pushed away from the truth, as we would "
-    "expect of the answer and of a belief alike",
+    "expect whether the direction stood for the answer or for a belief",
 }
 
 

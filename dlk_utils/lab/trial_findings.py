@@ -89,7 +89,7 @@ def trial_findings(
             f"* On rows told to lie, with {_with_dropout(scope)}, the best ranker ({ranker}) puts "
             f"{percent(best.estimate)} [{100 * best.low:.0f}, {100 * best.high:.0f}] of the pairs "
             f"in the right order. The better control takes {TAKEN_AS_TRUE[best.best_control]} as "
-            "the truth, and ranks the draw that leans towards it higher. It puts "
+            "the truth, and gives the higher rank to the draw that leans towards it. It puts "
             f"{percent(best.estimate - best.lift)} in order. {_visible(best)}"
         )
     for scope, some in damage.groupby("scope", sort=False):

@@ -346,21 +346,21 @@ def test_answers_that_change_with_either_sign_are_no_evidence_of_a_belief():
         (
             {"lie_plus": 0.2, "lie_minus": 0.8, "truth_plus": 0.45, "truth_minus": 0.4},
             "lies change clearly more often when pushed away from the truth, as we would "
-            "expect of a belief",
+            "expect if the direction stood for a belief",
             "Honest answers do not clearly depend on the sign of the push",
         ),
         (
             {"lie_plus": 0.8, "lie_minus": 0.2, "truth_minus": 0.9},
             "lies change clearly more often when pushed towards the truth, as we would "
-            "expect of the answer",
+            "expect if the direction stood for the answer",
             "Honest answers change clearly more often when pushed away from the truth, as we would "
-            "expect of the answer and of a belief alike",
+            "expect whether the direction stood for the answer or for a belief",
         ),
         (
             {"lie_plus": 0.5, "lie_minus": 0.45, "truth_plus": 0.9, "truth_minus": 0.2},
             "lies do not clearly depend on the sign of the push",
             "Honest answers change clearly more often when pushed towards the truth, which we "
-            "would expect neither of the answer nor of a belief",
+            "would not expect whether the direction stood for the answer or for a belief",
         ),
     ],
 )
