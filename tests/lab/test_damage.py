@@ -6,12 +6,14 @@ The run has a kept table, a store and a probe card, and no model.
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from tqdm import tqdm
 
 from dlk_utils.errors import StoreError
 from dlk_utils.evaluation.detector import TruthDetector
@@ -140,6 +142,8 @@ def no_permissions() -> Callable[[Callable], str]:
         source, target = os.pipe()
         pid = os.fork()
         if not pid:
+            # The lock of tqdm's bars may have been held when the process was forked.
+            tqdm.set_lock(threading.RLock())
             if os.getuid() == 0:
                 os.seteuid(65534)
             try:
