@@ -111,7 +111,7 @@ def test_few_rows_are_shown_and_claim_nothing(rows):
     few = graded_answers(60)
     table = with_rivals(few, answer_before_truth(few))
     sentence = findings.graded_sentence(table)
-    assert "fewer than the 200 rows and 60 of either class" in sentence
+    assert "A claim needs 200 rows, and 60 of either class" in sentence
     assert "better" not in sentence and "worse" not in sentence
     # Without a lie there is nothing to tell from truthful answers.
     honest = with_rivals(few.assign(lied=False), answer_before_truth(few))
