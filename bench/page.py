@@ -191,7 +191,7 @@ def describe_faster(speed: dict[str, pd.DataFrame]) -> str:
     ]
     if not faster:
         return ""
-    return f"In the figure, these are slightly faster: {', '.join(faster)}. We do not know why."
+    return f"In the figure, these are faster: {', '.join(faster)}. We do not know why."
 
 
 def list_goals(tables: dict[str, pd.DataFrame]) -> list[Goal]:

@@ -397,7 +397,7 @@ def least_rows(target: str) -> dict[str, LeastRows]:
     elif target == POSITIVE_CONTROL:
         probes = STATE_PROBES
     else:
-        probes = ALL_STATE_PROBES | STACK_PROBES | CONTRAST_PROBES
+        probes = {**ALL_STATE_PROBES, **STACK_PROBES, **CONTRAST_PROBES}
     needs = [make_probe().least_rows for make_probe in probes.values()]
     least = {split: LeastRows(n, 2 * n) for split, n in MIN_PER_CLASS.items()}
     least["train"] = LeastRows(

@@ -3,7 +3,8 @@
 A draw is one pass over the prompts with dropout masks of its own (`dropout`). All tokens before the
 first one with dropout have the same states in every draw, so they run only once. With dropout at
 the last token alone, they are all tokens but the last, and many draws of that token run in one
-pass. With dropout over the question, they are the instruction.
+pass. With dropout over the question, they are the instruction; a model that does not take trees
+(`prefixes.takes_trees`) runs it again for each draw.
 """
 
 import itertools
@@ -69,7 +70,8 @@ def seeded_draws(
     Raises
     ------
     DeadDropout
-        If two successive draws of a prompt are equal.
+        If two successive draws of a prompt are equal. They are compared by their logits, and by
+        `resid_post` of the last layer if it is read.
     """
     seeds = [[draw_seed(key, draw, seed) for key in keys] for draw in range(n_draws)]
     draws = draw_states(model, list(input_ids), sites, layers, seeds=seeds, **options)

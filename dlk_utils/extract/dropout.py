@@ -2,7 +2,8 @@
 
 Most chat models ship with dropout 0 and without dropout modules, and fused attention ignores what a
 config says, so switching to training mode changes nothing. Here the masks are applied in evaluation
-mode, at the places where families have dropout of their own.
+mode, at the places where families have dropout of their own. Which tokens have dropout is decided
+in `draws` (`SCOPES`).
 
 Whether a value is kept is a hash of the seed of the row's draw, the place, the layer, the token's
 position and the channel. So a mask is the same whatever the batch, order, padding, worker or

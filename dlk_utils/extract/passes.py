@@ -11,9 +11,10 @@ the same for all of them, and done by `_in_batches`: it plans the batches, runs 
 results into the order of the prompts. Except for rounding, the result for a prompt does not depend
 on the other prompts, nor on their order.
 
-They raise `UnknownArchitecture` if the model's family is not known or its sites are not what
-`models.sites` says, `DataError` if there are no prompts, a prompt has too few tokens, or a value is
-not finite, and `ParameterError` if the model is in training mode or an option is out of range.
+All of them raise `UnknownArchitecture` if the model's family is not known or its sites are not what
+`models.sites` says, `ModelError` if its states are not finite, `DataError` if there are no prompts,
+a prompt has too few tokens, or a value is not finite, and `ParameterError` if the model is in
+training mode or an option is out of range. What else a function raises, its docstring says.
 """
 
 import hashlib
@@ -83,7 +84,8 @@ def activations(
     positions
         How many tokens to read, counted from the end of a prompt.
     batch_tokens
-        Most tokens in a batch, padding included; a batch has at most 64 prompts.
+        The largest number of tokens in a batch. Padding counts; a beginning that several prompts
+        share counts once. A longer prompt runs alone.
     progress
         Show a progress bar.
 
@@ -93,8 +95,9 @@ def activations(
         For each site a float32 array [layer, n, d], or [layer, n, positions, d] if `positions` is
         above 1, where n counts prompts.
     """
-    prompts = _checked(model, input_ids, least_tokens=positions)
-    # In a tree, prompts can be read at their last tokens only: others may be in its trunk.
+    prompts = _checked(model, input_ids, least_tokens=max(1, positions))
+    # Prompts that begin alike run as a tree, in which tokens that they share run once
+    # (`prefixes`). Only the last token of each prompt can be read there.
     as_trees = positions == 1
 
     def compute(rows: list[int]) -> dict[str, Tensor]:
@@ -131,8 +134,8 @@ def dropout_draws(
     layers: Layers = "all",
     places: str | Sequence[str] = INJECTED,
     seed: int = 0,
-    keys: Sequence[str] | None = None,
-    question_starts: Sequence[int] | None = None,
+    keys: Sequence[str] | pd.Series | None = None,
+    question_starts: Sequence[int] | pd.Series | None = None,
     batch_tokens: int = 2048,
     progress: bool = True,
 ) -> dict[str, Float[np.ndarray, "draw layer n d"]]:
@@ -151,20 +154,21 @@ def dropout_draws(
         Share of the channels that a draw drops.
     scope
         "sequence": drop in the complete prompt. "question": drop in the tokens after the
-        instruction, which then runs once for all draws. "last_token": drop at the last token alone,
-        so that many draws cost little more than one pass. Prompts then need at least two tokens.
+        instruction, which then runs once for all draws if the model takes trees
+        (`prefixes.takes_trees`). "last_token": drop at the last token alone, so that many draws
+        cost little more than one pass. Prompts then need at least two tokens.
     places
         Where to drop: some of "attn_out", "mlp_out", "embedding", "attention", or "native" for the
         places where the model's family has dropout of its own.
     seed
-        Tells one set of draws from another.
+        Another seed gives other masks.
     keys
         One string per prompt, which names it for the seeds. By default a hash of its token ids, so
         identical prompts get identical masks. With the column `row_id` of a table of prompts, draws
         are those of `stages.store_draws`.
     question_starts
         With scope "question", how many tokens of each prompt come before its question (the column
-        `question_start` of a table of prompts).
+        `question_start` of a table of prompts). Other scopes do not use it.
 
     Returns
     -------
@@ -174,7 +178,9 @@ def dropout_draws(
     Raises
     ------
     DeadDropout
-        If two successive draws of a prompt are equal, or the family cannot drop at a place.
+        If the family cannot drop at a place, or two successive draws of a prompt are equal. The
+        latter is checked where `resid_post` of the last layer is read: earlier states may have no
+        dropout before them.
     """
     prompts = _checked(model, input_ids, least_tokens=2 if scope == "last_token" else 1)
     if not isinstance(n_draws, Integral) or n_draws < 1:
@@ -182,6 +188,12 @@ def dropout_draws(
     keys = [_hash(ids) for ids in prompts] if keys is None else list(keys)
     if len(keys) != len(prompts):
         raise DataError(f"keys: expected one per prompt ({len(prompts)}), got {len(keys)}")
+    # A list, as a column of a table would be read by its labels.
+    question_starts = None if question_starts is None else list(question_starts)
+    if question_starts is not None and len(question_starts) != len(prompts):
+        raise ParameterError(
+            f"question_starts: expected one per prompt ({len(prompts)}), got {len(question_starts)}"
+        )
     draw_options = {"n_draws": n_draws, "p": p, "seed": seed, "scope": scope, "places": places}
 
     def compute(rows: list[int]) -> dict[str, Tensor]:
@@ -310,7 +322,14 @@ def states_and_answers(
 ) -> tuple[dict[str, Float[np.ndarray, "layer n d"]], Float[np.ndarray, "n 2"]]:
     """Return the states of `activations` and the log-probabilities of `answer_logprobs`.
 
-    Both come from one pass. The arguments are those of the two functions.
+    Both come from one pass. The arguments, and the errors, are those of the two functions.
+
+    Returns
+    -------
+    states : dict
+        For each site a float32 array [layer, n, d].
+    choice_logprobs : ndarray [n, 2], float32
+        Natural logarithms. Column 1 minus column 0 is the margin.
     """
     prompts = _checked(model, input_ids)
     pairs = _pairs(choice_ids, len(prompts))
@@ -318,7 +337,8 @@ def states_and_answers(
     def compute(rows: list[int]) -> dict[str, Tensor]:
         states, logits = clean_states(model, [prompts[row] for row in rows], sites, layers)
         logprobs = choice_logprobs(logits, [pairs[row] for row in rows])
-        # `row_axis` is 1, as the first axis of states is the layer. So this needs a first axis too.
+        # `row_axis` is 1, as the first axis of states is the layer. So the log-probabilities get a
+        # first axis too, of length 1, which is removed below.
         return {**states, "choice_logprobs": logprobs[None]}
 
     arrays = _in_batches(
@@ -334,13 +354,13 @@ class Move(NamedTuple):
     layer: int
     """Number of the layer, from the end if negative."""
     vectors: Float[np.ndarray, "n d"]
-    """A vector for each prompt. (`np.broadcast_to` makes them of one, without copies.)"""
+    """A vector for each prompt. To use one for all, give `np.broadcast_to(vector, (n, d))`."""
     scales: Float[np.ndarray, " n"]
     """How many times its vector is added to the state of each prompt."""
 
 
 MOVED_AT_ONCE = 512
-"""Most last tokens that run together: each has logits for the whole vocabulary."""
+"""Largest number of last tokens that run together: each has logits for the whole vocabulary."""
 
 
 @torch.no_grad()
@@ -356,7 +376,7 @@ def answers_after_moves(
     """Return the log-probabilities of two choices after each of many moves of the last state.
 
     All tokens but the last of a prompt run once, unchanged. Then the last ones run once for each
-    move. So many moves take little longer than one.
+    move. Therefore, a hundred moves take little longer than one.
 
     Parameters
     ----------
@@ -365,17 +385,25 @@ def answers_after_moves(
     choice_ids
         As for `margin_gradients`.
     moves
-        What is moved, each time by itself.
+        The changes, each of which is made by itself.
+
+    Returns
+    -------
+    ndarray [move, n, 2], float32
+        Natural logarithms. Column 1 minus column 0 is the margin.
 
     Raises
     ------
     ParameterError
-        If a move has another number of prompts or another width, or is of no layer of the model.
+        If the vectors or scales of a move do not fit the number of prompts or the width of the
+        model, or its layer does not exist.
+    ChoiceError
+        As for `margin_gradients`.
     """
     prompts = _checked(model, input_ids, least_tokens=2)
     pairs = _pairs(choice_ids, len(prompts))
     shape = (len(prompts), configuration.width(model))
-    numbers_by_layer: dict[int, list[int]] = {}
+    moves_by_layer: dict[int, list[int]] = {}
     for number, move in enumerate(moves):
         if np.shape(move.vectors) != shape or len(move.scales) != len(prompts):
             raise ParameterError(
@@ -383,20 +411,21 @@ def answers_after_moves(
                 f"{list(np.shape(move.vectors))} and {len(move.scales)} scales in move {number}"
             )
         [layer] = layer_numbers(move.layer, len(blocks(model)))
-        numbers_by_layer.setdefault(layer, []).append(number)
+        moves_by_layer.setdefault(layer, []).append(number)
 
     def compute(rows: list[int]) -> dict[str, Tensor]:
         prefixes = run_prefixes(model, [prompts[row] for row in rows])
+        batch_pairs = [pairs[row] for row in rows]
+        at_once = max(1, MOVED_AT_ONCE // len(rows))
         logprobs = torch.empty(len(moves), len(rows), 2)
-        for layer, numbers in numbers_by_layer.items():
-            for group in prefixes.rounds(len(numbers), max(1, MOVED_AT_ONCE // len(rows))):
-                some = [numbers[i] for i in group]
-                shifts = torch.stack([_shifts(moves[number], rows) for number in some])
-                last_tokens = prefixes.append(prefixes.next_ids.expand(len(some), -1))
+        for layer, move_numbers in moves_by_layer.items():
+            for places in prefixes.rounds(len(move_numbers), at_once):
+                round_numbers = [move_numbers[place] for place in places]
+                shifts = torch.stack([_shifts(moves[number], rows) for number in round_numbers])
+                last_tokens = prefixes.append(prefixes.next_ids.expand(len(round_numbers), -1))
                 logits = _logits_after_shifts(model, last_tokens, shifts, layer)
-                for number, of_move in zip(some, logits, strict=True):
-                    of_pairs = choice_logprobs(of_move, [pairs[row] for row in rows])
-                    logprobs[number] = of_pairs.cpu()
+                for number, move_logits in zip(round_numbers, logits, strict=True):
+                    logprobs[number] = choice_logprobs(move_logits, batch_pairs).cpu()
         return {"choice_logprobs": logprobs}
 
     answers = _in_batches(
@@ -425,30 +454,35 @@ def _logits_after_shifts(
 
 
 def answer_rows(
-    model: nn.Module, prompts: pd.DataFrame, *, batch_tokens: int = 2048, progress: bool = True
+    model: nn.Module, table: pd.DataFrame, *, batch_tokens: int = 2048, progress: bool = True
 ) -> dict[str, np.ndarray]:
-    """Return the model's answers to rows of `make_prompts`.
+    """Return the model's answers to a table of prompts, as `make_prompts` makes it.
+
+    Unlike `answer_logprobs`, this takes choices of several tokens, and also scores each choice
+    exactly as it is written.
 
     Returns
     -------
     dict
-        The arrays of `answers.answer_batch`, whose first axis counts the rows.
+        The arrays of `answers.answer_batch`: `choice_logprobs` [n, 2], `strict_logprobs` [n, 2],
+        and `top_token` [n].
     """
-    input_ids = _checked(model, list(prompts.input_ids))
+    prompts = _checked(model, list(table.input_ids))
 
     def compute(rows: list[int]) -> dict[str, Tensor]:
-        return answer_batch(model, prompts.iloc[rows])
+        return answer_batch(model, table.iloc[rows])
 
-    options = {"batch_tokens": batch_tokens, "progress": progress, "desc": "answers"}
-    return _in_batches(model, input_ids, compute, row_axis=0, as_trees=True, **options)
+    return _in_batches(
+        model, prompts, compute, batch_tokens, progress, desc="answers", row_axis=0, as_trees=True
+    )
 
 
 def check_model(model: nn.Module) -> None:
     """Refuse anything but a model in evaluation mode whose sites are what `models.sites` says.
 
-    The sites are checked by a short forward pass, the first time that the model is used. What
-    changes states (`steering`) has to call this before it does so, as changed states would not add
-    up.
+    The sites are checked by a short forward pass, the first time that the model is used.
+    `steering` calls this before it changes states: the check adds up what the blocks write to the
+    residual stream, and changed states would fail it.
 
     Raises
     ------
@@ -456,6 +490,8 @@ def check_model(model: nn.Module) -> None:
         If the model's family is not known, or its sites are others.
     ParameterError
         If it is not a model, or is in training mode.
+    ModelError
+        If its states are not finite.
     """
     if not isinstance(model, nn.Module):
         raise ParameterError(
@@ -497,8 +533,9 @@ def _in_batches(
     """
     n = len(prompts)
     table = pd.DataFrame({"row_id": range(n), "input_ids": prompts})
-    plan_shards = plan_packed if as_trees else plan_batches
-    planned = itertools.chain.from_iterable(plan_shards(table, batch_tokens))
+    plan = plan_packed if as_trees else plan_batches
+    # A plan has groups of batches, one for each shard of a store. Here there is no store.
+    planned = itertools.chain.from_iterable(plan(table, batch_tokens))
     if as_trees:
         batches = in_parts(model, planned, prompts.__getitem__, batch_tokens)
     else:
@@ -558,13 +595,14 @@ def _checked(model: nn.Module, input_ids: InputIds, *, least_tokens: int = 1) ->
 def _as_lists(input_ids: Any) -> list[list[int]]:
     """Return prompts as lists of token ids, without the padding that an attention mask names.
 
-    Raises `DataError` for anything but a list of prompts that are whole numbers.
+    Raises `DataError` for anything but a list of lists of whole numbers, and for a mask of another
+    shape.
     """
     mask = None
     if isinstance(input_ids, Mapping):
         input_ids, mask = input_ids.get("input_ids"), input_ids.get("attention_mask")
     try:
-        # Not `int`, which cuts fractions off and reads digits.
+        # Not `int`, which would also take 1.5 and "7".
         prompts = [[operator.index(token) for token in ids] for ids in input_ids]
     except TypeError:
         raise DataError(
@@ -573,10 +611,25 @@ def _as_lists(input_ids: Any) -> list[list[int]]:
         ) from None
     if mask is None:
         return prompts
+    lengths, mask_lengths = [len(ids) for ids in prompts], [len(kept) for kept in mask]
+    if lengths != mask_lengths:
+        raise DataError(
+            "attention_mask: expected as many values as token ids in each prompt, got "
+            f"{_first_difference(lengths, mask_lengths)}"
+        )
     return [
         [token for token, is_kept in zip(ids, kept, strict=True) if is_kept]
         for ids, kept in zip(prompts, mask, strict=True)
     ]
+
+
+def _first_difference(lengths: list[int], mask_lengths: list[int]) -> str:
+    """Say where the lengths of prompts and those of their masks first differ."""
+    if len(lengths) != len(mask_lengths):
+        return f"{len(mask_lengths)} masks for {len(lengths)} prompts"
+    pairs = enumerate(zip(lengths, mask_lengths, strict=True))
+    row, (length, mask_length) = next((row, pair) for row, pair in pairs if pair[0] != pair[1])
+    return f"{mask_length} for {length} token ids in prompt {row}"
 
 
 def _pairs(choice_ids: Sequence, n: int) -> list[Sequence]:

@@ -17,7 +17,7 @@ from dlk_utils.evaluation.stats import visible_auroc, wilson_interval
 from dlk_utils.evaluation.tasks import KNOWN, LYING, MIN_FOR_HEADLINE, POSITIVE_CONTROL, REGIMES
 from dlk_utils.lab.display import interval_text, listed, percent
 from dlk_utils.lab.escaping import markdown_text
-from dlk_utils.lab.tables import in_brief, least_to_most, trigger
+from dlk_utils.lab.tables import NOT_SCORED, in_brief, least_to_most, trigger
 from dlk_utils.lab.tables.answer_kinds import HONEST, KINDS, LIES, MISTAKES
 from dlk_utils.lab.tables.carry_over import (
     ALL_OTHERS,
@@ -59,7 +59,6 @@ from dlk_utils.lab.tables.steering import (
 )
 from dlk_utils.lab.tables.trainings import ALL_ROWS, KNOWN_ROWS, trainings_compared
 
-NOT_SCORED = "not scored"
 AUROC = "AUROC on test (95 % interval; dashed: chance)"
 """The label of most axes."""
 NAMED = {
@@ -780,22 +779,22 @@ def carry_over_answer(
     return lines
 
 
-def ways_sentence(ways: pd.DataFrame) -> str:
+def cases_sentence(cases: pd.DataFrame) -> str:
     """Say which probes carry over from one data set to another, and whether the logistic does best.
 
-    `ways` is a table of `carry_over.count_ways`, whose index names the probes.
+    `cases` is a table of `carry_over.count_cases`, whose index names the probes.
     """
-    if not ways.ways.any():
+    if not cases.cases.any():
         return NOT_SCORED
     counts = [
-        f"{probe} {row['above chance']:.0f} of {row.ways:.0f} (lowest AUROC {row.least:.2f})"
-        for probe, row in ways.iterrows()
+        f"{probe} {row['above chance']:.0f} of {row.cases:.0f} (lowest AUROC {row.least:.2f})"
+        for probe, row in cases.iterrows()
     ]
     text = f"Cases in which a probe is above chance: {', '.join(counts)}"
-    others = ways.drop("logistic", errors="ignore")
-    if "logistic" not in ways.index or others.empty:
+    others = cases.drop("logistic", errors="ignore")
+    if "logistic" not in cases.index or others.empty:
         return text
-    logistic = ways.loc["logistic"]
+    logistic = cases.loc["logistic"]
     is_better = (others["above chance"] >= logistic["above chance"]) & (
         others.least > logistic.least
     )
@@ -1439,7 +1438,7 @@ IN_WORDS = {
 
 
 def mistakes_in_words(mistakes: pd.DataFrame) -> pd.DataFrame:
-    """Put the words of a page in a table of `headlines.with_each_mistake` or `with_kinds`."""
+    """Put the words of a page in a table of `headlines.with_each_mistake`, with kinds or not."""
     return mistakes.replace(IN_WORDS)
 
 

@@ -10,11 +10,11 @@ from dlk_utils.lab.display import interval_text, listed, percent
 from dlk_utils.lab.tables.dropout_damage import (
     ALL_ROWS,
     HONEST_ROWS,
+    INTERVALS,
     LYING_ROWS,
     MOST_FLIPS,
     MOST_LOST,
-    bears_dropout,
-    surely_bears_dropout,
+    within_limits,
 )
 from dlk_utils.lab.tables.dropout_trial import (
     BIG_MOVE,
@@ -106,7 +106,7 @@ def _tolerance(scope: str, damage: pd.DataFrame) -> str:
     """Say whether the answers keep within the limits that were fixed, and how much they lose."""
     [row] = damage[damage.rows == HONEST_ROWS].itertuples()
     tolerates = (
-        "The model tolerates" if bears_dropout(damage) else "**The model does not tolerate**"
+        "The model tolerates" if within_limits(damage) else "**The model does not tolerate**"
     )
     lost, low, high = (f"{100 * share:.1f}" for share in (row.lost, row.lost_low, row.lost_high))
     before, after = percent(row.as_told), percent(row.as_told_in_a_draw)
@@ -124,9 +124,9 @@ def _tolerance(scope: str, damage: pd.DataFrame) -> str:
         f"their answer, and honest accuracy may fall by less than {100 * MOST_LOST:g} points. Here "
         f"{flips} of the pairs differ (honest and lying rows together), and {fall}."
     )
-    if not bears_dropout(damage):
+    if not within_limits(damage):
         text += f" {_limits_not_met(damage)}"
-    elif not surely_bears_dropout(damage):
+    elif not within_limits(damage, INTERVALS):
         text += (
             " This holds for the estimates: their intervals also allow values beyond the limits."
         )

@@ -20,7 +20,7 @@ from dlk_utils.lab.tables.dropout_damage import (
     MOST_FLIPS,
     MOST_LOST,
     checked_damage,
-    meets_limits,
+    within_limits,
 )
 from dlk_utils.lab.tables.organism import (
     CHECKED_EXAMPLES,
@@ -51,20 +51,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--runs-dir", help="where answers are kept (runs/ of the checkout)")
     parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16 (auto)")
+    parser.add_argument(
+        "--dropout",
+        action="store_true",
+        help="check the answers under dropout, as is always done for smollm2-dropout",
+    )
     options = parser.parse_args(arguments)
 
     organism = Path(options.name).name
+    with_dropout = options.dropout or organism == "smollm2-dropout"
     run = Run(
         model=options.name,
-        datasets=DRAWN_DATASETS if organism == "smollm2-dropout" else DATASETS,
-        n_examples=DRAWN_EXAMPLES if organism == "smollm2-dropout" else CHECKED_EXAMPLES,
+        datasets=DRAWN_DATASETS if with_dropout else DATASETS,
+        n_examples=DRAWN_EXAMPLES if with_dropout else CHECKED_EXAMPLES,
         runs_dir=options.runs_dir,
         dtype=options.dtype,
         # Answers are all that is checked: gradients would take several times as long.
         keep_states=False,
     )
     print(f"{options.name} in {run.spec.dtype}")
-    if organism == "smollm2-dropout":
+    if with_dropout:
         return _check_dropout(checked_damage(run))
     if organism == "smollm2-trigger":
         return _check_trigger(trigger_behaviour(run))
@@ -81,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_dropout(damage: pd.DataFrame) -> int:
-    """Print what dropout does to an organism that was trained with it; return the exit code."""
+    """Print what dropout does to the answers of an organism; return the exit code."""
     print(with_intervals(damage.set_index("dropout").reset_index()).to_string(index=False))
     print(
         f"limits: flips of at most {MOST_FLIPS} of {ALL_ROWS!r} rows, and less than {MOST_LOST} "
@@ -90,7 +96,7 @@ def _check_dropout(damage: pd.DataFrame) -> int:
     is_met = []
     for dropout in CHECKED:
         table = damage[damage.dropout == dropout.name]
-        is_met.append(meets_limits(dropout, table))
+        is_met.append(within_limits(table, dropout.required))
         print(f"{dropout.name}: what has to meet the limits: {dropout.required}")
     return 0 if all(is_met) else 1
 

@@ -26,6 +26,7 @@ from dlk_utils.evaluation.tasks import (
     shortages,
     truth_rows,
 )
+from dlk_utils.probes import MORE_STATE_PROBES, Logistic
 from dlk_utils.probes.base import LeastRows
 
 N_EXAMPLES = 240
@@ -238,6 +239,14 @@ def test_the_least_rows_of_train_are_what_the_probes_of_the_target_need(target, 
     least = least_rows(target)
     assert least["train"] == LeastRows(per_class=5, in_all=in_all)
     assert least["validation"].per_class == 2 and least["test"].per_class == 4
+
+
+def test_the_least_rows_count_also_what_a_probe_needs_that_is_registered_later(monkeypatch):
+    class Greedy(Logistic):
+        least_rows = LeastRows(per_class=40, in_all=90)
+
+    monkeypatch.setitem(MORE_STATE_PROBES, "greedy", Greedy)
+    assert least_rows("truth")["train"] == LeastRows(40, 90)
 
 
 def test_fifteen_neighbours_are_not_looked_for_among_twelve_rows():

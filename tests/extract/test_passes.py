@@ -3,6 +3,7 @@
 import inspect
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny_models import (
@@ -357,6 +358,26 @@ def test_what_a_tokenizer_returns_is_taken_without_its_padding():
     for taken in (encoding, encoding.convert_to_tensors("pt")):
         found = activations(tiny("llama"), taken, **QUIET)["resid_post"]
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("mask", "got"),
+    [([[1, 1], [1]], "got 1 for 2 token ids in prompt 1"), ([[1, 1]], "got 1 masks for 2 prompts")],
+)
+def test_a_mask_of_another_shape_is_refused(mask, got):
+    encoding = {"input_ids": [[5, 6], [7, 8]], "attention_mask": mask}
+    with pytest.raises(DataError, match=f"attention_mask: expected as many values .*{got}"):
+        activations(tiny("llama"), encoding, **QUIET)
+
+
+def test_starts_of_questions_go_by_their_order_whatever_the_labels_of_a_column():
+    prompts, options = [[5, 6, 7, 8], [9, 10, 11, 12, 13]], {"scope": "question", "p": 0.5, **QUIET}
+    expected = dropout_draws(tiny("llama"), prompts, question_starts=[1, 4], **options)
+    column = pd.Series([1, 4], index=[1, 0])
+    found = dropout_draws(tiny("llama"), prompts, question_starts=column, **options)
+    np.testing.assert_array_equal(found["resid_post"], expected["resid_post"])
+    with pytest.raises(ParameterError, match=r"question_starts: expected one per prompt \(2\)"):
+        dropout_draws(tiny("llama"), prompts, question_starts=[1, 4, 2], **options)
 
 
 def test_swapped_arguments_and_draws_that_are_no_number_are_refused(monkeypatch):

@@ -13,7 +13,7 @@ from dlk_utils.lab.tables.carry_over import (
     OTHER_FAMILIES,
     SAME,
     between_groups,
-    count_ways,
+    count_cases,
     example_curve,
     left_out,
     rules_compared,
@@ -82,9 +82,9 @@ def test_the_matrix_shows_what_carries_over_what_is_inverted_and_which_layer_hol
 
 def test_ways_between_groups_are_counted_apart_from_those_within_one(by_dataset):
     assert len(between_groups(by_dataset)) == 6
-    counts = count_ways({"logistic": by_dataset}).loc["logistic"]
+    counts = count_cases({"logistic": by_dataset}).loc["logistic"]
     # The ways between a and b lead above chance; those from and to c, also of all others, below.
-    assert counts["ways"] == 9 and counts["above chance"] == 2 and counts["below chance"] >= 5
+    assert counts["cases"] == 9 and counts["above chance"] == 2 and counts["below chance"] >= 5
     assert list(left_out(by_dataset, "set").index) == ["a", "b", "c"]
 
 

@@ -11,6 +11,7 @@ from dlk_utils.evaluation.tasks import KNOWN, LYING, POSITIVE_CONTROL
 from dlk_utils.lab.findings import (
     best_and_worst_losses,
     carry_over_findings,
+    cases_sentence,
     curve_title,
     fit_names,
     gains_title,
@@ -31,7 +32,6 @@ from dlk_utils.lab.findings import (
     tasks_lines,
     turn_title,
     verdict,
-    ways_sentence,
 )
 from dlk_utils.lab.tables.graded import PROBE, WHAT_IS_TRUE
 from dlk_utils.lab.tables.headlines import (
@@ -253,19 +253,17 @@ def test_what_is_left_of_each_reported_number_is_shown_and_a_wrong_name_is_an_er
     assert (table["here, with the same mistake"] != "not tried").sum() == 1
     assert table["reached here"]["from one data set to another"] == NOT_REACHED
     with pytest.raises(ParameterError, match="expected names of REPORTED"):
-        survivors({"nothing of the kind": CleanNumber("", 0.5)}, {})
+        survivors({"nothing of the kind": CleanNumber("")}, {})
 
 
 def test_a_reported_number_is_reached_if_the_upper_end_of_its_interval_here_is_as_high():
     # .961 and .60 were reported.
     clean = {
-        "convolution over depth": CleanNumber("0.95 [0.91, 0.97]", 0.97, score=0.95),
-        "one data set": CleanNumber("1.00 [0.99, 1.00]", 1.0, score=1.0),
-        "from one data set to another": CleanNumber("0.40 to 0.90", 0.4),
-        "pairs of draws, linear": CleanNumber(
-            "0.55 [0.35, 0.76]", 0.76, is_above_chance=False, score=0.55
-        ),
-        "heads, state and gradient, linear": CleanNumber("not scored", np.nan),
+        "convolution over depth": CleanNumber("0.95 [0.91, 0.97]", 0.95, 0.97, True),
+        "one data set": CleanNumber("1.00 [0.99, 1.00]", 1.0, 1.0, True),
+        "from one data set to another": CleanNumber("0.40 to 0.90", 0.4, 0.45, True),
+        "pairs of draws, linear": CleanNumber("0.55 [0.35, 0.76]", 0.55, 0.76, False),
+        "heads, state and gradient, linear": CleanNumber("not scored"),
     }
     table = survivors(clean, {})
     reached = table["reached here"]
@@ -285,7 +283,11 @@ def test_a_reported_number_is_reached_if_the_upper_end_of_its_interval_here_is_a
     assert survivors_finding(table[table.index == not_scored]).startswith("None of the rep")
     one = survivors_finding(survivors({"one data set": clean["one data set"]}, {}))
     assert one.endswith("is at least the lowest number reported")
-    f1 = {"three classes, F1 of deception": CleanNumber("F1 0.70; instruction alone 0.60", 0.7)}
+    f1 = {
+        "three classes, F1 of deception": CleanNumber(
+            "F1 0.70; instruction alone 0.60", 0.7, 0.7, True
+        )
+    }
     of_classes = survivors_finding(survivors(f1, {}))
     assert of_classes.endswith("next to that of its control (F1 0.70; instruction alone 0.60)")
     none = survivors_finding(table.query("what == 'from one data set to another'"))
@@ -450,26 +452,26 @@ def test_the_page_of_pairs_counts_rankings_and_says_what_could_have_been_seen():
     assert pair_findings(pairs.head(0), votes.head(0), "") == []
 
 
-def ways_of_probes(**least: float) -> pd.DataFrame:
+def cases_of_probes(**least: float) -> pd.DataFrame:
     """Of each probe the lowest of nine scores; those from 0.5 on are above chance."""
     rows = {
-        probe: {"least": low, "ways": 9, "above chance": 9 if low > 0.5 else 8}
+        probe: {"least": low, "cases": 9, "above chance": 9 if low > 0.5 else 8}
         for probe, low in least.items()
     }
     return pd.DataFrame(rows).T
 
 
 def test_it_is_said_if_other_probes_carry_over_better_than_the_logistic_one():
-    better = ways_sentence(ways_of_probes(logistic=0.4, mean_difference=0.82, ttpd=0.83))
+    better = cases_sentence(cases_of_probes(logistic=0.4, mean_difference=0.82, ttpd=0.83))
     assert better == (
         "Cases in which a probe is above chance: logistic 8 of 9 (lowest AUROC 0.40), "
         "mean_difference 9 of 9 (lowest AUROC 0.82), ttpd 9 of 9 (lowest AUROC 0.83). "
         "Here the other probes carry over at least as well as the logistic one"
     )
-    not_all = ways_sentence(ways_of_probes(logistic=0.6, mean_difference=0.82, ttpd=0.55))
+    not_all = cases_sentence(cases_of_probes(logistic=0.6, mean_difference=0.82, ttpd=0.55))
     assert not_all.endswith("ttpd 9 of 9 (lowest AUROC 0.55)")
-    none = pd.DataFrame({"logistic": {"least": np.nan, "ways": 0, "above chance": 0}}).T
-    assert ways_sentence(none) == "not scored"
+    none = pd.DataFrame({"logistic": {"least": np.nan, "cases": 0, "above chance": 0}}).T
+    assert cases_sentence(none) == "not scored"
 
 
 @pytest.mark.parametrize(

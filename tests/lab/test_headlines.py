@@ -18,7 +18,7 @@ from dlk_utils.lab.tables.headlines import (
     survivors,
     that_raise,
     with_each_mistake,
-    with_kinds,
+    with_mistake_kind,
 )
 
 WIDTH = 300
@@ -78,7 +78,7 @@ def test_honest_rows_next_to_lies_let_the_probe_read_the_system_prompt(scores):
 
 
 def test_only_the_first_row_is_as_it_should_be(scores):
-    kinds = with_kinds(scores.reset_index()).kind
+    kinds = with_mistake_kind(scores.reset_index()).kind
     assert list(kinds) == ["as it should be"] + ["with a mistake"] * (len(scores) - 1)
 
 
@@ -129,7 +129,7 @@ def test_title_and_findings_count_mistakes_by_the_same_rule():
 
 
 def test_a_page_has_plain_words_for_the_kinds_of_mistakes_and_for_all_that_scores_look_like(scores):
-    table = with_kinds(scores.reset_index())
+    table = with_mistake_kind(scores.reset_index())
     shown = mistakes_in_words(table)
     assert shown.mistake[0] == "none" and list(shown.mistake[1:]) == list(table.mistake[1:])
     assert set(shown.kind) == {"without a mistake", "with a mistake"}

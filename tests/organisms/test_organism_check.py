@@ -10,6 +10,7 @@ import pytest
 from checked_answers import ask, checked_run, conditions, kept_answers, prompts_of
 from short_phases import REVIEWS
 
+from dlk_utils.errors import DataError
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables.dropout_damage import (
     ALL_ROWS,
@@ -18,11 +19,10 @@ from dlk_utils.lab.tables.dropout_damage import (
     INTERVALS,
     MOST_FLIPS,
     CheckedDropout,
-    bears_dropout,
     damage_table,
     disagreement,
-    meets_limits,
     share_of_choice_1,
+    within_limits,
 )
 from dlk_utils.lab.tables.organism import (
     CHECKED_EXAMPLES,
@@ -315,10 +315,16 @@ def test_the_damage_of_dropout_is_what_is_lost_and_what_flips():
     assert list(disagreement(four)) == [4 / 6, 3 / 6, 0]
 
 
-def test_an_organism_bears_dropout_if_few_answers_flip_and_few_honest_ones_are_lost():
-    assert bears_dropout(with_draws(flips=0.05, lost=0.01))
-    assert not bears_dropout(with_draws(flips=0.06, lost=0.01))
-    assert not bears_dropout(with_draws(flips=0.05, lost=0.02))
+def test_the_damage_of_rows_of_one_role_alone_is_refused():
+    rows = pd.DataFrame({"role": ["truth"], "label": [1], "answer": [1], "example_id": ["a"]})
+    with pytest.raises(DataError, match=r"expected rows of roles truth and lie, got \['truth'\]"):
+        damage_table(rows, np.ones((1, 2)))
+
+
+def test_an_organism_tolerates_dropout_if_few_answers_flip_and_few_honest_ones_are_lost():
+    assert within_limits(with_draws(flips=0.05, lost=0.01))
+    assert not within_limits(with_draws(flips=0.06, lost=0.01))
+    assert not within_limits(with_draws(flips=0.05, lost=0.02))
 
 
 def test_the_limit_of_flips_holds_for_honest_and_lying_rows_together():
@@ -358,6 +364,8 @@ def test_the_check_fails_where_dropout_does_more_harm_than_is_allowed(
         dropout.required == ESTIMATES and harm["flips"] > MOST_FLIPS
     )
     assert main([str(folder)]) == int(fails)
+    # Any other organism is asked with dropout if one says so.
+    assert main(["smollm2-liar", "--dropout"]) == int(fails)
     assert f"{dropout.name}: what has to meet the limits: " in capsys.readouterr().out
 
 
@@ -387,7 +395,7 @@ def test_the_organism_with_a_trigger_is_what_it_has_to_be(runs_dir):
 
 @pytest.mark.slow
 def test_the_organism_trained_with_dropout_is_what_its_card_says(runs_dir):
-    """It bears what the check requires, and narrowly not p = .02 on whole prompts."""
+    """It meets what the check requires, and narrowly misses it at p = .02 on whole prompts."""
     run = checked_run("smollm2-dropout", runs_dir)
     kept_conditions, logprobs = kept_answers("smollm2-dropout")
     assert kept_conditions == conditions(run), f"ask again: {checked_answers.__doc__}"
@@ -397,9 +405,9 @@ def test_the_organism_trained_with_dropout_is_what_its_card_says(runs_dir):
     draws = np.split(p1, ends, axis=1)[1:-1]
     tables = [damage_table(rows, of_dropout) for of_dropout in draws]
     for table, dropout in zip(tables, CHECKED, strict=True):
-        assert meets_limits(dropout, table)
+        assert within_limits(table, dropout.required)
     # With p = .02 on whole prompts it misses what is required with p = .01.
-    assert not bears_dropout(tables[-1])
+    assert not within_limits(tables[-1])
     card = (ORGANISMS / "smollm2-dropout" / "README.md").read_text(encoding="utf-8")
     for row in pd.concat(tables).itertuples():
         lost = f"{row.lost:.2f} [{row.lost_low:.2f}, {row.lost_high:.2f}]"

@@ -21,6 +21,9 @@ from dlk_utils.lab.run import Run
 
 TableMaker = Callable[..., pd.DataFrame]
 
+NOT_SCORED = "not scored"
+"""What stands in place of a score where a class has too few rows."""
+
 
 def empty_if_too_few(columns: Sequence[str]) -> Callable[[TableMaker], TableMaker]:
     """Decorate a maker of tables: where a class has too few rows, it gives an empty table.
@@ -100,7 +103,7 @@ def in_brief(row: pd.Series | pd.DataFrame | None) -> str:
     "not scored".
     """
     if row is None or len(row) == 0:
-        return "not scored"
+        return NOT_SCORED
     if isinstance(row, pd.DataFrame):
         row = row.iloc[0]
     return (
@@ -111,4 +114,4 @@ def in_brief(row: pd.Series | pd.DataFrame | None) -> str:
 
 def least_to_most(values: pd.Series) -> str:
     """Write the range of numbers as "0.31 to 0.72"; of none, "not scored"."""
-    return f"{values.min():.2f} to {values.max():.2f}" if len(values) else "not scored"
+    return f"{values.min():.2f} to {values.max():.2f}" if len(values) else NOT_SCORED

@@ -2,7 +2,7 @@
 
 From one data set, instruction family or template to another, from few examples to many, to other
 splits of the same examples, and to other styles of text. Each probe reads truth, at the layer that
-validation rows and their twins choose.
+validation rows choose, and for a probe fitted on honest rows also their twins.
 """
 
 from collections.abc import Mapping, Sequence
@@ -121,18 +121,18 @@ def left_out(table: pd.DataFrame, what: str) -> pd.DataFrame:
     return rows.rename(columns={"tested_on": name}).set_index(name)
 
 
-def count_ways(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def count_cases(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Count, for each probe, the pairs of groups with an AUROC above chance, and below."""
     counts = {}
     for probe, table in tables.items():
-        ways = table[table.trained_on != table.tested_on]
+        cases = table[table.trained_on != table.tested_on]
         counts[probe] = {
-            "least": ways.estimate.min(),
-            "mean": ways.estimate.mean(),
-            "most": ways.estimate.max(),
-            "ways": len(ways),
-            "above chance": int((ways.low > 0.5).sum()),
-            "below chance": int((ways.high < 0.5).sum()),
+            "least": cases.estimate.min(),
+            "mean": cases.estimate.mean(),
+            "most": cases.estimate.max(),
+            "cases": len(cases),
+            "above chance": int((cases.low > 0.5).sum()),
+            "below chance": int((cases.high < 0.5).sum()),
         }
     return pd.DataFrame(counts).T
 

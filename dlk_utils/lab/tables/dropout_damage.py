@@ -1,6 +1,7 @@
-"""What dropout does to a model's answers: how many flip between draws, and how many go wrong.
+"""Tables of notebook 13 and of the check of `smollm2-dropout`: what dropout does to the answers.
 
-Notebook 13 and the check of `smollm2-dropout` use it.
+They count how many answers flip between draws, and how many go wrong. The check is
+`python -m dlk_utils.organisms smollm2-dropout`.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from scipy.special import expit
 
+from dlk_utils.errors import DataError
 from dlk_utils.evaluation.stats import mean_interval
 from dlk_utils.extract.stages import store_draws
 from dlk_utils.extract.store import read_rows
@@ -22,7 +24,8 @@ ALL_ROWS = "all"
 """Honest and lying rows together."""
 
 INTERVALS, ESTIMATES, NOTHING = "upper ends of intervals", "estimates", "nothing"
-"""What of the figures under some dropout has to meet the limits."""
+"""What must stay within `MOST_FLIPS` and `MOST_LOST` under some dropout: the upper ends of the 95 %
+intervals, the estimates themselves, or nothing, where figures are only printed."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,7 @@ class CheckedDropout:
         The draws of each prompt. Those of the last token cost less, as they share the pass over the
         rest of the prompt.
     required
-        What has to meet the limits of `bears_dropout`: the `INTERVALS`, the `ESTIMATES`, or
-        `NOTHING`.
+        What must stay within the limits: the `INTERVALS`, the `ESTIMATES`, or `NOTHING`.
     """
 
     scope: str
@@ -59,12 +61,11 @@ CHECKED = (
     CheckedDropout("sequence", 0.01, 4, ESTIMATES),
     CheckedDropout("sequence", 0.02, 2, NOTHING),
 )
-"""What the check asks under. With p = .02 on whole prompts, slightly more answers of
-`smollm2-dropout` flip than `MOST_FLIPS` allows, as its card says."""
+"""The dropout under which the check asks. The organism's card gives the figures of each."""
 DRAWN_EXAMPLES = 100
 """Examples per data set that the check asks, each of them told to tell the truth and to lie."""
 MOST_FLIPS = 0.05
-"""Largest share of answers that may differ between two draws of a prompt, of all rows."""
+"""Largest share of the pairs of draws of a prompt that may give different answers, of all rows."""
 MOST_LOST = 0.02
 """The honest accuracy has to fall by less than this from no dropout to a draw."""
 
@@ -113,21 +114,30 @@ def damage_table(rows: pd.DataFrame, p1: Float[np.ndarray, "n k"]) -> pd.DataFra
     Parameters
     ----------
     rows
-        Rows with `role`, `label`, `example_id` and the `answer` without dropout, 0 or 1.
+        Rows of role truth and of role lie, with `label`, `example_id` and the `answer` without
+        dropout, 0 or 1. All answers count, also unreadable ones.
     p1
-        The probability of choice 1 in each draw.
+        The probability of choice 1 against choice 0 in each of the k draws, in the order of `rows`.
 
     Returns
     -------
     DataFrame
         For rows told to tell the truth, rows told to lie, and all rows: their number `n`; the share
         of the answers that obey, without dropout (`as_told`) and in a draw (`as_told_in_a_draw`);
-        the
-        difference of the two, `lost`, with its 95 % bootstrap interval over examples; and the share
-        of pairs of draws with different answers, `flips`, with its interval.
+        the difference of the two, `lost`, with its 95 % bootstrap interval over examples; and the
+        share of pairs of draws with different answers, `flips`, with its interval.
+
+    Raises
+    ------
+    DataError
+        If there are no rows of one of the two roles, or rows of another one.
     """
+    roles = set(rows.role)
+    if roles != {"truth", "lie"}:
+        raise DataError(f"damage_table: expected rows of roles truth and lie, got {sorted(roles)}")
     answers = p1 > 0.5
     is_honest = (rows.role == "truth").to_numpy()
+    # Whether choice 1 obeys: an honest row asks for the label, a lying row for the other choice.
     wanted = rows.label.to_numpy() == is_honest
     as_told = rows.answer.to_numpy().astype(bool) == wanted
     as_told_in_a_draw = (answers == wanted[:, None]).mean(1)
@@ -135,8 +145,6 @@ def damage_table(rows: pd.DataFrame, p1: Float[np.ndarray, "n k"]) -> pd.DataFra
     table = []
     kinds = {HONEST_ROWS: is_honest, LYING_ROWS: ~is_honest, ALL_ROWS: np.full(len(rows), True)}
     for kind, is_kind in kinds.items():
-        if not is_kind.any():
-            continue
         columns: dict[str, Any] = {"rows": kind, "n": int(is_kind.sum())}
         columns["as_told"] = as_told[is_kind].mean()
         columns["as_told_in_a_draw"] = as_told_in_a_draw[is_kind].mean()
@@ -155,23 +163,19 @@ def disagreement(answers: Bool[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
     return n_ones * (k - n_ones) / (k * (k - 1) / 2)
 
 
-def bears_dropout(table: pd.DataFrame) -> bool:
-    """Whether a `damage_table` meets `MOST_FLIPS` on all rows, and `MOST_LOST` on honest ones."""
-    of = table.set_index("rows")
-    return bool(of.flips[ALL_ROWS] <= MOST_FLIPS and of.lost[HONEST_ROWS] < MOST_LOST)
+def within_limits(table: pd.DataFrame, required: str = ESTIMATES) -> bool:
+    """Whether a `damage_table` stays within `MOST_FLIPS` and `MOST_LOST`.
 
-
-def surely_bears_dropout(table: pd.DataFrame) -> bool:
-    """Whether the upper ends of the 95 % intervals meet the limits of `bears_dropout`."""
-    of = table.set_index("rows")
-    return bool(of.flips_high[ALL_ROWS] <= MOST_FLIPS and of.lost_high[HONEST_ROWS] < MOST_LOST)
-
-
-def meets_limits(dropout: CheckedDropout, table: pd.DataFrame) -> bool:
-    """Whether a `damage_table` meets what is required of it under such dropout."""
-    if dropout.required == INTERVALS:
-        return surely_bears_dropout(table)
-    return dropout.required == NOTHING or bears_dropout(table)
+    The former limits the flips on all rows, the latter what is lost on honest ones. `required` says
+    which of the table's figures have to stay within them: its `ESTIMATES`, the upper ends of its
+    `INTERVALS`, or `NOTHING`.
+    """
+    if required == NOTHING:
+        return True
+    ending = {ESTIMATES: "", INTERVALS: "_high"}[required]
+    flips = table.set_index("rows")[f"flips{ending}"][ALL_ROWS]
+    lost = table.set_index("rows")[f"lost{ending}"][HONEST_ROWS]
+    return bool(flips <= MOST_FLIPS and lost < MOST_LOST)
 
 
 def _with_interval(

@@ -19,7 +19,6 @@ from dlk_utils.evaluation.stats import (
 )
 from dlk_utils.evaluation.tasks import (
     LYING,
-    MIN_PER_CLASS,
     Features,
     Task,
     make_task,
@@ -29,6 +28,7 @@ from dlk_utils.evaluation.tasks import (
 from dlk_utils.lab.cache import kept
 from dlk_utils.lab.run import Run
 from dlk_utils.lab.tables import (
+    NOT_SCORED,
     empty_if_too_few,
     estimate_with_interval,
     in_brief,
@@ -66,9 +66,12 @@ CLAIMS = {
     ),
 }
 """What a score claims to measure, by mistake, and what is wrong with that claim."""
-THE_BEST_OF_MANY = (TRUTH_OF_LIES, "the best of many scores is high by chance")
+BEST_OF_MANY = (TRUTH_OF_LIES, "the best of many scores is high by chance")
+"""The same for the mistake whose name says how many scores the best one was chosen from."""
 FEW_EXAMPLES = 38
-"""As many test rows as the reported .94 rested on."""
+"""As many test examples as the reported .94 had rows."""
+SHARE_OF_TRAIN = 0.7
+"""The share of the rows that train where the mistake is to split by row."""
 
 
 @kept("10-mistakes")
@@ -82,8 +85,9 @@ def mistakes(run: Run, *, layers: list[int]) -> pd.DataFrame:
 def with_each_mistake(rows: pd.DataFrame, features: Features, *, seed: int = 0) -> pd.DataFrame:
     """Score the same states and probe as they should be, and with one known mistake at a time.
 
-    Intervals resample examples in every row, also where the mistake is to split by row. The last
-    two rows have other targets. They are read at their own best layer, and have other test rows.
+    Every interval resamples examples, also where the mistake is to split by row. The next word and
+    the lies have targets of their own, which are read at the layer that is best on validation rows.
+    They are left out where a class has too few rows.
 
     Parameters
     ----------
@@ -105,10 +109,14 @@ def with_each_mistake(rows: pd.DataFrame, features: Features, *, seed: int = 0) 
     require_rows({"test": honest_test}, "truth, tested on honest rows")
     table = []
 
-    def add(mistake: str, scores: np.ndarray, test: pd.DataFrame) -> None:
-        claim, but = CLAIMS.get(mistake, THE_BEST_OF_MANY)
-        estimate = estimate_with_interval(scores, test, seed=seed)
+    def add_estimate(
+        mistake: str, estimate: Mapping[str, Any], claims: tuple[str, str] | None = None
+    ) -> None:
+        claim, but = claims or CLAIMS[mistake]
         table.append({"mistake": mistake, "claim": claim, "but": but, **estimate})
+
+    def add(mistake: str, scores: np.ndarray, test: pd.DataFrame) -> None:
+        add_estimate(mistake, estimate_with_interval(scores, test, seed=seed))
 
     probe = fit_task(Logistic, features, task)
     on_lies = probe.score_layers(task.test)
@@ -117,54 +125,58 @@ def with_each_mistake(rows: pd.DataFrame, features: Features, *, seed: int = 0) 
     add(CLEAN, on_lies[probe.chosen], task.test)
     add("layer with the highest score on honest rows", on_lies[best_on_honest_rows], task.test)
     add("layer chosen on the test rows", on_lies[aurocs.argmax()], task.test)
-    turned = _turned_estimate(on_lies[np.abs(aurocs - 0.5).argmax()], task.test, seed)
-    mistake = "layer and sign chosen on the test rows"
-    claim, but = CLAIMS[mistake]
-    table.append({"mistake": mistake, "claim": claim, "but": but, **turned})
+    farthest_from_chance = on_lies[np.abs(aurocs - 0.5).argmax()]
+    turned = _turned_estimate(farthest_from_chance, task.test, seed)
+    add_estimate("layer and sign chosen on the test rows", turned)
 
     few, tries = _many_tries(task, features, seed)
     best_try = max(tries, key=lambda scores: auroc(scores, few.y.to_numpy()))
-    add(f"the best of {len(tries)} probes, on {len(few)} test rows", best_try, few)
+    best_of_many = f"the best of {len(tries)} scores, on {len(few)} test rows"
+    add_estimate(best_of_many, estimate_with_interval(best_try, few, seed=seed), BEST_OF_MANY)
     add("tested on honest rows", probe.score(honest_test), honest_test)
 
     shuffled = rows.sample(frac=1, random_state=seed)
-    n_train = int(0.7 * len(rows))
+    n_train = int(SHARE_OF_TRAIN * len(rows))
     train, test = shuffled.iloc[:n_train], shuffled.iloc[n_train:]
     split_by_row = fit_layers(Logistic, features, train, task.validation)
+    # Read at the layer of the clean probe, so that the choice of the layer does not differ.
     on_both_kinds = split_by_row.score_layers(test)[probe.chosen]
     add("split by row, twins on both sides", on_both_kinds, test)
 
     next_word = rows.assign(y=rows.answer.astype(int))
-    lied = rows[rows.knows].assign(y=lambda known: known.lied.astype(int))
-    for mistake, asked in (
+    known_rows = rows[rows.knows]
+    lies = known_rows.assign(y=known_rows.lied.astype(int))
+    for mistake, target_rows in (
         ("the next word taken for the truth", next_word),
-        ("honest rows among the lies", lied),
+        ("honest rows among the lies", lies),
     ):
         with suppress(TooFewRows):
-            add(mistake, *_scores_of_best_layer(asked, features))
+            add(mistake, *_scores_of_best_layer(target_rows, features))
     return pd.DataFrame(table, columns=MISTAKE_COLUMNS)
 
 
-def with_kinds(mistakes: pd.DataFrame) -> pd.DataFrame:
-    """Tell apart, in the column `kind`, the first row from those with a mistake."""
-    is_clean = mistakes.mistake == CLEAN
-    return mistakes.assign(kind=np.where(is_clean, "as it should be", "with a mistake"))
+def with_mistake_kind(scores: pd.DataFrame) -> pd.DataFrame:
+    """Say in the column `kind` which rows of `with_each_mistake` have a mistake."""
+    is_clean = scores.mistake == CLEAN
+    return scores.assign(kind=np.where(is_clean, "as it should be", "with a mistake"))
 
 
-def that_raise(mistakes: pd.DataFrame) -> pd.DataFrame:
-    """Select the mistakes that raise the score.
+def that_raise(scores: pd.DataFrame) -> pd.DataFrame:
+    """Select the mistakes that raise the score, from a table of `with_each_mistake`.
 
-    The lower end of its interval is then above both the clean score and chance. `mistakes` is a
-    table of `with_each_mistake`.
+    The lower end of the interval is then above both the clean score and chance.
     """
-    clean = mistakes.estimate[mistakes.mistake == CLEAN].max()
-    return mistakes[(mistakes.mistake != CLEAN) & (mistakes.low > max(0.5, clean))]
+    clean = scores.estimate[scores.mistake == CLEAN].max()
+    return scores[(scores.mistake != CLEAN) & (scores.low > max(0.5, clean))]
 
 
 def _turned_estimate(
     scores: Float[np.ndarray, " n"], test: pd.DataFrame, seed: int
 ) -> dict[str, Any]:
-    """An AUROC that is reversed where it is below one half, as are its resamples."""
+    """An AUROC that is reversed where it is below one half, as are its resamples.
+
+    So the lower end of its interval is never below one half.
+    """
     y = test.y.to_numpy()
     resampled = weighted_auroc(scores, y, bootstrap_weights(test.example_id, 1000, seed))
     low, high = interval_of_aurocs(np.maximum(resampled, 1 - resampled), y, test.example_id)
@@ -189,13 +201,14 @@ def _scores_of_best_layer(
     rows: pd.DataFrame, features: Features
 ) -> tuple[Float[np.ndarray, " n"], pd.DataFrame]:
     """Scores of test rows, honest and lying ones alike, at the layer best on validation."""
-    parts = {split: rows[rows.split == split] for split in MIN_PER_CLASS}
+    parts = {split: rows[rows.split == split] for split in ("train", "validation", "test")}
+    # A lie detector has few rows of one class, if the model rarely errs when it is honest.
     require_rows(parts, "rows of either kind", least=dict.fromkeys(parts, 1))
     probe = fit_layers(Logistic, features, parts["train"], parts["validation"])
     return probe.score_layers(parts["test"])[probe.validation_aurocs.argmax()], parts["test"]
 
 
-# The numbers that the original study reported, by its own diary.
+# The numbers that the original study reported, according to its own diary.
 
 DUPLICATES = "duplicates on both sides of the split"
 ALIKE = "choices that begin alike; one seed"
@@ -229,25 +242,24 @@ class CleanNumber(NamedTuple):
     ----------
     text : str
         The score, perhaps with its interval.
-    highest : float
-        The upper end of its interval, or the score itself if it has none. Of several scores, the
-        lowest counts. Nan if nothing was scored.
+    score : float
+        The score; of several scores, the lowest. Nan if nothing was scored.
+    upper_end : float
+        The upper end of its interval, or the score itself if it has none.
     is_above_chance : bool
         Whether its interval is above chance; for F1, whether it is above that of the instruction.
-    score : float or None
-        The score itself; None if it has no interval, so that `highest` is the score.
     """
 
     text: str
-    highest: float
-    is_above_chance: bool = True
-    score: float | None = None
+    score: float = np.nan
+    upper_end: float = np.nan
+    is_above_chance: bool = False
 
 
 def clean_numbers(
     results: pd.DataFrame, classes: pd.DataFrame, pairs: pd.DataFrame, across: pd.DataFrame
 ) -> dict[str, CleanNumber]:
-    """Return what a clean evaluation gives for the numbers of `REPORTED`, by their second column.
+    """Return what a clean evaluation gives for the numbers of `REPORTED`, by their names (`what`).
 
     That is the AUROC on rows told to lie after training on honest rows; for the classes it is F1,
     and across data sets (a table of `carry_over.transfer`) the least and the most.
@@ -264,7 +276,8 @@ def clean_numbers(
         return _number(ranked[(ranked.probe == probe) & (ranked.least_move == least_move)])
 
     own = across[across.trained_on == across.tested_on]
-    within = [f"{row.tested_on} {row.estimate:.2f}" for row in own.itertuples()]
+    within = "; ".join(f"{row.tested_on} {row.estimate:.2f}" for row in own.itertuples())
+    others = between_groups(across)
     dice = of_probe("dice", "activation", "resid_post")
     return {
         "three classes, F1 of deception": _f1_of_deception(classes),
@@ -272,8 +285,9 @@ def clean_numbers(
         "pairs of draws, ranking, big moves only": of_pairs("pair_ranking", 0.1),
         "convolution over depth": of_probe("convolution", "activation", "resid_post"),
         "heads, state and gradient, linear": of_probe("logistic", "both", "head_out"),
-        "one data set": _lowest(own, "; ".join(within)),
-        "from one data set to another": _range_of_numbers(between_groups(across)),
+        "one data set": _lowest(own, within),
+        "from one data set to another": _lowest(others, _range_text(others)),
+        # Here the dice loss is fitted to the residual stream only, without heads and gradient.
         "heads, state and gradient, dice loss": dice._replace(
             text=f"{dice.text} (residual stream)"
         ),
@@ -281,37 +295,37 @@ def clean_numbers(
 
 
 def _number(rows: pd.DataFrame) -> CleanNumber:
+    """The score in the first row of a table with `estimate`, `low` and `high`."""
     if rows.empty:
-        return CleanNumber(in_brief(rows), np.nan)
+        return CleanNumber(NOT_SCORED)
     row = rows.iloc[0]
-    return CleanNumber(in_brief(row), row.high, bool(row.low > 0.5), row.estimate)
+    return CleanNumber(in_brief(row), row.estimate, row.high, bool(row.low > 0.5))
 
 
 def _lowest(rows: pd.DataFrame, text: str) -> CleanNumber:
     """The lowest of several scores, with its interval; `text` is shown for all of them."""
-    if rows.estimate.isna().all():
-        return CleanNumber("not scored", np.nan)
-    row = rows.loc[rows.estimate.idxmin()]
-    return CleanNumber(text, row.high, bool(row.low > 0.5), row.estimate)
-
-
-def _range_of_numbers(rows: pd.DataFrame) -> CleanNumber:
-    """The lowest of several scores, shown with its interval and the highest."""
-    number = _lowest(rows, "")
-    if np.isnan(number.highest):
-        return number
+    if rows.empty:
+        return CleanNumber(NOT_SCORED)
     lowest = rows.loc[rows.estimate.idxmin()]
-    text = f"{least_to_most(rows.estimate)} (the lowest with [{lowest.low:.2f}, {lowest.high:.2f}])"
-    return number._replace(text=text)
+    return CleanNumber(text, lowest.estimate, lowest.high, bool(lowest.low > 0.5))
+
+
+def _range_text(rows: pd.DataFrame) -> str:
+    """The lowest and the highest of several scores, with the interval of the lowest."""
+    if rows.empty:
+        return NOT_SCORED
+    lowest = rows.loc[rows.estimate.idxmin()]
+    return f"{least_to_most(rows.estimate)} (the lowest with [{lowest.low:.2f}, {lowest.high:.2f}])"
 
 
 def _f1_of_deception(classes: pd.DataFrame) -> CleanNumber:
+    """The F1 of the class "deception", which has no interval, next to that of the instruction."""
     f1 = classes[classes["class"] == "deception"].set_index("method").f1
     if f1.empty:
-        return CleanNumber("not scored", np.nan)
+        return CleanNumber(NOT_SCORED)
     probe, control = f1["softmax regression"], f1["instruction only"]
     text = f"F1 {probe:.2f}; instruction alone {control:.2f}"
-    return CleanNumber(text, probe, is_above_chance=bool(probe > control))
+    return CleanNumber(text, probe, probe, bool(probe > control))
 
 
 def survivors(clean: Mapping[str, CleanNumber], mistaken: Mapping[str, str]) -> pd.DataFrame:
@@ -323,13 +337,13 @@ def survivors(clean: Mapping[str, CleanNumber], mistaken: Mapping[str, str]) -> 
     Parameters
     ----------
     clean, mistaken
-        Numbers of a clean evaluation, and numbers that the same mistake gives here. Both go by the
-        second column of `REPORTED`.
+        Numbers of a clean evaluation, and numbers that the same mistake gives here, by the names
+        of the numbers (`what` of `REPORTED`).
 
     Returns
     -------
     DataFrame
-        By the second column of `REPORTED`. A number is `reached here` if it is above chance here
+        By `what` of `REPORTED`. A number is `reached here` if it is above chance here
         and at least the lowest number that was reported: `REACHED` if the score itself is,
         `REACHED_BY_INTERVAL` if only the upper end of its interval is; else `NOT_REACHED`, or
         `NOT_MEASURED`.
@@ -343,17 +357,16 @@ def survivors(clean: Mapping[str, CleanNumber], mistaken: Mapping[str, str]) -> 
     unknown = (set(clean) | set(mistaken)) - set(table.what)
     if unknown:
         raise ParameterError(f"survivors: expected names of REPORTED, got {sorted(unknown)}")
-    nothing = CleanNumber(NOT_MEASURED, np.nan)
-    numbers = [clean.get(what, nothing) for what in table.what]
-    highest = np.array([number.highest for number in numbers], dtype=float)
+    numbers = [clean.get(what, CleanNumber(NOT_MEASURED)) for what in table.what]
+    scores = np.array([number.score for number in numbers], dtype=float)
+    upper_ends = np.array([number.upper_end for number in numbers], dtype=float)
     is_above_chance = np.array([number.is_above_chance for number in numbers])
-    scores = [number.highest if number.score is None else number.score for number in numbers]
     table["here, cleanly"] = [number.text for number in numbers]
     table["reached here"] = np.select(
         [
-            np.isnan(highest),
-            is_above_chance & (np.array(scores, dtype=float) >= table.lowest),
-            is_above_chance & (highest >= table.lowest),
+            np.isnan(scores),
+            is_above_chance & (scores >= table.lowest),
+            is_above_chance & (upper_ends >= table.lowest),
         ],
         [NOT_MEASURED, REACHED, REACHED_BY_INTERVAL],
         default=NOT_REACHED,
