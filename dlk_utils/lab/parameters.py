@@ -695,7 +695,7 @@ _PARAMETERS = (
         "retrained",
         "smollm2-liar-2",
         model_or_none(),
-        "another training of the model, from other seeds",
+        "another training run of the model, from other seeds",
     ),
     Parameter(
         "dose",
