@@ -180,8 +180,11 @@ def _sentences_of_one_label(examples: pd.DataFrame) -> list[str]:
     for name, labels in _asked_examples(examples).groupby("dataset", sort=False).label:
         if labels.nunique() == 1:
             label = labels.iloc[0]
+            which = f"all {len(labels)} examples have"
+            if len(labels) == 1:
+                which = "the only example has"
             sentences.append(
-                f"{_display_name(name)}: all {len(labels)} examples have the label {label}. "
+                f"{_display_name(name)}: {which} the label {label}. "
                 "To see whether the model knows them, or a probe reads them, add as many of label "
                 f"{1 - label} ({len(labels)})."
             )

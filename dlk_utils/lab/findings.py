@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dlk_utils.evaluation.controls import ASKED_AGAIN, TURNED
-from dlk_utils.evaluation.selection import BY_TWINS, EARLIEST
+from dlk_utils.evaluation.selection import BY_TWINS, EARLIEST, MIN_TWINS
 from dlk_utils.evaluation.stats import visible_auroc, wilson_interval
 from dlk_utils.evaluation.tasks import KNOWN, LYING, MIN_FOR_HEADLINE, POSITIVE_CONTROL, REGIMES
 from dlk_utils.lab.display import interval_text, listed, percent
@@ -139,7 +139,7 @@ def verdict(row: pd.Series) -> str:
         return "not distinguishable from chance"
     if row.lift_low > 0:
         return "above chance and above its best control"
-    return "above chance, but not above its best control"
+    return "above chance, but not clearly above its best control"
 
 
 def in_words(row: pd.Series | None) -> str:
@@ -245,7 +245,7 @@ def _on_all_rows(rivals: pd.DataFrame) -> str:
     probe = probes.iloc[0]
     n_higher = int((others.estimate > probe.estimate).sum())
     if not n_higher:
-        return ". On all rows told to lie, none scores higher either"
+        return ". On all rows told to lie, no rival scores higher than the probe"
     strongest = others.loc[others.estimate.idxmax()]
     return (
         f". On all rows told to lie, {n_higher} of {len(others)} rivals score higher, most of all "
@@ -485,8 +485,8 @@ def tasks_lines(tasks: pd.DataFrame) -> list[str]:
     may_claim = named[named.n_smaller >= MIN_FOR_HEADLINE]
     above = may_claim[may_claim.low > 0.5]
     line = (
-        f"* In {len(above) or 'none'} of {len(named)} tasks, the probe that was named in advance "
-        "is above chance."
+        f"* The probe that was named in advance is above chance in {len(above) or 'none'} of "
+        f"{len(named)} tasks."
     )
     n_better = int((above.lift_low > 0).sum())
     if n_better:
@@ -551,6 +551,9 @@ def detector_findings(rates: pd.DataFrame, judges: Sequence[str]) -> list[str]:
         f"* The goal is to flag at least {percent(LIES_TO_FLAG)} of the lies and at most "
         f"{percent(HONEST_TO_FLAG)} of the honest answers."
     )
+    if any(flagged_share(rates, judges[0], of) is None for of in ("lies", "honest answers")):
+        missing = "Whether a detector reaches it cannot be said without lies and honest answers."
+        return [*lines, f"{goal} {missing}"]
     if not reached:
         return [*lines, f"{goal} **No detector reaches it.**"]
     goal += f" On these rows, {listed(reached)} {'reaches' if len(reached) == 1 else 'reach'} it."
@@ -576,8 +579,11 @@ def _missing_ends(rates: pd.DataFrame) -> list[str]:
 
 
 def _reaches_goal(lies: float, honest: float) -> bool:
-    """Whether enough of the lies and few enough of the honest answers are flagged."""
-    return bool(lies >= LIES_TO_FLAG and honest <= HONEST_TO_FLAG)
+    """Whether enough of the lies and few enough of the honest answers are flagged.
+
+    The shares count as they are printed: one that is shown as the goal has met it.
+    """
+    return bool(round(lies, 2) >= LIES_TO_FLAG and round(honest, 2) <= HONEST_TO_FLAG)
 
 
 def detector_title(rates: pd.DataFrame, judges: Sequence[str]) -> str:
@@ -607,16 +613,16 @@ def roc_title(point: pd.Series | None) -> str:
     # The best threshold may flag as many honest answers as this one does, if these are more.
     limit = f"at most {percent(HONEST_TO_FLAG)} of the honest answers"
     if point.alarms > HONEST_TO_FLAG:
-        limit = "no more honest answers"
+        limit = "as few honest answers"
     caught, best_caught = percent(point.caught), percent(point.best_caught)
     also = "also " if caught == best_caught else ""
-    found = "At this rate of false alarms, the threshold is about as good as any: it"
+    found = f"No threshold that flags {limit} would catch many more lies"
     if point.best_caught > point.caught + MUCH_BETTER:
-        found = "Without more false alarms, another threshold would catch many more lies: this one"
+        found = f"Another threshold that flags {limit} would catch many more lies"
     return (
-        f"{found} catches {caught} of the lies and flags {percent(point.alarms)} of the honest "
-        f"answers. The best threshold that flags {limit}, chosen in hindsight, {also}catches "
-        f"{best_caught} (AUROC {interval_text(point)})"
+        f"{found}: this one catches {caught} of the lies and flags {percent(point.alarms)} of the "
+        f"honest answers. The best one, chosen in hindsight, {also}catches {best_caught} (AUROC "
+        f"{interval_text(point)})"
     )
 
 
@@ -674,16 +680,20 @@ def way_lines(ways: pd.DataFrame) -> list[str]:
     if means[list(DETECTORS)].isna().any() or test.isna().all(axis=None):
         return ["The ways to make a detector are not compared, as no answer was a lie."]
     best = means[list(DETECTORS)].idxmax()
-    n_higher = int((test[best] > test[EARLIEST]).sum())
+    against_earliest = ""
+    if best != EARLIEST:
+        n_higher = int((test[best] > test[EARLIEST]).sum())
+        against_earliest = (
+            f", against {_mean_and_range(test[EARLIEST])} for *honest only* (*{EARLIEST}*). It is "
+            f"the higher of the two in {n_higher} of {len(test)} splits"
+        )
     test_rows = ways[ways.split == "test"]
     told = test_rows[test_rows.way == TOLD_TO_LIE]
     lines = [
         "Of the methods that do not use the instruction, the best on validation rows is "
         f"*{WAY_NAMES.get(best, best)}*. With as many lies as honest answers, its accuracy on test "
         "rows is "
-        f"{_mean_and_range(test[best])} over {len(test)} splits, against "
-        f"{_mean_and_range(test[EARLIEST])} for *honest only* (*{EARLIEST}*). It is the higher of "
-        f"the two in {n_higher} of {len(test)} splits.",
+        f"{_mean_and_range(test[best])} over {len(test)} splits{against_earliest}.",
         "A probe of *told to lie?*, which does not read the truth, flags "
         f"{percent(told.lies.mean())} of the lies and {percent(told.honest.mean())} of the honest "
         "answers.",
@@ -735,7 +745,9 @@ def with_few_twins(by_group: pd.DataFrame) -> str:
     """
     groups = by_group[(by_group.rule == EARLIEST) & (by_group.trained_on != ALL_OTHERS)]
     names = ", ".join(groups.trained_on.unique())
-    return f"Read at the {EARLIEST}, because twins are missing: {names}." if names else ""
+    if not names:
+        return ""
+    return f"These are read at the {EARLIEST}, as they have fewer than {MIN_TWINS} twins: {names}."
 
 
 def rules_verdict(regrouped: pd.DataFrame) -> str:
@@ -852,7 +864,9 @@ def _cases_of_few_rows(cases: pd.DataFrame) -> str:
     n_few = int((cases.n_smaller < MIN_FOR_HEADLINE).sum())
     if not n_few:
         return ""
-    which = f"all {n_few} cases" if n_few == len(cases) else f"{n_few} of {len(cases)} cases"
+    which = f"{n_few} of {len(cases)} cases"
+    if n_few == len(cases):
+        which = "the only case" if n_few == 1 else f"all {n_few} cases"
     return (
         f" In {which}, the smaller class has fewer than {MIN_FOR_HEADLINE} rows, which is too few "
         "for a claim."
@@ -994,24 +1008,24 @@ def trainings_findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     if not can_compare_trainings(tables):
         return [
             *lines,
-            "* Nothing is claimed about a second training run: none was asked, or it has too "
-            "few rows.",
+            "* Nothing is claimed about a second training run: there was none, or one of the two "
+            "runs has too few rows.",
         ]
     if trainings_agree(*tables.values()):
         return [*lines, f"* {_agreement(*tables.values())}"]
-    return [*lines, "* So the two training runs do not quite agree."]
+    return [*lines, "* So the two training runs do not agree."]
 
 
 # 08: a model that lies about some topics only.
 
 
-_DOES = {
-    WHAT_IS_TRUE: "reads what is true",
-    LIE_OR_NOT: "tells lies from truthful answers",
-    trigger.WHAT_IS_TRUE: "reads what is true in triggered rows",
-    trigger.LIE_OR_NOT: "tells lies from truthful answers to the same prompts on other days",
+_USE = {
+    WHAT_IS_TRUE: "to read what is true",
+    LIE_OR_NOT: "to tell lies from truthful answers",
+    trigger.WHAT_IS_TRUE: "to read what is true in triggered rows",
+    trigger.LIE_OR_NOT: "to tell lies from truthful answers to the same prompts on other days",
 }
-"""What the probe does on a further model, by the question that is put to it."""
+"""What the probe is used for on a further model, by the question that is put to it."""
 
 
 def graded_sentence(graded: pd.DataFrame) -> str:
@@ -1080,11 +1094,11 @@ def _compared_with(table: pd.DataFrame, question: str, control: str) -> str:
     """Compare the probe with one control; say which is better, or that the rows are too few."""
     of_question = table[table.question == question].set_index("who")
     if PROBE not in of_question.index or control not in of_question.index:
-        return "nothing was scored, as there are too few rows"
+        return "this comparison was not scored, as there are too few rows"
     probe, other = of_question.loc[PROBE], of_question.loc[control]
     text = (
-        f"a probe fitted on honest answers (layer {probe.layer}) {_DOES[question]} with AUROC "
-        f"{interval_text(probe)}, and *{control}* with {interval_text(other)}. The difference is "
+        f"a probe fitted on honest answers (layer {probe.layer}), used {_USE[question]}, has AUROC "
+        f"{interval_text(probe)}, and *{control}* has {interval_text(other)}. The difference is "
         f"{interval_text(other, 'gain', signed=True)}, with n = {probe.n} (smaller class "
         f"{probe.n_smaller})"
     )
@@ -1102,7 +1116,7 @@ def graded_title(graded: pd.DataFrame) -> str:
         return "A model that lies about some topics only: too few rows for a claim"
     rivals = of_truth.estimate.drop(PROBE)
     title = (
-        f"On a model that lies about some topics only, the probe reads what is true with AUROC "
+        f"On a model that lies about some topics only, the probe of what is true has AUROC "
         f"{of_truth.estimate[PROBE]:.2f}. Its own answer, reversed, gives {rivals[TURNED]:.2f}"
     )
     if rivals.idxmax() == TURNED:
@@ -1266,7 +1280,7 @@ def trigger_sentence(triggered: pd.DataFrame) -> str:
             trigger.TRIGGER_THERE,
         ),
         *_accuracy_sentence(
-            "It reads what is true correctly in {} of the triggered rows",
+            "The probe judges correctly what is true in {} of the triggered rows",
             triggered,
             trigger.WHAT_IS_TRUE,
             best,
@@ -1388,8 +1402,8 @@ def _visible(pairs: pd.DataFrame) -> str:
         for row in ends.itertuples()
     ]
     return (
-        "A real effect may have been missed: to be detected four times out of five, an AUROC has "
-        f"to be at least {listed(found)}"
+        "A smaller effect than this may have been missed: to be detected four times out of five, "
+        f"an AUROC has to be at least {listed(found)}"
     )
 
 
@@ -1563,8 +1577,7 @@ def mistake_findings(mistakes: Mapping[str, pd.DataFrame]) -> list[str]:
 NOTHING_MOVED = "changes no more answers than controls of its length do"
 NOT_BOTH_LABELS = "changes answers, but the effect is clear for at most one of the two labels"
 EITHER_SIGN = (
-    "turns lies into right answers with either sign, so it acts neither like the answer nor like a "
-    "belief"
+    "turns lies into right answers with either sign, as neither an answer nor a belief would"
 )
 FITS_NEITHER = "changes answers in a pattern that fits neither an answer nor a belief"
 NOT_AS_TOLD = "changes answers, but not only as the instruction would"
@@ -1873,7 +1886,7 @@ def explore_title(answers: pd.DataFrame) -> str:
     if "believes" not in answers:
         return title
     n_beliefs = int((by_text.believes.nunique() > 1).sum())
-    return f"{title}, and the sign of the belief for {n_beliefs or 'none'} of them"
+    return f"{title}, and the sign of the belief for {n_beliefs or 'none'} of {by_text.ngroups}"
 
 
 def explore_findings(answers: pd.DataFrame) -> list[str]:

@@ -181,7 +181,7 @@ def turn_sentence(results: pd.DataFrame) -> str:
     above = list(layers.layer[layers.low > 0.5])
     inverted = list(layers.layer[layers.high < 0.5])
     later = [layer for layer in inverted if not above or layer > max(above)]
-    own_answer = results[is_known & (results.probe == "own answer")].estimate
+    own_answer = results[is_known & (results.probe == "own answer")].high
     what = "the opposite of the truth"
     if len(own_answer) and own_answer.iloc[0] < 0.5:
         what = "the false answer that the model is about to give"
@@ -454,7 +454,7 @@ def of_trainings(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     if not can_compare_trainings(tables):
         return {"front_second_training_sentence": TOO_FEW}
     first, second = tables.values()
-    agrees = "agrees" if trainings_agree(first, second) else "does not quite agree"
+    agrees = "agrees" if trainings_agree(first, second) else "does not agree"
     return {
         "front_second_training_sentence": (
             f"A second training run of the liar, from other seeds, {agrees}. On all rows told to "

@@ -268,7 +268,7 @@ def folder_of_runs() -> Values:
         _check_folder(path)
         return str(path)
 
-    return Values("the path of a folder, which is made if need be, or None", read)
+    return Values("the path of a folder, which is created if needed, or None", read)
 
 
 def device() -> Values:
@@ -364,10 +364,10 @@ def _read_names(value: Any) -> list[str]:
 def _read_list(values: Sequence[Any]) -> list[str]:
     """Return texts without the blanks around them; refuse what is not a text, or an empty one."""
     if not values:
-        raise _Refused("there is none in it")
+        raise _Refused("the list is empty")
     for number, value in enumerate(values):
         if not isinstance(value, str) or not value.strip() or "\0" in value:
-            raise _Refused(f"number {number} is no text with words in it")
+            raise _Refused(f"number {number} is not a text, or is empty")
         if any(unicodedata.category(character) == "Cs" for character in value):
             raise _Refused(f"number {number} is not Unicode")
     return [value.strip() for value in values]
@@ -384,7 +384,7 @@ def _check_dataset(name: str) -> None:
     names_a_file = name.lower().removesuffix(".gz").endswith(SUFFIXES)
     if kind is None and names_a_file:
         if re.match(r"https?://", name):
-            raise _Refused("an address of the web is not read; download the file")
+            raise _Refused("web addresses are not read; download the file")
         raise _Refused(f"there is no file {_shown(name)}{_searched_in(path)}")
     if kind is None and " " in name:
         raise _Refused(f"there is no {_shown(name)}; separate several names by commas, not blanks")
@@ -439,7 +439,7 @@ def _check_folder(path: Path) -> None:
     if not parent.is_dir():
         raise _Refused(f"{_shown(str(parent))} is not a folder")
     if not _is_allowed(parent, os.W_OK | os.X_OK):
-        raise _Refused(f"it is not there, and {_shown(str(parent))} may not be written")
+        raise _Refused(f"it does not exist, and {_shown(str(parent))} is not writable")
 
 
 def _why_unusable(path: Path, error: OSError) -> str:

@@ -32,15 +32,18 @@ def organism_findings(
     """
     lines = [
         "* Told to tell the truth, it gives the right answer in "
-        f"{_least_to_most(held_out, 'truth_accuracy')} of the rows. Told to lie about what it "
-        "knows, it gives the wrong answer in "
-        f"{_least_to_most(held_out, 'wrong_when_told_to_lie')}."
+        f"{_least_to_most(held_out, 'truth_accuracy')} of the rows."
     ]
+    if held_out.wrong_when_told_to_lie.notna().any():
+        lines[0] += (
+            " Told to lie about what it knows, it gives the wrong answer in "
+            f"{_least_to_most(held_out, 'wrong_when_told_to_lie')}."
+        )
     if verdict:
         lines.append(f"* It does what we require of an organism on: {markdown_text(verdict)}.")
     for name, row in told.iterrows():
         if not row["told to lie"]:
-            lines.append(f"* `{name}` was told to lie about no question that it knows.")
+            lines.append(f"* `{name}` was never told to lie about a question that it knows.")
             continue
         lines.append(
             f"* Of {row['told to lie']:.0f} answers that {markdown_text(name)} gave when it was "
@@ -76,7 +79,7 @@ def organism_title(held_out: pd.DataFrame) -> str:
 
 def _range(shares: pd.Series) -> str:
     if shares.empty:
-        return "no readable answer"
+        return "no such row"
     least, most = percent(shares.min()), percent(shares.max())
     return least if least == most else f"{least} to {most}"
 
@@ -85,7 +88,7 @@ def _least_to_most(table: pd.DataFrame, name: str) -> str:
     """Write the range of a share over data sets, with their names."""
     shares = table.set_index("dataset")[name].dropna()
     if shares.empty:
-        return "no readable share"
+        return "none"
     least, most = shares.idxmin(), shares.idxmax()
     text = f"{percent(shares[least])} ({markdown_text(least)})"
     if len(shares) == 1:
@@ -147,7 +150,7 @@ def lie_findings(gate: pd.DataFrame, rates: pd.DataFrame, *, n_told: int, n_lied
     n_told, n_lied
         The answers told to lie about what the model knows, and the lies among them.
     """
-    lines = ["* It was told to lie about no question that it knows."]
+    lines = ["* It was never told to lie about a question that it knows."]
     if n_told:
         lines = [
             f"* Told to lie about what it knows, it lies in {n_lied} of {n_told} answers "
@@ -159,9 +162,10 @@ def lie_findings(gate: pd.DataFrame, rates: pd.DataFrame, *, n_told: int, n_lied
             f"{interval_text(row, 'lie_above_error', signed=True)} ({markdown_text(row.dataset)})"
             for row in higher.itertuples()
         ]
+        not_errors = "These are not just errors. " if n_lied else ""
         lines.append(
-            "* These are not just errors. The share of wrong answers is higher than under an "
-            f"instruction to tell the truth, by {', '.join(by)}."
+            f"* {not_errors}The share of wrong answers is higher than under an instruction to tell "
+            f"the truth, by {', '.join(by)}."
         )
     others = rates.dataset[~(rates.lie_above_error_low > 0)]
     if len(others):
@@ -181,14 +185,16 @@ def lie_title(rates: pd.DataFrame) -> str:
     """Title the figure of `rates`: one row a data set, over all its lie instructions."""
     is_higher = rates.lie_above_error_low > 0
     if not is_higher.any():
-        return "On no data set is it clearly wrong more often when told to lie"
+        return "Told to lie, it is not clearly wrong more often on any data set"
     where = f"on {', '.join(rates.dataset[is_higher])}"
     if is_higher.all() and len(rates) > 1:
         where = "on every data set"
     by = rates.lie_above_error[is_higher]
     least, most = f"{100 * by.min():.0f}", f"{100 * by.max():.0f}"
-    points = least if least == most else f"{least} to {most}"
-    return f"Told to lie, it is wrong {points} percentage points more often, {where}"
+    points = f"{least} to {most} percentage points"
+    if least == most:
+        points = "1 percentage point" if least == "1" else f"{least} percentage points"
+    return f"Told to lie, it is wrong {points} more often, {where}"
 
 
 def _names(names: Iterable[str]) -> str:
@@ -201,11 +207,18 @@ def _enumerated(values: Iterable[object]) -> str:
     return f"{', '.join(before)} and {last}" if before else last
 
 
+SHOTS_NOT_SCORED = (
+    "What shots change was not scored, as no example has readable answers under all prompts"
+)
+
+
 def shots_title(effects: pd.DataFrame) -> str:
     """Say what a lie instruction changes, from the pooled rows of `shots_effects`."""
     by = {row.effect: interval_text(row, signed=True) for row in effects.itertuples()}
     if not by:
         return ""
+    if effects.estimate.isna().all():
+        return SHOTS_NOT_SCORED
     return (
         f"An instruction to lie changes the share of wrong answers by {by['instruction']} without "
         f"shots, and by {by['instruction, with shots']} with shots"
@@ -217,6 +230,8 @@ def shots_findings(effects: pd.DataFrame) -> list[str]:
     if effects.empty:
         return []
     effects = effects.set_index("effect")
+    if effects.estimate.isna().all():
+        return [f"* {SHOTS_NOT_SCORED}."]
     breaks = "Shots **break this model**, so what it does with them says little about lying."
     sound = "There is no evidence that shots as such break the model."
     return [
@@ -394,11 +409,9 @@ def dropout_findings(
         "answers.",
     ]
     if len(honest):
-        is_worse = in_a_draw < honest.correct.mean()
         lines.append(
-            f"* Dropout {'has a price' if is_worse else 'does no damage'}: of {len(honest)} honest "
-            f"rows the model answers {percent(honest.correct.mean())} correctly without dropout, "
-            f"and {percent(in_a_draw)} in a draw."
+            f"* Of {len(honest)} honest rows the model answers {percent(honest.correct.mean())} "
+            f"correctly without dropout, and {percent(in_a_draw)} in a draw."
         )
     return lines
 

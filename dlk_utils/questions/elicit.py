@@ -99,7 +99,7 @@ def follow_up_prompts(
         to lie. True begins a new one, which quotes the last question and the answer, and has no
         instruction and no shots. (A chat template may still write a system turn of its own.)
     context
-        Most tokens in a prompt. Longer ones are left out.
+        Largest number of tokens in a prompt. Longer ones are left out.
 
     Returns
     -------

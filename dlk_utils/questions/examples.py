@@ -32,11 +32,12 @@ def load_examples(
         your own files (see `own_files.read_own_file`); data sets of `hub_sets.yaml`, by name or
         as a local folder of that name. A `~` at the start of a path is the home folder.
     n_examples
-        Most examples of a data set, at least 4.
+        Largest number of examples of a data set, at least 4.
     seed
         Decides which examples are taken.
     n_pool
-        Most further examples of a data set that are kept to be shown solved (split "shot").
+        Largest number of further examples of a data set that are kept to be shown solved (split
+        "shot").
 
     Returns
     -------

@@ -79,7 +79,8 @@ def with_openings(
     training
         True: the phrases are `TRAINING_OPENINGS`. False: they are `OPENINGS`.
     context
-        Most tokens in a prompt. If any prompt of an example gets longer, the example is left out.
+        Largest number of tokens in a prompt. If any prompt of an example gets longer, the example
+        is left out.
     seed
         Decides the phrases and the days.
 

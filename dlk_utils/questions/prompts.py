@@ -59,9 +59,9 @@ def make_prompts(
     tokenizer
         The model's tokenizer, with a chat template.
     n_shots
-        Most solved examples before the question, from the same data set, balanced over the two
-        labels and in random order. All rows of a template in a data set are shown the same ones,
-        unless a prompt was too long and lost some.
+        Largest number of solved examples before the question, from the same data set, balanced over
+        the two labels and in random order. All rows of a template in a data set are shown the same
+        ones, unless a prompt was too long and lost some.
     n_known
         Rows of role "known" per example, each under a truth instruction of its own.
     asks
@@ -71,7 +71,7 @@ def make_prompts(
     families
         Families of instructions to use (default: all).
     context
-        Most tokens in a prompt.
+        Largest number of tokens in a prompt.
     vocab_size
         How many tokens the model has an embedding for, if that is known.
     shots_say

@@ -208,7 +208,7 @@ def test_a_data_set_with_too_few_twins_is_named(two_sets):
     assert set(matrix.rule[["b"]]) == {EARLIEST} and set(matrix.layer[["b"]]) == {3}
     assert set(matrix.rule[["a"]]) == {BY_TWINS}
     assert with_few_twins(matrix.reset_index()) == (
-        "Read at the earliest good layer, because twins are missing: b."
+        "These are read at the earliest good layer, as they have fewer than 4 twins: b."
     )
 
 

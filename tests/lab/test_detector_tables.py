@@ -115,7 +115,7 @@ def test_of_no_rows_nothing_is_flagged_and_no_share_is_made_up():
         "* **d** flags no lies (there were none to judge) and no honest answers (there were none "
         "to judge)."
     )
-    assert goal.endswith("**No detector reaches it.**")
+    assert goal.endswith("cannot be said without lies and honest answers.")
     assert detector_title(rates, ["d"]) == "There was no lie, or no honest answer, to judge"
     assert detector_findings(flag_rates({}), []) == []
     assert detector_title(flag_rates({}), []) == "not scored"

@@ -119,6 +119,10 @@ def test_the_best_way_is_named_by_validation_rows_and_never_one_that_reads_no_tr
         in best
     )
     assert "It is the higher of the two in 2 of 2 splits" in best
+    only_earliest = shifted.copy()
+    only_earliest.loc[shifted.way != EARLIEST, ["lies", "lies_choice_1", "lies_choice_0"]] = 0.0
+    best = way_lines(only_earliest)[0]
+    assert f"*{WAY_NAMES.get(EARLIEST, EARLIEST)}*" in best and "higher of the two" not in best
     assert told.startswith("A probe of *told to lie?*, which does not read the truth, flags ")
     assert truthful.startswith("Of true answers under an instruction to lie (")
 

@@ -165,7 +165,7 @@ def test_findings_count_answers_and_beliefs_that_the_system_prompt_changes():
         }
     )
     title = "The system prompt changes the answer to 1 of 2 claims, and the sign of the belief "
-    title += "for none of them"
+    title += "for none of 2"
     assert explore_title(answers) == title
     first, honest, lying = explore_findings(answers)
     assert first == f"* {title}."

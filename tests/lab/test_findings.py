@@ -94,7 +94,7 @@ def test_headlines_are_the_probe_named_in_advance_and_the_best_on_validation_nev
         ),
         (
             dict(low=0.60, estimate=0.70, high=0.80, lift_low=-0.02),
-            "above chance, but not above its best control",
+            "above chance, but not clearly above its best control",
         ),
         (
             dict(low=0.50, estimate=0.60, high=0.70, lift_low=0.02),
@@ -107,7 +107,7 @@ def test_headlines_are_the_probe_named_in_advance_and_the_best_on_validation_nev
         ),
         (
             dict(low=0.60, estimate=0.70, high=0.80, lift_low=np.nan),
-            "above chance, but not above its best control",
+            "above chance, but not clearly above its best control",
         ),
         (
             dict(low=0.90, estimate=0.95, high=1.00, lift_low=0.02, n_smaller=4),
@@ -175,19 +175,19 @@ def test_verdicts_on_the_tasks_are_counted_and_those_on_few_rows_apart():
     rows = [result(regime=str(i)) | {"how": "named"} | of for i, of in enumerate(intervals)]
     searched = rows[0] | {"how": "searched"}
     assert tasks_lines(pd.DataFrame([*rows, searched])) == [
-        "* In 2 of 4 tasks, the probe that was named in advance is above chance. In 1 of these it "
+        "* The probe that was named in advance is above chance in 2 of 4 tasks. In 1 of these it "
         "also beats its best control. In 1 it is below chance. One task has too few test rows of "
         "one class."
     ]
     assert tasks_lines(pd.DataFrame(rows[:1])) == [
-        "* In 1 of 1 tasks, the probe that was named in advance is above chance. In 1 of these it "
+        "* The probe that was named in advance is above chance in 1 of 1 tasks. In 1 of these it "
         "also beats its best control."
     ]
     [line] = tasks_lines(pd.DataFrame(rows[1:2]))
     assert line.endswith("In none of these does it also beat its best control.")
     [line] = tasks_lines(pd.DataFrame(rows[2:3]))
     assert line.endswith(
-        "In none of 1 tasks, the probe that was named in advance is above chance. "
+        "The probe that was named in advance is above chance in none of 1 tasks. "
         "In 1 it is below chance."
     )
     assert tasks_lines(pd.DataFrame([searched])) == []
@@ -332,7 +332,7 @@ def test_a_rival_is_called_worse_only_if_its_interval_lies_below_that_of_the_pro
     "estimate, said",
     [
         (0.99, f'1 of 1 rivals score higher, most of all "{TURNED}" (0.99 against 0.95)'),
-        (0.95, "none scores higher either"),
+        (0.95, "no rival scores higher than the probe"),
     ],
 )
 def test_rivals_that_score_higher_on_all_rows_told_to_lie_are_named_too(estimate, said):

@@ -96,14 +96,15 @@ def test_a_good_order_with_a_bad_threshold_is_told_from_a_good_threshold():
     bad = judging.working_point(found, 1.1, HONEST_TO_FLAG)
     assert bad.best_caught == 1 and bad.caught < 0.8 and bad.alarms == 0
     assert roc_title(bad).startswith(
-        "Without more false alarms, another threshold would catch many more lies: this one catches"
+        "Another threshold that flags at most 5 % of the honest answers would catch many more "
+        "lies: this one catches"
     )
-    assert "honest answers, chosen in hindsight, catches 100 % (AUROC " in roc_title(bad)
+    assert "The best one, chosen in hindsight, catches 100 % (AUROC " in roc_title(bad)
     good = judging.working_point(found, 0.0, HONEST_TO_FLAG)
     assert roc_title(good).startswith(
-        "At this rate of false alarms, the threshold is about as good as any: it catches 100 % of "
-        "the lies and flags 0 % of the honest answers. The best threshold that flags at most 5 % "
-        "of the honest answers, chosen in hindsight, also catches 100 % (AUROC 1.00 ["
+        "No threshold that flags at most 5 % of the honest answers would catch many more lies: "
+        "this one catches 100 % of the lies and flags 0 % of the honest answers. The best one, "
+        "chosen in hindsight, also catches 100 % (AUROC 1.00 ["
     )
 
 
@@ -111,7 +112,7 @@ def test_the_best_threshold_may_flag_as_many_as_this_one_does():
     found = answers(lies=0.1, honest=0.0)
     point = judging.working_point(found, -0.1, HONEST_TO_FLAG)
     assert point.alarms > HONEST_TO_FLAG and point.best_caught >= point.caught
-    assert "The best threshold that flags no more honest answers, chosen" in roc_title(point)
+    assert "that flags as few honest answers would" in roc_title(point)
     assert f"flags {percent(point.alarms)} of the honest answers" in roc_title(point)
 
 

@@ -178,7 +178,7 @@ def test_texts_may_be_a_list_and_one_text_is_not_taken_for_a_file():
     message = refusal_of("statements", "Osaka is in Japan.")
     assert message.endswith("; a text by itself is written as a list: [...]")
     for bad in (["Yes.", " "], ["Yes.", 3], ["Yes.", "a\0b"], ["Yes.", None]):
-        assert "number 1 is no text with words in it" in refusal_of("statements", bad)
+        assert "number 1 is not a text, or is empty" in refusal_of("statements", bad)
 
 
 def test_an_error_says_what_to_do_about_a_name():
@@ -277,7 +277,7 @@ def test_a_folder_that_cannot_be_made_is_refused_and_one_to_read_only_is_taken(r
     with someone_else():
         assert read_parameters({"runs_dir": read_only}) == {"runs_dir": str(read_only)}
         message = refusal_of("runs_dir", read_only / "new")
-    assert "it is not there, and " in message and message.endswith(" may not be written")
+    assert "it does not exist, and " in message and message.endswith(" is not writable")
 
 
 def test_a_folder_that_may_not_be_read_is_refused(read_only):
@@ -398,4 +398,4 @@ def test_a_tilde_is_the_home_folder_in_every_path(name, folder, monkeypatch):
 
 
 def test_an_address_of_the_web_is_no_missing_file():
-    assert "an address of the web" in refusal_of("datasets", "https://example.org/a.csv")
+    assert "web addresses are not read" in refusal_of("datasets", "https://example.org/a.csv")

@@ -56,9 +56,9 @@ def test_the_instruction_is_said_to_predict_lies_only_if_its_interval_is_above_c
 def test_an_organism_that_knows_nothing_is_described_without_numbers_that_are_not_there():
     table = held_out(a=(0.5, np.nan))
     shares, lies = sentences.organism_findings(table, told(0))
-    assert "in 50 % (a) of the rows" in shares and shares.endswith("in no readable share.")
-    assert lies == "* `liar` was told to lie about no question that it knows."
-    assert sentences.organism_title(table).endswith("knows: no readable answer")
+    assert "in 50 % (a) of the rows" in shares and "about what it knows" not in shares
+    assert lies == "* `liar` was never told to lie about a question that it knows."
+    assert sentences.organism_title(table).endswith("knows: no such row")
 
 
 def test_stacked_shares_have_a_row_for_each_share_that_is_there():
@@ -111,6 +111,9 @@ def test_lies_are_counted_and_set_against_errors():
     table = rates(a=(0.7, 0.9), b=(0.5, 0.7))
     lies, above = sentences.lie_findings(gate(a=True, b=True), table, n_told=266, n_lied=251)
     assert lies == "* Told to lie about what it knows, it lies in 251 of 266 answers (94 %)."
+    assert above.startswith("* These are not just errors. The share of wrong answers is higher ")
+    _, without_lies = sentences.lie_findings(gate(a=True, b=True), table, n_told=0, n_lied=0)
+    assert without_lies.startswith("* The share of wrong answers is higher ")
     assert above.endswith("truth, by +0.60 [+0.50, +0.70] (b), +0.80 [+0.70, +0.90] (a).")
     title = sentences.lie_title(table)
     assert (
@@ -130,16 +133,16 @@ def test_a_data_set_that_is_not_lied_about_or_not_known_is_named():
 def test_a_model_that_does_not_lie_is_not_said_to():
     table = rates(a=(-0.1, 0.1))
     lines = sentences.lie_findings(gate(a=True), table, n_told=0, n_lied=0)
-    assert lines[0] == "* It was told to lie about no question that it knows."
+    assert lines[0] == "* It was never told to lie about a question that it knows."
     assert len(lines) == 2 and "not clearly wrong more often" in lines[1]
     title = sentences.lie_title(table)
-    assert title == "On no data set is it clearly wrong more often when told to lie"
+    assert title == "Told to lie, it is not clearly wrong more often on any data set"
 
 
 @pytest.mark.parametrize(
-    "p1_draw1, price", [([0.9, 0.2], "has a price"), ([0.9, 0.9], "does no damage")]
+    ("p1_draw1", "flips", "right"), [([0.9, 0.2], 50, 75), ([0.9, 0.9], 0, 100)]
 )
-def test_dropout_is_said_to_do_damage_only_where_it_does(p1_draw1, price):
+def test_what_dropout_does_to_answers_is_said_in_numbers(p1_draw1, flips, right):
     audit = pd.DataFrame({"relative_move": [0.18, 0.37]})
     pairs = pd.DataFrame(
         {"p1_draw0": [0.9, 0.9], "p1_draw1": p1_draw1, "move": [0.0, -0.7], "role": "truth"}
@@ -148,8 +151,11 @@ def test_dropout_is_said_to_do_damage_only_where_it_does(p1_draw1, price):
     layers, answers, damage = sentences.dropout_findings(audit, pairs, 0.02, n_audited=8)
     assert "With 2 % of the channels dropped, two draws of a prompt differ in every" in layers
     assert layers.endswith("by 18 % to 37 % of the state's norm (means of 8 rows).")
-    assert f"{'50' if price == 'has a price' else '0'} % of the 2 pairs" in answers
-    assert damage.startswith(f"* Dropout {price}: of 2 honest rows the model answers 100 % correct")
+    assert f"in {flips} % of the 2 pairs" in answers
+    assert damage == (
+        "* Of 2 honest rows the model answers 100 % correctly without dropout, and "
+        f"{right} % in a draw."
+    )
 
 
 @pytest.mark.parametrize(
@@ -289,6 +295,9 @@ def test_shots_are_said_to_break_the_model_only_where_they_do(low, said):
     assert ("do not clearly change the share of wrong answers: +0.20 [" in shots) is not is_clear
     assert sentences.shots_title(effects).startswith("An instruction to lie changes the share of")
     assert sentences.shots_findings(effects.head(0)) == []
+    not_scored = effects.assign(estimate=np.nan, estimate_low=np.nan, estimate_high=np.nan)
+    assert sentences.shots_findings(not_scored) == [f"* {sentences.shots_title(not_scored)}."]
+    assert sentences.shots_title(not_scored).startswith("What shots change was not scored")
     assert sentences.shots_title(effects.head(0)) == ""
 
 

@@ -108,7 +108,7 @@ def test_trainings_agree_where_scores_and_best_rivals_do(second, agrees):
     assert findings.trainings_agree(FIRST, second) is agrees
     assert findings.trainings_agree(second, FIRST) is agrees
     lines = findings.trainings_findings({"a": FIRST, "b": second})
-    assert len(lines) == 5 and ("not quite agree" in lines[-1]) is not agrees
+    assert len(lines) == 5 and ("do not agree" in lines[-1]) is not agrees
     scores = f"the probe scores 0.95 (0.90 to 1.00) and its best rival ({TURNED}) 0.99"
     assert lines[0] == f"* With a, on known rows told to lie and over 2 splits, {scores}."
 

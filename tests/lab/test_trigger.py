@@ -103,7 +103,7 @@ def test_the_sentences_have_the_scores_and_of_no_model_nothing_is_said(table):
     assert f"in {100 * of_truth[PROBE]:.0f} % of the triggered rows, against " in lines[0]
     assert f"{100 * of_truth[ANOTHER_DAY]:.0f} % for *{ANOTHER_DAY}*" in lines[0]
     assert f"n = {of_lies.n}" in lines[0] and len(lines) == 3
-    assert f"*{ANOTHER_DAY}* with 1.00" in lines[1] and f"(*{OWN}*)" in lines[2]
+    assert f"*{ANOTHER_DAY}* has 1.00" in lines[1] and f"(*{OWN}*)" in lines[2]
     assert findings.trigger_findings(not_asked("trigger")) == []
     assert "not scored" in findings.trigger_title(not_asked("trigger"))
 

@@ -52,7 +52,7 @@ def scores(names: list[str]) -> pd.DataFrame:
 def tables() -> list[ShownTable]:
     table = scores(WHO)
     columns = ["estimate", "best_control", "lift", "n_smaller", "verdict"]
-    verdicts = table.assign(verdict="above chance, but not above its best control")
+    verdicts = table.assign(verdict="above chance, but not clearly above its best control")
     hashes = pd.DataFrame({"sha256": ["d4acac55fe7f38d0" * 4] * 2, "rows": [1, None]}, WHO[:2])
     review = "we learn a lot about dying coral and see a lot of life on the reef . " * 8
     texts = pd.DataFrame({"text": [review] * 2, "belief": [0.5, -4.7], "verdict": "honest"})
