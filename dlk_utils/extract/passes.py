@@ -12,9 +12,10 @@ results into the order of the prompts. Except for rounding, the result for a pro
 on the other prompts, nor on their order.
 
 All of them raise `UnknownArchitecture` if the model's family is not known or its sites are not what
-`models.sites` says, `ModelError` if its states are not finite, `DataError` if there are no prompts,
-a prompt has too few tokens, or a value is not finite, and `ParameterError` if the model is in
-training mode or an option is out of range. What else a function raises, its docstring says.
+`models.sites` says, `ModelError` if its states in the check of these sites are not finite,
+`DataError` if there are no prompts, a prompt has too few tokens, or a result is not finite, and
+`ParameterError` if the model is in training mode, an option is out of range, or the model cannot
+run prompts in parts (`prefixes`). What else a function raises, its docstring says.
 """
 
 import hashlib
@@ -167,8 +168,8 @@ def dropout_draws(
         identical prompts get identical masks. With the column `row_id` of a table of prompts, draws
         are those of `stages.store_draws`.
     question_starts
-        With scope "question", how many tokens of each prompt come before its question (the column
-        `question_start` of a table of prompts). Other scopes do not use it.
+        Required with scope "question": how many tokens of each prompt come before its question (the
+        column `question_start` of a table of prompts). Other scopes do not use it.
 
     Returns
     -------
@@ -360,7 +361,10 @@ class Move(NamedTuple):
 
 
 MOVED_AT_ONCE = 512
-"""Largest number of last tokens that run together: each has logits for the whole vocabulary."""
+"""About how many last tokens run together: each has logits for the whole vocabulary.
+
+At least one move of a batch runs at a time, whatever its number of prompts.
+"""
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ CHECKED = (
 DRAWN_EXAMPLES = 100
 """Examples per data set that the check asks, each of them told to tell the truth and to lie."""
 MOST_FLIPS = 0.05
-"""Largest share of the pairs of draws of a prompt that may give different answers, of all rows."""
+"""The largest `flips` that is allowed, over honest and lying rows together (see `damage_table`)."""
 MOST_LOST = 0.02
 """The honest accuracy has to fall by less than this from no dropout to a draw."""
 
@@ -115,9 +115,11 @@ def damage_table(rows: pd.DataFrame, p1: Float[np.ndarray, "n k"]) -> pd.DataFra
     ----------
     rows
         Rows of role truth and of role lie, with `label`, `example_id` and the `answer` without
-        dropout, 0 or 1. All answers count, also unreadable ones.
+        dropout: 0 or 1, the likelier choice. All rows count, also those where both choices together
+        have little probability.
     p1
-        The probability of choice 1 against choice 0 in each of the k draws, in the order of `rows`.
+        The probability of choice 1 against choice 0 in each of the k draws, which are at least two,
+        in the order of `rows`.
 
     Returns
     -------
@@ -166,9 +168,9 @@ def disagreement(answers: Bool[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
 def within_limits(table: pd.DataFrame, required: str = ESTIMATES) -> bool:
     """Whether a `damage_table` stays within `MOST_FLIPS` and `MOST_LOST`.
 
-    The former limits the flips on all rows, the latter what is lost on honest ones. `required` says
-    which of the table's figures have to stay within them: its `ESTIMATES`, the upper ends of its
-    `INTERVALS`, or `NOTHING`.
+    Flips on all rows must be at most `MOST_FLIPS`, and what honest rows lose must be below
+    `MOST_LOST`. `required` says which of the table's figures have to meet these limits: its
+    `ESTIMATES`, the upper ends of its `INTERVALS`, or `NOTHING`.
     """
     if required == NOTHING:
         return True

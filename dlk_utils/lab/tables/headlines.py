@@ -65,9 +65,9 @@ CLAIMS = {
         "the system prompt gives it away",
     ),
 }
-"""What a score claims to measure, by mistake, and what is wrong with that claim."""
+"""For each mistake, what its score claims to measure, and what is wrong with that claim."""
 BEST_OF_MANY = (TRUTH_OF_LIES, "the best of many scores is high by chance")
-"""The same for the mistake whose name says how many scores the best one was chosen from."""
+"""The same pair for the mistake whose name says how many scores the best one was chosen from."""
 FEW_EXAMPLES = 38
 """As many test examples as the reported .94 had rows."""
 SHARE_OF_TRAIN = 0.7
@@ -261,8 +261,10 @@ def clean_numbers(
 ) -> dict[str, CleanNumber]:
     """Return what a clean evaluation gives for the numbers of `REPORTED`, by their names (`what`).
 
-    That is the AUROC on rows told to lie after training on honest rows; for the classes it is F1,
-    and across data sets (a table of `carry_over.transfer`) the least and the most.
+    That is the AUROC on rows told to lie after training on honest rows, and F1 for the classes.
+    For one data set it lists the AUROC of each, and from one data set to another the least and the
+    most; both come from `across`, a table of `carry_over.transfer`. Weight gradients are left out,
+    as they are not measured here.
     """
     on_lies = results[(results.target == "truth") & (results.regime == LYING)]
     on_lies = on_lies[on_lies.selected & (on_lies.kind == "probe")]
@@ -336,22 +338,26 @@ def survivors(clean: Mapping[str, CleanNumber], mistaken: Mapping[str, str]) -> 
 
     Parameters
     ----------
-    clean, mistaken
-        Numbers of a clean evaluation, and numbers that the same mistake gives here, by the names
-        of the numbers (`what` of `REPORTED`).
+    clean
+        What `clean_numbers` returns, by the names of the numbers (`what` of `REPORTED`).
+    mistaken
+        Texts that say what the same mistake gives here, by the same names.
 
     Returns
     -------
     DataFrame
-        By `what` of `REPORTED`. A number is `reached here` if it is above chance here
-        and at least the lowest number that was reported: `REACHED` if the score itself is,
-        `REACHED_BY_INTERVAL` if only the upper end of its interval is; else `NOT_REACHED`, or
-        `NOT_MEASURED`.
+        By `what` of `REPORTED`. Its column `reached here` is
+
+        * `NOT_MEASURED` if there is no score here, be it for too few rows;
+        * `REACHED` if the score is above chance, and at least the lowest number reported;
+        * `REACHED_BY_INTERVAL` if it is above chance, and only the upper end of its interval is at
+          least that number;
+        * `NOT_REACHED` otherwise.
 
     Raises
     ------
     ParameterError
-        If a number has another name.
+        If a name is not one of `REPORTED`.
     """
     table = pd.DataFrame(REPORTED, columns=REPORTED_COLUMNS)
     unknown = (set(clean) | set(mistaken)) - set(table.what)
