@@ -183,9 +183,10 @@ def searched_sentence(results: pd.DataFrame) -> str:
     if row is None:
         return NOT_SCORED
     text = (
-        f"For truth, the search takes the {row.probe} probe of the {row.feature} at {row.site}, "
-        f"layer {row.layer}, with validation AUROC {row.validation:.2f} on honest rows. On known "
-        f"rows told to lie this probe scores {interval_text(row)}"
+        "For truth, among probes fitted on honest rows, the search takes the "
+        f"{row.probe} probe of the {row.feature} at {row.site}, layer {row.layer}, with validation "
+        f"AUROC {row.validation:.2f} on honest rows. On known rows told to lie this probe scores "
+        f"{interval_text(row)}"
     )
     if row.high < 0.5:
         return f"{text}: where the truth and the model's answer differ, it follows the answer"
@@ -854,7 +855,8 @@ def carry_over_findings(
             f"* Over other splits of the same examples: {split_spread(regrouped)}.",
             f"* {rules_verdict(regrouped)}. All other tables in which truth is read use the "
             f"{BY_TWINS} for probes that were fitted on honest rows. The exceptions are those "
-            "detectors of notebooks 06 and 12 whose layer is chosen on honest rows alone.",
+            "detectors of notebooks 06 and 12 whose layer is chosen on honest rows alone, the "
+            "rankers of draws and their votes (09 and 13), and the mistakes of notebook 10.",
         ]
     return lines
 
@@ -1402,8 +1404,8 @@ def _visible(pairs: pd.DataFrame) -> str:
         for row in ends.itertuples()
     ]
     return (
-        "A smaller effect than this may have been missed: to be detected four times out of five, "
-        f"an AUROC has to be at least {listed(found)}"
+        "To be detected four times out of five, an AUROC has to be at least "
+        f"{listed(found)}. Smaller effects may have been missed"
     )
 
 
@@ -1479,8 +1481,8 @@ def survivors_finding(table: pd.DataFrame) -> str:
     )
     if reached:
         text += (
-            f": {_in_italics(reached)}. Reached means that the score, or the upper end of its "
-            "interval, is at least the lowest number reported"
+            f": {_in_italics(reached)}. Reached means that the score is above chance, and that it, "
+            "or the upper end of its interval, is at least the lowest number reported"
         )
     if by_interval:
         are = "are" if len(by_interval) > 1 else "is"
@@ -1494,7 +1496,7 @@ def survivors_finding(table: pd.DataFrame) -> str:
         cell = table["here, cleanly"][F1_OF_DECEPTION]
         text += f". Read the F1 of deception next to that of its control ({cell})"
     if missed:
-        text += f". It does not reach {_in_italics(missed, 'or')}"
+        text += f". A clean evaluation does not reach {_in_italics(missed, 'or')}"
     return text
 
 

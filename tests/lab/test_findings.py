@@ -275,10 +275,10 @@ def test_a_reported_number_is_reached_if_the_upper_end_of_its_interval_here_is_a
     assert reached[not_scored] == reached["weight gradients, linear"] == NOT_MEASURED
     assert survivors_finding(table) == (
         "Of 4 reported numbers that were measured again, a clean evaluation reaches 2 here: "
-        "*convolution over depth* and *one data set*. Reached means that the score, or the upper "
-        "end of its interval, is at least the lowest number reported. *convolution over depth* is "
-        "reached only by the upper end of the interval. It does not reach *pairs of draws, "
-        "linear* or *from one data set to another*"
+        "*convolution over depth* and *one data set*. Reached means that the score is above "
+        "chance, and that it, or the upper end of its interval, is at least the lowest number "
+        "reported. *convolution over depth* is reached only by the upper end of the interval. A "
+        "clean evaluation does not reach *pairs of draws, linear* or *from one data set to another*"
     )
     assert survivors_finding(table[table.index == not_scored]).startswith("None of the rep")
     one = survivors_finding(survivors({"one data set": clean["one data set"]}, {}))
@@ -291,7 +291,10 @@ def test_a_reported_number_is_reached_if_the_upper_end_of_its_interval_here_is_a
     of_classes = survivors_finding(survivors(f1, {}))
     assert of_classes.endswith("next to that of its control (F1 0.70; instruction alone 0.60)")
     none = survivors_finding(table.query("what == 'from one data set to another'"))
-    assert "reaches none here. It does not reach *from one data set to another*" in none
+    assert (
+        "reaches none here. A clean evaluation does not reach *from one data set to another*"
+        in none
+    )
 
 
 def test_the_rivals_of_the_probe_are_named_with_the_strongest():
@@ -433,9 +436,9 @@ def test_the_page_of_pairs_counts_rankings_and_says_what_could_have_been_seen():
         "1 of the 1 rankings (1 losses on 1 kinds of pairs) is above chance, and 1 beats its"
         in ranked
     )
-    assert power.endswith(
-        "to be detected four times out of five, an AUROC has to be at least 0.67 for *draws* (40 "
-        "of 90 rows in the smaller class)."
+    assert power == (
+        "* To be detected four times out of five, an AUROC has to be at least 0.67 for *draws* (40 "
+        "of 90 rows in the smaller class). Smaller effects may have been missed."
     )
     few = pd.DataFrame([rows[0] | {"pairs": "counterfactual", "n_smaller": 9}])
     ranked, power, *_ = pair_findings(pd.concat([pairs, few]), votes, "0.90")

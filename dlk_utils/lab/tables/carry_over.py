@@ -134,7 +134,7 @@ def count_cases(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             "above chance": int((cases.low > 0.5).sum()),
             "below chance": int((cases.high < 0.5).sum()),
         }
-    return pd.DataFrame(counts).T
+    return pd.DataFrame.from_dict(counts, orient="index")
 
 
 # From few examples to many.
