@@ -43,14 +43,16 @@ def readme_with(readme: str, paragraphs: Sequence[str]) -> str:
 
 
 def _wrapped(text: str, first: str = "", other: str = "") -> str:
-    return textwrap.fill(
-        text,
+    # No line ends between a number and its percent sign.
+    filled = textwrap.fill(
+        re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", text),
         100,
         initial_indent=first,
         subsequent_indent=other,
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return filled.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def main(book: Path = BOOK) -> int:

@@ -26,6 +26,8 @@ def test_long_sentences_are_wrapped_and_no_number_is_broken():
     lines = made.splitlines()
     assert max(map(len, lines)) <= 100
     assert all(line.startswith(("* AUROC", "  ")) for line in lines if "AUROC" in line)
+    made = readme_with(MARKED, ["First.", "It flags 58 % of the lies. " * 20])
+    assert made.count("58 %") == 20 and "\N{NO-BREAK SPACE}" not in made
 
 
 def test_the_readme_has_the_finding_its_rival_and_what_else_the_front_page_says():

@@ -10,6 +10,8 @@ The cells of tables that were written in Markdown get their headings as attribut
 style sheet shows each row as a card, with the headings in it. Names in such tables may break at
 their dots, slashes, hyphens and underscores, and very long words anywhere. All other words
 stay whole.
+
+A percent sign stays on the line of its number.
 """
 
 import html
@@ -23,6 +25,9 @@ TABLE = re.compile(r'<table class="table">.*?</table>', re.DOTALL)
 """A table that was written in Markdown."""
 LONGEST_WORD = 12
 """In characters. A longer word may break anywhere."""
+LITERAL = re.compile(r"(<(?:script|style|pre)\b.*?</(?:script|style|pre)>)", re.DOTALL)
+"""Parts of a page whose text must not change."""
+PERCENT = re.compile(r"(?<=\d) %")
 WORD = re.compile(r"[^\W_]+")
 BETWEEN_WORDS = re.compile(r"(?<=[^\W\d][_./-])(?=\w)|(?<=\w[_./-])(?=[^\W\d])")
 """Where any name may break, such as that of a module. Numbers and dates stay whole."""
@@ -89,10 +94,28 @@ def _long(word: str) -> str:
     return f'<span class="long-word">{word}</span>' if len(word) > LONGEST_WORD else word
 
 
+def join_percent_signs(app: Any, page: str, template: str, context: dict, doctree: Any) -> None:
+    """Put a no-break space between numbers and percent signs."""
+    if "body" in context:
+        context["body"] = with_whole_percentages(context["body"])
+
+
+def with_whole_percentages(markup: str) -> str:
+    """Return markup in which no line ends between a number and its percent sign.
+
+    Scripts, style sheets and code blocks stay as they are.
+    """
+    parts = LITERAL.split(markup)
+    # Every second part is what separates the others: it is literal.
+    parts[::2] = [PERCENT.sub("&nbsp;%", part) for part in parts[::2]]
+    return "".join(parts)
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Register the extension with Sphinx."""
     # After the extensions that add scripts to a page.
     app.connect("html-page-context", leave_out_thebe, priority=900)
     app.connect("html-page-context", offer_notebook, priority=900)
     app.connect("html-page-context", label_cells, priority=900)
+    app.connect("html-page-context", join_percent_signs, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

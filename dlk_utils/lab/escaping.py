@@ -57,9 +57,13 @@ def markdown_text(text: str) -> str:
 def plotly_text(text: str, width: int | None = None) -> str:
     """Escape text for plotly, which reads a few tags and entities of HTML.
 
-    It is broken into lines of at most `width` characters, if that is given.
+    It is broken into lines of at most `width` characters, if that is given, but not between a
+    number and its percent sign.
     """
-    lines = [text] if width is None else textwrap.wrap(text, width, break_on_hyphens=False)
+    lines = [text]
+    if width is not None:
+        whole_percentages = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", text)
+        lines = textwrap.wrap(whole_percentages, width, break_on_hyphens=False)
     # Broken before it is escaped, so that no entity is cut.
     return "<br>".join(html.escape(line, quote=False) for line in lines)
 

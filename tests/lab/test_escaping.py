@@ -79,6 +79,10 @@ def test_plotly_gets_no_element_but_line_breaks(text):
     assert "".join(in_lines.text.split()) == "".join((text * 3).split())
 
 
+def test_a_title_is_not_broken_between_a_number_and_its_percent_sign():
+    assert plotly_text("at most 17 %", 10).split("<br>") == ["at most", "17\N{NO-BREAK SPACE}%"]
+
+
 # Every sentence that a page ends with.
 
 
