@@ -92,9 +92,9 @@ def of_organism(held_out: pd.DataFrame, n_examples: int) -> dict[str, str]:
     """
     if n_examples < CHECKED_EXAMPLES:
         sentence = (
-            "Notebook 00 does not decide on which data sets the default model passes our check of "
-            f"a liar: it asked about {n_examples} examples per data set, and the check asks about "
-            f"{CHECKED_EXAMPLES} (python -m dlk_utils.organisms)."
+            "A check of its own decides whether a model is such a liar (python -m "
+            f"dlk_utils.organisms). It asks about {CHECKED_EXAMPLES} examples per data set. "
+            f"Notebook 00 asked about {n_examples}, and so shows no verdict."
         )
     else:
         passed = ", ".join(held_out.dataset[held_out.meets]) or "none"

@@ -33,7 +33,7 @@ def test_the_check_of_a_liar_is_decided_only_with_as_many_examples_as_it_asks():
     no_set = front_page.of_organism(held_out.assign(meets=False), CHECKED_EXAMPLES)
     assert no_set["front_organism_sentence"].endswith("trained on: none.")
     small = front_page.of_organism(held_out, 30)["front_organism_sentence"]
-    assert small.startswith("Notebook 00 does not decide") and "asked about 30 examples" in small
+    assert small.endswith("Notebook 00 asked about 30, and so shows no verdict.")
 
 
 # 05.
